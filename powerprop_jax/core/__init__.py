@@ -1,0 +1,1 @@
+"""Arrays and trees in, arrays and trees out: no state, no optimiser."""

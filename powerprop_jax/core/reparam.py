@@ -1,0 +1,223 @@
+"""The power map ψ between latent and effective weights, its inverse and slope.
+
+θ = ψ(φ) = φ |φ|^(α-1). All three functions take an array or a tree of arrays
+and work in float32 (float64 when given float64), whatever the parameter dtype.
+
+Automatic differentiation of the formula gives NaN at φ = 0 for α < 2, so ψ
+carries its own derivative rule: 0 at φ = 0 for α > 1, and 1 everywhere for
+α = 1. A Python number α is part of the program, and multiples of 1/4 then need
+only products and square roots; an array α may be traced, and costs one
+exponential and one logarithm.
+"""
+
+import functools
+import math
+import numbers
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Alpha = float | jax.Array
+
+
+def psi(phi: Any, alpha: Any) -> Any:
+  """Effective weights of latent ones, θ = φ |φ|^(α-1).
+
+  Small weights become smaller, and receive smaller gradients, as α grows; α = 1
+  is the identity. Differentiable in φ everywhere, and in α.
+
+  Args:
+    phi: latent weights, an array of any shape or a tree of arrays.
+    alpha: the power, at least 1; a scalar, or a tree of scalars with the
+      structure of phi. A Python number is compiled in; an array may be traced.
+
+  Returns:
+    Effective weights, same structure, shapes and dtypes as phi.
+
+  Raises:
+    ValueError: if alpha is known and not a finite number of at least 1.
+
+  Example:
+    >>> psi(jnp.array([-2., 0., 0.5]), 2.)
+    Array([-4.  ,  0.  ,  0.25], dtype=float32)
+
+  Source:
+    Schwarz et al., Powerpropagation, 2021, section 2
+    (https://arxiv.org/abs/2110.00296).
+  """
+  return _map_with_alpha(_psi, phi, alpha)
+
+
+def psi_inverse(theta: Any, alpha: Any) -> Any:
+  """Latent weights that ψ maps to theta, φ = sign(θ) |θ|^(1/α).
+
+  Not meant to be differentiated: its slope at θ = 0 is infinite for α > 1.
+
+  Args:
+    theta: effective weights, an array of any shape or a tree of arrays.
+    alpha: the power, at least 1; a scalar, or a tree of scalars with the
+      structure of theta.
+
+  Returns:
+    Latent weights, same structure, shapes and dtypes as theta.
+
+  Raises:
+    ValueError: if alpha is known and not a finite number of at least 1.
+
+  Example:
+    >>> psi_inverse(jnp.array([-4., 0., 0.25]), 2.)
+    Array([-2. ,  0. ,  0.5], dtype=float32)
+
+  Source:
+    Schwarz et al., Powerpropagation, 2021, section 2; the authors' notebook
+    initialises with it, so that the network at step 0 is the same for every α.
+  """
+  return _map_with_alpha(_psi_inverse, theta, alpha)
+
+
+def psi_derivative(phi: Any, alpha: Any) -> Any:
+  """Slope of ψ, dψ/dφ = α |φ|^(α-1), never negative.
+
+  Args:
+    phi: latent weights, an array of any shape or a tree of arrays.
+    alpha: the power, at least 1; a scalar, or a tree of scalars with the
+      structure of phi.
+
+  Returns:
+    The slope, same structure, shapes and dtypes as phi. At φ = 0 it is 0 for
+    α > 1 and 1 for α = 1.
+
+  Raises:
+    ValueError: if alpha is known and not a finite number of at least 1.
+
+  Example:
+    >>> psi_derivative(jnp.array([-2., 0., 0.5]), 2.)
+    Array([4., 0., 1.], dtype=float32)
+
+  Source:
+    Schwarz et al., Powerpropagation, 2021, section 2.
+  """
+  return _map_with_alpha(_psi_derivative, phi, alpha)
+
+
+def check_alpha(alpha: Any, name: str = 'alpha') -> None:
+  """Refuses a power that is not a finite number of at least 1.
+
+  Args:
+    alpha: a scalar. Traced values cannot be looked at and pass.
+    name: what to call it in the message.
+
+  Raises:
+    ValueError: if alpha is smaller than 1, not finite, or not a scalar.
+
+  Example:
+    >>> check_alpha(0.5)
+    Traceback (most recent call last):
+      ...
+    ValueError: alpha must be a finite number of at least 1, got 0.5.
+  """
+  if jnp.ndim(alpha) != 0:
+    raise ValueError(
+      f'{name} must be a scalar, got an array of shape {jnp.shape(alpha)}. '
+      'For one power per leaf, pass a tree of scalars.'
+    )
+  if isinstance(alpha, jax.core.Tracer):
+    return
+  value = float(alpha)
+  if not (math.isfinite(value) and value >= 1):
+    raise ValueError(
+      f'{name} must be a finite number of at least 1, got {value:g}.'
+    )
+
+
+def is_static(alpha: Any) -> bool:
+  """True for a Python number, which is compiled into the program."""
+  return isinstance(alpha, numbers.Real)
+
+
+def widen(x: jax.Array) -> jax.Array:
+  """The values in the dtype that ψ computes in: float32, or float64."""
+  return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
+
+
+def _map_with_alpha(fn: Any, tree: Any, alpha: Any) -> Any:
+  if jax.tree_util.all_leaves([alpha]):
+    check_alpha(alpha)
+    return jax.tree.map(lambda x: fn(jnp.asarray(x), alpha), tree)
+  jax.tree.map(check_alpha, alpha)
+  return jax.tree.map(lambda x, a: fn(jnp.asarray(x), a), tree, alpha)
+
+
+def _psi(phi: jax.Array, alpha: Alpha) -> jax.Array:
+  if is_static(alpha):
+    if alpha == 1:
+      return phi
+    return _psi_static(phi, float(alpha))
+  return _psi_traced(phi, jnp.asarray(alpha))
+
+
+# Two functions, not one with an optional fast path: the derivative rule of a
+# custom_jvp function turns every differentiable argument into an array, and
+# would forget that α is known.
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _psi_static(phi: jax.Array, alpha: float) -> jax.Array:
+  x = widen(phi)
+  return (x * _power(jnp.abs(x), alpha - 1)).astype(phi.dtype)
+
+
+@_psi_static.defjvp
+def _psi_static_jvp(alpha: float, primals: Any, tangents: Any) -> Any:
+  (phi,), (dphi,) = primals, tangents
+  return _psi_static(phi, alpha), _psi_derivative(phi, alpha) * dphi
+
+
+@jax.custom_jvp
+def _psi_traced(phi: jax.Array, alpha: jax.Array) -> jax.Array:
+  x = widen(phi)
+  return (x * _power(jnp.abs(x), alpha - 1)).astype(phi.dtype)
+
+
+@_psi_traced.defjvp
+def _psi_traced_jvp(primals: Any, tangents: Any) -> Any:
+  (phi, alpha), (dphi, dalpha) = primals, tangents
+  theta = _psi_traced(phi, alpha)
+  # log|φ| is only ever multiplied by θ, which is 0 where the log is not finite.
+  log = jnp.log(jnp.where(phi == 0, 1, jnp.abs(phi)))
+  dtheta = _psi_derivative(phi, alpha) * dphi
+  return theta, dtheta + theta * log * dalpha.astype(phi.dtype)
+
+
+def _psi_inverse(theta: jax.Array, alpha: Alpha) -> jax.Array:
+  x = widen(theta)
+  if is_static(alpha) and alpha in (1, 2, 4):
+    root = _power(jnp.abs(x), 1 / float(alpha))
+  else:
+    root = jnp.abs(x) ** jnp.asarray(1 / alpha, x.dtype)
+  return (jnp.sign(x) * root).astype(theta.dtype)
+
+
+def _psi_derivative(phi: jax.Array, alpha: Alpha) -> jax.Array:
+  x = jnp.abs(widen(phi))
+  alpha = alpha if is_static(alpha) else jnp.asarray(alpha, x.dtype)
+  slope = alpha * _power(x, alpha - 1)
+  return jnp.broadcast_to(slope, x.shape).astype(phi.dtype)
+
+
+def _power(x: jax.Array, exponent: Alpha) -> jax.Array:
+  """x^exponent for x ≥ 0 and exponent ≥ 0, with 0^0 = 1."""
+  if is_static(exponent) and float(4 * exponent).is_integer():
+    whole, quarters = divmod(int(4 * exponent), 4)
+    factors = [jax.lax.integer_pow(x, whole)] if whole else []
+    if quarters:
+      root = jnp.sqrt(x)
+      factors += [root] if quarters & 2 else []
+      factors += [jnp.sqrt(root)] if quarters & 1 else []
+    return functools.reduce(jnp.multiply, factors, jnp.ones([], x.dtype))
+  # exp(e log x) with the logarithm guarded at its input: for e = 0 its product
+  # with an infinite logarithm would be NaN. exp and log are the pair that every
+  # backend vectorises; a general power is three times slower on a CPU.
+  exponent = jnp.asarray(exponent, x.dtype)
+  at_zero = jnp.where(exponent == 0, jnp.ones_like(exponent), 0)
+  finite = jnp.clip(x, jnp.finfo(x.dtype).tiny, jnp.finfo(x.dtype).max)
+  return jnp.where(x == 0, at_zero, jnp.exp(exponent * jnp.log(finite)))

@@ -1,0 +1,184 @@
+"""Which leaves of a parameter tree an operation is about.
+
+A predicate over (module name, name, value), Haiku's own convention, decides;
+the functions here are the predicates people need and the checks that tell them
+what was chosen. By default that is the weights of linear and convolutional
+layers: biases, norm parameters and embeddings take part only when asked for.
+"""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from powerprop_jax.core import trees
+from powerprop_jax.core.trees import Select
+
+
+def is_weight(module_name: str, name: str, value: jax.Array) -> bool:
+  """True for the weights of linear and convolutional layers.
+
+  These are Haiku's leaves called 'w' of rank 2 or more. Biases ('b'), norm
+  parameters ('scale', 'offset') and embedding tables ('embeddings') are not
+  weights in this sense; use by_regex to name others.
+
+  Args:
+    module_name: path of the module, e.g. 'mlp/~/linear_0'.
+    name: name of the leaf within its module.
+    value: the leaf, or anything with its shape and dtype.
+
+  Returns:
+    Whether the leaf is a floating-point weight matrix or kernel.
+
+  Example:
+    >>> is_weight('mlp/~/linear_0', 'w', jnp.zeros((2, 3)))
+    True
+    >>> is_weight('mlp/~/linear_0', 'b', jnp.zeros(3))
+    False
+  """
+  del module_name
+  return name == 'w' and value.ndim >= 2 and _is_floating(value)
+
+
+def by_regex(*patterns: str) -> Select:
+  r"""Selects floating-point leaves whose 'module/name' matches a pattern.
+
+  Args:
+    *patterns: regular expressions; each may match anywhere in the name (anchor
+      with ^ and $ to say more).
+
+  Returns:
+    A predicate that is True where at least one pattern matches.
+
+  Raises:
+    ValueError: if there is no pattern or one is not a regular expression.
+
+  Example:
+    >>> select = by_regex('embeddings$', r'linear_\d/w$')
+    >>> select('mlp/~/linear_0', 'w', jnp.zeros((2, 3)))
+    True
+    >>> select('mlp/~/linear_0', 'b', jnp.zeros(3))
+    False
+  """
+  if not patterns:
+    raise ValueError('by_regex needs at least one pattern, got none.')
+  compiled = [compile_pattern(pattern) for pattern in patterns]
+
+  def select(module_name: str, name: str, value: jax.Array) -> bool:
+    path = trees.join_name(module_name, name)
+    return _is_floating(value) and any(p.search(path) for p in compiled)
+
+  return select
+
+
+def exclude(select: Select, *patterns: str) -> Select:
+  """What select chooses, without the leaves whose name matches a pattern.
+
+  Args:
+    select: the predicate to narrow.
+    *patterns: regular expressions searched for in 'module/name'.
+
+  Returns:
+    The narrower predicate.
+
+  Example:
+    >>> inner_layers = exclude(is_weight, 'logits')
+    >>> inner_layers('net/logits', 'w', jnp.zeros((2, 3)))
+    False
+  """
+  excluded = by_regex(*patterns)
+
+  def narrower(module_name: str, name: str, value: jax.Array) -> bool:
+    chosen = select(module_name, name, value)
+    return chosen and not excluded(module_name, name, value)
+
+  return narrower
+
+
+def compile_pattern(pattern: str) -> re.Pattern[str]:
+  """Compiles a regular expression for leaf names, with a readable error."""
+  try:
+    return re.compile(pattern)
+  except re.error as error:
+    raise ValueError(
+      f'{pattern!r} is not a regular expression: {error}. Leaf patterns are '
+      "regular expressions searched for in 'module/name'."
+    ) from error
+
+
+def selected_names(select: Select, tree: Any) -> tuple[str, ...]:
+  """Names, as 'module/name', of the leaves that select chooses.
+
+  Args:
+    select: predicate over (module name, name, value).
+    tree: parameters, or their shapes.
+
+  Returns:
+    The names in the order of the leaves; empty only for a tree without leaves.
+
+  Raises:
+    ValueError: if the tree has leaves and none is selected; the message lists
+      the names that were available.
+
+  Example:
+    >>> selected_names(is_weight, {'linear': {'w': jnp.ones((2, 2)),
+    ...                                       'b': jnp.ones(2)}})
+    ('linear/w',)
+  """
+  leaves = list(trees.named_leaves(tree))
+  chosen = tuple(leaf.path for leaf in leaves if select(*leaf))
+  if leaves and not chosen:
+    raise ValueError(
+      'select chose none of the leaves. Available: '
+      + ', '.join(leaf.path for leaf in leaves)
+      + ". For leaves not called 'w', pass select=by_regex('pattern')."
+    )
+  return chosen
+
+
+def selection_table(select: Select, tree: Any) -> str:
+  """What was selected and what was not, one line a leaf.
+
+  Args:
+    select: predicate over (module name, name, value).
+    tree: parameters, or their shapes.
+
+  Returns:
+    A table for people: mark, name, shape and number of entries of each leaf.
+
+  Example:
+    >>> print(selection_table(is_weight, {'linear': {'w': jnp.ones((2, 3)),
+    ...                                              'b': jnp.ones(3)}}))
+    selected  leaf      shape  size
+    -         linear/b  3         3
+    yes       linear/w  2×3       6
+    1 of 2 leaves selected: 6 of 9 parameters.
+  """
+  rows = [('selected', 'leaf', 'shape', 'size')]
+  chosen, chosen_size, total_size = 0, 0, 0
+  for leaf in trees.named_leaves(tree):
+    is_chosen = select(*leaf)
+    chosen += is_chosen
+    chosen_size += leaf.value.size * is_chosen
+    total_size += leaf.value.size
+    shape = '×'.join(map(str, leaf.value.shape)) or 'scalar'
+    mark = 'yes' if is_chosen else '-'
+    rows.append((mark, leaf.path, shape, f'{leaf.value.size:,}'))
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  lines = [
+    '  '.join(
+      [cell.ljust(width) for cell, width in zip(row, widths, strict=True)][:-1]
+      + [row[-1].rjust(widths[-1])]
+    )
+    for row in rows
+  ]
+  lines.append(
+    f'{chosen} of {len(rows) - 1} leaves selected: '
+    f'{chosen_size:,} of {total_size:,} parameters.'
+  )
+  return '\n'.join(lines)
+
+
+def _is_floating(value: Any) -> bool:
+  return jnp.issubdtype(value.dtype, jnp.floating)

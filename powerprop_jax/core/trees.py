@@ -1,0 +1,98 @@
+"""Trees of named arrays: names, maps over chosen leaves, states inside states.
+
+Haiku keeps parameters as {module_name: {name: array}}. Everything in this
+library that speaks of a leaf speaks of that pair; for other containers the
+module name is the path above the last key, joined by '/'.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+
+T = TypeVar('T')
+
+# Which leaves: called with (module_name, name, value).
+Select = Callable[[str, str, jax.Array], bool]
+
+
+class NamedLeaf(NamedTuple):
+  """A leaf and what it is called.
+
+  Attributes:
+    module_name: path of the module, e.g. 'mlp/~/linear_0'.
+    name: name within the module, e.g. 'w'.
+    value: the leaf.
+  """
+
+  module_name: str
+  name: str
+  value: Any
+
+  @property
+  def path(self) -> str:
+    """'module_name/name', the form that patterns are matched against."""
+    return join_name(self.module_name, self.name)
+
+
+def join_name(module_name: str, name: str) -> str:
+  """'module_name/name', or just the name at the top level."""
+  return f'{module_name}/{name}' if module_name else name
+
+
+def leaf_name(path: tuple[Any, ...]) -> tuple[str, str]:
+  """The (module name, name) of a leaf at a key path of jax.tree_util."""
+  keys = [_key_str(key) for key in path]
+  return '/'.join(keys[:-1]), keys[-1] if keys else ''
+
+
+def _key_str(key: Any) -> str:
+  for attribute in ('key', 'name', 'idx'):
+    if hasattr(key, attribute):
+      return str(getattr(key, attribute))
+  return str(key)
+
+
+def named_leaves(tree: Any) -> Iterator[NamedLeaf]:
+  """Leaves of a tree with their names, in the order of jax.tree.leaves."""
+  for path, value in jax.tree_util.tree_leaves_with_path(tree):
+    yield NamedLeaf(*leaf_name(path), value)
+
+
+def map_named(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+  """Maps fn(module_name, name, value, *rest_values) over the leaves of tree."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, *values: fn(*leaf_name(path), *values), tree, *rest
+  )
+
+
+def map_selected(
+  fn: Callable[..., Any], select: Select, tree: Any, *rest: Any
+) -> Any:
+  """Maps fn(value, *rest_values) over selected leaves; keeps the others."""
+
+  def visit(module_name: str, name: str, value: Any, *values: Any) -> Any:
+    if select(module_name, name, value):
+      return fn(value, *values)
+    return value
+
+  return map_named(visit, tree, *rest)
+
+
+def find_states(opt_state: Any, *kinds: type[T]) -> list[T]:
+  """All states of the given types anywhere inside an optimiser state."""
+  is_kind = lambda node: isinstance(node, kinds)
+  nodes = jax.tree.leaves(opt_state, is_leaf=is_kind)
+  return [node for node in nodes if is_kind(node)]
+
+
+def replace_states(
+  opt_state: Any, kind: type[T], replace: Callable[[T], Any]
+) -> Any:
+  """The optimiser state with replace applied to every state of one type."""
+  is_kind = lambda node: isinstance(node, kind)
+  return jax.tree.map(
+    lambda node: replace(node) if is_kind(node) else node,
+    opt_state,
+    is_leaf=is_kind,
+  )

@@ -1,0 +1,1 @@
+"""Optax transformations over latent parameters, and views of their state."""

@@ -1,0 +1,140 @@
+"""Weight decay on θ and on φ, which are different regularisers.
+
+With θ = φ |φ|^(α-1), a penalty Σφ² is Σ|θ|^(2/α): the larger α, the more it
+prefers few large weights. Decay of θ belongs inside powerprop, where the
+parameters are θ; decay of φ outside, where they are φ.
+"""
+
+from collections.abc import Callable
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from powerprop_jax.core import select as select_lib
+from powerprop_jax.core import trees
+from powerprop_jax.core.trees import Select
+
+
+class DecayPhiState(NamedTuple):
+  """State of decay_phi.
+
+  Attributes:
+    step: number of updates seen, int32 scalar; schedules count with it.
+  """
+
+  step: jax.Array
+
+
+def decay_theta(
+  rate: float, select: Select = select_lib.is_weight
+) -> optax.GradientTransformationExtraArgs:
+  """Adds rate · θ to the gradient: the L2 penalty (rate/2) Σθ² on θ.
+
+  Goes inside powerprop, before the optimiser:
+  `powerprop(optax.chain(decay_theta(5e-4), optax.sgd(0.1)), alpha=2.)`.
+  Decoupled decay of θ is what optax.adamw does when it is the inner optimiser.
+
+  Args:
+    rate: strength, at least 0.
+    select: which leaves decay.
+
+  Returns:
+    A gradient transformation without state.
+
+  Raises:
+    ValueError: if rate is negative or not finite.
+  """
+  _check_rate(rate)
+
+  def init(params: Any) -> optax.EmptyState:
+    del params
+    return optax.EmptyState()
+
+  def update(
+    updates: Any, state: optax.EmptyState, params: Any = None, **extra_args: Any
+  ) -> tuple[Any, optax.EmptyState]:
+    del extra_args
+    _require_params(params, 'decay_theta')
+    decay = lambda g, theta: g + (rate * theta).astype(g.dtype)
+    return _update_selected(decay, select, updates, params), state
+
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+def decay_phi(
+  rate: float,
+  learning_rate: optax.ScalarOrSchedule,
+  select: Select = select_lib.is_weight,
+) -> optax.GradientTransformationExtraArgs:
+  """Shrinks φ by the share learning_rate · rate at every step.
+
+  A different regulariser from decay of θ: (rate/2) Σφ² is (rate/2) Σ|θ|^(2/α),
+  for α = 2 an L1 penalty on θ, which drives small weights to zero. Goes outside
+  powerprop, where the parameters are φ:
+  `optax.chain(powerprop(optax.adam(lr), alpha=2.), decay_phi(1e-4, lr))`.
+
+  Args:
+    rate: strength, at least 0.
+    learning_rate: the learning rate of the optimiser beside it, a number or an
+      Optax schedule; with plain SGD the two make gradient descent on the loss
+      plus (rate/2) Σφ².
+    select: which leaves decay.
+
+  Returns:
+    A gradient transformation that counts its steps.
+
+  Raises:
+    ValueError: if rate is negative or not finite.
+
+  Example:
+    >>> tx = decay_phi(0.5, learning_rate=0.1)
+    >>> phi = {'linear': {'w': jnp.array([[2.0]])}}
+    >>> updates = {'linear': {'w': jnp.array([[0.5]])}}
+    >>> updates, _ = tx.update(updates, tx.init(phi), phi)
+    >>> updates['linear']['w']                  # 0.5 - 0.1 · 0.5 · 2
+    Array([[0.4]], dtype=float32)
+  """
+  _check_rate(rate)
+
+  def init(params: Any) -> DecayPhiState:
+    del params
+    return DecayPhiState(jnp.zeros([], jnp.int32))
+
+  def update(
+    updates: Any, state: DecayPhiState, params: Any = None, **extra_args: Any
+  ) -> tuple[Any, DecayPhiState]:
+    del extra_args
+    _require_params(params, 'decay_phi')
+    if callable(learning_rate):
+      share = rate * learning_rate(state.step)
+    else:
+      share = rate * learning_rate
+    decay = lambda u, phi: u - (share * phi).astype(u.dtype)
+    updates = _update_selected(decay, select, updates, params)
+    return updates, DecayPhiState(optax.safe_increment(state.step))
+
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _check_rate(rate: float) -> None:
+  if not (math.isfinite(rate) and rate >= 0):
+    raise ValueError(f'rate must be finite and at least 0, got {rate}.')
+
+
+def _require_params(params: Any, name: str) -> None:
+  if params is None:
+    raise ValueError(
+      f'{name} needs the parameters: call update(grads, state, params).'
+    )
+
+
+def _update_selected(
+  fn: Callable[..., Any], select: Select, updates: Any, params: Any
+) -> Any:
+  def visit(module_name: str, name: str, p: Any, u: Any) -> Any:
+    return fn(u, p) if select(module_name, name, p) else u
+
+  return trees.map_named(visit, params, updates)

@@ -1,0 +1,272 @@
+"""Powerpropagation as an Optax gradient transformation.
+
+The optimiser works on the effective weights θ and their gradient ∂L/∂θ, with
+its state in θ-space, and proposes a step Δθ. The latent weights φ follow with
+one multiplication, Δφ = Δθ ψ′(φ). Chain-ruling the gradient first and letting
+the optimiser work in φ-space is the naive form: equal for plain SGD, but an
+optimiser that normalises its gradients, such as Adam, divides most of the
+factor away again.
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from powerprop_jax.core import reparam, trees
+from powerprop_jax.core import select as select_lib
+from powerprop_jax.core.trees import Select
+
+Form = Literal['recommended', 'naive']
+_FORMS = ('recommended', 'naive')
+_TRACER = jax.core.Tracer
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Static:
+  """A number that belongs to the program, not to its data: a leafless tree.
+
+  Attributes:
+    value: the number.
+  """
+
+  value: float
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PowerState:
+  """State of powerprop.
+
+  Attributes:
+    alpha: the power: Static, a float32 scalar, or a tree of these by leaf.
+    inner_state: state of the wrapped optimiser.
+    select: which leaves are reparameterised.
+  """
+
+  alpha: Any
+  inner_state: Any
+  select: Select = dataclasses.field(metadata={'static': True})
+
+
+def powerprop(
+  inner: optax.GradientTransformation,
+  alpha: Any,
+  select: Select = select_lib.is_weight,
+  *,
+  form: Form = 'recommended',
+) -> optax.GradientTransformationExtraArgs:
+  """Trains φ with the steps that inner takes on θ = ψ(φ) = φ |φ|^(α-1).
+
+  `update(grads, state, params)` takes grads = ∂L/∂θ, the gradient at
+  `effective_params(phi, state)`, and params = φ, and returns the step on φ.
+  Leaves outside select are trained by inner as they are.
+
+  Args:
+    inner: any Optax optimiser. In the recommended form it sees ∂L/∂θ and θ,
+      so that weight decay inside it (optax.adamw) decays θ, and its step is
+      multiplied once by ψ′(φ), taken before the step. In the naive form it sees
+      ∂L/∂φ = ∂L/∂θ ψ′(φ) and φ.
+    alpha: the power, at least 1; a scalar, or a tree of scalars with one for
+      each selected leaf under its name. A Python number is compiled into the
+      program, which is fastest for multiples of 1/4; an array is kept in the
+      state, where it may change or be batched without compiling again.
+    select: which leaves are reparameterised, by (module name, name, value).
+    form: 'recommended', or 'naive' to compare with.
+
+  Returns:
+    A gradient transformation over φ with a PowerState.
+
+  Raises:
+    ValueError: if alpha is not finite and at least 1, or form is unknown; from
+      `init`, if nothing is selected, a selected leaf has no alpha, or a
+      selected leaf is all zeros although α > 1.
+
+  Note:
+    Zero is a critical point for α > 1: ψ′(0) = 0, so a leaf that starts at
+    zero would never move. `init` refuses it when it can see the values.
+
+  Example:
+    >>> tx = powerprop(optax.sgd(0.1), alpha=2.)
+    >>> phi = {'linear': {'w': jnp.array([[2.0, -0.5]])}}
+    >>> state = tx.init(phi)
+    >>> grads = {'linear': {'w': jnp.array([[1.0, 1.0]])}}
+    >>> updates, state = tx.update(grads, state, phi)
+    >>> updates['linear']['w']                  # -0.1 · 1 · 2|φ|
+    Array([[-0.4, -0.1]], dtype=float32)
+
+  Source:
+    Schwarz et al., Powerpropagation, 2021, section 2, last paragraph.
+  """
+  if form not in _FORMS:
+    raise ValueError(f"form must be 'recommended' or 'naive', got {form!r}.")
+  alpha = stored_alpha(alpha)
+  inner = optax.with_extra_args_support(inner)
+
+  def init(params: Any) -> PowerState:
+    phi = params
+    # A copy: the state may be donated, the caller's array must survive.
+    state_alpha = jax.tree.map(lambda a: jnp.array(a, copy=True), alpha)
+    power = PowerState(state_alpha, None, select)
+    if select_lib.selected_names(select, phi):
+      _check_alpha_covers(power, phi)
+      _check_no_dead_leaf(power, phi)
+    seen = phi if form == 'naive' else to_theta(phi, power)
+    return dataclasses.replace(power, inner_state=inner.init(seen))
+
+  def update(
+    updates: Any, state: PowerState, params: Any = None, **extra_args: Any
+  ) -> tuple[Any, PowerState]:
+    if params is None:
+      raise ValueError(
+        'powerprop needs the latent parameters: call '
+        'update(grads, state, phi) with grads taken at '
+        'effective_params(phi, state).'
+      )
+    grads, phi = updates, params
+    if form == 'naive':
+      grads = _times_slope(grads, phi, state)
+      updates, inner_state = inner.update(
+        grads, state.inner_state, phi, **extra_args
+      )
+    else:
+      theta = to_theta(phi, state)
+      updates, inner_state = inner.update(
+        grads, state.inner_state, theta, **extra_args
+      )
+      updates = _times_slope(updates, phi, state)
+    return updates, dataclasses.replace(state, inner_state=inner_state)
+
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+def to_theta(phi: Any, state: PowerState) -> Any:
+  """ψ on the selected leaves of phi, with α from the state.
+
+  Args:
+    phi: latent parameters.
+    state: the state of powerprop.
+
+  Returns:
+    Effective parameters; leaves that are not selected are the same arrays.
+  """
+  return _map_power(reparam.psi, phi, state)
+
+
+def to_phi(theta: Any, state: PowerState) -> Any:
+  """ψ⁻¹ on the selected leaves of theta, with α from the state.
+
+  Args:
+    theta: effective parameters.
+    state: the state of powerprop.
+
+  Returns:
+    Latent parameters; leaves that are not selected are the same arrays.
+  """
+  return _map_power(reparam.psi_inverse, theta, state)
+
+
+def stored_alpha(alpha: Any) -> Any:
+  """α as the state keeps it: Python numbers as Static, the rest as float32.
+
+  Args:
+    alpha: a scalar or a tree of scalars.
+
+  Returns:
+    The same tree with Static and float32 leaves.
+
+  Raises:
+    ValueError: if a value is not a scalar, not finite or smaller than 1.
+  """
+
+  def store(leaf: Any) -> Any:
+    reparam.check_alpha(leaf)
+    if reparam.is_static(leaf):
+      return Static(float(leaf))
+    return jnp.asarray(leaf, jnp.float32)
+
+  return jax.tree.map(store, alpha)
+
+
+def _times_slope(updates: Any, phi: Any, state: PowerState) -> Any:
+  """Multiplies updates by ψ′(φ) on the selected leaves, in float32."""
+  alpha_of = _alpha_lookup(state.alpha)
+
+  def visit(module_name: str, name: str, p: Any, u: Any) -> Any:
+    if not state.select(module_name, name, p):
+      return u
+    alpha = alpha_of(trees.join_name(module_name, name))
+    slope = reparam.psi_derivative(reparam.widen(p), alpha)
+    return (reparam.widen(u) * slope).astype(u.dtype)
+
+  return trees.map_named(visit, phi, updates)
+
+
+def _map_power(fn: Callable[..., Any], tree: Any, state: PowerState) -> Any:
+  alpha_of = _alpha_lookup(state.alpha)
+
+  def visit(module_name: str, name: str, value: Any) -> Any:
+    if not state.select(module_name, name, value):
+      return value
+    return fn(value, alpha_of(trees.join_name(module_name, name)))
+
+  return trees.map_named(visit, tree)
+
+
+def _alpha_lookup(alpha: Any) -> Callable[[str], Any]:
+  """From a leaf's path to its α, a number or an array."""
+  is_static_node = lambda node: isinstance(node, Static)
+  value = lambda a: a.value if is_static_node(a) else a
+  if isinstance(alpha, Static | jax.Array):
+    return lambda path: value(alpha)
+  by_path = {
+    trees.join_name(*trees.leaf_name(path)): value(leaf)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(
+      alpha, is_leaf=is_static_node
+    )
+  }
+  return by_path.__getitem__
+
+
+def _check_alpha_covers(state: PowerState, phi: Any) -> None:
+  """Refuses a tree of powers that misses a leaf or names an unknown one."""
+  if isinstance(state.alpha, Static | jax.Array):
+    return
+  is_static_node = lambda node: isinstance(node, Static)
+  given = {
+    trees.join_name(*trees.leaf_name(path))
+    for path, _ in jax.tree_util.tree_leaves_with_path(
+      state.alpha, is_leaf=is_static_node
+    )
+  }
+  selected = select_lib.selected_names(state.select, phi)
+  missing = [path for path in selected if path not in given]
+  unknown = sorted(given - {leaf.path for leaf in trees.named_leaves(phi)})
+  if missing or unknown:
+    raise ValueError(
+      'alpha is a tree that does not fit the parameters: it has no value for '
+      f'{missing} and values for unknown leaves {unknown}. It needs one scalar '
+      'for each of: ' + ', '.join(selected) + '.'
+    )
+
+
+def _check_no_dead_leaf(state: PowerState, phi: Any) -> None:
+  """Refuses a selected leaf that is all zeros although its α > 1."""
+  alpha_of = _alpha_lookup(state.alpha)
+  for leaf in trees.named_leaves(phi):
+    if not (state.select(*leaf) and isinstance(leaf.value, jax.Array)):
+      continue
+    alpha = alpha_of(leaf.path)
+    if isinstance(leaf.value, _TRACER) or isinstance(alpha, _TRACER):
+      continue
+    if leaf.value.size and alpha > 1 and not jnp.any(leaf.value):
+      raise ValueError(
+        f'{leaf.path!r} is all zeros, where powerpropagation with '
+        f'alpha = {float(alpha):g} gives no gradient, so it could never train. '
+        'Give it a non-zero initialiser, or leave it out: '
+        'select=exclude(is_weight, pattern).'
+      )

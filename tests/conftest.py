@@ -1,0 +1,49 @@
+"""Eight simulated devices, strict promotion rules, and warnings as errors."""
+
+import os
+
+# Before JAX starts: it reads the flags once.
+os.environ['XLA_FLAGS'] = (
+  os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+)
+
+import chex  # noqa: E402
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+# Modules whose tests run with strict dtype promotion as well. Haiku's BatchNorm
+# and Optax's Adam are not strict-clean, so what uses them is not among them.
+_STRICT = {
+  'distributions_test',
+  'masks_test',
+  'reparam_test',
+  'schedules_test',
+  'scores_test',
+  'topk_test',
+}
+
+
+@pytest.fixture(autouse=True)
+def _strict_dtype_promotion(request):
+  if request.module.__name__.rpartition('.')[2] not in _STRICT:
+    yield
+    return
+  with jax.numpy_dtype_promotion('strict'):
+    yield
+
+
+@pytest.fixture(autouse=True)
+def _fresh_trace_counts():
+  # chex counts traces by the name and line of a function, across tests.
+  chex.clear_trace_counter()
+
+
+@pytest.fixture
+def tfds_dir():
+  """Folder of prepared TFDS data sets, or a skip with the reason."""
+  folder = os.environ.get('POWERPROP_TFDS_DIR')
+  if not folder:
+    pytest.skip('needs real data: set POWERPROP_TFDS_DIR to a TFDS data folder')
+  return folder

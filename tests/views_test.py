@@ -1,0 +1,111 @@
+"""Views of φ: found in any wrapper, inverse to each other, α that changes."""
+
+from absl.testing import parameterized
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from powerprop_jax.optim import powerprop, views
+
+
+def _theta():
+  return {'m': {'w': jnp.array([[4.0, -0.25], [0.0, 1e-3]]), 'b': jnp.ones(2)}}
+
+
+def _power(alpha=2.0):
+  return powerprop.powerprop(optax.adam(0.1), alpha)
+
+
+_WRAPPERS = {
+  'bare': lambda: _power(),
+  'chain': lambda: optax.chain(optax.clip(1.0), _power()),
+  'multi_steps': lambda: optax.MultiSteps(_power(), 2).gradient_transformation(),
+  'apply_if_finite': lambda: optax.apply_if_finite(_power(), 3),
+  'inject': lambda: optax.inject_hyperparams(
+    lambda lr, alpha: powerprop.powerprop(optax.sgd(lr), alpha)
+  )(lr=0.1, alpha=2.0),
+}
+
+
+class ViewsTest(parameterized.TestCase):
+  @parameterized.parameters(*_WRAPPERS)
+  def test_finds_alpha_inside_wrappers(self, wrapper):
+    tx = _WRAPPERS[wrapper]()
+    phi, opt_state = views.init(tx, _theta())
+    np.testing.assert_allclose(phi['m']['w'][0], [2.0, -0.5], rtol=1e-6)
+    np.testing.assert_array_equal(phi['m']['b'], jnp.ones(2))
+    chex.assert_trees_all_close(
+      views.effective_params(phi, opt_state), _theta(), rtol=1e-6
+    )
+
+  def test_without_powerprop_theta_is_phi(self):
+    tx = optax.adam(0.1)
+    phi, opt_state = views.init(tx, _theta())
+    chex.assert_trees_all_equal(phi, _theta())
+    chex.assert_trees_all_equal(views.effective_params(phi, opt_state), phi)
+
+  def test_latent_undoes_effective(self):
+    tx = _power(3.0)
+    phi, opt_state = views.init(tx, _theta())
+    chex.assert_trees_all_close(
+      views.latent_params(views.effective_params(phi, opt_state), opt_state),
+      phi,
+      rtol=1e-6,
+    )
+
+  @parameterized.parameters(
+    lambda: optax.masked(_power(), {'m': {'w': True, 'b': False}}),
+    lambda: optax.partition(
+      {'x': _power(), 'y': optax.sgd(0.1)}, {'m': {'w': 'x', 'b': 'y'}}
+    ),
+    lambda: optax.chain(_power(), _power()),
+  )
+  def test_refuses_powerprop_on_part_of_the_tree_or_twice(self, make):
+    with self.assertRaisesRegex(ValueError, 'must be outermost'):
+      views.init(make(), _theta())
+
+  @parameterized.product(old=(1.0, 1.5, 2.0), new=(1.0, 1.3, 4.0))
+  def test_with_alpha_keeps_theta(self, old, new):
+    for kind in (float, jnp.float32):
+      phi, opt_state = views.init(_power(kind(old)), _theta())
+      before = views.effective_params(phi, opt_state)
+      phi, opt_state = views.with_alpha(phi, opt_state, new)
+      after = views.effective_params(phi, opt_state)
+      chex.assert_trees_all_close(after, before, rtol=3e-6)
+
+  def test_with_alpha_in_a_compiled_loop_compiles_once(self):
+    tx = _power(jnp.float32(1.5))
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def step(phi, opt_state, alpha):
+      theta = views.effective_params(phi, opt_state)
+      updates, opt_state = tx.update(theta, opt_state, phi)
+      phi = optax.apply_updates(phi, updates)
+      return views.with_alpha(phi, opt_state, alpha)
+
+    phi, opt_state = views.init(tx, _theta())
+    for alpha in (1.5, 2.0, 3.0):
+      phi, opt_state = step(phi, opt_state, jnp.float32(alpha))
+
+  def test_with_alpha_of_a_tree(self):
+    tx = _power({'m': {'w': jnp.float32(2)}})
+    phi, opt_state = views.init(tx, _theta())
+    phi, opt_state = views.with_alpha(phi, opt_state, {'m': {'w': 3.0}})
+    chex.assert_trees_all_close(
+      views.effective_params(phi, opt_state), _theta(), rtol=3e-6
+    )
+
+  def test_with_alpha_refuses(self):
+    phi, opt_state = views.init(_power(2.0), _theta())
+    with self.assertRaisesRegex(ValueError, 'at least 1, got 0.5'):
+      views.with_alpha(phi, opt_state, 0.5)
+    with self.assertRaisesRegex(ValueError, 'cannot become an array'):
+      views.with_alpha(phi, opt_state, jnp.float32(3))
+    with self.assertRaisesRegex(ValueError, 'another structure'):
+      views.with_alpha(phi, opt_state, {'m': {'w': 3.0}})
+    dense = optax.sgd(0.1)
+    with self.assertRaisesRegex(ValueError, 'found no powerprop'):
+      views.with_alpha(phi, dense.init(phi), 3.0)
