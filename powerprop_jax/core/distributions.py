@@ -1,0 +1,274 @@
+"""How a sparsity for a whole network is shared out between its layers.
+
+Each function maps parameters and one sparsity to a sparsity per selected leaf,
+{'module/name': sparsity}, such that together the leaves have the sparsity asked
+for. Only shapes matter, so jax.ShapeDtypeStruct leaves do as well as arrays.
+
+A leaf may be fixed by an override, {pattern: sparsity}. The others then make up
+for it: fixing the last layer at a low sparsity makes the rest sparser.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
+import math
+from typing import Any
+
+from powerprop_jax.core import masks, trees
+from powerprop_jax.core import select as select_lib
+from powerprop_jax.core.trees import Select
+
+# Sparsities by pattern: the first pattern found in 'module/name' counts.
+Overrides = Mapping[str, float]
+
+
+def uniform(
+  theta: Any,
+  sparsity: float,
+  *,
+  select: Select = select_lib.is_weight,
+  overrides: Overrides | None = None,
+) -> dict[str, float]:
+  """The same sparsity for every leaf that is not overridden.
+
+  Args:
+    theta: parameters, or their shapes.
+    sparsity: share of zeros over all selected leaves together, in [0, 1).
+    select: which leaves take part.
+    overrides: {pattern: sparsity} of leaves whose sparsity is given; patterns
+      are regular expressions searched for in 'module/name', the first match
+      counts.
+
+  Returns:
+    Sparsity of each selected leaf, keyed 'module/name'.
+
+  Raises:
+    ValueError: if a sparsity is outside [0, 1), a pattern matches nothing,
+      nothing is selected, or the overrides leave no way to reach sparsity.
+
+  Note:
+    RigL keeps the first layer dense and the others at exactly the sparsity
+    asked for, so that the whole is denser. To get that, leave the layer out
+    with select.exclude.
+
+  Example:
+    >>> import numpy as np
+    >>> theta = {'a': {'w': np.ones((4, 4))}, 'b': {'w': np.ones((2, 2))}}
+    >>> uniform(theta, 0.75)
+    {'a/w': 0.75, 'b/w': 0.75}
+    >>> uniform(theta, 0.75, overrides={'^b/': 0.0})
+    {'a/w': 0.9375, 'b/w': 0.0}
+  """
+  return _share_out(
+    theta, sparsity, lambda shape: Fraction(1), select, overrides
+  )
+
+
+def er(
+  theta: Any,
+  sparsity: float,
+  *,
+  select: Select = select_lib.is_weight,
+  overrides: Overrides | None = None,
+) -> dict[str, float]:
+  """Erdős–Rényi: density ∝ (n_in + n_out) / (n_in n_out).
+
+  The number of connections of a layer grows with its number of units, not with
+  their product, so large layers become sparser than small ones. The spatial
+  size of a convolution plays no part. A leaf whose density would exceed 1 is
+  dense, and the rest is solved again.
+
+  Args:
+    theta: parameters, or their shapes; n_in and n_out are the last two
+      dimensions of a leaf.
+    sparsity: share of zeros over all selected leaves together, in [0, 1).
+    select: which leaves take part.
+    overrides: {pattern: sparsity} of leaves whose sparsity is given; see
+      uniform.
+
+  Returns:
+    Sparsity of each selected leaf, keyed 'module/name'.
+
+  Raises:
+    ValueError: as for uniform.
+
+  Example:
+    >>> import numpy as np
+    >>> theta = {'a': {'w': np.ones((8, 8))}, 'b': {'w': np.ones((8, 2))}}
+    >>> er(theta, 0.675)  # keeps 26 of 80, shared out as 8 + 8 to 8 + 2
+    {'a/w': 0.75, 'b/w': 0.375}
+
+  Source:
+    Mocanu et al., Scalable training of artificial neural networks with adaptive
+    sparse connectivity inspired by network science, 2018
+    (https://arxiv.org/abs/1707.04780); Evci et al., Rigging the lottery, 2020,
+    section 3(1) (https://arxiv.org/abs/1911.11134).
+  """
+  return _share_out(
+    theta,
+    sparsity,
+    lambda shape: _sum_over_product(shape[-2:]),
+    select,
+    overrides,
+  )
+
+
+def erk(
+  theta: Any,
+  sparsity: float,
+  *,
+  select: Select = select_lib.is_weight,
+  overrides: Overrides | None = None,
+) -> dict[str, float]:
+  """Erdős–Rényi kernel: density ∝ (sum of dimensions) / (product of them).
+
+  For a linear layer this is er; for a convolution the spatial dimensions count
+  as well: (n_in + n_out + w + h) / (n_in n_out w h). A leaf whose density would
+  exceed 1 is dense, and the rest is solved again.
+
+  Args:
+    theta: parameters, or their shapes.
+    sparsity: share of zeros over all selected leaves together, in [0, 1).
+    select: which leaves take part.
+    overrides: {pattern: sparsity} of leaves whose sparsity is given; see
+      uniform.
+
+  Returns:
+    Sparsity of each selected leaf, keyed 'module/name'.
+
+  Raises:
+    ValueError: as for uniform.
+
+  Note:
+    The budget here is exactly (1 - sparsity) of all weights. RigL's code rounds
+    it up to a whole number layer by layer (less than one weight a layer), and
+    takes layers with a given sparsity out of the budget; here they count, so
+    the network as a whole has the sparsity asked for.
+
+  Example:
+    >>> import numpy as np
+    >>> theta = {'conv': {'w': np.ones((3, 3, 2, 4))},
+    ...          'fc': {'w': np.ones((4, 4))}}
+    >>> erk(theta, 0.5)  # fc is dense; conv has the other 28 of 44
+    {'conv/w': 0.6111111111111112, 'fc/w': 0.0}
+
+  Source:
+    Evci et al., Rigging the lottery, 2020, section 3(1)
+    (https://arxiv.org/abs/1911.11134).
+  """
+  return _share_out(theta, sparsity, _sum_over_product, select, overrides)
+
+
+def match_overrides(
+  names: Sequence[str], overrides: Overrides | None
+) -> dict[str, float]:
+  """The sparsity that overrides give to each leaf they match.
+
+  Args:
+    names: leaf names, 'module/name'.
+    overrides: {pattern: sparsity}; the first pattern found in a name counts.
+
+  Returns:
+    {name: sparsity} of the names that match, in the order of names.
+
+  Raises:
+    ValueError: if a pattern matches no name, or a sparsity is not in [0, 1).
+
+  Example:
+    >>> match_overrides(['linear_0/w', 'linear_1/w'], {'_1/': 0.5})
+    {'linear_1/w': 0.5}
+  """
+  overrides = overrides or {}
+  patterns = {p: select_lib.compile_pattern(p) for p in overrides}
+  for text, pattern in patterns.items():
+    masks.check_sparsity(overrides[text], f'the override for {text!r}')
+    if not any(pattern.search(name) for name in names):
+      raise ValueError(
+        f'the override pattern {text!r} matches none of the selected leaves: '
+        + (', '.join(names) or '(there are none)')
+        + '.'
+      )
+  matched = {}
+  for name in names:
+    found = next((t for t, p in patterns.items() if p.search(name)), None)
+    if found is not None:
+      matched[name] = float(overrides[found])
+  return matched
+
+
+def _share_out(
+  theta: Any,
+  sparsity: float,
+  relative_density: Callable[[Sequence[int]], Fraction],
+  select: Select,
+  overrides: Overrides | None,
+) -> dict[str, float]:
+  """Densities ε · relative_density(shape), at most 1, that meet the budget.
+
+  In fractions, so that 0.9 comes back as 0.9 and no tolerance is needed.
+  """
+  masks.check_sparsity(sparsity)
+  names = select_lib.selected_names(select, theta)
+  leaves = {leaf.path: leaf.value for leaf in trees.named_leaves(theta)}
+  shapes = {name: tuple(leaves[name].shape) for name in names}
+  sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+
+  asked = 1 - _exact(sparsity)
+  fixed = match_overrides(names, overrides)
+  density = {
+    name: 1 - _exact(fixed[name]) if name in fixed else asked for name in names
+  }
+  free = [name for name in names if name not in fixed and sizes[name]]
+  budget = asked * sum(sizes.values()) - sum(
+    density[name] * sizes[name] for name in fixed
+  )
+  _check_budget(budget, sum(sizes[name] for name in free), sparsity, fixed)
+
+  while free:
+    raw = {name: relative_density(shapes[name]) for name in free}
+    epsilon = budget / sum(raw[name] * sizes[name] for name in free)
+    # Making these dense raises ε for the others, so none of them comes back.
+    dense = [name for name in free if epsilon * raw[name] > 1]
+    if not dense:
+      density.update({name: epsilon * raw[name] for name in free})
+      break
+    density.update(dict.fromkeys(dense, Fraction(1)))
+    budget -= sum(sizes[name] for name in dense)
+    free = [name for name in free if name not in dense]
+
+  # A density below one in 2^53 would round to the sparsity 1, which is none.
+  below_one = math.nextafter(1.0, 0.0)
+  return {name: min(float(1 - density[name]), below_one) for name in names}
+
+
+def _sum_over_product(shape: Sequence[int]) -> Fraction:
+  return Fraction(sum(shape), math.prod(shape)) if shape else Fraction(1)
+
+
+def _exact(sparsity: float) -> Fraction:
+  """The decimal a person wrote, not its nearest binary number."""
+  return Fraction(str(sparsity))
+
+
+def _check_budget(
+  budget: Fraction,
+  room: int,
+  sparsity: float,
+  fixed: Mapping[str, float],
+) -> None:
+  """Refuses overrides after which no densities in (0, 1] meet the budget."""
+  if not fixed or 0 < budget <= room:
+    return
+  if room == 0:
+    # Less than one weight apart: sparsity is the total, as near as a float is.
+    if abs(budget) < 1:
+      return
+    problem = 'they fix every leaf, at another total'
+  elif budget <= 0:
+    problem = 'they keep too many weights, so that none is left for the others'
+  else:
+    problem = 'they keep too few weights, even if all others are dense'
+  given = ', '.join(f'{name}: {value:g}' for name, value in fixed.items())
+  raise ValueError(
+    f'sparsity {sparsity} cannot be reached with the overrides ({given}): '
+    f'{problem}. Change the sparsity or the overrides.'
+  )

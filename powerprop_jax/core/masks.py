@@ -1,0 +1,400 @@
+"""Mask trees: which connections exist.
+
+A mask tree has the structure and the shapes of the parameters; True means that
+the connection exists. A leaf that is never pruned is all True, so that no
+function needs a special case.
+"""
+
+import decimal
+import math
+from typing import Any, NamedTuple, TypeAlias
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from powerprop_jax.core import select as select_lib
+from powerprop_jax.core import trees
+from powerprop_jax.core.trees import Select
+
+Masks: TypeAlias = chex.ArrayTree
+
+
+def num_kept(size: int, sparsity: float) -> int:
+  """Number of weights left when floor(size * sparsity) of them are removed.
+
+  The one place that turns a sparsity into a count. The sparsity is read as the
+  decimal that it prints as: 0.29 of 100 weights are 29, although the product of
+  the floats is below 29. At sparsity 0 all weights are left; at least one is
+  left of any layer that has weights.
+
+  Args:
+    size: number of weights, at least 0.
+    sparsity: share of zeros, in [0, 1).
+
+  Returns:
+    The number of weights to keep, an int.
+
+  Raises:
+    ValueError: if sparsity is outside [0, 1) or NaN, or size is negative.
+
+  Example:
+    >>> num_kept(100, 0.29)
+    71
+    >>> num_kept(17, 0.9), num_kept(1, 0.9)
+    (2, 1)
+    >>> num_kept(100, 1 - 0.9)
+    90
+  """
+  check_sparsity(sparsity)
+  if size < 0:
+    raise ValueError(f'size must be at least 0, got {size}.')
+  # str of a NumPy scalar gives its shortest decimal: 0.1 for np.float32(0.1).
+  # Twelve places are more than any count needs, and read 1 - 0.9 as 0.1.
+  exact = round(decimal.Decimal(str(sparsity)), 12)
+  return size - math.floor(exact * size)
+
+
+def check_sparsity(sparsity: float, name: str = 'sparsity') -> None:
+  """Refuses a share of zeros outside [0, 1), NaN included.
+
+  Args:
+    sparsity: the share.
+    name: what to call it in the message.
+
+  Raises:
+    ValueError: naming it and showing its value.
+
+  Example:
+    >>> check_sparsity(1.0)
+    Traceback (most recent call last):
+      ...
+    ValueError: sparsity must be in [0, 1), got 1.0.
+  """
+  if not 0 <= sparsity < 1:
+    raise ValueError(f'{name} must be in [0, 1), got {sparsity}.')
+
+
+def full_masks(tree: chex.ArrayTree) -> Masks:
+  """All True: every connection exists.
+
+  Args:
+    tree: parameters, or their shapes.
+
+  Returns:
+    Masks of the same structure, shapes and shardings.
+
+  Example:
+    >>> full_masks({'b': jnp.zeros(2)})
+    {'b': Array([ True,  True], dtype=bool)}
+  """
+  return jax.tree.map(lambda x: jnp.ones_like(x, dtype=bool), tree)
+
+
+def apply_masks(tree: chex.ArrayTree, masks: Masks) -> chex.ArrayTree:
+  """Zeroes the entries of a tree whose mask is False.
+
+  A selection, not a product: dtypes are kept, and so is a zero where the tree
+  has a NaN or an infinity.
+
+  Args:
+    tree: parameters, gradients or the like.
+    masks: booleans of the same structure and shapes.
+
+  Returns:
+    The masked tree.
+
+  Raises:
+    ValueError: if structures or shapes differ; the message names the leaf.
+
+  Example:
+    >>> apply_masks(jnp.array([1., jnp.nan]), jnp.array([True, False]))
+    Array([1., 0.], dtype=float32)
+  """
+  check_same_shapes(tree, masks, 'tree', 'masks')
+  return jax.tree.map(
+    lambda x, m: jnp.where(m, x, jnp.zeros_like(x)), tree, masks
+  )
+
+
+def intersect(a: Masks, b: Masks) -> Masks:
+  """Connections in both a and b.
+
+  Args:
+    a: masks.
+    b: masks of the same structure and shapes.
+
+  Returns:
+    Masks of the same structure and shapes.
+
+  Raises:
+    ValueError: if structures or shapes differ.
+
+  Example:
+    >>> intersect(jnp.array([True, True]), jnp.array([False, True]))
+    Array([False,  True], dtype=bool)
+  """
+  return _combine(jnp.logical_and, a, b)
+
+
+def union(a: Masks, b: Masks) -> Masks:
+  """Connections in a, in b or in both.
+
+  Args:
+    a: masks.
+    b: masks of the same structure and shapes.
+
+  Returns:
+    Masks of the same structure and shapes.
+
+  Raises:
+    ValueError: if structures or shapes differ.
+
+  Example:
+    >>> union(jnp.array([True, False]), jnp.array([False, False]))
+    Array([ True, False], dtype=bool)
+  """
+  return _combine(jnp.logical_or, a, b)
+
+
+def difference(a: Masks, b: Masks) -> Masks:
+  """Connections in a that are not in b.
+
+  Args:
+    a: masks.
+    b: masks of the same structure and shapes.
+
+  Returns:
+    Masks of the same structure and shapes.
+
+  Raises:
+    ValueError: if structures or shapes differ.
+
+  Example:
+    >>> difference(jnp.array([True, True]), jnp.array([False, True]))
+    Array([ True, False], dtype=bool)
+  """
+  return _combine(lambda x, y: x & ~y, a, b)
+
+
+def _combine(fn: Any, a: Masks, b: Masks) -> Masks:
+  check_same_shapes(a, b, 'a', 'b')
+  return jax.tree.map(fn, a, b)
+
+
+def density(masks: Masks, *, select: Select | None = None) -> jax.Array:
+  """Share of connections that exist.
+
+  Args:
+    masks: masks.
+    select: which leaves to count; all of them by default.
+
+  Returns:
+    float32 scalar in [0, 1]; 1 for masks without entries.
+
+  Raises:
+    ValueError: if select selects nothing.
+
+  Example:
+    >>> density({'w': jnp.array([True, False]), 'b': jnp.array([True, True])})
+    Array(0.75, dtype=float32)
+  """
+  leaves = _selected(masks, select)
+  size = sum(leaf.size for leaf in leaves.values())
+  kept = [jnp.sum(leaf, dtype=jnp.int32) for leaf in leaves.values()]
+  return _share(sum(kept, jnp.zeros([], jnp.int32)), size)
+
+
+def sparsity(masks: Masks, *, select: Select | None = None) -> jax.Array:
+  """Share of connections that do not exist, 1 - density.
+
+  Args:
+    masks: masks.
+    select: which leaves to count; all of them by default.
+
+  Returns:
+    float32 scalar in [0, 1]; 0 for masks without entries.
+
+  Raises:
+    ValueError: if select selects nothing.
+
+  Example:
+    >>> sparsity({'w': jnp.array([True, False]), 'b': jnp.array([True, True])})
+    Array(0.25, dtype=float32)
+  """
+  return 1 - density(masks, select=select)
+
+
+class Overlap(NamedTuple):
+  """How alike two masks are.
+
+  Attributes:
+    agreement: share of entries that are equal in both, True or False; two
+      independent masks of density q agree in q² + (1 - q)² of them.
+    intersection: share of the connections of the first that the second has as
+      well, which is the intersection over k if both keep k; 1 if the first has
+      none. q for independent masks of density q.
+  """
+
+  agreement: jax.Array
+  intersection: jax.Array
+
+
+class Overlaps(NamedTuple):
+  """Overlap of two mask trees.
+
+  Attributes:
+    total: of all leaves together, each entry counting once.
+    leaves: of each leaf, by its 'module/name'.
+  """
+
+  total: Overlap
+  leaves: dict[str, Overlap]
+
+
+def overlap(a: Masks, b: Masks, *, select: Select | None = None) -> Overlaps:
+  """How much of one mask is in another, per leaf and in total.
+
+  Args:
+    a: masks, for instance of the largest weights before training.
+    b: masks of the same structure and shapes, for instance after training.
+    select: which leaves to compare; all of them by default.
+
+  Returns:
+    Overlaps of float32 scalars.
+
+  Raises:
+    ValueError: if structures or shapes differ, or select selects nothing.
+
+  Example:
+    >>> a = {'w': jnp.array([True, True, False, False])}
+    >>> b = {'w': jnp.array([True, False, False, False])}
+    >>> total = overlap(a, b).total
+    >>> print(total.agreement, total.intersection)
+    0.75 0.5
+  """
+  check_same_shapes(a, b, 'a', 'b')
+  others = _selected(b, select)
+  count = lambda x: jnp.sum(x, dtype=jnp.int32)
+  counts = {
+    path: (count(leaf == others[path]), count(leaf & others[path]), count(leaf))
+    for path, leaf in _selected(a, select).items()
+  }
+  sizes = {path: leaf.size for path, leaf in others.items()}
+  zero = jnp.zeros([], jnp.int32)
+  equal, both, kept = (
+    sum((c[i] for c in counts.values()), zero) for i in range(3)
+  )
+  return Overlaps(
+    Overlap(_share(equal, sum(sizes.values())), _share(both, kept)),
+    {
+      path: Overlap(_share(c[0], sizes[path]), _share(c[1], c[2]))
+      for path, c in counts.items()
+    },
+  )
+
+
+class PackedMask(NamedTuple):
+  """One mask in an eighth of its memory, for storage.
+
+  Attributes:
+    bits: NumPy uint8 vector, eight entries of the mask each, in flat order
+      from the highest bit down; the last is filled up with zeros.
+    shape: shape of the mask, NumPy int64 vector.
+  """
+
+  bits: np.ndarray[Any, Any]
+  shape: np.ndarray[Any, Any]
+
+
+def pack_masks(masks: Masks) -> Any:
+  """Masks with one bit a weight, on the host, to be stored.
+
+  Args:
+    masks: concrete masks.
+
+  Returns:
+    The tree with a PackedMask in place of each mask: NumPy arrays only, so
+    that NumPy and orbax can save it.
+
+  Example:
+    >>> pack_masks({'w': jnp.array([True, False, True])})['w'].bits
+    array([160], dtype=uint8)
+  """
+  return jax.tree.map(
+    lambda m: PackedMask(
+      np.packbits(np.asarray(m, bool)), np.array(np.shape(m), np.int64)
+    ),
+    masks,
+  )
+
+
+def unpack_masks(packed: Any) -> Masks:
+  """Undoes pack_masks.
+
+  Args:
+    packed: tree of PackedMasks.
+
+  Returns:
+    Masks as NumPy arrays, equal to those that were packed.
+
+  Raises:
+    ValueError: if bits and shape of a leaf do not fit.
+
+  Example:
+    >>> unpack_masks(pack_masks({'w': jnp.array([True, False, True])}))['w']
+    array([ True, False,  True])
+  """
+
+  def unpack(leaf: PackedMask) -> np.ndarray[Any, Any]:
+    bits = np.asarray(leaf.bits, np.uint8)
+    shape = tuple(int(length) for length in leaf.shape)
+    size = math.prod(shape)
+    if bits.size != -(-size // 8):
+      raise ValueError(
+        f'a mask of shape {shape} packs into {-(-size // 8)} bytes, got '
+        f'{bits.size}. Store bits and shape of a leaf together.'
+      )
+    return np.unpackbits(bits, count=size).astype(bool).reshape(shape)
+
+  is_packed = lambda node: isinstance(node, PackedMask)
+  return jax.tree.map(unpack, packed, is_leaf=is_packed)
+
+
+def check_same_shapes(
+  a: chex.ArrayTree, b: chex.ArrayTree, a_name: str, b_name: str
+) -> None:
+  """Raises a ValueError unless two trees have one structure and its shapes."""
+  shapes_of = lambda tree: {
+    leaf.path: jnp.shape(leaf.value) for leaf in trees.named_leaves(tree)
+  }
+  a_shapes, b_shapes = shapes_of(a), shapes_of(b)
+  for path in a_shapes | b_shapes:
+    shapes = [s.get(path, 'nothing') for s in (a_shapes, b_shapes)]
+    if shapes[0] != shapes[1]:
+      raise ValueError(
+        f'{a_name} and {b_name} must have the same structure and shapes; leaf '
+        f'{path!r} is {shapes[0]} in {a_name} and {shapes[1]} in {b_name}.'
+      )
+
+
+def _selected(masks: Masks, select: Select | None) -> dict[str, jax.Array]:
+  """Selected masks by path, in the order of the leaves."""
+  leaves = {leaf.path: leaf.value for leaf in trees.named_leaves(masks)}
+  if select is None:
+    return leaves
+  # Predicates look at floating-point parameters.
+  parameters = jax.tree.map(
+    lambda m: jax.ShapeDtypeStruct(m.shape, jnp.float32), masks
+  )
+  names = select_lib.selected_names(select, parameters)
+  return {path: leaves[path] for path in names}
+
+
+def _share(part: jax.Array, whole: int | jax.Array) -> jax.Array:
+  """part / whole, 1 where both are 0."""
+  part, whole = (jnp.asarray(x).astype(jnp.float32) for x in (part, whole))
+  return jnp.where(
+    whole == 0, jnp.ones_like(part), part / jnp.maximum(whole, 1)
+  )

@@ -1,0 +1,161 @@
+"""Scores that rank weights for pruning; larger means keep.
+
+Each takes trees of one structure and returns a tree of float32 scores with the
+same structure, shapes and shardings, whatever the dtype of the parameters. All
+of them are about the effective weights θ: in terms of φ they would depend on α.
+"""
+
+from collections.abc import Callable
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from powerprop_jax.core import trees
+
+
+def magnitude(theta: chex.ArrayTree) -> chex.ArrayTree:
+  """|θ|, the score of the paper.
+
+  Args:
+    theta: effective parameters.
+
+  Returns:
+    float32 scores of the same structure and shapes, at least 0.
+
+  Example:
+    >>> magnitude(jnp.array([-2., 0., 1.]))
+    Array([2., 0., 1.], dtype=float32)
+
+  Source:
+    Schwarz et al., Powerpropagation, 2021, section 4
+    (https://arxiv.org/abs/2110.00296).
+  """
+  return jax.tree.map(lambda t: jnp.abs(_float32(t)), theta)
+
+
+def gradient(grads: chex.ArrayTree) -> chex.ArrayTree:
+  """|∂L/∂θ|, by which missing connections are ranked for growth.
+
+  Args:
+    grads: dense gradients with respect to the effective parameters.
+
+  Returns:
+    float32 scores of the same structure and shapes, at least 0.
+
+  Example:
+    >>> gradient(jnp.array([0.5, -3.]))
+    Array([0.5, 3. ], dtype=float32)
+
+  Source:
+    Evci et al., Rigging the Lottery, 2020, section 3
+    (https://arxiv.org/abs/1911.11134).
+  """
+  return magnitude(grads)
+
+
+def saliency(theta: chex.ArrayTree, grads: chex.ArrayTree) -> chex.ArrayTree:
+  """|θ ∂L/∂θ|, the first-order change of the loss if a weight is removed.
+
+  Args:
+    theta: effective parameters.
+    grads: gradients with respect to them, same structure and shapes.
+
+  Returns:
+    float32 scores of the same structure and shapes, at least 0. The product is
+    taken in float32.
+
+  Raises:
+    ValueError: if structures or shapes differ.
+
+  Example:
+    >>> saliency(jnp.array([-2., 4.]), jnp.array([3., 0.5]))
+    Array([6., 2.], dtype=float32)
+
+  Source:
+    Lee et al., SNIP, 2019, equation 6, without the normalisation, which does
+    not change the order (https://arxiv.org/abs/1810.02340).
+  """
+  return _map_pairs(lambda t, g: jnp.abs(t * g), theta, grads, 'grads')
+
+
+def movement(
+  theta: chex.ArrayTree, theta_initial: chex.ArrayTree
+) -> chex.ArrayTree:
+  """|θ - θ₀|, how far training moved a weight.
+
+  Args:
+    theta: effective parameters after training.
+    theta_initial: effective parameters at initialisation, same structure and
+      shapes.
+
+  Returns:
+    float32 scores of the same structure and shapes, at least 0.
+
+  Raises:
+    ValueError: if structures or shapes differ.
+
+  Note:
+    Not the score of movement pruning (Sanh et al., 2020), which sums -θ ∂L/∂θ
+    over training and so cannot be computed from two snapshots.
+
+  Example:
+    >>> movement(jnp.array([-2., 1.]), jnp.array([1., 1.]))
+    Array([3., 0.], dtype=float32)
+
+  Source:
+    Zhou et al., Deconstructing Lottery Tickets, 2019, section 2, criterion
+    "movement" (https://arxiv.org/abs/1905.01067).
+  """
+  distance = lambda t, t0: jnp.abs(t - t0)
+  return _map_pairs(distance, theta, theta_initial, 'theta_initial')
+
+
+def random(key: jax.Array, theta: chex.ArrayTree) -> chex.ArrayTree:
+  """Independent uniform scores in [0, 1): the control for every other score.
+
+  Call it under jax.set_mesh if the shards are on an explicit mesh.
+
+  Args:
+    key: PRNG key.
+    theta: parameters, for structure, shapes and shardings.
+
+  Returns:
+    float32 scores of the same structure and shapes.
+
+  Example:
+    >>> random(jax.random.key(0), {'w': jnp.zeros((2, 3))})['w'].shape
+    (2, 3)
+  """
+  scores: chex.ArrayTree = optax.tree.random_like(
+    key, theta, jax.random.uniform, dtype=jnp.float32
+  )
+  return scores
+
+
+def _map_pairs(
+  fn: Callable[[jax.Array, jax.Array], jax.Array],
+  theta: chex.ArrayTree,
+  other: chex.ArrayTree,
+  other_name: str,
+) -> chex.ArrayTree:
+  """Maps fn over float32 leaves of theta and of a tree of the same shapes."""
+
+  def visit(
+    module_name: str, name: str, t: chex.Array, x: chex.Array
+  ) -> jax.Array:
+    if jnp.shape(t) != jnp.shape(x):
+      raise ValueError(
+        f'theta and {other_name} must have the same shapes; leaf '
+        f'{trees.join_name(module_name, name)!r} is {jnp.shape(t)} in theta '
+        f'and {jnp.shape(x)} in {other_name}.'
+      )
+    return fn(_float32(t), _float32(x))
+
+  mapped: chex.ArrayTree = trees.map_named(visit, theta, other)
+  return mapped
+
+
+def _float32(x: chex.Array) -> jax.Array:
+  return jnp.asarray(x).astype(jnp.float32)

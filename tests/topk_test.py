@@ -1,0 +1,219 @@
+"""Tests of powerprop_jax.core.topk."""
+
+from absl.testing import parameterized
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from powerprop_jax.core import topk
+
+VALUES = [0.0, -0.0, 1.0, -1.0, 2.5, np.nan, -np.nan, np.inf, -np.inf, 1e-42]
+DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
+
+
+def oracle(leaves, k, among=None):
+  """Flat masks by a stable sort, NaN last, the eligible before the others."""
+  with np.errstate(invalid='ignore'):  # signalling NaNs
+    flat = np.concatenate([np.asarray(x, np.float64).ravel() for x in leaves])
+  eligible = np.ones(flat.shape, bool)
+  if among is not None:
+    eligible = np.concatenate([np.asarray(x).ravel() for x in among])
+  number = np.where(np.isnan(flat), -np.inf, flat)
+  # The last key is the most important one; the sort is stable.
+  order = np.lexsort((-number, np.isnan(flat), ~eligible))
+  mask = np.zeros(flat.shape, bool)
+  mask[order[: max(k, 0)]] = True
+  return mask & eligible
+
+
+def flatten(masks):
+  return np.concatenate([np.asarray(m).ravel() for m in jax.tree.leaves(masks)])
+
+
+def random_leaves(generator, num_leaves, dtypes=(jnp.float32,)):
+  leaves = []
+  for _ in range(num_leaves):
+    shape = generator.integers(0, 6, generator.integers(0, 4))
+    values = generator.choice(VALUES, tuple(shape))
+    dtype = dtypes[generator.integers(len(dtypes))]
+    leaves.append(jnp.asarray(np.asarray(values), dtype))
+  return leaves
+
+
+class TopKMaskTest(parameterized.TestCase):
+  @chex.variants(with_jit=True, without_jit=True)
+  @parameterized.parameters(*DTYPES)
+  def test_equals_a_stable_sort(self, dtype):
+    generator = np.random.default_rng(0)
+    for shape in ((37,), (4, 16), (3, 1, 5), (128,)):
+      scores = jnp.asarray(generator.choice(VALUES, shape), dtype)
+      mask_of = self.variant(topk.top_k_mask)
+      for k in (0, 1, scores.size // 3, scores.size - 1, scores.size):
+        mask = mask_of(scores, jnp.asarray(k, jnp.int32))
+        self.assertEqual(mask.shape, scores.shape)
+        np.testing.assert_array_equal(flatten(mask), oracle([scores], k))
+
+  @parameterized.parameters(jnp.bfloat16, jnp.float16)
+  def test_every_half_precision_number_keeps_its_place(self, dtype):
+    bits = np.arange(2**16, dtype=np.uint16)
+    scores = jax.lax.bitcast_convert_type(jnp.asarray(bits), dtype)
+    for k in (1, 700, 2**15, 2**15 + 3, 65_000):
+      mask = topk.top_k_mask(scores, k)
+      np.testing.assert_array_equal(flatten(mask), oracle([scores], k))
+
+  def test_random_float32_bits_keep_their_place(self):
+    bits = np.random.default_rng(0).integers(0, 2**32, 5_000, np.uint32)
+    scores = jnp.asarray(bits.view(np.float32))
+    for k in (1, 100, 2_500, 4_999):
+      mask = topk.top_k_mask(scores, k)
+      np.testing.assert_array_equal(flatten(mask), oracle([scores], k))
+
+  def test_subnormals_are_not_ties(self):
+    scores = jnp.asarray(np.array([1e-45, 3e-45, -1e-45, 0.0], np.float32))
+    np.testing.assert_array_equal(
+      topk.top_k_mask(scores, 1), [False, True, False, False]
+    )
+    np.testing.assert_array_equal(
+      topk.top_k_mask(scores, 3), [True, True, False, True]
+    )
+
+  @parameterized.parameters(([-0.0, 0.0],), ([0.0, -0.0],))
+  def test_zeros_of_both_signs_tie(self, scores):
+    np.testing.assert_array_equal(
+      topk.top_k_mask(jnp.array(scores), 1), [True, False]
+    )
+
+  def test_nan_is_kept_last_but_before_the_ineligible(self):
+    scores = jnp.array([jnp.nan, -jnp.inf, jnp.nan, 1.0])
+    among = jnp.array([True, True, True, False])
+    kept = [flatten(topk.top_k_mask(scores, k, among)) for k in range(5)]
+    np.testing.assert_array_equal(
+      kept,
+      np.array(
+        [
+          [0, 0, 0, 0],
+          [0, 1, 0, 0],
+          [1, 1, 0, 0],
+          [1, 1, 1, 0],
+          [1, 1, 1, 0],
+        ],
+        bool,
+      ),
+    )
+
+  def test_scalars_empty_arrays_and_empty_trees(self):
+    self.assertTrue(topk.top_k_mask(jnp.float32(3), 1))
+    self.assertFalse(topk.top_k_mask(jnp.float32(3), 0))
+    self.assertEqual(topk.top_k_mask(jnp.zeros((2, 0)), 0).shape, (2, 0))
+    self.assertEqual(topk.top_k_masks({}, 0), {})
+    np.testing.assert_array_equal(topk.top_k_mask(np.ones(2, 'f'), 1), [1, 0])
+
+  def test_traced_k_is_clipped(self):
+    mask_of = jax.jit(topk.top_k_mask)
+    scores = jnp.array([1.0, 2.0])
+    np.testing.assert_array_equal(mask_of(scores, -3), [False, False])
+    np.testing.assert_array_equal(mask_of(scores, 9), [True, True])
+
+  def test_vmap_has_a_k_for_each_lane(self):
+    generator = np.random.default_rng(0)
+    scores = jnp.asarray(generator.integers(0, 4, (5, 3, 8)), jnp.float32)
+    k = jnp.array([0, 1, 7, 23, 24])
+    masks = jax.jit(jax.vmap(topk.top_k_mask))(scores, k)
+    for lane in range(5):
+      np.testing.assert_array_equal(
+        flatten(masks[lane]), oracle([scores[lane]], int(k[lane]))
+      )
+
+  def test_works_in_scan_and_cond_and_under_grad(self):
+    scores = jnp.arange(6.0)
+
+    def body(carry, k):
+      mask = jax.lax.cond(
+        k > 2,
+        lambda: topk.top_k_mask(carry, k),
+        lambda: jnp.zeros(6, bool),
+      )
+      return carry, jnp.sum(mask, dtype=jnp.int32)
+
+    counts = jax.lax.scan(body, scores, jnp.arange(6))[1]
+    np.testing.assert_array_equal(counts, [0, 0, 0, 3, 4, 5])
+    loss = lambda x: jnp.sum(jnp.where(topk.top_k_mask(x, 2), x * x, 0.0))
+    np.testing.assert_array_equal(
+      jax.jit(jax.grad(loss))(scores), [0, 0, 0, 0, 8, 10]
+    )
+
+  def test_compiles_once_for_all_k(self):
+    mask_of = jax.jit(chex.assert_max_traces(topk.top_k_mask, n=1))
+    for k in (1, 2, 3):
+      mask_of(jnp.arange(4.0), k)
+
+  def test_counts_exactly_beyond_float32(self):
+    size = 2**24 + 3
+    mask = np.asarray(topk.top_k_mask(jnp.ones(size), size - 1))
+    self.assertEqual(mask.sum(), size - 1)
+    self.assertFalse(mask[-1])
+
+  @parameterized.parameters(-1, 5)
+  def test_static_k_out_of_range_is_an_error(self, k):
+    with self.assertRaisesRegex(ValueError, rf'size = 4.* got {k}'):
+      topk.top_k_mask(jnp.ones(4), k)
+
+  def test_bad_arguments_are_named(self):
+    scores = jnp.ones((2, 2))
+    with self.assertRaisesRegex(TypeError, 'got int32'):
+      topk.top_k_mask(jnp.arange(3), 1)
+    with self.assertRaisesRegex(TypeError, 'k must be an integer'):
+      topk.top_k_mask(scores, 0.5)
+    with self.assertRaisesRegex(ValueError, r'got \(4,\)'):
+      topk.top_k_mask(scores, 1, jnp.ones(4, bool))
+    with self.assertRaisesRegex(TypeError, 'among must be boolean'):
+      topk.top_k_mask(scores, 1, scores)
+    with self.assertRaisesRegex(ValueError, 'structure'):
+      topk.top_k_masks({'a': scores}, 1, [scores > 0])
+    big = jax.ShapeDtypeStruct((2**16, 2**15), jnp.float32)
+    with self.assertRaisesRegex(ValueError, '2,147,483,648'):
+      jax.eval_shape(lambda x: topk.top_k_mask(x, 1), big)
+
+
+class TopKMasksTest(parameterized.TestCase):
+  # Both ways of counting: the fused one serves arrays on one device, the other
+  # traced arrays where there are several.
+  @parameterized.parameters(True, False)
+  def test_equals_a_stable_sort_of_the_whole_tree(self, fused):
+    generator = np.random.default_rng(0)
+
+    masks_of = topk.top_k_masks if fused else jax.jit(topk.top_k_masks)
+    for _ in range(10):
+      leaves = random_leaves(generator, generator.integers(1, 4), DTYPES)
+      size = sum(leaf.size for leaf in leaves)
+      k = int(generator.integers(size + 1))
+      masks = masks_of(leaves, jnp.asarray(k, jnp.int32))
+      chex.assert_trees_all_equal_shapes(masks, leaves)
+      np.testing.assert_array_equal(flatten(masks), oracle(leaves, k))
+
+  @parameterized.parameters(True, False)
+  def test_among_limits_what_is_kept(self, fused):
+    generator = np.random.default_rng(1)
+    masks_of = topk.top_k_masks if fused else jax.jit(topk.top_k_masks)
+    for _ in range(6):
+      leaves = random_leaves(generator, 2)
+      among = [jnp.asarray(generator.random(x.shape) < 0.5) for x in leaves]
+      k = int(generator.integers(sum(leaf.size for leaf in leaves) + 1))
+      masks = masks_of(leaves, k, among)
+      np.testing.assert_array_equal(flatten(masks), oracle(leaves, k, among))
+      self.assertEqual(flatten(masks).sum(), min(k, int(flatten(among).sum())))
+
+  def test_earlier_leaves_win_ties(self):
+    tree = {'b': jnp.ones(2), 'a': {'w': jnp.ones((1, 2))}}
+    masks = topk.top_k_masks(tree, 3)
+    np.testing.assert_array_equal(masks['a']['w'], [[True, True]])
+    np.testing.assert_array_equal(masks['b'], [True, False])
+
+  def test_many_ties_in_larger_trees(self):
+    generator = np.random.default_rng(2)
+    shapes = ((64, 50), (3, 3, 8, 16), (640,), (7,))
+    leaves = [generator.integers(0, 9, s).astype(np.float32) for s in shapes]
+    for k in (1, 100, 2_000, 4_998):
+      masks = topk.top_k_masks(leaves, k)
+      np.testing.assert_array_equal(flatten(masks), oracle(leaves, k))
