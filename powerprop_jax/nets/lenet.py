@@ -1,0 +1,86 @@
+"""The two LeNets of the pruning literature.
+
+LeNet-300-100 is the network of the paper's MNIST experiment; LeNet-5 is the
+Caffe variant, larger than LeCun's and without activations after its
+convolutions.
+"""
+
+import haiku as hk
+import jax
+
+from powerprop_jax.nets import layers
+
+
+class LeNet300100(hk.Module):
+  """Fully connected layers of 300, 100 and num_classes units, ReLU between.
+
+  At 28×28×1: 266,200 weights and 410 biases.
+
+  Args:
+    num_classes: size of the last axis of the logits.
+    name: name of the module; its layers are linear_0, linear_1 and logits.
+
+  Example:
+    >>> net = hk.transform(lambda x: LeNet300100(10)(x))
+    >>> images = jax.numpy.zeros((1, 8, 8, 1))
+    >>> sorted(net.init(jax.random.key(0), images))
+    ['lenet_300_100/linear_0', 'lenet_300_100/linear_1', 'lenet_300_100/logits']
+
+  Source:
+    LeCun et al., Gradient-based learning applied to document recognition, 1998;
+    initialised as in the authors' notebook for Powerpropagation.
+  """
+
+  def __init__(self, num_classes: int, name: str = 'lenet_300_100'):
+    super().__init__(name=name)
+    self._num_classes = num_classes
+
+  def __call__(self, images: jax.Array, is_training: bool = False) -> jax.Array:
+    """Logits [N, num_classes] of images [N, H, W, C]."""
+    del is_training
+    layers.check_images(images)
+    x = layers.flatten(images)
+    x = jax.nn.relu(layers.linear(300, 'linear_0')(x))
+    x = jax.nn.relu(layers.linear(100, 'linear_1')(x))
+    return layers.linear(self._num_classes, 'logits')(x)
+
+
+class LeNet5(hk.Module):
+  """Two 5×5 convolutions with pooling, then 500 and num_classes units.
+
+  Convolutions are not padded and have no activation; one ReLU follows the layer
+  of 500 units. At 28×28×1: 430,500 weights and 580 biases.
+
+  Args:
+    num_classes: size of the last axis of the logits.
+    name: name of the module; its layers are conv_0, conv_1, linear_0, logits.
+
+  Raises:
+    ValueError: when called, if images are smaller than 16×16: nothing would be
+      left after the second pooling.
+
+  Source:
+    The 'lenet' example of Caffe, as in Lee et al., SNIP, 2019
+    (https://arxiv.org/abs/1810.02340, network.py of the authors' code).
+  """
+
+  def __init__(self, num_classes: int, name: str = 'lenet_5'):
+    super().__init__(name=name)
+    self._num_classes = num_classes
+
+  def __call__(self, images: jax.Array, is_training: bool = False) -> jax.Array:
+    """Logits [N, num_classes] of images [N, H, W, C]."""
+    del is_training
+    layers.check_images(images)
+    height, width = images.shape[1:3]
+    if min(height, width) < 16:
+      raise ValueError(
+        f'lenet_5 needs images of at least 16×16, got {height}×{width}. '
+        'Use mnist_cnn, which pads its convolutions.'
+      )
+    x = layers.conv(20, 5, 'conv_0', padding='VALID')(images)
+    x = layers.max_pool(x, 'VALID')
+    x = layers.conv(50, 5, 'conv_1', padding='VALID')(x)
+    x = layers.flatten(layers.max_pool(x, 'VALID'))
+    x = jax.nn.relu(layers.linear(500, 'linear_0')(x))
+    return layers.linear(self._num_classes, 'logits')(x)
