@@ -1,0 +1,292 @@
+"""One-shot pruning: masks for any parameter tree, and sweeps over sparsities.
+
+    sparsity ──kept_counts──▶ counts ─┐
+                                      ├─masks_from_counts──▶ masks
+    theta ─────score────────▶ scores ─┘
+
+Counts are worked out on the host, from shapes; everything after that can be
+compiled with the counts as arguments, so that one program serves every
+sparsity.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from powerprop_jax.core import distributions, masks, scores, topk, trees
+from powerprop_jax.core import select as select_lib
+from powerprop_jax.core.distributions import Overrides
+from powerprop_jax.core.masks import Masks
+from powerprop_jax.core.trees import Select
+
+# The key of the count that all leaves without one of their own share.
+SHARED = '*'
+
+_SCOPES = ('layer', 'global')
+
+
+def prune(
+  theta: Any,
+  sparsity: float | Mapping[str, float],
+  *,
+  score: Callable[[Any], Any] = scores.magnitude,
+  scope: str = 'layer',
+  select: Select = select_lib.is_weight,
+  overrides: Overrides | None = None,
+) -> Masks:
+  """Masks that remove the lowest-scoring share of weights.
+
+  Per layer every selected leaf loses its own share; globally all of them are
+  ranked together and lose one share of their sum. Ties go to the lowest index.
+
+  Args:
+    theta: effective parameters. (Per layer, |φ| ranks as |θ| does; globally
+      only if all leaves have the same α.)
+    sparsity: share of zeros, in [0, 1); per layer also a mapping
+      {'module/name': sparsity} for every selected leaf, as from
+      distributions.erk.
+    score: theta -> tree of scores like theta, larger = keep.
+    scope: 'layer' or 'global'.
+    select: which leaves are pruned; the masks of others are all True.
+    overrides: {pattern: sparsity} of leaves pruned at a sparsity of their own;
+      regular expressions searched for in 'module/name', the first match
+      counts. With scope='global' such a leaf is ranked by itself, and sparsity
+      is that of the other leaves together.
+
+  Returns:
+    Masks with the structure and shapes of theta. A leaf or group of n weights
+    keeps exactly masks.num_kept(n, sparsity) of them.
+
+  Raises:
+    ValueError: if a sparsity is outside [0, 1), the scope is unknown, a pattern
+      or select matches nothing, or a mapping names the wrong leaves.
+
+  Note:
+    The authors' notebook keeps int(p n) of n weights for a fraction p, and
+    twice the fraction in the output layer. Here that is sparsity 1 - p with
+    overrides={'logits/w$': max(0, 1 - 2 * p)}, which keeps p n rounded up.
+
+  Example:
+    >>> theta = {'linear': {'w': jnp.array([[0.1, -3.], [2., -0.2]])}}
+    >>> prune(theta, 0.5)['linear']['w']
+    Array([[False,  True],
+           [ True, False]], dtype=bool)
+
+  Source:
+    Schwarz et al., Powerpropagation, 2021 (https://arxiv.org/abs/2110.00296),
+    the authors' notebook.
+  """
+  counts = kept_counts(
+    theta, sparsity, scope=scope, select=select, overrides=overrides
+  )
+  return masks_from_counts(score(theta), counts, select=select)
+
+
+def sweep(
+  evaluate: Callable[[Any], Any],
+  theta: Any,
+  sparsities: Sequence[float | Mapping[str, float]],
+  *,
+  score: Callable[[Any], Any] = scores.magnitude,
+  scope: str = 'layer',
+  select: Select = select_lib.is_weight,
+  overrides: Overrides | Callable[[Any], Overrides | None] | None = None,
+) -> Any:
+  """What evaluate says of theta pruned at each of several sparsities.
+
+  One program, traced once: the counts are its arguments, and sparsities are
+  taken one after another, so that memory does not grow with their number. Under
+  jax.vmap over a leading axis of theta it does the same for each lane. The
+  scores are computed once, before any pruning.
+
+  Args:
+    evaluate: pruned theta -> tree of scalars (or arrays); must be traceable.
+    theta: effective parameters.
+    sparsities: at least one; each as for prune.
+    score: theta -> tree of scores like theta, larger = keep.
+    scope: 'layer' or 'global'.
+    select: which leaves are pruned.
+    overrides: as for prune, or a function of the sparsity that returns them;
+      with scope='global' it must fix the same leaves at every sparsity.
+
+  Returns:
+    The tree that evaluate returns, with a leading axis over sparsities.
+
+  Raises:
+    ValueError: as for prune; also if there are no sparsities.
+
+  Note:
+    Called outside jit, every call compiles again. To repeat a sweep, write
+    run = jax.jit(lambda theta: sweep(evaluate, theta, sparsities)) once.
+
+  Example:
+    >>> theta = {'linear': {'w': jnp.array([[0.5, -3.], [2., -1.]])}}
+    >>> total = lambda theta: jnp.abs(theta['linear']['w']).sum()
+    >>> sweep(total, theta, [0.0, 0.5, 0.75])
+    Array([6.5, 5. , 3. ], dtype=float32)
+  """
+  if not len(sparsities):
+    raise ValueError('sweep needs at least one sparsity, got none.')
+  overrides_at = overrides if callable(overrides) else lambda _: overrides
+  counts = [
+    kept_counts(
+      theta,
+      sparsity,
+      scope=scope,
+      select=select,
+      overrides=overrides_at(sparsity),
+    )
+    for sparsity in sparsities
+  ]
+  if any(c.keys() != counts[0].keys() for c in counts):
+    raise ValueError(
+      "with scope='global', overrides must fix the same leaves at every "
+      'sparsity: '
+      + '; '.join(sorted({', '.join(c.keys() - {SHARED}) for c in counts}))
+      + '.'
+    )
+  stacked = {
+    name: jnp.asarray([c[name] for c in counts], jnp.int32)
+    for name in counts[0]
+  }
+  ranking = score(theta)
+
+  def evaluate_at(counts: dict[str, jax.Array]) -> Any:
+    kept = masks_from_counts(ranking, counts, select=select)
+    return evaluate(masks.apply_masks(theta, kept))
+
+  return jax.lax.map(evaluate_at, stacked)
+
+
+def kept_counts(
+  theta: Any,
+  sparsity: float | Mapping[str, float],
+  *,
+  scope: str = 'layer',
+  select: Select = select_lib.is_weight,
+  overrides: Overrides | None = None,
+) -> dict[str, int]:
+  """How many weights each leaf keeps, and how many the others share.
+
+  Args:
+    theta: parameters, or their shapes.
+    sparsity: as for prune.
+    scope: 'layer' or 'global'.
+    select: which leaves are pruned.
+    overrides: as for prune.
+
+  Returns:
+    {'module/name': count} of the leaves that are ranked by themselves, and with
+    scope='global' {SHARED: count} of all the others together.
+
+  Raises:
+    ValueError: as for prune.
+
+  Example:
+    >>> theta = {'a': {'w': jnp.ones((5, 4))}, 'b': {'w': jnp.ones((2, 5))}}
+    >>> kept_counts(theta, 0.8)
+    {'a/w': 4, 'b/w': 2}
+    >>> kept_counts(theta, 0.8, scope='global')
+    {'*': 6}
+    >>> kept_counts(theta, 0.8, scope='global', overrides={'^b/': 0.5})
+    {'b/w': 5, '*': 4}
+  """
+  if scope not in _SCOPES:
+    raise ValueError(f"scope must be 'layer' or 'global', got {scope!r}.")
+  names = select_lib.selected_names(select, theta)
+  sizes = {leaf.path: leaf.value.size for leaf in trees.named_leaves(theta)}
+  own = _sparsity_by_leaf(names, sparsity, scope)
+  own.update(distributions.match_overrides(names, overrides))
+  counts = {
+    name: masks.num_kept(sizes[name], own[name])
+    for name in names
+    if name in own
+  }
+  others = [name for name in names if name not in own]
+  if others:
+    assert not isinstance(sparsity, Mapping)
+    together = sum(sizes[name] for name in others)
+    counts[SHARED] = masks.num_kept(together, sparsity)
+  return counts
+
+
+def _sparsity_by_leaf(
+  names: Sequence[str], sparsity: float | Mapping[str, float], scope: str
+) -> dict[str, float]:
+  """Sparsity of each leaf ranked by itself, before overrides."""
+  if not isinstance(sparsity, Mapping):
+    masks.check_sparsity(sparsity)
+    return dict.fromkeys(names, sparsity) if scope == 'layer' else {}
+  if scope == 'global':
+    raise ValueError(
+      "scope='global' takes one sparsity for all leaves, got a mapping. Use "
+      "scope='layer', or a number with overrides."
+    )
+  missing = [name for name in names if name not in sparsity]
+  unknown = [name for name in sparsity if name not in names]
+  if missing or unknown:
+    raise ValueError(
+      'the sparsities must name exactly the selected leaves '
+      f'({", ".join(names)}); missing: {", ".join(missing) or "none"}; '
+      f'not among them: {", ".join(unknown) or "none"}.'
+    )
+  for name, value in sparsity.items():
+    masks.check_sparsity(value, f'the sparsity of {name!r}')
+  return dict(sparsity)
+
+
+def masks_from_counts(
+  scores: Any,
+  counts: Mapping[str, int | jax.Array],
+  *,
+  select: Select = select_lib.is_weight,
+) -> Masks:
+  """Masks that keep a given number of the largest scores.
+
+  Args:
+    scores: tree of scores like the parameters, larger = keep.
+    counts: as from kept_counts; Python integers, or int32 scalars that may be
+      traced.
+    select: which leaves are pruned; must be the one the counts were made with.
+
+  Returns:
+    Masks with the structure and shapes of scores, True for unselected leaves.
+
+  Raises:
+    ValueError: if the counts do not fit the selected leaves.
+
+  Example:
+    >>> scores = {'a': {'w': jnp.array([[1., 4.]])},
+    ...           'b': {'w': jnp.array([[3., 5.]])}}
+    >>> masks_from_counts(scores, {SHARED: 2})['b']['w']
+    Array([[False,  True]], dtype=bool)
+    >>> masks_from_counts(scores, {'a/w': 0, 'b/w': 2})['b']['w']
+    Array([[ True,  True]], dtype=bool)
+  """
+  names = select_lib.selected_names(select, scores)
+  leaves = {leaf.path: leaf.value for leaf in trees.named_leaves(scores)}
+  shared = [name for name in names if name not in counts]
+  unknown = [name for name in counts if name not in (*names, SHARED)]
+  if unknown or bool(shared) != (SHARED in counts):
+    raise ValueError(
+      f'counts for {", ".join(counts)} do not fit the selected leaves '
+      f'{", ".join(names)}. Make them with the same select.'
+    )
+  kept = {
+    name: topk.top_k_mask(leaves[name], counts[name])
+    for name in names
+    if name not in shared
+  }
+  if shared:
+    # A list, so that ties are broken in the order of the leaves of the tree.
+    ranked = [leaves[name] for name in shared]
+    together = topk.top_k_masks(ranked, counts[SHARED])
+    kept.update(zip(shared, together, strict=True))
+
+  def mask_of(module_name: str, name: str, value: jax.Array) -> jax.Array:
+    path = trees.join_name(module_name, name)
+    return kept[path] if path in kept else jnp.ones_like(value, dtype=bool)
+
+  return trees.map_named(mask_of, scores)
