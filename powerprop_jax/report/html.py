@@ -1,0 +1,306 @@
+"""One page for a run: text, figures and tables in a file that opens offline.
+
+Nothing on the page is loaded from anywhere else: images are embedded, styles
+are inline, there is no script. Whatever text is passed in is escaped.
+"""
+
+import base64
+from collections.abc import Mapping, Sequence
+import dataclasses
+import html
+import os
+import pathlib
+from typing import Any
+
+from powerprop_jax.report import files, summary
+
+# Longer tables are folded away behind their caption.
+_MAX_OPEN_ROWS = 40
+
+_PNG = b'\x89PNG\r\n\x1a\n'
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+  """An image of the report.
+
+  Attributes:
+    image: a PNG, as its path or its content.
+    alt: what the image shows, for those who cannot see it; not empty.
+    caption: a line below it.
+  """
+
+  image: str | os.PathLike[str] | bytes
+  alt: str
+  caption: str = ''
+
+  def __post_init__(self) -> None:
+    if not self.alt.strip():
+      raise ValueError('alt must say in words what the figure shows, got none.')
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """A table of the report.
+
+  Attributes:
+    rows: flat dicts of numbers, words, booleans and None, as report/summary
+      makes them.
+    caption: a line above it; what one clicks on to open a long table.
+  """
+
+  rows: Sequence[Mapping[str, Any]]
+  caption: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+  """A part of the report under its own heading.
+
+  Attributes:
+    title: the heading.
+    text: paragraphs, separated by empty lines.
+    figures: images, below the text.
+    tables: tables, below the images.
+  """
+
+  title: str
+  text: str = ''
+  figures: Sequence[Figure] = ()
+  tables: Sequence[Table] = ()
+
+
+def write_report(
+  path: str | os.PathLike[str],
+  *,
+  title: str,
+  sections: Sequence[Section],
+  subtitle: str = '',
+  config: Mapping[str, Any] | None = None,
+) -> pathlib.Path:
+  """Writes a page that needs nothing but itself, in one step.
+
+  Args:
+    path: the file to write, usually report.html; its folder must exist.
+    title: heading of the page.
+    sections: what it says, in order.
+    subtitle: a line below the heading: date, data set, machine, command.
+    config: settings of the run, possibly nested; shown as a last section with
+      nested names joined by dots.
+
+  Returns:
+    The path.
+
+  Raises:
+    ValueError: if a figure is not a PNG.
+    OSError: if a figure cannot be read or the page cannot be written.
+
+  Example:
+    >>> import tempfile
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> path = write_report(folder / 'report.html', title='A run',
+    ...                     sections=[Section('Result', 'It works.')])
+    >>> '<p>It works.</p>' in path.read_text(encoding='utf-8')
+    True
+  """
+  page = render(title, sections, subtitle=subtitle, config=config)
+  return files.write_bytes(path, page.encode('utf-8'))
+
+
+def render(
+  title: str,
+  sections: Sequence[Section],
+  *,
+  subtitle: str = '',
+  config: Mapping[str, Any] | None = None,
+) -> str:
+  """The page of write_report as text."""
+  sections = list(sections)
+  if config is not None:
+    rows = [
+      {'setting': name, 'value': _setting(value)}
+      for name, value in flatten(config).items()
+    ]
+    sections.append(Section('Settings', tables=[Table(rows)]))
+  parts = [f'<header><h1>{_text(title)}</h1>']
+  if subtitle:
+    parts.append(f'<p class="subtitle">{_text(subtitle)}</p>')
+  if len(sections) > 2:
+    parts.append(_contents(sections))
+  parts.append('</header>\n<main>')
+  parts += [_section(index, part) for index, part in enumerate(sections)]
+  parts.append('</main>')
+  return _PAGE.format(title=_text(title), style=_STYLE, body='\n'.join(parts))
+
+
+def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """Nested settings as one level, names joined by dots.
+
+  Example:
+    >>> flatten({'alpha': 2.0, 'data': {'name': 'digits'}})
+    {'alpha': 2.0, 'data.name': 'digits'}
+  """
+  flat: dict[str, Any] = {}
+  for name, value in config.items():
+    if isinstance(value, Mapping):
+      flat.update(flatten(value, f'{prefix}{name}.'))
+    else:
+      flat[f'{prefix}{name}'] = value
+  return flat
+
+
+def _setting(value: Any) -> str:
+  if isinstance(value, (list, tuple)):
+    return ', '.join(map(str, value)) or '(none)'
+  return 'not set' if value is None else str(value)
+
+
+def _contents(sections: Sequence[Section]) -> str:
+  links = ' '.join(
+    f'<a href="#section-{index}">{_text(section.title)}</a>'
+    for index, section in enumerate(sections)
+  )
+  return f'<nav>{links}</nav>'
+
+
+def _section(index: int, section: Section) -> str:
+  paragraphs = [
+    f'<p>{_text(paragraph)}</p>'
+    for paragraph in section.text.split('\n\n')
+    if paragraph.strip()
+  ]
+  return '\n'.join(
+    [
+      f'<section id="section-{index}">',
+      f'<h2>{_text(section.title)}</h2>',
+      *paragraphs,
+      *map(_figure, section.figures),
+      *map(_table, section.tables),
+      '</section>',
+    ]
+  )
+
+
+def _figure(figure: Figure) -> str:
+  image = figure.image
+  data = image if isinstance(image, bytes) else pathlib.Path(image).read_bytes()
+  if not data.startswith(_PNG):
+    name = 'the given bytes' if isinstance(image, bytes) else str(image)
+    raise ValueError(
+      f'a figure must be a PNG image, {name} is not. Write it with '
+      'report.plotting.save.'
+    )
+  source = f'data:image/png;base64,{base64.b64encode(data).decode("ascii")}'
+  caption = ''
+  if figure.caption:
+    caption = f'<figcaption>{_text(figure.caption)}</figcaption>'
+  alt = html.escape(figure.alt, quote=True)
+  return f'<figure><img src="{source}" alt="{alt}">{caption}</figure>'
+
+
+def _table(table: Table) -> str:
+  names = summary.column_names(table.rows)
+  columns = [[row.get(name) for row in table.rows] for name in names]
+  classes = [' class="number"' * summary.is_numeric(c) for c in columns]
+  cells = zip(*map(summary.format_column, columns), strict=True)
+  lines = ['<table>']
+  folded = len(table.rows) > _MAX_OPEN_ROWS
+  if table.caption and not folded:
+    lines.append(f'<caption>{_text(table.caption)}</caption>')
+  headings = ''.join(
+    f'<th scope="col"{kind}>{_text(name.replace("_", " "))}</th>'
+    for kind, name in zip(classes, names, strict=True)
+  )
+  lines.append(f'<thead><tr>{headings}</tr></thead>\n<tbody>')
+  for row in cells:
+    values = ''.join(
+      f'<td{kind}>{_text(cell)}</td>'
+      for kind, cell in zip(classes, row, strict=True)
+    )
+    lines.append(f'<tr>{values}</tr>')
+  lines += ['</tbody>', '</table>']
+  body = '<div class="wide">' + '\n'.join(lines) + '</div>'
+  if not folded:
+    return body
+  label = f'{table.caption or "Table"} ({len(table.rows):,} rows)'
+  return f'<details><summary>{_text(label)}</summary>{body}</details>'
+
+
+def _text(text: str) -> str:
+  return html.escape(str(text), quote=True)
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
+
+_STYLE = """
+:root {
+  --text: #1f2430; --quiet: #5b6472; --line: #e2e5ea; --page: #ffffff;
+  --raised: #f6f7f9; --link: #1d4ed8;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --text: #e6e8ec; --quiet: #a0a8b5; --line: #333a45; --page: #14171c;
+    --raised: #1d2128; --link: #8ab4ff;
+  }
+}
+* { box-sizing: border-box; }
+html { scroll-behavior: smooth; }
+body {
+  margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 60rem;
+  background: var(--page); color: var(--text);
+  font: 16px/1.6 system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif;
+}
+h1 { margin: 0 0 .25rem; font-size: 1.9rem; line-height: 1.2; }
+h2 {
+  margin: 3rem 0 .75rem; padding-bottom: .3rem; font-size: 1.3rem;
+  border-bottom: 1px solid var(--line);
+}
+p { margin: .75rem 0; max-width: 44rem; overflow-wrap: break-word; }
+.subtitle { margin: 0; color: var(--quiet); }
+nav { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; margin-top: 1rem; }
+a { color: var(--link); text-decoration: none; }
+a:hover { text-decoration: underline; }
+figure { margin: 1.5rem 0; }
+img {
+  display: block; max-width: 100%; height: auto; padding: .5rem;
+  background: #ffffff; border: 1px solid var(--line); border-radius: 8px;
+}
+figcaption, caption { color: var(--quiet); font-size: .9rem; }
+figcaption { margin-top: .5rem; max-width: 44rem; }
+caption { padding-bottom: .5rem; text-align: left; }
+.wide { margin: 1.5rem 0; overflow-x: auto; }
+table {
+  border-collapse: collapse; font-size: .875rem;
+  font-variant-numeric: tabular-nums;
+}
+th, td {
+  padding: .35rem .9rem; text-align: left; white-space: nowrap;
+  border-bottom: 1px solid var(--line);
+}
+th { color: var(--quiet); font-weight: 600; background: var(--raised); }
+tbody tr:hover { background: var(--raised); }
+.number { text-align: right; }
+summary { cursor: pointer; color: var(--link); }
+@media (max-width: 40rem) {
+  body { padding: 1.25rem .9rem 3rem; }
+  h1 { font-size: 1.5rem; }
+  th, td { padding: .3rem .55rem; }
+}
+@media print {
+  nav { display: none; }
+  section { break-inside: avoid; }
+}
+"""
