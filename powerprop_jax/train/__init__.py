@@ -1,0 +1,1 @@
+"""A training program: data, steps, loop, checkpoints, command line."""

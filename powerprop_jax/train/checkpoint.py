@@ -1,0 +1,373 @@
+"""Saving the state of a run so that a killed run loses little and no data.
+
+A checkpoint is a folder named after its step, written by orbax in the
+background under a temporary name and renamed when it is complete. The arrays
+lie in it by name; their structure (named tuples, optimiser states, dataclasses
+with static fields) comes from a template when they are restored. With them go
+the checksums of its files: a damaged checkpoint is noticed before it is read,
+and the one before it is used instead.
+"""
+
+from collections.abc import Callable
+import json
+import logging
+import os
+import pathlib
+import sys
+from typing import Any, NamedTuple
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from orbax import checkpoint as ocp
+
+from powerprop_jax.train import json_files
+from powerprop_jax.train.errors import UserError
+
+_DETAILS = 'powerprop_jax.json'
+_TEMPORARY = '.orbax-checkpoint-tmp'
+
+
+class Restored(NamedTuple):
+  """What a checkpoint held.
+
+  Attributes:
+    state: arrays in the structure of the template.
+    step: the step it was saved at.
+    metadata: what was saved beside the state.
+  """
+
+  state: Any
+  step: int
+  metadata: dict[str, Any]
+
+
+def _warn(message: str) -> None:
+  print(f'warning: {message}', file=sys.stderr)
+
+
+class Checkpoints:
+  """The checkpoints of one run.
+
+  Use it as a context manager, or call close: saving goes on in the background,
+  and leaving waits for it.
+
+      with checkpoint.Checkpoints(run.checkpoints_path) as checkpoints:
+        restored = checkpoints.restore_latest(jax.eval_shape(init, key))
+        ...
+        checkpoints.save(step, state, {'alphas': [1.0, 2.0]})
+  """
+
+  def __init__(
+    self,
+    folder: str | os.PathLike[str],
+    *,
+    max_to_keep: int = 3,
+    report: Callable[[str], None] = _warn,
+  ):
+    """Looks at a folder; writes nothing before the first save.
+
+    Args:
+      folder: where the checkpoints lie; made by the first save.
+      max_to_keep: how many to keep, at least 1; saving one more deletes the
+        oldest. Two or more, or there is nothing to fall back to.
+      report: called with a line for each damaged checkpoint.
+
+    Raises:
+      ValueError: if max_to_keep is less than 1.
+    """
+    if max_to_keep < 1:
+      raise ValueError(f'max_to_keep must be at least 1, got {max_to_keep}.')
+    self._folder = pathlib.Path(folder).absolute()
+    self._max_to_keep = max_to_keep
+    self._report = report
+    self._manager: ocp.CheckpointManager | None = None
+    self._saving: tuple[int, dict[str, Any]] = 0, {}
+    self._damaged: list[int] = []
+    _quieten_orbax()
+
+  def steps(self) -> list[int]:
+    """Steps of the checkpoints on disk, ascending; unfinished ones excluded."""
+    if not self._folder.is_dir():
+      return []
+    names = [path.name for path in self._folder.iterdir()]
+    return sorted(int(name) for name in names if name.isdigit())
+
+  def save(
+    self, step: int, state: Any, metadata: dict[str, Any] | None = None
+  ) -> None:
+    """Saves a state in the background.
+
+    Returns once the arrays are copied: they may be donated at once. The
+    checkpoint is on disk after wait, close or the next save. A checkpoint of
+    this step that exists already is left as it is.
+
+    Args:
+      step: number of training steps done; must be later than the latest.
+      state: any tree of arrays: typed PRNG keys, masks, scalars, …
+      metadata: what else to keep, made of what JSON holds.
+
+    Raises:
+      ValueError: if there is a checkpoint of a later step.
+      Exception: what made an earlier save in the background fail.
+    """
+    if self._damaged:
+      self.close()
+      self._set_damaged_aside()
+    if self._manager is None:
+      self._manager = self._open_manager()
+    latest = self._manager.latest_step()
+    if latest is not None and step <= latest:
+      if step == latest:
+        return
+      raise ValueError(
+        f'cannot save step {step} in {self._folder}: it has a checkpoint of '
+        f'the later step {latest}.'
+      )
+    # The callback of the save before, if it goes on, still needs _saving.
+    self.wait()
+    leaves = _describe(state)
+    self._saving = step, {'leaves': leaves, 'metadata': metadata or {}}
+    arrays = ocp.args.PyTreeSave(_storable(state))
+    self._manager.save(step, args=ocp.args.Composite(state=arrays))
+
+  def restore_latest(self, template: Any) -> Restored | None:
+    """Restores the latest checkpoint that is not damaged.
+
+    A damaged one is reported and passed over. It stays where it is; should the
+    run reach its step again, it is moved into the folder 'damaged' first.
+
+    Args:
+      template: the state, or its shapes from jax.eval_shape. Leaves that come
+        with a sharding are restored to it, others to the default device.
+
+    Returns:
+      The state, bit by bit what was saved; None if there is no checkpoint.
+
+    Raises:
+      UserError: if every checkpoint is damaged, or what was saved does not fit
+        the template: another network, optimiser or number of runs.
+    """
+    self.wait()
+    self._damaged = []
+    reason = ''
+    for step in reversed(self.steps()):
+      try:
+        state, metadata = self._restore(step, template)
+      except _MismatchError as error:
+        raise UserError(
+          f'the checkpoint of step {step} in {self._folder} is of another '
+          f'state: {error}. Use the settings it was made with.'
+        ) from error
+      except Exception as error:
+        # orbax, tensorstore and the file system each raise what they like.
+        first_line = str(error).strip().splitlines()[:1]
+        reason = first_line[0][:200] if first_line else type(error).__name__
+        self._damaged.append(step)
+        self._report(
+          f'the checkpoint of step {step} in {self._folder} is damaged '
+          f'({reason}); trying the one before it.'
+        )
+        continue
+      if self._damaged:
+        self._report(f'continuing from the checkpoint of step {step}.')
+      return Restored(state, step, metadata)
+    if self._damaged:
+      raise UserError(
+        f'no checkpoint in {self._folder} can be read (the last reason: '
+        f'{reason}). Nothing was deleted: bring one back from a copy, or '
+        'choose another --out to start anew.'
+      )
+    return None
+
+  def _restore(self, step: int, template: Any) -> tuple[Any, dict[str, Any]]:
+    folder = self._folder / str(step)
+    details = _read_details(folder)
+    _check_files(folder, details['checksums'])
+    template = jax.tree.map(_as_array, template)
+    _check_leaves(details['leaves'], _describe(template))
+    leaves, structure = jax.tree.flatten(template)
+    named = dict(zip(_names(template), leaves, strict=True))
+    how = {name: _restore_args(x) for name, x in named.items() if x.size}
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+      arrays = checkpointer.restore(
+        folder / 'state', args=ocp.args.PyTreeRestore(restore_args=how)
+      )
+    restored = [_as_leaf(arrays.get(name), x) for name, x in named.items()]
+    return jax.tree.unflatten(structure, restored), details['metadata']
+
+  def wait(self) -> None:
+    """Waits until what was saved is on disk."""
+    if self._manager is not None:
+      self._manager.wait_until_finished()
+      self._manager.check_for_errors()
+
+  def close(self) -> None:
+    """Waits, and ends what works in the background."""
+    if self._manager is not None:
+      self._manager.close()
+      self._manager = None
+
+  def __enter__(self) -> 'Checkpoints':
+    return self
+
+  def __exit__(self, *exc_info: object) -> None:
+    self.close()
+
+  def _open_manager(self) -> ocp.CheckpointManager:
+    options = ocp.CheckpointManagerOptions(
+      max_to_keep=self._max_to_keep,
+      cleanup_tmp_directories=True,
+      async_options=ocp.AsyncOptions(
+        post_finalization_callback=self._write_details
+      ),
+    )
+    return ocp.CheckpointManager(self._folder, options=options)
+
+  def _write_details(self) -> None:
+    # orbax calls this when the arrays are written and before the rename that
+    # makes them a checkpoint, so that no checkpoint lacks its checksums.
+    step, details = self._saving
+    (folder,) = self._folder.glob(f'{step}{_TEMPORARY}*')
+    details = {**details, 'checksums': _checksums(folder)}
+    text = json.dumps(json_files.to_json(details))
+    own_checksum = zlib.crc32(text.encode())
+    json_files.write_json(folder / _DETAILS, [own_checksum, text])
+
+  def _set_damaged_aside(self) -> None:
+    """Makes room for new checkpoints of the steps that are damaged."""
+    aside = self._folder / 'damaged'
+    for step in self._damaged:
+      aside.mkdir(exist_ok=True)
+      taken = {path.name for path in aside.iterdir()}
+      name = str(step)
+      while name in taken:
+        name += '_again'
+      os.replace(self._folder / str(step), aside / name)
+    self._damaged = []
+
+
+class _MismatchError(Exception):
+  """A checkpoint that is intact, but of another state than the template."""
+
+
+def _names(tree: Any) -> list[str]:
+  paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+  return [jax.tree_util.keystr(path) or 'value' for path in paths]
+
+
+def _is_key(leaf: Any) -> bool:
+  return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _storable(state: Any) -> dict[str, Any]:
+  """The leaves by name, in types and sizes that orbax can store."""
+  leaves = map(_as_array, jax.tree.leaves(state))
+  return {
+    name: jax.random.key_data(leaf) if _is_key(leaf) else leaf
+    for name, leaf in zip(_names(state), leaves, strict=True)
+    if leaf.size
+  }
+
+
+def _as_array(leaf: Any) -> Any:
+  return leaf if hasattr(leaf, 'dtype') else np.asarray(leaf)
+
+
+def _describe(tree: Any) -> dict[str, dict[str, Any]]:
+  """What must agree between a checkpoint and a template, for each leaf."""
+  leaves = map(_as_array, jax.tree.leaves(tree))
+  return {
+    name: {'type': str(leaf.dtype), 'shape': list(leaf.shape)}
+    for name, leaf in zip(_names(tree), leaves, strict=True)
+  }
+
+
+def _check_leaves(saved: dict[str, Any], wanted: dict[str, Any]) -> None:
+  """Raises _MismatchError naming the first leaf that differs."""
+  show = lambda leaf: f'{leaf["type"]}{leaf["shape"]}'
+  for name, leaf in wanted.items():
+    if name not in saved:
+      raise _MismatchError(f'it has no leaf {name}')
+    if saved[name] != leaf:
+      raise _MismatchError(
+        f'its leaf {name} is {show(saved[name])}, needed is {show(leaf)}'
+      )
+  for name in saved:
+    if name not in wanted:
+      raise _MismatchError(f'it has the leaf {name}, which is not needed')
+
+
+def _sharding(leaf: Any) -> jax.sharding.Sharding | None:
+  """Where a restored leaf goes; None is the default device, uncommitted."""
+  is_placed = getattr(leaf, 'committed', True)
+  return getattr(leaf, 'sharding', None) if is_placed else None
+
+
+def _restore_args(leaf: Any) -> ocp.RestoreArgs:
+  sharding = _sharding(leaf)
+  if sharding is None or _is_key(leaf):
+    return ocp.RestoreArgs(restore_type=np.ndarray)
+  return ocp.ArrayRestoreArgs(sharding=sharding)
+
+
+def _as_leaf(value: Any, leaf: Any) -> jax.Array:
+  """The stored value of a leaf, in the type of the template."""
+  if value is None:
+    return jnp.zeros(leaf.shape, leaf.dtype)
+  if isinstance(value, jax.Array):
+    return value
+  # A copy: NumPy's memory must not become a buffer that is donated later.
+  array = jnp.array(value)
+  if _is_key(leaf):
+    # key_impl, the public name for this, does not take a shape.
+    array = jax.random.wrap_key_data(array, impl=leaf.dtype._impl.name)
+  sharding = _sharding(leaf)
+  return array if sharding is None else jax.device_put(array, sharding)
+
+
+def _read_details(folder: pathlib.Path) -> dict[str, Any]:
+  own_checksum, text = json.loads((folder / _DETAILS).read_bytes())
+  if zlib.crc32(text.encode()) != own_checksum:
+    raise ValueError(f'{_DETAILS} has changed')
+  return json.loads(text)
+
+
+def _checksums(folder: pathlib.Path) -> dict[str, list[int]]:
+  """Size and CRC-32 of each file that restoring needs."""
+  return {
+    path.relative_to(folder).as_posix(): [path.stat().st_size, _crc32(path)]
+    for path in sorted((folder / 'state').rglob('*'))
+    if path.is_file()
+  }
+
+
+def _check_files(folder: pathlib.Path, checksums: dict[str, list[int]]) -> None:
+  """Raises ValueError or OSError naming the first file that is not intact."""
+  for name, (size, crc32) in checksums.items():
+    path = folder / name
+    if not path.is_file():
+      raise ValueError(f'{name} is missing')
+    if path.stat().st_size != size:
+      raise ValueError(f'{name} has {path.stat().st_size} of {size} bytes')
+    if _crc32(path) != crc32:
+      raise ValueError(f'{name} has changed')
+
+
+def _crc32(path: pathlib.Path) -> int:
+  checksum = 0
+  with open(path, 'rb') as file:
+    while block := file.read(1 << 20):
+      checksum = zlib.crc32(block, checksum)
+  return checksum
+
+
+def _is_not_from_orbax(record: logging.LogRecord) -> bool:
+  return f'{os.sep}orbax{os.sep}' not in record.pathname
+
+
+def _quieten_orbax() -> None:
+  # orbax reports each of its steps through absl's logger; failures that matter
+  # are raised. Adding the same filter twice has no effect.
+  logging.getLogger('absl').addFilter(_is_not_from_orbax)

@@ -1,0 +1,115 @@
+"""The training loop: dispatch, evaluate, log, save.
+
+It knows nothing of the network or the number of runs in the state; a sweep of
+many lanes goes through the same page as a single run.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import statistics
+from typing import Any
+
+import jax
+import numpy as np
+
+from powerprop_jax.train import checkpoint, metrics
+from powerprop_jax.train.errors import UserError
+from powerprop_jax.train.run_folder import RunFolder
+
+Records = Sequence[Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+  """How long to train and how often to look."""
+
+  # Training steps in all.
+  num_steps: int = 10_000
+  # Examples in a batch.
+  batch_size: int = 60
+  # Steps between two evaluations on the validation split, each of which is also
+  # logged and saved; an interrupted run continues from the last one.
+  eval_every: int = 1_000
+  # Steps compiled into one dispatch to the device.
+  steps_per_dispatch: int = 250
+
+
+def fit(
+  state: Any,
+  *,
+  advance: Callable[[Any, np.ndarray], tuple[Any, Any]],
+  evaluate: Callable[[Any], Any],
+  indices: Callable[[int, int], np.ndarray],
+  records: Callable[[Any, Any], Records],
+  config: LoopConfig,
+  folder: RunFolder,
+  tensorboard: bool = False,
+) -> Any:
+  """Trains from the state, or from the folder's last checkpoint, to the end.
+
+  Args:
+    state: the state at step 0, one run or stacked lanes; it is donated.
+    advance: jitted, (state, indices) -> (state, train_metrics).
+    evaluate: jitted, state -> validation_metrics.
+    indices: (start, num_steps) -> rows of the training data for these steps; a
+      pure function, which is what makes resuming exact.
+    records: (train_metrics, validation_metrics) -> flat records to log.
+    config: lengths.
+    folder: where metrics and checkpoints go.
+    tensorboard: whether to write TensorBoard files too.
+
+  Returns:
+    The state after config.num_steps steps.
+
+  Raises:
+    UserError: if a length is not positive.
+  """
+  _check(config)
+  with checkpoint.Checkpoints(folder.checkpoints_path) as checkpoints:
+    step = 0
+    if folder.is_resumed:
+      template = jax.eval_shape(lambda: state)
+      restored = checkpoints.restore_latest(template)
+      if restored is not None:
+        state, step, _ = restored
+    with (
+      metrics.MetricsWriter(folder.metrics_path, start=step) as writer,
+      metrics.Progress('training', config.num_steps, start=step) as progress,
+      metrics.tensorboard_writer(folder.path, step, tensorboard) as board,
+    ):
+      while step < config.num_steps:
+        count = _steps_until_look(step, config)
+        state, train_metrics = advance(state, indices(step, count))
+        step += count
+        if step % config.eval_every and step < config.num_steps:
+          progress.update(step)
+          continue
+        logged = records(train_metrics, evaluate(state))
+        for record in logged:
+          writer.write(step, record)
+          board.write(step, record)
+        checkpoints.save(step, state, {})
+        progress.update(step, _mean(logged))
+  return state
+
+
+def _steps_until_look(step: int, config: LoopConfig) -> int:
+  """Steps in the next dispatch, none of which crosses an evaluation."""
+  to_look = config.eval_every - step % config.eval_every
+  return min(config.steps_per_dispatch, to_look, config.num_steps - step)
+
+
+def _mean(records: Records) -> dict[str, float]:
+  """Means over the records, for the eye."""
+  names = ('loss', 'validation_accuracy')
+  return {
+    name: statistics.fmean(float(record[name]) for record in records)
+    for name in names
+  }
+
+
+def _check(config: LoopConfig) -> None:
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if value < 1:
+      raise UserError(f'{field.name} must be at least 1, got {value}.')

@@ -1,0 +1,55 @@
+"""The state of a training run: everything that a checkpoint must hold."""
+
+from typing import Any, NamedTuple
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import optax
+
+from powerprop_jax.optim import views
+
+
+class TrainState(NamedTuple):
+  """What one training step turns into the next.
+
+  Attributes:
+    step: training steps done, int32 scalar.
+    phi: latent parameters.
+    net_state: the network's own state, such as batch-norm averages.
+    opt_state: state of the gradient transformation; holds α.
+  """
+
+  step: jax.Array
+  phi: hk.Params
+  net_state: hk.State
+  opt_state: Any
+
+  @property
+  def theta(self) -> hk.Params:
+    """Effective parameters, what the network computes with."""
+    return views.effective_params(self.phi, self.opt_state)
+
+
+def create(
+  net: hk.TransformedWithState,
+  tx: optax.GradientTransformation,
+  key: jax.Array,
+  images: jax.Array,
+) -> TrainState:
+  """Initialises a network and the state that trains it.
+
+  Args:
+    net: a network from nets.make: net.apply(theta, net_state, None, images,
+      is_training) gives (logits, net_state).
+    tx: gradient transformation over the latent parameters.
+    key: PRNG key of the initial weights; the same key gives the same function
+      at step 0 for every α.
+    images: a batch of inputs, float, for its shape.
+
+  Returns:
+    The state before the first step.
+  """
+  theta, net_state = net.init(key, images, is_training=True)
+  phi, opt_state = views.init(tx, theta)
+  return TrainState(jnp.zeros([], jnp.int32), phi, net_state, opt_state)

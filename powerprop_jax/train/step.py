@@ -1,0 +1,133 @@
+"""Training and evaluation steps, many per dispatch.
+
+The gradient is taken at θ, not through ψ: the optimiser inside powerprop wants
+∂L/∂θ, which is finite at φ = 0 too. Data is an argument of every compiled
+function; closed over, it would become a constant of the program.
+"""
+
+from collections.abc import Callable
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import optax
+
+from powerprop_jax.train import data
+from powerprop_jax.train.data_sources import Arrays
+from powerprop_jax.train.state import TrainState
+
+Metrics = dict[str, jax.Array]
+Step = Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, Metrics]]
+
+
+def make_step(
+  net: hk.TransformedWithState, tx: optax.GradientTransformation
+) -> Step:
+  """One step of training: step(state, images, labels) -> (state, metrics).
+
+  Args:
+    net: a network from nets.make.
+    tx: gradient transformation over φ, e.g. powerprop(optax.sgd(0.1), 2.).
+
+  Returns:
+    A pure function. Images are [batch, height, width, channels], float or
+    uint8; labels [batch], integer. Metrics are the mean cross-entropy loss, in
+    nats, and the accuracy of the batch before the step.
+  """
+
+  def loss_fn(
+    theta: hk.Params, net_state: hk.State, images: jax.Array, labels: jax.Array
+  ) -> tuple[jax.Array, tuple[hk.State, jax.Array]]:
+    logits, net_state = net.apply(
+      theta, net_state, None, images, is_training=True
+    )
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return jnp.mean(losses), (net_state, logits)
+
+  def step(
+    state: TrainState, images: jax.Array, labels: jax.Array
+  ) -> tuple[TrainState, Metrics]:
+    (loss, (net_state, logits)), grads = jax.value_and_grad(
+      loss_fn, has_aux=True
+    )(state.theta, state.net_state, data.to_float(images), labels)
+    updates, opt_state = tx.update(grads, state.opt_state, state.phi)
+    phi = optax.apply_updates(state.phi, updates)
+    accuracy = jnp.mean((jnp.argmax(logits, -1) == labels).astype(jnp.float32))
+    state = TrainState(state.step + 1, phi, net_state, opt_state)
+    return state, {'loss': loss, 'accuracy': accuracy}
+
+  return step
+
+
+def make_advance(
+  step: Step,
+) -> Callable[[TrainState, Arrays, jax.Array], tuple[TrainState, Metrics]]:
+  """Many steps in one dispatch: advance(state, arrays, indices).
+
+  Args:
+    step: a step as make_step gives it.
+
+  Returns:
+    A function to jit with its first argument donated. indices is
+    int32[num_steps, batch], rows of the data to train on; metrics are the means
+    over these steps.
+  """
+
+  def advance(
+    state: TrainState, arrays: Arrays, indices: jax.Array
+  ) -> tuple[TrainState, Metrics]:
+    def body(state: TrainState, batch: jax.Array) -> tuple[TrainState, Metrics]:
+      return step(state, arrays.images[batch], arrays.labels[batch])
+
+    state, metrics = jax.lax.scan(body, state, indices)
+    return state, jax.tree.map(lambda m: jnp.mean(m, axis=0), metrics)
+
+  return advance
+
+
+def make_evaluate(
+  net: hk.TransformedWithState, *, batch_size: int = 1000
+) -> Callable[[hk.Params, hk.State, Arrays], Metrics]:
+  """Loss and accuracy over a whole split: evaluate(theta, net_state, arrays).
+
+  Args:
+    net: a network from nets.make.
+    batch_size: examples at a time, which bounds the memory.
+
+  Returns:
+    A pure function, exact for any number of examples. A prediction made of
+    logits that are not finite counts as wrong.
+  """
+
+  def score(
+    theta: hk.Params, net_state: hk.State, arrays: Arrays
+  ) -> tuple[jax.Array, jax.Array]:
+    logits, _ = net.apply(
+      theta, net_state, None, data.to_float(arrays.images), is_training=False
+    )
+    losses = optax.softmax_cross_entropy_with_integer_labels(
+      logits, arrays.labels
+    )
+    correct = jnp.argmax(logits, -1) == arrays.labels
+    finite = jnp.all(jnp.isfinite(logits), axis=-1)
+    return jnp.sum(losses), jnp.sum(correct & finite)
+
+  def evaluate(
+    theta: hk.Params, net_state: hk.State, arrays: Arrays
+  ) -> Metrics:
+    size = arrays.labels.shape[0]
+    whole = size - size % batch_size
+    head = jax.tree.map(
+      lambda x: x[:whole].reshape(-1, batch_size, *x.shape[1:]), arrays
+    )
+    tail = jax.tree.map(lambda x: x[whole:], arrays)
+    losses, correct = jax.lax.map(
+      lambda batch: score(theta, net_state, batch), head
+    )
+    loss, count = jnp.sum(losses), jnp.sum(correct)
+    if whole < size:
+      tail_loss, tail_count = score(theta, net_state, tail)
+      loss, count = loss + tail_loss, count + tail_count
+    return {'loss': loss / size, 'accuracy': count / jnp.float32(size)}
+
+  return evaluate

@@ -1,0 +1,213 @@
+"""Training a network for many α and keys, and pruning what came out.
+
+The glue between lanes, which know how to stack runs, and the loop, which knows
+how to train and save whatever it is given.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from powerprop_jax.core import select as select_lib
+from powerprop_jax.core import trees
+from powerprop_jax.core.trees import Select
+from powerprop_jax.prune import one_shot
+from powerprop_jax.train import data, loop
+from powerprop_jax.train import lanes as lanes_lib
+from powerprop_jax.train import step as step_lib
+from powerprop_jax.train.data_sources import Arrays
+from powerprop_jax.train.lanes import Lanes
+from powerprop_jax.train.loop import LoopConfig
+from powerprop_jax.train.run_folder import RunFolder
+from powerprop_jax.train.state import TrainState
+
+
+def train(
+  net: hk.TransformedWithState,
+  make_tx: Callable[[Any], optax.GradientTransformation],
+  lanes: Lanes,
+  splits: data.Splits,
+  config: LoopConfig,
+  folder: RunFolder,
+  *,
+  at_once: int | None = None,
+  tensorboard: bool = False,
+) -> TrainState:
+  """Trains a network once for every lane.
+
+  Args:
+    net: a network from nets.make.
+    make_tx: from α, an array, to a gradient transformation over φ.
+    lanes: the runs.
+    splits: the data; it is moved to the device.
+    config: lengths.
+    folder: where metrics and checkpoints go.
+    at_once: lanes computed side by side; None is all of them, 1 needs the least
+      memory.
+    tensorboard: whether to write TensorBoard files too.
+
+  Returns:
+    The stacked final states.
+  """
+  train_arrays, validation = jax.device_put((splits.train, splits.validation))
+  state = initial_states(net, make_tx, lanes, splits)
+  # The update reads α from the state, so any α builds the same step.
+  one_step = step_lib.make_step(net, make_tx(jnp.float32(1)))
+  advance = step_lib.make_advance(one_step)
+  score = step_lib.make_evaluate(net)
+  mapped_advance = jax.jit(
+    lambda state, arrays, indices: lanes_lib.map_lanes(
+      lambda s, i: advance(s, arrays, i), at_once
+    )(state, indices),
+    donate_argnums=0,
+  )
+  mapped_score = jax.jit(
+    lambda state, arrays: lanes_lib.map_lanes(
+      lambda s: score(s.theta, s.net_state, arrays), at_once
+    )(state)
+  )
+  return loop.fit(
+    state,
+    advance=lambda state, indices: mapped_advance(state, train_arrays, indices),
+    evaluate=lambda state: mapped_score(state, validation),
+    indices=lambda start, count: lanes_lib.batch_indices(
+      lanes, start, count, config.batch_size, len(splits.train.labels)
+    ),
+    records=lambda *found: _records(lanes, *found),
+    config=config,
+    folder=folder,
+    tensorboard=tensorboard,
+  )
+
+
+def initial_states(
+  net: hk.TransformedWithState,
+  make_tx: Callable[[Any], optax.GradientTransformation],
+  lanes: Lanes,
+  splits: data.Splits,
+) -> TrainState:
+  """The stacked states of all lanes before their first step."""
+  images = data.to_float(splits.train.images[:1])
+  return lanes_lib.create(net, make_tx, lanes, images)
+
+
+def prune(
+  net: hk.TransformedWithState,
+  state: TrainState,
+  lanes: Lanes,
+  arrays: Arrays,
+  sparsities: Sequence[float],
+  *,
+  scope: str = 'layer',
+  overrides: Callable[[float], Mapping[str, float]] | None = None,
+  select: Select = select_lib.is_weight,
+) -> list[dict[str, Any]]:
+  """Accuracy of every lane after one-shot pruning at every sparsity.
+
+  Args:
+    net: the network.
+    state: stacked states of the lanes.
+    lanes: the runs.
+    arrays: examples to score on.
+    sparsities: shares of weights to remove, each in [0, 1).
+    scope: 'layer' or 'global'; see prune.one_shot.
+    overrides: from a sparsity to the sparsities of leaves by pattern.
+    select: which leaves are pruned.
+
+  Returns:
+    One record for each lane and sparsity, with alpha, key, scope, sparsity,
+    density, accuracy and loss; density is the share of selected weights that is
+    left, leaves with a sparsity of their own included.
+  """
+  densities = [
+    _density(state, sparsity, scope, overrides, select)
+    for sparsity in sparsities
+  ]
+  evaluate = step_lib.make_evaluate(net)
+  on_device = jax.device_put(arrays)
+
+  @jax.jit
+  def score(state: TrainState, arrays: Arrays) -> dict[str, jax.Array]:
+    return lanes_lib.map_lanes(
+      lambda s: one_shot.sweep(
+        lambda theta: evaluate(theta, s.net_state, arrays),
+        s.theta,
+        sparsities,
+        scope=scope,
+        overrides=overrides,
+        select=select,
+      ),
+      1,
+    )(state)
+
+  found = jax.device_get(score(state, on_device))
+  return [
+    {
+      'alpha': float(alpha),
+      'key': int(key),
+      'scope': scope,
+      'sparsity': float(sparsity),
+      'density': densities[i],
+      'accuracy': float(found['accuracy'][lane, i]),
+      'loss': float(found['loss'][lane, i]),
+    }
+    for lane, (alpha, key) in enumerate(zip(*lanes, strict=True))
+    for i, sparsity in enumerate(sparsities)
+  ]
+
+
+def _density(
+  state: TrainState,
+  sparsity: float,
+  scope: str,
+  overrides: Callable[[float], Mapping[str, float]] | None,
+  select: Select,
+) -> float:
+  """Share of the selected weights of a lane that pruning leaves."""
+  shapes = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state.phi
+  )
+  counts = one_shot.kept_counts(
+    shapes,
+    sparsity,
+    scope=scope,
+    select=select,
+    overrides=overrides(sparsity) if overrides else None,
+  )
+  sizes = [
+    leaf.value.size for leaf in trees.named_leaves(shapes) if select(*leaf)
+  ]
+  return sum(counts.values()) / sum(sizes)
+
+
+def _records(
+  lanes: Lanes, train_metrics: Any, validation_metrics: Any
+) -> list[dict[str, Any]]:
+  """One flat record per lane of what a look at the run found."""
+  trained, validated = jax.device_get((train_metrics, validation_metrics))
+  return [
+    {
+      'alpha': float(alpha),
+      'key': int(key),
+      **{name: float(value[lane]) for name, value in trained.items()},
+      **{
+        f'validation_{name}': float(value[lane])
+        for name, value in validated.items()
+      },
+    }
+    for lane, (alpha, key) in enumerate(zip(*lanes, strict=True))
+  ]
+
+
+def diverged(state: TrainState) -> np.ndarray:
+  """Which lanes hold a number that is not finite, bool[lanes]."""
+  finite = [
+    jnp.all(jnp.isfinite(leaf), axis=tuple(range(1, leaf.ndim)))
+    for leaf in jax.tree.leaves(state.phi)
+  ]
+  return ~np.asarray(jnp.all(jnp.stack(finite), axis=0))
