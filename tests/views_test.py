@@ -21,7 +21,9 @@ def _power(alpha=2.0):
 _WRAPPERS = {
   'bare': lambda: _power(),
   'chain': lambda: optax.chain(optax.clip(1.0), _power()),
-  'multi_steps': lambda: optax.MultiSteps(_power(), 2).gradient_transformation(),
+  'multi_steps': lambda: optax.MultiSteps(
+    _power(), 2
+  ).gradient_transformation(),
   'apply_if_finite': lambda: optax.apply_if_finite(_power(), 3),
   'inject': lambda: optax.inject_hyperparams(
     lambda lr, alpha: powerprop.powerprop(optax.sgd(lr), alpha)

@@ -1,0 +1,121 @@
+"""Sparse training with Powerpropagation for JAX, Haiku and Optax.
+
+    θ = φ |φ|^(α-1)
+
+The latent weights φ are trained, the network computes with the effective
+weights θ, and most of them end up near zero, safe to prune. See
+`pp.powerprop` for the optimiser, `pp.init` and `pp.effective_params` for the
+two lines that a train step needs besides, and `pp.prune` for masks.
+
+Data sets, checkpoints, plots and command lines are in `powerprop_jax.train` and
+`powerprop_jax.report.plotting`, which load heavier packages.
+"""
+
+# Arrays and trees.
+from powerprop_jax.core.distributions import er, erk, uniform
+from powerprop_jax.core.masks import (
+  Masks,
+  apply_masks,
+  density,
+  full_masks,
+  intersect,
+  num_kept,
+  overlap,
+  pack_masks,
+  union,
+  unpack_masks,
+)
+from powerprop_jax.core.reparam import psi, psi_derivative, psi_inverse
+from powerprop_jax.core.schedules import (
+  at,
+  constant,
+  every,
+  never,
+  one_shot,
+  polynomial,
+)
+from powerprop_jax.core.scores import (
+  gradient,
+  magnitude,
+  movement,
+  random,
+  saliency,
+)
+from powerprop_jax.core.select import (
+  by_regex,
+  exclude,
+  is_weight,
+  selection_table,
+)
+from powerprop_jax.core.topk import top_k_mask, top_k_masks
+from powerprop_jax.core.trees import Select
+
+# Networks.
+from powerprop_jax.nets.scope import power_scope
+
+# Optimisation.
+from powerprop_jax.optim.decay import decay_phi, decay_theta
+from powerprop_jax.optim.powerprop import PowerState, powerprop
+from powerprop_jax.optim.views import (
+  effective_params,
+  init,
+  latent_params,
+  with_alpha,
+)
+
+# Pruning.
+from powerprop_jax.prune.one_shot import prune, sweep
+
+# Reports.
+from powerprop_jax.report.summary import summary_table
+
+__version__ = '0.1.0'
+
+__all__ = (
+  'Masks',
+  'PowerState',
+  'Select',
+  'apply_masks',
+  'at',
+  'by_regex',
+  'constant',
+  'decay_phi',
+  'decay_theta',
+  'density',
+  'effective_params',
+  'er',
+  'erk',
+  'every',
+  'exclude',
+  'full_masks',
+  'gradient',
+  'init',
+  'intersect',
+  'is_weight',
+  'latent_params',
+  'magnitude',
+  'movement',
+  'never',
+  'num_kept',
+  'one_shot',
+  'overlap',
+  'pack_masks',
+  'polynomial',
+  'power_scope',
+  'powerprop',
+  'prune',
+  'psi',
+  'psi_derivative',
+  'psi_inverse',
+  'random',
+  'saliency',
+  'selection_table',
+  'summary_table',
+  'sweep',
+  'top_k_mask',
+  'top_k_masks',
+  'uniform',
+  'union',
+  'unpack_masks',
+  'with_alpha',
+)

@@ -1,0 +1,51 @@
+"""Examples in docstrings, and in the README, give what they say."""
+
+import doctest
+import importlib
+import pathlib
+import pkgutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import powerprop_jax as pp
+
+_MODULES = sorted(
+  module.name
+  for module in pkgutil.walk_packages(pp.__path__, 'powerprop_jax.')
+  if not module.name.endswith('__main__')
+)
+_README = pathlib.Path(pp.__file__).parents[1] / 'README.md'
+_TYPES = ('Masks', 'PowerState', 'Select')
+_GLOBALS = {'jax': jax, 'jnp': jnp, 'np': np, 'optax': optax, 'pp': pp}
+
+
+@pytest.mark.parametrize('name', _MODULES)
+def test_examples_of_module(name):
+  module = importlib.import_module(name)
+  results = doctest.testmod(
+    module, extraglobs=_GLOBALS, optionflags=doctest.NORMALIZE_WHITESPACE
+  )
+  assert results.failed == 0
+
+
+@pytest.mark.parametrize('name', pp.__all__)
+def test_every_public_name_is_documented_with_an_example(name):
+  thing = getattr(pp, name)
+  if name in _TYPES:
+    return
+  assert thing.__doc__, f'{name} has no docstring'
+  assert '>>>' in thing.__doc__, f'{name} has no example'
+
+
+def test_python_blocks_of_the_readme_run():
+  if not _README.exists():
+    pytest.skip('installed without its README')
+  blocks = _README.read_text().split('```python\n')[1:]
+  assert blocks
+  scope: dict[str, object] = {}
+  for block in blocks:
+    exec(compile(block.split('```')[0], 'README.md', 'exec'), scope)

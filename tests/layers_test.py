@@ -1,0 +1,112 @@
+"""Folders import only from folders to their left; light things stay light."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import powerprop_jax
+
+_PACKAGE = pathlib.Path(powerprop_jax.__file__).parent
+_FILES = sorted(_PACKAGE.rglob('*.py'))
+
+# Folder -> the folders it may import from, itself aside.
+_ALLOWED = {
+  'core': set(),
+  'optim': {'core'},
+  'nets': {'core'},
+  'prune': {'core', 'optim'},
+  'continual': {'core', 'optim'},
+  'report': {'core', 'optim', 'nets'},
+  'train': {'core', 'optim', 'nets', 'prune', 'continual', 'report'},
+}
+
+# Within core, files in the order in which they may build on each other; files
+# of one rank do not import each other.
+_CORE_RANKS = {
+  'trees': 0,
+  'reparam': 1,
+  'select': 1,
+  'topk': 1,
+  'masks': 2,
+  'scores': 2,
+  'distributions': 3,
+  'schedules': 3,
+}
+
+# What only a training program needs, and who may import it.
+_HEAVY = {
+  'tensorflow_datasets',
+  'sklearn',
+  'grain',
+  'orbax',
+  'matplotlib',
+  'tyro',
+  'rich',
+  'tensorboardX',
+  'tensorflow',
+  'torch',
+}
+
+
+def _imports(path):
+  """(module, names) of every import in a file, lazy ones included."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      for alias in node.names:
+        yield alias.name
+    elif isinstance(node, ast.ImportFrom) and node.module:
+      for alias in node.names:
+        yield f'{node.module}.{alias.name}'
+
+
+def _folder(path):
+  return path.relative_to(_PACKAGE).parts[0]
+
+
+@pytest.mark.parametrize(
+  'path', _FILES, ids=lambda p: str(p.relative_to(_PACKAGE))
+)
+def test_imports_point_left(path):
+  folder = _folder(path)
+  for module in _imports(path):
+    parts = module.split('.')
+    if parts[0] == 'experiments':
+      raise AssertionError(f'{path} imports {module}: the library stands alone')
+    if parts[0] != 'powerprop_jax' or folder == '__init__.py':
+      continue
+    source = parts[1]
+    assert source == folder or source in _ALLOWED[folder], (
+      f'{path} imports {module}: {folder} may import from '
+      f'{sorted(_ALLOWED[folder])} only'
+    )
+    if folder == source == 'core' and path.stem in _CORE_RANKS:
+      below, above = _CORE_RANKS.get(parts[2]), _CORE_RANKS[path.stem]
+      assert below is None or below < above or parts[2] == path.stem, (
+        f'core/{path.name} imports core/{parts[2]}, which is not below it'
+      )
+
+
+@pytest.mark.parametrize(
+  'path', _FILES, ids=lambda p: str(p.relative_to(_PACKAGE))
+)
+def test_heavy_imports_stay_in_train_and_plotting(path):
+  heavy = {module.split('.')[0] for module in _imports(path)} & _HEAVY
+  where = path.relative_to(_PACKAGE).as_posix()
+  if where == 'report/plotting.py':
+    assert heavy <= {'matplotlib'}
+  elif not where.startswith('train/'):
+    assert not heavy, f'{where} imports {heavy}'
+
+
+def test_importing_the_package_loads_nothing_heavy():
+  program = (
+    'import sys, powerprop_jax; '
+    f'print([m for m in {sorted(_HEAVY)!r} if m in sys.modules])'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', program], capture_output=True, text=True, check=True
+  )
+  assert done.stdout.strip() == '[]'
