@@ -1,0 +1,161 @@
+"""Time of an exact global top-k mask against sorting and NumPy.
+
+  python -m experiments.benchmark_topk
+
+keeps a tenth of normally distributed scores, once as one array and once as a
+tree of the shapes of ResNet-50's kernels, with four programs: top_k_masks,
+jax.lax.top_k with a scatter of its indices, jax.numpy.sort with a comparison,
+and numpy.partition with a comparison. The last two keep all ties and thus may
+keep more than k. Only ours accepts a tree; the others get the
+concatenated scores. The programs take turns, and medians and their ratios
+are printed. Takes about two minutes on two CPU cores, most of it in the sort.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import json
+import os
+import pathlib
+import platform
+import statistics
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from powerprop_jax.core import topk
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Time of an exact global top-k mask against sorting and NumPy."""
+
+  sizes: tuple[int, ...] = (25_600_000,)  # entries of the flat arrays
+  resnet: bool = True  # also measure a tree of ResNet-50's kernels
+  density: float = 0.1  # share of the scores to keep
+  repeats: int = 5  # runs of each program, after one that is not counted
+  key: int = 0  # seed of the scores
+  out: pathlib.Path | None = None  # file for the results, as JSON
+
+
+def main(config: Config) -> list[dict[str, Any]]:
+  """Measures, prints and perhaps saves; returns the records."""
+  print(_environment())
+  generator = np.random.default_rng(config.key)
+  trees = {
+    f'one array of {size:,}': [_scores(generator, (size,))]
+    for size in config.sizes
+  }
+  if config.resnet:
+    shapes = resnet50_kernel_shapes()
+    trees['ResNet-50 kernels'] = [_scores(generator, s) for s in shapes]
+  records = []
+  for name, leaves in trees.items():
+    records += _measure(name, leaves, config)
+  if config.out is not None:
+    environment = {'environment': _environment()}
+    text = json.dumps([environment | record for record in records], indent=2)
+    config.out.write_text(text + '\n')
+  return records
+
+
+def resnet50_kernel_shapes() -> list[tuple[int, ...]]:
+  """Shapes of the 54 kernels of ResNet-50, 25,502,912 weights."""
+  shapes: list[tuple[int, ...]] = [(7, 7, 3, 64)]
+  channels = 64
+  for blocks, width in ((3, 64), (4, 128), (6, 256), (3, 512)):
+    shapes.append((1, 1, channels, 4 * width))
+    for _ in range(blocks):
+      shapes += [
+        (1, 1, channels, width),
+        (3, 3, width, width),
+        (1, 1, width, 4 * width),
+      ]
+      channels = 4 * width
+  return [*shapes, (2048, 1000)]
+
+
+def _scores(
+  generator: np.random.Generator, shape: tuple[int, ...]
+) -> jax.Array:
+  return jnp.asarray(generator.standard_normal(shape, dtype=np.float32))
+
+
+def _measure(
+  name: str, leaves: list[jax.Array], config: Config
+) -> list[dict[str, Any]]:
+  flat = jnp.concatenate([leaf.ravel() for leaf in leaves])
+  k = round(config.density * flat.size)
+  numpy_flat = np.asarray(flat)
+
+  @jax.jit
+  def with_top_k(x: jax.Array) -> jax.Array:
+    return jnp.zeros(x.shape, bool).at[jax.lax.top_k(x, k)[1]].set(True)
+
+  @jax.jit
+  def with_sort(x: jax.Array) -> jax.Array:
+    return x >= jnp.sort(x)[x.size - k]
+
+  def with_partition() -> np.ndarray[Any, Any]:
+    cut = numpy_flat.size - k
+    return numpy_flat >= np.partition(numpy_flat, cut)[cut]
+
+  programs: dict[str, Callable[[], Any]] = {
+    'top_k_masks': lambda: topk.top_k_masks(leaves, k),
+    'numpy.partition': with_partition,
+    'jax.lax.top_k': lambda: with_top_k(flat),
+    'jax.numpy.sort': lambda: with_sort(flat),
+  }
+  first = {program: _seconds(run) for program, run in programs.items()}
+  times: dict[str, list[float]] = {program: [] for program in programs}
+  for _ in range(config.repeats):
+    for program, run in programs.items():
+      times[program].append(_seconds(run))
+  medians = {program: statistics.median(t) for program, t in times.items()}
+  ours = medians['top_k_masks']
+
+  print(f'\n{name}: {flat.size:,} scores, {k:,} kept')
+  print(f'{"program":16} {"median ms":>9} {"/ ours":>7} {"first ms":>9}')
+  for program, median in medians.items():
+    print(
+      f'{program:16} {1e3 * median:9.1f} {median / ours:7.2f} '
+      f'{1e3 * first[program]:9.0f}'
+    )
+  partition = ours / medians['numpy.partition']
+  print(f'top_k_masks takes {partition:.2f} times as long as numpy.partition.')
+  return [
+    {
+      'scores': name,
+      'size': flat.size,
+      'k': k,
+      'program': program,
+      'median_seconds': median,
+      'ratio_to_ours': median / ours,
+      'first_seconds': first[program],  # compilation included
+      'seconds': times[program],
+    }
+    for program, median in medians.items()
+  ]
+
+
+def _seconds(run: Callable[[], Any]) -> float:
+  start = time.perf_counter()
+  jax.block_until_ready(run())
+  return time.perf_counter() - start
+
+
+def _environment() -> str:
+  device = jax.devices()[0]
+  return (
+    f'Python {platform.python_version()}, JAX {jax.__version__}, '
+    f'NumPy {np.__version__} on {platform.system()} {platform.machine()} with '
+    f'{os.cpu_count()} CPU cores; JAX runs on {device.device_kind}.'
+  )
+
+
+if __name__ == '__main__':
+  import tyro
+
+  main(tyro.cli(Config, description=__doc__))
