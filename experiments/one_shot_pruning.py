@@ -86,7 +86,9 @@ class Config:
 
 PRESETS = {
   'digits': Config(
-    optimizer=OptimizerConfig(learning_rate=0.1),
+    optimizer=OptimizerConfig(
+      learning_rate=0.1, schedule='cosine', decay_phi=2e-3
+    ),
     loop=LoopConfig(num_steps=6_000, batch_size=60),
   ),
   'mnist_reference': Config(
@@ -142,7 +144,7 @@ def main(config: Config) -> None:
       state,
       runs,
       splits.test,
-      [1 - kept for kept in config.kept],
+      [_sparsity(kept) for kept in config.kept],
       scope=scope,
       overrides=_keep_more_outputs(config) if scope == 'layer' else None,
     )
@@ -164,10 +166,15 @@ def _check(config: Config) -> None:
       )
 
 
+def _sparsity(kept: float) -> float:
+  """1 - kept as people write it: 0.9, not 0.09999999999999998 for 0.1."""
+  return round(1 - kept, 12)
+
+
 def _keep_more_outputs(config: Config) -> Any:
   """The notebook's rule: the output layer keeps min(1, 2p)."""
   return lambda sparsity: {
-    'logits/w$': max(0.0, 1 - config.output_factor * (1 - sparsity))
+    'logits/w$': max(0.0, round(1 - config.output_factor * (1 - sparsity), 12))
   }
 
 
@@ -302,7 +309,7 @@ def _print(
           for record in results
           if record['scope'] == scope
           and record['alpha'] == np.float32(alpha)
-          and record['sparsity'] == 1 - kept
+          and record['sparsity'] == _sparsity(kept)
         ]
         row += f'  {np.mean(found):8.3f}'
       print(row)

@@ -46,6 +46,14 @@ def decay_theta(
 
   Raises:
     ValueError: if rate is negative or not finite.
+
+  Example:
+    >>> tx = decay_theta(0.5)
+    >>> theta = {'linear': {'w': jnp.array([[2.0]])}}
+    >>> grads = {'linear': {'w': jnp.array([[0.25]])}}
+    >>> grads, _ = tx.update(grads, tx.init(theta), theta)
+    >>> grads['linear']['w']                    # 0.25 + 0.5 · 2
+    Array([[1.25]], dtype=float32)
   """
   _check_rate(rate)
 
