@@ -135,6 +135,7 @@ def main(config: Config) -> None:
     config.loop,
     folder,
     at_once=config.lanes_at_once,
+    repeat_update=config.optimizer.is_elementwise,
     tensorboard=config.tensorboard,
   )
   results = []
@@ -155,6 +156,7 @@ def main(config: Config) -> None:
 
 
 def _check(config: Config) -> None:
+  lanes.check_at_once(config.lanes_at_once)
   for name in ('alphas', 'keys', 'kept', 'scopes'):
     if not getattr(config, name):
       raise UserError(f'--{name} needs at least one value.')

@@ -26,6 +26,7 @@ _ALLOWED = {
 # Within core, files in the order in which they may build on each other; files
 # of one rank do not import each other.
 _CORE_RANKS = {
+  'powers': 0,
   'trees': 0,
   'reparam': 1,
   'select': 1,

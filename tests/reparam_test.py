@@ -118,11 +118,9 @@ class PsiTest(parameterized.TestCase):
         self.assertNotIn(f'{costly} ', jaxpr)
         self.assertNotIn(f'{costly}[', jaxpr)
 
-  def test_traced_alpha_costs_one_exp_and_one_log(self):
+  def test_traced_alpha_calls_no_general_power(self):
     jaxpr = str(jax.make_jaxpr(reparam.psi)(jnp.ones(3), jnp.float32(2)))
-    self.assertEqual(jaxpr.count('= exp '), 1)
-    self.assertEqual(jaxpr.count('= log '), 1)
-    self.assertNotIn('= pow ', jaxpr)
+    self.assertNotIn(' pow ', jaxpr)
 
   def test_changing_traced_alpha_does_not_compile_again(self):
     fn = jax.jit(chex.assert_max_traces(reparam.psi, n=1))

@@ -6,17 +6,18 @@ and work in float32 (float64 when given float64), whatever the parameter dtype.
 Automatic differentiation of the formula gives NaN at φ = 0 for α < 2, so ψ
 carries its own derivative rule: 0 at φ = 0 for α > 1, and 1 everywhere for
 α = 1. A Python number α is part of the program, and multiples of 1/4 then need
-only products and square roots; an array α may be traced, and costs one
-exponential and one logarithm.
+only products and square roots; an array α may be traced, and costs about an
+exponential and a logarithm (see core/powers).
 """
 
 import functools
 import math
-import numbers
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from powerprop_jax.core import powers
 
 Alpha = float | jax.Array
 
@@ -131,11 +132,6 @@ def check_alpha(alpha: Any, name: str = 'alpha') -> None:
     )
 
 
-def is_static(alpha: Any) -> bool:
-  """True for a Python number, which is compiled into the program."""
-  return isinstance(alpha, numbers.Real)
-
-
 def widen(x: jax.Array) -> jax.Array:
   """The values in the dtype that ψ computes in: float32, or float64."""
   return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
@@ -150,7 +146,7 @@ def _map_with_alpha(fn: Any, tree: Any, alpha: Any) -> Any:
 
 
 def _psi(phi: jax.Array, alpha: Alpha) -> jax.Array:
-  if is_static(alpha):
+  if powers.is_number(alpha):
     if alpha == 1:
       return phi
     return _psi_static(phi, float(alpha))
@@ -163,7 +159,7 @@ def _psi(phi: jax.Array, alpha: Alpha) -> jax.Array:
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _psi_static(phi: jax.Array, alpha: float) -> jax.Array:
   x = widen(phi)
-  return (x * _power(jnp.abs(x), alpha - 1)).astype(phi.dtype)
+  return (x * powers.power(jnp.abs(x), alpha - 1)).astype(phi.dtype)
 
 
 @_psi_static.defjvp
@@ -175,7 +171,7 @@ def _psi_static_jvp(alpha: float, primals: Any, tangents: Any) -> Any:
 @jax.custom_jvp
 def _psi_traced(phi: jax.Array, alpha: jax.Array) -> jax.Array:
   x = widen(phi)
-  return (x * _power(jnp.abs(x), alpha - 1)).astype(phi.dtype)
+  return (x * powers.power(jnp.abs(x), alpha - 1)).astype(phi.dtype)
 
 
 @_psi_traced.defjvp
@@ -190,8 +186,8 @@ def _psi_traced_jvp(primals: Any, tangents: Any) -> Any:
 
 def _psi_inverse(theta: jax.Array, alpha: Alpha) -> jax.Array:
   x = widen(theta)
-  if is_static(alpha) and alpha in (1, 2, 4):
-    root = _power(jnp.abs(x), 1 / float(alpha))
+  if powers.is_number(alpha) and alpha in (1, 2, 4):
+    root = powers.power(jnp.abs(x), 1 / float(alpha))
   else:
     root = jnp.abs(x) ** jnp.asarray(1 / alpha, x.dtype)
   return (jnp.sign(x) * root).astype(theta.dtype)
@@ -199,25 +195,6 @@ def _psi_inverse(theta: jax.Array, alpha: Alpha) -> jax.Array:
 
 def _psi_derivative(phi: jax.Array, alpha: Alpha) -> jax.Array:
   x = jnp.abs(widen(phi))
-  alpha = alpha if is_static(alpha) else jnp.asarray(alpha, x.dtype)
-  slope = alpha * _power(x, alpha - 1)
+  alpha = alpha if powers.is_number(alpha) else jnp.asarray(alpha, x.dtype)
+  slope = alpha * powers.power(x, alpha - 1)
   return jnp.broadcast_to(slope, x.shape).astype(phi.dtype)
-
-
-def _power(x: jax.Array, exponent: Alpha) -> jax.Array:
-  """x^exponent for x ≥ 0 and exponent ≥ 0, with 0^0 = 1."""
-  if is_static(exponent) and float(4 * exponent).is_integer():
-    whole, quarters = divmod(int(4 * exponent), 4)
-    factors = [jax.lax.integer_pow(x, whole)] if whole else []
-    if quarters:
-      root = jnp.sqrt(x)
-      factors += [root] if quarters & 2 else []
-      factors += [jnp.sqrt(root)] if quarters & 1 else []
-    return functools.reduce(jnp.multiply, factors, jnp.ones([], x.dtype))
-  # exp(e log x) with the logarithm guarded at its input: for e = 0 its product
-  # with an infinite logarithm would be NaN. exp and log are the pair that every
-  # backend vectorises; a general power is three times slower on a CPU.
-  exponent = jnp.asarray(exponent, x.dtype)
-  at_zero = jnp.where(exponent == 0, jnp.ones_like(exponent), 0)
-  finite = jnp.clip(x, jnp.finfo(x.dtype).tiny, jnp.finfo(x.dtype).max)
-  return jnp.where(x == 0, at_zero, jnp.exp(exponent * jnp.log(finite)))

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from powerprop_jax.core import reparam, trees
+from powerprop_jax.core import powers, reparam, trees
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.trees import Select
 
@@ -185,7 +185,7 @@ def stored_alpha(alpha: Any) -> Any:
 
   def store(leaf: Any) -> Any:
     reparam.check_alpha(leaf)
-    if reparam.is_static(leaf):
+    if powers.is_number(leaf):
       return Static(float(leaf))
     return jnp.asarray(leaf, jnp.float32)
 

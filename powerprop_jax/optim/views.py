@@ -133,6 +133,24 @@ def with_alpha(phi: Any, opt_state: Any, alpha: Any) -> tuple[Any, Any]:
   return new_phi, opt_state
 
 
+def is_alpha_static(opt_state: Any) -> bool:
+  """Whether α is part of the program: a Python number, or no powerprop at all.
+
+  Args:
+    opt_state: an optimiser state.
+
+  Returns:
+    False if any leaf has an α that is an array.
+
+  Example:
+    >>> tx = powerprop_lib.powerprop(optax.sgd(0.1), alpha=jnp.float32(2))
+    >>> is_alpha_static(tx.init({'linear': {'w': jnp.ones((1, 1))}}))
+    False
+  """
+  power = _find_power_state(opt_state)
+  return power is None or not jax.tree.leaves(power.alpha)
+
+
 def _find_power_state(opt_state: Any) -> PowerState | None:
   """The state of powerprop within opt_state, if there is one."""
   found = trees.find_states(opt_state, PowerState)

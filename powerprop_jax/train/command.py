@@ -7,13 +7,14 @@ is derived by tyro; the comments beside the fields are the help.
 from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import io
+import os
 import re
 import sys
 from typing import TypeVar
 
 import tyro
 
-from powerprop_jax.train import run_folder
+from powerprop_jax.train import run_folder, xla_flags
 from powerprop_jax.train.errors import UserError
 
 C = TypeVar('C')
@@ -26,6 +27,7 @@ def run(
   prog: str,
   description: str,
   args: Sequence[str] | None = None,
+  static_alpha: bool = False,
 ) -> int:
   """Parses a command line, runs the program, and reports mistakes in one line.
 
@@ -36,10 +38,13 @@ def run(
     prog: how the program is called, for the help.
     description: what it does, for the help.
     args: the command line; None is that of this process.
+    static_alpha: whether the program trains with an α that is a Python number,
+      for the compiler's settings; sweeps do not.
 
   Returns:
     The exit status: 0; 2 after a user's mistake; 130 after an interruption.
   """
+  xla_flags.set_cpu_flags(os.environ, static_alpha=static_alpha)
   given = list(sys.argv[1:] if args is None else args)
 
   def parse_and_run() -> None:
@@ -92,9 +97,8 @@ def parse(
   except SystemExit as stop:
     if not stop.code:
       raise
-    raise UserError(
-      f'{_one_line(errors.getvalue())} See {prog} --help.'
-    ) from None
+    message = _one_line(errors.getvalue())
+    raise UserError(f'{message} See {prog} --help.') from None
 
 
 def _take_preset(
@@ -119,12 +123,12 @@ def _take_preset(
 
 
 def _one_line(text: str) -> str:
-  """A message of tyro without its frame."""
-  plain = re.sub(r'\x1b\[[0-9;]*m', '', text)
-  lines = [
-    line.strip('│╭╰╮╯─ ')
-    for line in plain.splitlines()
-    if line.strip('─│╭╰╮╯ ')
-  ]
-  kept = [line for line in lines if line != 'Parsing error']
-  return ' '.join(kept)
+  """What a message of tyro says, without its frame, title and references."""
+  kept = []
+  # The first line is the title; what is framed depends on the terminal.
+  for line in re.sub(r'\x1b\[[0-9;]*m', '', text).splitlines()[1:]:
+    words = line.strip('─│╰╯- ') and line.strip('│ ')
+    if words.startswith(('For full helptext', 'Argument helptext')):
+      break
+    kept.append(words)
+  return ' '.join(filter(None, kept)).rstrip('.') + '.'

@@ -38,6 +38,11 @@ class OptimizerConfig:
   # 'naive': the optimiser works on φ and the chain-ruled gradient.
   form: Form = 'recommended'
 
+  @property
+  def is_elementwise(self) -> bool:
+    """Whether an update is a few operations per weight (step.make_advance)."""
+    return self.name == 'sgd'
+
 
 def make_tx(
   config: OptimizerConfig,

@@ -6,18 +6,21 @@ function; closed over, it would become a constant of the program.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import haiku as hk
 import jax
 import jax.numpy as jnp
 import optax
 
+from powerprop_jax.optim import views
 from powerprop_jax.train import data
 from powerprop_jax.train.data_sources import Arrays
 from powerprop_jax.train.state import TrainState
 
 Metrics = dict[str, jax.Array]
 Step = Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, Metrics]]
+Advance = Callable[[TrainState, Arrays, jax.Array], tuple[TrainState, Metrics]]
 
 
 def make_step(
@@ -34,6 +37,83 @@ def make_step(
     uint8; labels [batch], integer. Metrics are the mean cross-entropy loss, in
     nats, and the accuracy of the batch before the step.
   """
+  gradient = _make_gradient(net)
+
+  def step(
+    state: TrainState, images: jax.Array, labels: jax.Array
+  ) -> tuple[TrainState, Metrics]:
+    grads, net_state, metrics = gradient(
+      state.theta, state.net_state, images, labels
+    )
+    return _update(tx, grads, state, net_state), metrics
+
+  return step
+
+
+def make_advance(
+  net: hk.TransformedWithState,
+  tx: optax.GradientTransformation,
+  *,
+  repeat_update: bool = False,
+) -> Advance:
+  """Many steps in one dispatch: advance(state, arrays, indices).
+
+  Same numbers as make_step called again and again. Where α was given as a
+  Python number, θ travels beside φ from one step to the next and is computed
+  where φ changes, while both are in cache: on a CPU the extra pass over the
+  weights is most of what powerprop costs. Where α is an array, the step
+  computes θ and the slope together instead, which share their one power.
+
+  Args:
+    net: a network from nets.make.
+    tx: gradient transformation over φ.
+    repeat_update: write the update down twice, once for φ and once for θ, so
+      that a compiler which fuses loops with several outputs makes one loop of
+      both. Right for optimisers that are a few elementwise operations, such as
+      SGD with or without momentum; others would be computed twice.
+
+  Returns:
+    A function to jit with its first argument donated. indices is
+    int32[num_steps, batch], rows of the data to train on; metrics are the means
+    over these steps.
+  """
+  step, gradient = make_step(net, tx), _make_gradient(net)
+
+  def advance(
+    state: TrainState, arrays: Arrays, indices: jax.Array
+  ) -> tuple[TrainState, Metrics]:
+    def body(state: TrainState, batch: jax.Array) -> tuple[TrainState, Metrics]:
+      return step(state, arrays.images[batch], arrays.labels[batch])
+
+    def body_with_theta(
+      carry: tuple[TrainState, hk.Params], batch: jax.Array
+    ) -> tuple[tuple[TrainState, hk.Params], Metrics]:
+      state, theta = carry
+      grads, net_state, metrics = gradient(
+        theta, state.net_state, arrays.images[batch], arrays.labels[batch]
+      )
+      after = _update(tx, grads, state, net_state)
+      # Without the barrier the two copies would be found equal and become one
+      # again, followed by a pass of its own for θ.
+      if repeat_update:
+        grads, state = jax.lax.optimization_barrier((grads, state))
+        theta = _update(tx, grads, state, net_state).theta
+      else:
+        theta = after.theta
+      return (after, theta), metrics
+
+    if views.is_alpha_static(state.opt_state):
+      carry = (state, state.theta)
+      (state, _), metrics = jax.lax.scan(body_with_theta, carry, indices)
+    else:
+      state, metrics = jax.lax.scan(body, state, indices)
+    return state, jax.tree.map(lambda m: jnp.mean(m, axis=0), metrics)
+
+  return advance
+
+
+def _make_gradient(net: hk.TransformedWithState) -> Callable[..., Any]:
+  """(theta, net_state, images, labels) -> (∂L/∂θ, net_state, metrics)."""
 
   def loss_fn(
     theta: hk.Params, net_state: hk.State, images: jax.Array, labels: jax.Array
@@ -44,45 +124,28 @@ def make_step(
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return jnp.mean(losses), (net_state, logits)
 
-  def step(
-    state: TrainState, images: jax.Array, labels: jax.Array
-  ) -> tuple[TrainState, Metrics]:
+  def gradient(
+    theta: hk.Params, net_state: hk.State, images: jax.Array, labels: jax.Array
+  ) -> tuple[hk.Params, hk.State, Metrics]:
     (loss, (net_state, logits)), grads = jax.value_and_grad(
       loss_fn, has_aux=True
-    )(state.theta, state.net_state, data.to_float(images), labels)
-    updates, opt_state = tx.update(grads, state.opt_state, state.phi)
-    phi = optax.apply_updates(state.phi, updates)
-    accuracy = jnp.mean((jnp.argmax(logits, -1) == labels).astype(jnp.float32))
-    state = TrainState(state.step + 1, phi, net_state, opt_state)
-    return state, {'loss': loss, 'accuracy': accuracy}
+    )(theta, net_state, data.to_float(images), labels)
+    correct = jnp.argmax(logits, -1) == labels
+    accuracy = jnp.mean(correct.astype(jnp.float32))
+    return grads, net_state, {'loss': loss, 'accuracy': accuracy}
 
-  return step
+  return gradient
 
 
-def make_advance(
-  step: Step,
-) -> Callable[[TrainState, Arrays, jax.Array], tuple[TrainState, Metrics]]:
-  """Many steps in one dispatch: advance(state, arrays, indices).
-
-  Args:
-    step: a step as make_step gives it.
-
-  Returns:
-    A function to jit with its first argument donated. indices is
-    int32[num_steps, batch], rows of the data to train on; metrics are the means
-    over these steps.
-  """
-
-  def advance(
-    state: TrainState, arrays: Arrays, indices: jax.Array
-  ) -> tuple[TrainState, Metrics]:
-    def body(state: TrainState, batch: jax.Array) -> tuple[TrainState, Metrics]:
-      return step(state, arrays.images[batch], arrays.labels[batch])
-
-    state, metrics = jax.lax.scan(body, state, indices)
-    return state, jax.tree.map(lambda m: jnp.mean(m, axis=0), metrics)
-
-  return advance
+def _update(
+  tx: optax.GradientTransformation,
+  grads: hk.Params,
+  state: TrainState,
+  net_state: hk.State,
+) -> TrainState:
+  updates, opt_state = tx.update(grads, state.opt_state, state.phi)
+  phi = optax.apply_updates(state.phi, updates)
+  return TrainState(state.step + 1, phi, net_state, opt_state)
 
 
 def make_evaluate(

@@ -36,6 +36,7 @@ def train(
   folder: RunFolder,
   *,
   at_once: int | None = None,
+  repeat_update: bool = False,
   tensorboard: bool = False,
 ) -> TrainState:
   """Trains a network once for every lane.
@@ -49,6 +50,7 @@ def train(
     folder: where metrics and checkpoints go.
     at_once: lanes computed side by side; None is all of them, 1 needs the least
       memory.
+    repeat_update: see step.make_advance.
     tensorboard: whether to write TensorBoard files too.
 
   Returns:
@@ -57,8 +59,9 @@ def train(
   train_arrays, validation = jax.device_put((splits.train, splits.validation))
   state = initial_states(net, make_tx, lanes, splits)
   # The update reads α from the state, so any α builds the same step.
-  one_step = step_lib.make_step(net, make_tx(jnp.float32(1)))
-  advance = step_lib.make_advance(one_step)
+  advance = step_lib.make_advance(
+    net, make_tx(jnp.float32(1)), repeat_update=repeat_update
+  )
   score = step_lib.make_evaluate(net)
   mapped_advance = jax.jit(
     lambda state, arrays, indices: lanes_lib.map_lanes(

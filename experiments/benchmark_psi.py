@@ -1,0 +1,82 @@
+r"""What ψ costs beside a scaled copy of the same array.
+
+A scaled copy reads and writes every weight once; no map can be faster. Runs are
+interleaved; the table gives medians, and ratios of neighbouring runs.
+
+    python -m experiments.benchmark_psi
+
+The numbers that it gave are in experiments/README.md.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import os
+import statistics
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+
+from powerprop_jax.core import reparam
+from powerprop_jax.train import command
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Time of ψ beside a scaled copy."""
+
+  # Weights; the default is about a ResNet-50.
+  size: int = 25_600_000
+  # Powers known when the function is compiled.
+  alphas: tuple[float, ...] = (1.25, 1.3, 1.5, 2.0, 3.0, 4.0)
+  # Timed runs of each variant.
+  repeats: int = 21
+
+
+def main(config: Config) -> None:
+  """Prints the table."""
+  phi = 0.05 * jax.random.normal(jax.random.key(0), (config.size,))
+  traced = jnp.float32(1.7)
+  of_traced = jax.jit(reparam.psi)
+  general = jax.jit(lambda x, a: jnp.sign(x) * jnp.abs(x) ** a)
+  functions: dict[str, Callable[[jax.Array], jax.Array]] = {
+    'scaled copy': jax.jit(lambda x: 0.5 * x)
+  }
+  for alpha in config.alphas:
+    functions[f'ψ, α = {alpha:g}'] = jax.jit(
+      lambda x, alpha=alpha: reparam.psi(x, alpha)
+    )
+  functions['ψ, α traced'] = lambda x: of_traced(x, traced)
+  functions['sign · abs ** α, traced'] = lambda x: general(x, traced)
+
+  times: dict[str, list[float]] = {name: [] for name in functions}
+  for repeat in range(config.repeats + 1):
+    for name, function in functions.items():
+      start = time.perf_counter()
+      function(phi).block_until_ready()
+      if repeat:  # the first one compiles
+        times[name].append(time.perf_counter() - start)
+
+  print(
+    f'{config.size:,} float32 weights; medians of {config.repeats} interleaved '
+    f'runs; jax {jax.__version__}, {os.cpu_count()} CPU cores, '
+    f'{jax.default_backend()}\n'
+  )
+  print(f'{"":24}     ms  ratio')
+  for name, found in times.items():
+    ratio = statistics.median(
+      a / b for a, b in zip(found, times['scaled copy'], strict=True)
+    )
+    print(f'{name:24} {statistics.median(found) * 1e3:6.1f}  {ratio:5.2f}')
+
+
+if __name__ == '__main__':
+  sys.exit(
+    command.run(
+      main,
+      {'default': Config()},
+      prog='python -m experiments.benchmark_psi',
+      description=str(__doc__).split('\n', maxsplit=1)[0],
+    )
+  )

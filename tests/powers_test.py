@@ -1,0 +1,53 @@
+"""The cheap power against double precision, over the whole range of float32."""
+
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from powerprop_jax.core import powers
+
+_EXPONENTS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0, 1.3, 2.0, 3.7)
+
+
+class PowersTest(parameterized.TestCase):
+  @parameterized.product(exponent=_EXPONENTS, static=(True, False))
+  def test_agrees_with_double_precision(self, exponent, static):
+    rng = np.random.default_rng(0)
+    x = np.exp2(rng.uniform(-125, 127, 20_000)).astype(np.float32)
+    e = exponent if static else jnp.float32(exponent)
+    exact = x.astype(np.float64) ** np.float64(np.float32(exponent))
+    inside = (exact > 2e-38) & (exact < 3e38)
+    found = np.asarray(jax.jit(lambda x: powers.power(x, e))(x), np.float64)
+    error = np.abs(found - exact)[inside] / exact[inside]
+    # Rounding of log2(x), up to 127, is amplified by the exponent.
+    self.assertLess(error.max(), 3e-7 + 6e-6 * exponent)
+
+  @parameterized.parameters(0.25, 0.7, 1.3)
+  def test_weights_of_ordinary_size_lose_little(self, exponent):
+    x = np.geomspace(1e-6, 10, 20_001).astype(np.float32)
+    exact = x.astype(np.float64) ** np.float64(np.float32(exponent))
+    found = powers.power(x, jnp.float32(exponent))
+    np.testing.assert_allclose(found, exact, rtol=2e-6)
+
+  @parameterized.parameters(*_EXPONENTS)
+  def test_zero_infinity_and_nan(self, exponent):
+    x = jnp.array([0.0, jnp.inf, jnp.nan])
+    for e in (exponent, jnp.float32(exponent)):
+      zero, infinity, nan = powers.power(x, e)
+      self.assertEqual(zero, 1 if exponent == 0 else 0)
+      self.assertGreaterEqual(infinity, 1)
+      if exponent:
+        self.assertTrue(jnp.isnan(nan))
+
+  def test_exponents_zero_and_one_are_exact_enough_to_train_a_baseline(self):
+    x = jnp.geomspace(1e-30, 1e30, 1001)
+    np.testing.assert_array_equal(
+      powers.power(x, jnp.float32(0)), jnp.ones(1001)
+    )
+    np.testing.assert_allclose(powers.power(x, jnp.float32(1)), x, rtol=1e-5)
+
+  def test_is_increasing(self):
+    x = jnp.linspace(1e-3, 4, 4001)
+    for e in (0.5, jnp.float32(0.77), jnp.float32(2)):
+      self.assertTrue(jnp.all(jnp.diff(powers.power(x, e)) >= 0))
