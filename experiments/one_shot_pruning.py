@@ -56,7 +56,7 @@ class Config:
   # Powers to compare; 1 is the baseline.
   alphas: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0, 4.0)
   # Seeds of the initial weights and of the order of the data.
-  keys: tuple[int, ...] = (0, 1, 2)
+  keys: tuple[int, ...] = (0, 1, 2, 3, 4)
   # The optimiser.
   optimizer: OptimizerConfig = OptimizerConfig()
   # Lengths.
@@ -87,7 +87,7 @@ class Config:
 PRESETS = {
   'digits': Config(
     optimizer=OptimizerConfig(
-      learning_rate=0.1, schedule='cosine', decay_phi=2e-3
+      learning_rate=0.05, schedule='cosine', decay_phi=3e-3
     ),
     loop=LoopConfig(num_steps=6_000, batch_size=60),
   ),
@@ -103,7 +103,7 @@ PRESETS = {
   ),
   'mnist_best': Config(
     data=DataConfig('mnist'),
-    alphas=(1.0, 2.0, 3.0),
+    alphas=(1.0, 1.5, 2.0, 3.0),
     keys=(0, 1, 2),
     optimizer=OptimizerConfig(
       learning_rate=0.1, schedule='cosine', momentum=0.9, decay_phi=4e-3
