@@ -101,12 +101,24 @@ PRESETS = {
     scopes=('layer', 'global'),
     lanes_at_once=1,
   ),
+  # The best of 22 recipes for α = 2 by validation accuracy at 5 % of the weights.
   'mnist_best': Config(
     data=DataConfig('mnist'),
-    alphas=(1.0, 1.5, 2.0, 3.0),
+    alphas=(1.0, 1.5, 2.0),
     keys=(0, 1, 2),
     optimizer=OptimizerConfig(
-      learning_rate=0.1, schedule='cosine', momentum=0.9, decay_phi=4e-3
+      learning_rate=0.2, schedule='cosine', momentum=0.9, decay_phi=2e-3
+    ),
+    loop=LoopConfig(num_steps=12_000, batch_size=100, eval_every=2_000),
+    lanes_at_once=1,
+  ),
+  # The best of 28 recipes for α = 1, chosen likewise.
+  'mnist_best_alpha_1': Config(
+    data=DataConfig('mnist'),
+    alphas=(1.0,),
+    keys=(0, 1, 2),
+    optimizer=OptimizerConfig(
+      learning_rate=0.4, schedule='cosine', momentum=0.9, decay_phi=1e-2
     ),
     loop=LoopConfig(num_steps=12_000, batch_size=100, eval_every=2_000),
     lanes_at_once=1,
