@@ -221,7 +221,7 @@ def _alpha_lookup(alpha: Any) -> Callable[[str], Any]:
   """From a leaf's path to its α, a number or an array."""
   is_static_node = lambda node: isinstance(node, Static)
   value = lambda a: a.value if is_static_node(a) else a
-  if isinstance(alpha, Static | jax.Array):
+  if is_static_node(alpha) or jax.tree_util.all_leaves([alpha]):
     return lambda path: value(alpha)
   by_path = {
     trees.join_name(*trees.leaf_name(path)): value(leaf)
@@ -234,9 +234,9 @@ def _alpha_lookup(alpha: Any) -> Callable[[str], Any]:
 
 def _check_alpha_covers(state: PowerState, phi: Any) -> None:
   """Refuses a tree of powers that misses a leaf or names an unknown one."""
-  if isinstance(state.alpha, Static | jax.Array):
-    return
   is_static_node = lambda node: isinstance(node, Static)
+  if is_static_node(state.alpha) or jax.tree_util.all_leaves([state.alpha]):
+    return
   given = {
     trees.join_name(*trees.leaf_name(path))
     for path, _ in jax.tree_util.tree_leaves_with_path(

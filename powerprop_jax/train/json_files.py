@@ -7,13 +7,16 @@ import json
 import math
 import os
 import pathlib
-from typing import Any
+import typing
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
 from powerprop_jax.report import files
 from powerprop_jax.train.errors import UserError
+
+T = TypeVar('T')
 
 
 def to_json(value: Any) -> Any:
@@ -58,6 +61,46 @@ def to_json(value: Any) -> Any:
   if isinstance(value, (list, tuple, set, frozenset)):
     return [to_json(item) for item in value]
   raise TypeError(f'{value!r} of type {type(value).__name__} is not JSON.')
+
+
+def from_json(kind: type[T], value: Any) -> T:
+  """The settings that to_json turned into JSON: its inverse for dataclasses.
+
+  Args:
+    kind: a dataclass whose fields are dataclasses, tuples and what JSON holds.
+    value: what to_json gave. A field that it lacks takes its default.
+
+  Returns:
+    The settings.
+
+  Raises:
+    UserError: if the value is not an object, has a field that the dataclass
+      lacks, or lacks one without a default.
+
+  Example:
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Config:
+    ...   alphas: tuple[float, ...] = (1.0,)
+    ...   key: int = 0
+    >>> from_json(Config, {'alphas': [1.0, 2.0]})
+    Config(alphas=(1.0, 2.0), key=0)
+  """
+  if dataclasses.is_dataclass(kind):
+    kinds = typing.get_type_hints(kind)
+    if not isinstance(value, Mapping) or not set(value) <= set(kinds):
+      raise UserError(
+        f'cannot read {value!r} as settings of {kind.__name__}, which has the '
+        f'fields {", ".join(kinds)}. Was it written by another version?'
+      )
+    fields = {name: from_json(kinds[name], v) for name, v in value.items()}
+    try:
+      return typing.cast(T, kind(**fields))
+    except TypeError as error:
+      raise UserError(f'incomplete settings: {error}') from error
+  if typing.get_origin(kind) is tuple:
+    item, _ = typing.get_args(kind)
+    return typing.cast(T, tuple(from_json(item, v) for v in value))
+  return typing.cast(T, value)
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> pathlib.Path:

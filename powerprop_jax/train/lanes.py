@@ -17,8 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from powerprop_jax.core import reparam
 from powerprop_jax.train import data
 from powerprop_jax.train import state as state_lib
+from powerprop_jax.train.errors import UserError
 from powerprop_jax.train.state import TrainState
 
 
@@ -26,7 +28,7 @@ class Lanes(NamedTuple):
   """What distinguishes the runs of a sweep.
 
   Attributes:
-    alpha: float32[lanes], the power of each.
+    alpha: float64[lanes], the power of each, as it was given.
     key: int[lanes], seed of each: its initial weights and order of the data.
   """
 
@@ -39,18 +41,23 @@ def product(alphas: Sequence[float], keys: Sequence[int]) -> Lanes:
 
   Args:
     alphas: powers, each at least 1.
-    keys: seeds.
+    keys: seeds, each at least 0 and below 2^32.
 
   Returns:
     The lanes, key by key within each α.
 
+  Raises:
+    UserError: if a key is out of range.
+
   Example:
     >>> product([1., 2.], [0, 1]).alpha
-    array([1., 1., 2., 2.], dtype=float32)
+    array([1., 1., 2., 2.])
   """
+  for key in keys:
+    state_lib.check_key(key)
   pairs = list(itertools.product(alphas, keys))
   return Lanes(
-    np.array([alpha for alpha, _ in pairs], np.float32),
+    np.array([alpha for alpha, _ in pairs], np.float64),
     np.array([key for _, key in pairs], np.int64),
   )
 
@@ -66,12 +73,25 @@ def map_lanes(
 
   Returns:
     The mapped function, to be jitted.
+
+  Raises:
+    UserError: if at_once is less than 1.
   """
+  check_at_once(at_once)
   if at_once is None:
     return jax.vmap(fn)
   if at_once == 1:
     return lambda *args: jax.lax.map(lambda xs: fn(*xs), args)
   return lambda *args: jax.lax.map(lambda xs: fn(*xs), args, batch_size=at_once)
+
+
+def check_at_once(at_once: int | None) -> None:
+  """Refuses a number of lanes that is not positive; None is all of them."""
+  if at_once is not None and at_once < 1:
+    raise UserError(
+      f'lanes_at_once must be at least 1, got {at_once}. Leave it away to '
+      'compute all lanes side by side.'
+    )
 
 
 def create(
@@ -94,7 +114,10 @@ def create(
   Raises:
     ValueError: if powerprop refuses the weights or a power.
   """
-  # Inside vmap nobody can look at the values: build the hardest lane outside.
+  # Inside vmap nobody can look at the values: check the powers, and build the
+  # hardest lane, outside.
+  for alpha in lanes.alpha:
+    reparam.check_alpha(float(alpha))
   hardest = int(np.argmax(lanes.alpha))
   state_lib.create(
     net,
@@ -107,7 +130,9 @@ def create(
     return state_lib.create(net, make_tx(alpha), key, images)
 
   keys = jnp.stack([jax.random.key(int(key)) for key in lanes.key])
-  return jax.jit(jax.vmap(create_one))(jnp.asarray(lanes.alpha), keys)
+  return jax.jit(jax.vmap(create_one))(
+    jnp.asarray(lanes.alpha, jnp.float32), keys
+  )
 
 
 def batch_indices(

@@ -33,6 +33,12 @@ class LoopConfig:
   # Steps compiled into one dispatch to the device.
   steps_per_dispatch: int = 250
 
+  def __post_init__(self) -> None:
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if value < 1:
+        raise UserError(f'{field.name} must be at least 1, got {value}.')
+
 
 def fit(
   state: Any,
@@ -60,11 +66,7 @@ def fit(
 
   Returns:
     The state after config.num_steps steps.
-
-  Raises:
-    UserError: if a length is not positive.
   """
-  _check(config)
   with checkpoint.Checkpoints(folder.checkpoints_path) as checkpoints:
     step = 0
     if folder.is_resumed:
@@ -106,10 +108,3 @@ def _mean(records: Records) -> dict[str, float]:
     name: statistics.fmean(float(record[name]) for record in records)
     for name in names
   }
-
-
-def _check(config: LoopConfig) -> None:
-  for field in dataclasses.fields(config):
-    value = getattr(config, field.name)
-    if value < 1:
-      raise UserError(f'{field.name} must be at least 1, got {value}.')

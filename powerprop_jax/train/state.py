@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from powerprop_jax.optim import views
+from powerprop_jax.train.errors import UserError
 
 
 class TrainState(NamedTuple):
@@ -29,6 +30,19 @@ class TrainState(NamedTuple):
   def theta(self) -> hk.Params:
     """Effective parameters, what the network computes with."""
     return views.effective_params(self.phi, self.opt_state)
+
+
+def check_key(key: int) -> None:
+  """Refuses a seed that jax.random.key and the order of the data cannot take.
+
+  Args:
+    key: the seed, an int that the user types.
+
+  Raises:
+    UserError: if it is negative or does not fit in 32 bits.
+  """
+  if not 0 <= key < 2**32:
+    raise UserError(f'a key must be at least 0 and below 2^32, got {key}.')
 
 
 def create(

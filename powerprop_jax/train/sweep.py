@@ -21,6 +21,7 @@ from powerprop_jax.train import data, loop
 from powerprop_jax.train import lanes as lanes_lib
 from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.data_sources import Arrays
+from powerprop_jax.train.errors import UserError
 from powerprop_jax.train.lanes import Lanes
 from powerprop_jax.train.loop import LoopConfig
 from powerprop_jax.train.run_folder import RunFolder
@@ -162,6 +163,58 @@ def prune(
     for lane, (alpha, key) in enumerate(zip(*lanes, strict=True))
     for i, sparsity in enumerate(sparsities)
   ]
+
+
+def kept_to_sparsity(kept: float) -> float:
+  """Sparsity for a share of weights to keep, as the notebook states it.
+
+  Args:
+    kept: the share, in (0, 1].
+
+  Returns:
+    1 - kept as people write it: 0.9, not 0.09999999999999998, for 0.1.
+
+  Raises:
+    UserError: if kept is outside (0, 1].
+
+  Example:
+    >>> kept_to_sparsity(0.07)
+    0.93
+  """
+  if not 0 <= round(1 - kept, 12) < 1:
+    raise UserError(
+      f'--kept are shares of weights to keep, in (0, 1], got {kept:g}. A '
+      'sparsity of 0.9 keeps 0.1.'
+    )
+  return round(1 - kept, 12)
+
+
+def keep_more_outputs(factor: float) -> Callable[[float], dict[str, float]]:
+  """The rule by which the output layer keeps a multiple of the others' share.
+
+  Args:
+    factor: the multiple, positive; the authors' notebook has 2.
+
+  Returns:
+    Overrides for prune: sparsity -> {pattern of the output layer: sparsity}.
+
+  Raises:
+    UserError: if factor is not positive and finite.
+
+  Example:
+    >>> keep_more_outputs(2.0)(0.9)
+    {'logits/w$': 0.8}
+
+  Source:
+    The authors' notebook: the last layer keeps min(1, 2p).
+  """
+  if not 0 < factor < float('inf'):
+    raise UserError(
+      f'--output-factor must be positive and finite, got {factor:g}.'
+    )
+  return lambda sparsity: {
+    'logits/w$': max(0.0, round(1 - factor * (1 - sparsity), 12))
+  }
 
 
 def _density(

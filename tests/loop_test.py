@@ -1,0 +1,113 @@
+"""The loop visits every step once, looks when due, and resumes exactly."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from powerprop_jax.train import loop
+from powerprop_jax.train.checkpoint import Checkpoints
+from powerprop_jax.train.errors import UserError
+from powerprop_jax.train.loop import LoopConfig
+from powerprop_jax.train.run_folder import RunFolder
+
+CONFIG = LoopConfig(
+  num_steps=23, batch_size=2, eval_every=10, steps_per_dispatch=4
+)
+
+
+@jax.jit
+def advance(state, rows):
+  """A state whose every bit depends on the rows and on their order."""
+
+  def body(state, row):
+    return jnp.sin(3 * state + row.sum()), state
+
+  state, before = jax.lax.scan(body, state, rows.astype(jnp.float32))
+  return state, {'loss': before.mean()}
+
+
+def fit(path, *, calls=None, stop_at=None, resume=False, config=CONFIG):
+  calls = [] if calls is None else calls
+
+  def indices(start, count):
+    if start == stop_at:
+      raise KeyboardInterrupt
+    calls.append((start, count))
+    rows = np.arange(start, start + count)[:, None] + np.arange(2)
+    return rows.astype(np.int32)
+
+  return loop.fit(
+    jnp.float32(0.5),
+    advance=advance,
+    evaluate=lambda state: {'accuracy': state},
+    indices=indices,
+    records=lambda trained, found: [
+      {
+        'loss': float(trained['loss']),
+        'validation_accuracy': float(found['accuracy']),
+      }
+    ],
+    config=config,
+    folder=RunFolder(path, {}, program='test', resume=resume),
+  )
+
+
+def measured(path):
+  lines = (path / 'metrics.jsonl').read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+class FitTest:
+  def test_every_step_is_visited_once_and_no_dispatch_crosses_a_look(
+    self, tmp_path
+  ):
+    calls = []
+    fit(tmp_path, calls=calls)
+    assert calls == [
+      *[(0, 4), (4, 4), (8, 2)],
+      *[(10, 4), (14, 4), (18, 2)],
+      (20, 3),
+    ]
+
+  def test_measures_and_saves_at_every_look_and_at_the_end(self, tmp_path):
+    state = fit(tmp_path)
+    found = measured(tmp_path)
+    assert [record['step'] for record in found] == [10, 20, 23]
+    assert found[-1]['validation_accuracy'] == float(state)
+    checkpoints = Checkpoints(tmp_path / 'checkpoints')
+    assert checkpoints.steps() == [10, 20, 23]
+    restored = checkpoints.restore_latest(state)
+    assert (restored.state, restored.step) == (state, 23)
+
+  @pytest.mark.parametrize('stop_at', [4, 10, 14, 20])
+  def test_interrupted_run_continues_as_if_nothing_had_happened(
+    self, tmp_path, stop_at
+  ):
+    expected = fit(tmp_path / 'whole')
+    with pytest.raises(KeyboardInterrupt):
+      fit(tmp_path / 'parts', stop_at=stop_at)
+    calls = []
+    state = fit(tmp_path / 'parts', calls=calls, resume=True)
+    assert calls[0][0] == stop_at - stop_at % 10
+    assert state == expected
+    assert measured(tmp_path / 'parts') == measured(tmp_path / 'whole')
+
+  def test_finished_run_is_returned_without_another_step(self, tmp_path):
+    expected = fit(tmp_path)
+    before = (tmp_path / 'metrics.jsonl').read_bytes()
+    calls = []
+    assert fit(tmp_path, calls=calls, resume=True) == expected
+    assert calls == []
+    assert (tmp_path / 'metrics.jsonl').read_bytes() == before
+
+
+@pytest.mark.parametrize(
+  'name', ['num_steps', 'batch_size', 'eval_every', 'steps_per_dispatch']
+)
+@pytest.mark.parametrize('value', [0, -3])
+def test_length_that_is_not_positive_is_refused(name, value):
+  with pytest.raises(UserError, match=f'{name} must be at least 1'):
+    LoopConfig(**{name: value})
