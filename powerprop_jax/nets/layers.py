@@ -5,9 +5,13 @@ with scale 1 over the fan-in, normal cut at two standard deviations), biases
 start at 0. The output layer of every network is called 'logits'.
 """
 
+from collections.abc import Callable
+
 import haiku as hk
 import jax
 import jax.numpy as jnp
+
+from powerprop_jax.nets import convolution
 
 WEIGHT_INIT = hk.initializers.VarianceScaling(1.0, 'fan_in', 'truncated_normal')
 
@@ -32,8 +36,11 @@ def conv(
   *,
   stride: int = 1,
   padding: str = 'SAME',
-) -> hk.Conv2D:
+) -> Callable[[jax.Array], jax.Array]:
   """A convolution over height and width, with a bias.
+
+  On a CPU it is convolution.Conv2D, which has the same parameters and numbers
+  as hk.Conv2D and gradients that are fast inside loops.
 
   Args:
     num_channels: size of the last axis of its output.
@@ -45,7 +52,9 @@ def conv(
   Returns:
     The Haiku module; use it inside a transformed function.
   """
-  return hk.Conv2D(
+  on_cpu = jax.default_backend() == 'cpu'
+  module = convolution.Conv2D if on_cpu else hk.Conv2D
+  return module(
     num_channels,
     kernel_size,
     stride=stride,
@@ -69,8 +78,16 @@ def max_pool(x: jax.Array, padding: str = 'SAME') -> jax.Array:
     >>> max_pool(jnp.arange(4.).reshape(1, 2, 2, 1))
     Array([[[[3.]]]], dtype=float32)
   """
-  window = (2, 2, 1)
-  return hk.max_pool(x, window_shape=window, strides=window, padding=padding)
+  # The larger of slices, not hk.max_pool, whose gradient is 15 times slower on
+  # a CPU. Padded with -∞, or cropped, to an even size.
+  odd = [size % 2 for size in x.shape[1:3]]
+  if padding == 'SAME':
+    pads = [(0, 0, 0), (0, odd[0], 0), (0, odd[1], 0), (0, 0, 0)]
+    x = jax.lax.pad(x, jnp.array(-jnp.inf, x.dtype), pads)
+  else:
+    x = x[:, : x.shape[1] - odd[0], : x.shape[2] - odd[1]]
+  rows = jnp.maximum(x[:, ::2], x[:, 1::2])
+  return jnp.maximum(rows[:, :, ::2], rows[:, :, 1::2])
 
 
 def flatten(x: jax.Array) -> jax.Array:
