@@ -315,11 +315,7 @@ def _print(
         ]
         row += f'  {np.mean(found):8.3f}'
       print(row)
-  for lane in np.flatnonzero(sweep.diverged(state)):
-    print(
-      f'note: α = {runs.alpha[lane]:g}, key {runs.key[lane]} diverged and '
-      'counts as accuracy 0; try a smaller --optimizer.learning-rate.'
-    )
+  print(*sweep.notes_on_diverged(runs, state), sep='\n')
   print(f'\nFigures and report: {folder.path / "report.html"}')
 
 

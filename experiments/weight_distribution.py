@@ -148,14 +148,14 @@ def main(config: Config) -> None:
       state,
       runs,
       splits.test,
-      [1 - kept for kept in config.kept],
+      [sweep.kept_to_sparsity(kept) for kept in config.kept],
       scope=_SCOPE,
     )
     found += _measure(config, weights)
     found = [{'net': name, **record} for record in found]
     sections.append(_section(config, folder, part, weights, found, splits))
     _print(config, found)
-    _print_diverged(runs, state)
+    print(*sweep.notes_on_diverged(runs, state), sep='\n')
     part.mark_complete()
     results += found
   folder.write_results(results)
@@ -176,6 +176,7 @@ def _list(numbers: Sequence[float]) -> str:
 
 
 def _check(config: Config) -> None:
+  lanes.check_at_once(config.lanes_at_once)
   for name in ('nets', 'alphas', 'keys', 'epsilons', 'kept'):
     if not getattr(config, name):
       raise UserError(f'--{name} needs at least one value.')
@@ -184,11 +185,7 @@ def _check(config: Config) -> None:
     if len(set(values)) < len(values):
       raise UserError(f'--{name} must differ from each other, got {values}.')
   for kept in config.kept:
-    if not 0 < kept <= 1:
-      raise UserError(
-        f'--kept are shares of weights to keep, in (0, 1], got {kept:g}. '
-        'A sparsity of 0.9 keeps 0.1.'
-      )
+    sweep.kept_to_sparsity(kept)
   for epsilon in config.epsilons:
     if not 0 < epsilon < float('inf'):
       raise UserError(
@@ -453,14 +450,6 @@ def _print(config: Config, found: Sequence[dict[str, Any]]) -> None:
       label = first if isinstance(first, str) else f'{first:.1%}'
       values = ''.join(f'  {np.nan if v is None else v:8.4f}' for v in rest)
       print(f'  {label:28}{values}')
-
-
-def _print_diverged(runs: Lanes, state: TrainState) -> None:
-  for lane in np.flatnonzero(sweep.diverged(state)):
-    print(
-      f'note: α = {runs.alpha[lane]:g}, key {runs.key[lane]} diverged and '
-      'counts as accuracy 0; try a smaller --optimizer.learning-rate.'
-    )
 
 
 if __name__ == '__main__':

@@ -261,9 +261,18 @@ def _records(
 
 
 def diverged(state: TrainState) -> np.ndarray:
-  """Which lanes hold a number that is not finite, bool[lanes]."""
+  """Which lanes hold a weight that is not finite, bool[lanes]."""
   finite = [
     jnp.all(jnp.isfinite(leaf), axis=tuple(range(1, leaf.ndim)))
     for leaf in jax.tree.leaves(state.phi)
   ]
   return ~np.asarray(jnp.all(jnp.stack(finite), axis=0))
+
+
+def notes_on_diverged(lanes: Lanes, state: TrainState) -> list[str]:
+  """A line for people about each lane that diverged."""
+  return [
+    f'note: α = {lanes.alpha[lane]:g}, key {lanes.key[lane]} diverged and '
+    'counts as accuracy 0; try a smaller --optimizer.learning-rate.'
+    for lane in np.flatnonzero(diverged(state))
+  ]
