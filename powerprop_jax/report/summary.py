@@ -121,7 +121,11 @@ def _measure(
 
 
 def _add(parts: Sequence[_Sums]) -> _Sums:
-  return tuple(map(sum, zip((0, 0, 0, 0.0, 0.0), *parts, strict=True)))  # type: ignore[return-value]
+  nothing: _Sums = (0, 0, 0, 0.0, 0.0)
+  sizes, kept, near_zero, magnitudes, squares = zip(
+    nothing, *parts, strict=True
+  )
+  return sum(sizes), sum(kept), sum(near_zero), sum(magnitudes), sum(squares)
 
 
 def _row(name: str, shape: str, selected: bool | None, sums: _Sums) -> Row:
