@@ -219,33 +219,33 @@ def _map_power(fn: Callable[..., Any], tree: Any, state: PowerState) -> Any:
 
 def _alpha_lookup(alpha: Any) -> Callable[[str], Any]:
   """From a leaf's path to its α, a number or an array."""
-  is_static_node = lambda node: isinstance(node, Static)
-  value = lambda a: a.value if is_static_node(a) else a
-  if is_static_node(alpha) or jax.tree_util.all_leaves([alpha]):
+  value = lambda a: a.value if isinstance(a, Static) else a
+  by_path = _alpha_by_path(alpha)
+  if by_path is None:
     return lambda path: value(alpha)
-  by_path = {
-    trees.join_name(*trees.leaf_name(path)): value(leaf)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(
-      alpha, is_leaf=is_static_node
-    )
+  return lambda path: value(by_path[path])
+
+
+def _alpha_by_path(alpha: Any) -> dict[str, Any] | None:
+  """A tree of powers by the paths of its leaves; None for a scalar."""
+  is_static_node = lambda node: isinstance(node, Static)
+  if is_static_node(alpha) or jax.tree_util.all_leaves([alpha]):
+    return None
+  leaves = jax.tree_util.tree_leaves_with_path(alpha, is_leaf=is_static_node)
+  return {
+    trees.join_name(*trees.leaf_name(path)): leaf for path, leaf in leaves
   }
-  return by_path.__getitem__
 
 
 def _check_alpha_covers(state: PowerState, phi: Any) -> None:
   """Refuses a tree of powers that misses a leaf or names an unknown one."""
-  is_static_node = lambda node: isinstance(node, Static)
-  if is_static_node(state.alpha) or jax.tree_util.all_leaves([state.alpha]):
+  given = _alpha_by_path(state.alpha)
+  if given is None:
     return
-  given = {
-    trees.join_name(*trees.leaf_name(path))
-    for path, _ in jax.tree_util.tree_leaves_with_path(
-      state.alpha, is_leaf=is_static_node
-    )
-  }
   selected = select_lib.selected_names(state.select, phi)
   missing = [path for path in selected if path not in given]
-  unknown = sorted(given - {leaf.path for leaf in trees.named_leaves(phi)})
+  known = {leaf.path for leaf in trees.named_leaves(phi)}
+  unknown = sorted(given.keys() - known)
   if missing or unknown:
     raise ValueError(
       'alpha is a tree that does not fit the parameters: it has no value for '
