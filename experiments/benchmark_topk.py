@@ -13,11 +13,11 @@ are printed. Takes about two minutes on two CPU cores, most of it in the sort.
 
 from collections.abc import Callable
 import dataclasses
-import json
 import os
 import pathlib
 import platform
 import statistics
+import sys
 import time
 from typing import Any
 
@@ -26,22 +26,32 @@ import jax.numpy as jnp
 import numpy as np
 
 from powerprop_jax.core import topk
+from powerprop_jax.train import command, json_files
+from powerprop_jax.train.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
   """Time of an exact global top-k mask against sorting and NumPy."""
 
-  sizes: tuple[int, ...] = (25_600_000,)  # entries of the flat arrays
-  resnet: bool = True  # also measure a tree of ResNet-50's kernels
-  density: float = 0.1  # share of the scores to keep
-  repeats: int = 5  # runs of each program, after one that is not counted
-  key: int = 0  # seed of the scores
-  out: pathlib.Path | None = None  # file for the results, as JSON
+  # Entries of the flat arrays.
+  sizes: tuple[int, ...] = (25_600_000,)
+  # Also measure a tree of ResNet-50's kernels.
+  resnet: bool = True
+  # Share of the scores to keep.
+  density: float = 0.1
+  # Runs of each program, after one that is not counted.
+  repeats: int = 5
+  # Seed of the scores.
+  key: int = 0
+  # File for the results, as JSON; must not exist.
+  out: pathlib.Path | None = None
 
 
-def main(config: Config) -> list[dict[str, Any]]:
-  """Measures, prints and perhaps saves; returns the records."""
+def main(config: Config) -> None:
+  """Measures, prints and perhaps saves."""
+  if config.out is not None and config.out.exists():
+    raise UserError(f'{config.out} exists already; choose another --out.')
   print(_environment())
   generator = np.random.default_rng(config.key)
   trees = {
@@ -56,9 +66,9 @@ def main(config: Config) -> list[dict[str, Any]]:
     records += _measure(name, leaves, config)
   if config.out is not None:
     environment = {'environment': _environment()}
-    text = json.dumps([environment | record for record in records], indent=2)
-    config.out.write_text(text + '\n')
-  return records
+    json_files.write_json(
+      config.out, [environment | record for record in records]
+    )
 
 
 def resnet50_kernel_shapes() -> list[tuple[int, ...]]:
@@ -156,6 +166,11 @@ def _environment() -> str:
 
 
 if __name__ == '__main__':
-  import tyro
-
-  main(tyro.cli(Config, description=__doc__))
+  sys.exit(
+    command.run(
+      main,
+      {'default': Config()},
+      prog='python -m experiments.benchmark_topk',
+      description=str(__doc__).split('\n', maxsplit=1)[0],
+    )
+  )
