@@ -53,31 +53,35 @@ class PowerScopeTest(parameterized.TestCase):
   @parameterized.parameters(1.0, 1.5, 2.0, 3.0)
   def test_gradient_descent_takes_the_steps_of_powerprop(self, alpha):
     """SGD on φ by the chain rule, against the recommended step."""
-    net = inside_scope(alpha)
-    sgd = optax.sgd(LEARNING_RATE)
-    tx = powerprop.powerprop(sgd, alpha)
-    phi = net.init(KEY, X)
-    other_phi, opt_state = views.init(tx, plain.init(KEY, X))
-    chex.assert_trees_all_close(phi, other_phi, rtol=1e-6)
+    # In float64: in float32 rounding grows over the steps, differently in
+    # different versions of XLA, and would hide a small mistake.
+    with jax.enable_x64(True):
+      x, y = X.astype(jnp.float64), Y.astype(jnp.float64)
+      error = lambda net, params: jnp.mean((net.apply(params, x) - y) ** 2)
+      net = inside_scope(alpha)
+      sgd = optax.sgd(LEARNING_RATE)
+      tx = powerprop.powerprop(sgd, alpha)
+      phi = net.init(KEY, x)
+      other_phi, opt_state = views.init(tx, plain.init(KEY, x))
+      chex.assert_trees_all_close(phi, other_phi, rtol=1e-12)
 
-    @jax.jit
-    def step(phi):
-      grads = jax.grad(lambda phi: loss(net, phi))(phi)
-      updates, _ = sgd.update(grads, sgd.init(phi))
-      return optax.apply_updates(phi, updates)
+      @jax.jit
+      def step(phi):
+        grads = jax.grad(lambda phi: error(net, phi))(phi)
+        updates, _ = sgd.update(grads, sgd.init(phi))
+        return optax.apply_updates(phi, updates)
 
-    @jax.jit
-    def powerprop_step(phi, opt_state):
-      theta = views.effective_params(phi, opt_state)
-      grads = jax.grad(lambda theta: loss(plain, theta))(theta)
-      updates, opt_state = tx.update(grads, opt_state, phi)
-      return optax.apply_updates(phi, updates), opt_state
+      @jax.jit
+      def powerprop_step(phi, opt_state):
+        theta = views.effective_params(phi, opt_state)
+        grads = jax.grad(lambda theta: error(plain, theta))(theta)
+        updates, opt_state = tx.update(grads, opt_state, phi)
+        return optax.apply_updates(phi, updates), opt_state
 
-    for _ in range(20):
-      phi = step(phi)
-      other_phi, opt_state = powerprop_step(other_phi, opt_state)
-    # Rounding grows over the steps, and differs between versions of XLA.
-    chex.assert_trees_all_close(phi, other_phi, rtol=1e-3, atol=1e-3)
+      for _ in range(20):
+        phi = step(phi)
+        other_phi, opt_state = powerprop_step(other_phi, opt_state)
+      chex.assert_trees_all_close(phi, other_phi, rtol=1e-9, atol=1e-12)
 
   def test_only_selected_leaves_are_reparameterised(self):
     phi = inside_scope(2.0, select_lib.by_regex('linear_1/w')).init(KEY, X)
