@@ -2,9 +2,11 @@ r"""What powerprop costs in a training step, and how fast the step is.
 
 LeNet-300-100 on MNIST-sized images, batch 60, plain SGD, data on the device and
 many steps per dispatch. The baseline is the dense step as anyone would write it
-with Haiku and Optax; beside it stands the same training loop in PyTorch, where
-that is installed. Runs are interleaved; the table gives medians, and ratios of
-neighbouring runs.
+with Haiku and Optax, compiled as JAX comes; powerprop is compiled with the
+flags that the programs of this library set (train/xla_flags.py). Beside them
+stands the same training loop in PyTorch, where that is installed. Each group
+runs in a process of its own, in turn; the table gives medians over the rounds,
+and ratios within a round.
 
     python -m experiments.benchmark_step
 
@@ -12,13 +14,15 @@ The numbers that it gave are in experiments/README.md.
 """
 
 from collections.abc import Callable
+from concurrent import futures
 import dataclasses
 import functools
+import multiprocessing
 import os
 import statistics
 import sys
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import haiku as hk
 import jax
@@ -28,7 +32,7 @@ import optax
 
 from powerprop_jax import nets
 from powerprop_jax.optim import powerprop
-from powerprop_jax.train import command, state, step
+from powerprop_jax.train import command, state, step, xla_flags
 from powerprop_jax.train.data_sources import Arrays
 
 
@@ -40,8 +44,10 @@ class Config:
   batch_size: int = 60
   # Steps in one timed run, all in one dispatch.
   num_steps: int = 200
-  # Timed runs of each variant.
-  repeats: int = 30
+  # Timed runs of each variant in a round.
+  repeats: int = 10
+  # Rounds, in each of which every group has its turn.
+  rounds: int = 5
   # Powers known when the step is compiled.
   alphas: tuple[float, ...] = (1.5, 2.0, 3.0)
   # The power given as an array.
@@ -53,23 +59,66 @@ class Config:
 # Runs num_steps steps on rows of the data, to the end.
 Run = Callable[[np.ndarray], None]
 
+# Variants that share compiler settings; the first holds the baseline.
+_GROUPS = ('dense', 'static', 'traced', 'torch')
+
+
+class _Times(NamedTuple):
+  wall: float  # seconds per step
+  cpu: float
+
 
 def main(config: Config) -> None:
   """Prints the table."""
+  found: dict[str, list[_Times]] = {}
+  for _ in range(config.rounds):
+    for group in _GROUPS:
+      for name, times in _in_own_process(config, group).items():
+        found.setdefault(name, []).append(times)
+  _print(found, config)
+
+
+def _in_own_process(config: Config, group: str) -> dict[str, _Times]:
+  """Times a group of variants in a process with the group's XLA flags.
+
+  XLA reads its flags once a process, and those that make powerprop fast make
+  the dense step slower: the baseline must not be compiled with them.
+  """
+  before = os.environ.get('XLA_FLAGS')
+  os.environ['XLA_FLAGS'] = ''
+  if group in ('static', 'traced'):
+    xla_flags.set_cpu_flags(os.environ, static_alpha=group == 'static')
+  try:
+    context = multiprocessing.get_context('spawn')
+    with futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+      return pool.submit(_measure, config, group).result()
+  finally:
+    os.environ.pop('XLA_FLAGS')
+    if before is not None:
+      os.environ['XLA_FLAGS'] = before
+
+
+def _measure(config: Config, group: str) -> dict[str, _Times]:
+  """Medians of interleaved runs of the variants of a group."""
   rng = np.random.default_rng(0)
-  images = rng.integers(0, 256, (10_000, 28, 28, 1), np.uint8)
-  labels = rng.integers(0, 10, 10_000).astype(np.int32)
-  arrays = Arrays(images, labels)
-  runs: dict[str, Run] = {'dense Haiku and Optax': _dense(arrays)}
-  for alpha in config.alphas:
-    runs[f'powerprop, α = {alpha:g}'] = _powerprop(arrays, alpha)
-  runs[f'powerprop, α = {config.traced_alpha:g} traced'] = _powerprop(
-    arrays, jnp.float32(config.traced_alpha)
+  arrays = Arrays(
+    rng.integers(0, 256, (10_000, 28, 28, 1), np.uint8),
+    rng.integers(0, 10, 10_000).astype(np.int32),
   )
-  for threads in config.torch_threads:
-    runs |= _torch(arrays, threads)
-  seconds, cpu_seconds = _time(runs, config, len(labels))
-  _print(runs, seconds, cpu_seconds, config)
+  runs: dict[str, Run] = {}
+  if group == 'dense':
+    runs['dense Haiku and Optax'] = _dense(arrays)
+  elif group == 'static':
+    for alpha in config.alphas:
+      runs[f'powerprop, α = {alpha:g}'] = _powerprop(arrays, alpha)
+  elif group == 'traced':
+    alpha = config.traced_alpha
+    traced = _powerprop(arrays, jnp.float32(alpha))
+    runs[f'powerprop, α = {alpha:g} traced'] = traced
+  else:
+    for threads in config.torch_threads:
+      runs |= _torch(arrays, threads)
+  return _time(runs, config, len(arrays.labels))
 
 
 def _dense(arrays: Arrays) -> Run:
@@ -161,47 +210,48 @@ def _torch(arrays: Arrays, threads: int) -> dict[str, Run]:
 
 def _time(
   runs: dict[str, Run], config: Config, num_examples: int
-) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-  """Wall and CPU seconds per step of every variant, run after run."""
+) -> dict[str, _Times]:
+  """Medians of the wall and CPU seconds per step of every variant."""
   rng = np.random.default_rng(1)
-  seconds: dict[str, list[float]] = {name: [] for name in runs}
-  cpu_seconds: dict[str, list[float]] = {name: [] for name in runs}
+  wall: dict[str, list[float]] = {name: [] for name in runs}
+  cpu: dict[str, list[float]] = {name: [] for name in runs}
   for repeat in range(config.repeats + 1):
     for name, run in runs.items():
       indices = rng.integers(
         0, num_examples, (config.num_steps, config.batch_size), np.int32
       )
-      cpu, wall = time.process_time(), time.perf_counter()
+      cpu_start, wall_start = time.process_time(), time.perf_counter()
       run(indices)
       if repeat:  # the first one compiles
-        seconds[name].append((time.perf_counter() - wall) / config.num_steps)
-        cpu_seconds[name].append((time.process_time() - cpu) / config.num_steps)
-  return seconds, cpu_seconds
+        wall[name].append(time.perf_counter() - wall_start)
+        cpu[name].append(time.process_time() - cpu_start)
+  return {
+    name: _Times(
+      statistics.median(wall[name]) / config.num_steps,
+      statistics.median(cpu[name]) / config.num_steps,
+    )
+    for name in runs
+  }
 
 
-def _print(
-  runs: dict[str, Run],
-  seconds: dict[str, list[float]],
-  cpu_seconds: dict[str, list[float]],
-  config: Config,
-) -> None:
-  base = next(iter(runs))
-  ratio = lambda times, name: statistics.median(
-    a / b for a, b in zip(times[name], times[base], strict=True)
-  )
+def _print(found: dict[str, list[_Times]], config: Config) -> None:
+  base = next(iter(found.values()))
   print(
-    f'LeNet-300-100, batch {config.batch_size}, SGD; medians of '
-    f'{config.repeats} interleaved runs of {config.num_steps} steps; '
-    f'jax {jax.__version__}, {os.cpu_count()} CPU cores, '
+    f'LeNet-300-100, batch {config.batch_size}, SGD; medians over '
+    f'{config.rounds} rounds of {config.repeats} runs of {config.num_steps} '
+    f'steps; jax {jax.__version__}, {os.cpu_count()} CPU cores, '
     f'{jax.default_backend()}\n'
   )
   print(f'{"":28} µs/step  ratio  CPU µs/step  ratio  steps/CPU-s')
-  for name in runs:
-    wall = statistics.median(seconds[name])
-    cpu = statistics.median(cpu_seconds[name])
+  for name, rounds in found.items():
+    wall, cpu = map(statistics.median, zip(*rounds, strict=True))
+    ratio_wall, ratio_cpu = (
+      statistics.median(a[i] / b[i] for a, b in zip(rounds, base, strict=True))
+      for i in range(2)
+    )
     print(
-      f'{name:28} {wall * 1e6:7.0f}  {ratio(seconds, name):5.3f}  '
-      f'{cpu * 1e6:11.0f}  {ratio(cpu_seconds, name):5.3f}  {1 / cpu:11.0f}'
+      f'{name:28} {wall * 1e6:7.0f}  {ratio_wall:5.3f}  '
+      f'{cpu * 1e6:11.0f}  {ratio_cpu:5.3f}  {1 / cpu:11.0f}'
     )
 
 
@@ -212,6 +262,5 @@ if __name__ == '__main__':
       {'default': Config()},
       prog='python -m experiments.benchmark_step',
       description=str(__doc__).split('\n', maxsplit=1)[0],
-      static_alpha=True,
     )
   )

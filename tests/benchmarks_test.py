@@ -14,7 +14,12 @@ def test_psi(capsys):
 def test_step(capsys):
   benchmark_step.main(
     benchmark_step.Config(
-      batch_size=2, num_steps=2, repeats=1, alphas=(2.0,), torch_threads=()
+      batch_size=2,
+      num_steps=2,
+      repeats=1,
+      rounds=1,
+      alphas=(2.0,),
+      torch_threads=(),
     )
   )
   printed = capsys.readouterr().out
