@@ -19,6 +19,7 @@ import optax
 from powerprop_jax.core import powers, reparam, trees
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.trees import Select
+from powerprop_jax.optim import topology
 
 Form = Literal['recommended', 'naive']
 _FORMS = ('recommended', 'naive')
@@ -84,7 +85,7 @@ def powerprop(
   Raises:
     ValueError: if alpha is not finite and at least 1, or form is unknown; from
       `init`, if nothing is selected, a selected leaf has no alpha, or a
-      selected leaf is all zeros although α > 1.
+      selected leaf is all zeros although α > 1, or inner holds a sparsify.
 
   Note:
     Zero is a critical point for α > 1: ψ′(0) = 0, so a leaf that starts at
@@ -116,7 +117,14 @@ def powerprop(
       _check_alpha_covers(power, phi)
       _check_no_dead_leaf(power, phi)
     seen = phi if form == 'naive' else to_theta(phi, power)
-    return dataclasses.replace(power, inner_state=inner.init(seen))
+    inner_state = inner.init(seen)
+    if topology.find_sparse_state(inner_state) is not None:
+      raise ValueError(
+        'sparsify goes around powerprop, not inside it: what it assigns to a '
+        'weight must reach φ as it is. Write sparsify(powerprop(inner, alpha), '
+        'topology), or rigl(powerprop(inner, alpha), ...).'
+      )
+    return dataclasses.replace(power, inner_state=inner_state)
 
   def update(
     updates: Any, state: PowerState, params: Any = None, **extra_args: Any

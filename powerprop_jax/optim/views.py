@@ -1,9 +1,9 @@
 """What a training step needs from an optimiser state: views of the weights.
 
-The power α and the choice of leaves live in the optimiser state, so these
-functions take (phi, opt_state) and nothing that could disagree with it. They
-find that state inside chains, MultiSteps and other wrappers, and treat a state
-without one as a dense network with θ = φ.
+The power α, the choice of leaves and the masks live in the optimiser state, so
+these functions take (phi, opt_state) and nothing that could disagree with it.
+They find that state inside chains, MultiSteps and other wrappers, and treat a
+state without one as a dense network with θ = φ.
 """
 
 import dataclasses
@@ -13,9 +13,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import trees
+from powerprop_jax.core.masks import Masks
 from powerprop_jax.optim import powerprop as powerprop_lib
+from powerprop_jax.optim import topology as topology_lib
 from powerprop_jax.optim.powerprop import PowerState, Static
+from powerprop_jax.optim.topology import SparseState
 
 # Wrappers that show their inner transformation only some of the leaves, while
 # a view is asked about all of them.
@@ -32,7 +36,8 @@ def init(tx: optax.GradientTransformation, theta: Any) -> tuple[Any, Any]:
 
   Returns:
     (phi, opt_state) with ψ(φ) = θ, so that the network at step 0 computes the
-    same function whatever α is.
+    same function whatever α is; φ is zero where sparsify has no connection,
+    unless it regrows with the latent value.
 
   Raises:
     ValueError: if powerprop refuses the weights (see its `init`).
@@ -43,20 +48,27 @@ def init(tx: optax.GradientTransformation, theta: Any) -> tuple[Any, Any]:
     >>> phi['linear']['w']
     Array([[ 2. , -0.5]], dtype=float32)
   """
-  theta = jax.tree.map(jnp.array, theta)
-  power = _find_power_state(tx.init(theta))
-  if power is None:
-    return theta, tx.init(theta)
-  phi = powerprop_lib.to_phi(theta, power)
-  return phi, tx.init(phi)
+  phi = jax.tree.map(jnp.array, theta)
+  opt_state = tx.init(phi)
+  power = _find_power_state(opt_state)
+  if power is not None:
+    phi = powerprop_lib.to_phi(phi, power)
+    opt_state = tx.init(phi)
+  sparse = _find_sparse_state(opt_state)
+  if sparse is not None and sparse.pins:
+    phi = masks_lib.apply_masks(phi, sparse.masks)
+  return phi, opt_state
 
 
-def effective_params(phi: Any, opt_state: Any) -> Any:
-  """What the network should see: θ = ψ(φ), with α read from the state.
+def effective_params(phi: Any, opt_state: Any, *, pinned: bool = False) -> Any:
+  """What the network should see: θ = ψ(φ)⊙M, α and M read from the state.
 
   Args:
     phi: latent parameters.
     opt_state: the optimiser state that goes with them.
+    pinned: promises that phi is just as init and the updates left it. sparsify
+      then mostly holds what has no connection at zero already, and one pass
+      over the weights is saved. Not for averages of φ over steps.
 
   Returns:
     Effective parameters, same structure, shapes and dtypes.
@@ -68,7 +80,72 @@ def effective_params(phi: Any, opt_state: Any) -> Any:
     Array([[ 4.  , -0.25]], dtype=float32)
   """
   power = _find_power_state(opt_state)
-  return phi if power is None else powerprop_lib.to_theta(phi, power)
+  sparse = _find_sparse_state(opt_state)
+  theta = phi if power is None else powerprop_lib.to_theta(phi, power)
+  if sparse is None or (pinned and sparse.pins):
+    return theta
+  return masks_lib.apply_masks(theta, sparse.masks)
+
+
+def current_masks(phi: Any, opt_state: Any) -> Masks:
+  """The connections that exist: the masks of sparsify, read from the state.
+
+  Args:
+    phi: latent parameters.
+    opt_state: the optimiser state that goes with them.
+
+  Returns:
+    Masks with the structure and shapes of phi; all True without a sparsify. The
+    arrays are those of the state, so copy them before it is donated.
+
+  Example:
+    >>> phi = {'linear': {'w': jnp.array([[2., -0.5]])}}
+    >>> current_masks(phi, optax.sgd(0.1).init(phi))['linear']['w']
+    Array([[ True,  True]], dtype=bool)
+  """
+  sparse = _find_sparse_state(opt_state)
+  return masks_lib.full_masks(phi) if sparse is None else sparse.masks
+
+
+def with_masks(opt_state: Any, masks: Masks) -> Any:
+  """The optimiser state with other connections, e.g. after pruning once more.
+
+  The slots of weights that were not trained before are whatever the optimiser
+  holds for them, which is zero if sparsify kept them out. The topology's memory
+  stays as it is, so this is for those without one: given masks, random masks,
+  gradual pruning, SET and RigL.
+
+  Args:
+    opt_state: an optimiser state with a sparsify somewhere inside.
+    masks: booleans with the structure and shapes of the masks it holds.
+
+  Returns:
+    The new optimiser state, with copies of the masks.
+
+  Raises:
+    ValueError: if there is no sparsify in the state, or structures or shapes
+      differ; the message names the leaf.
+
+  Example:
+    >>> from powerprop_jax.optim import sparsify
+    >>> from powerprop_jax.optim.topologies import fixed
+    >>> phi, masks = {'w': jnp.ones(2)}, {'w': jnp.array([True, False])}
+    >>> tx = sparsify.sparsify(optax.sgd(0.1), fixed.given(masks))
+    >>> opt_state = with_masks(tx.init(phi), {'w': jnp.array([False, True])})
+    >>> effective_params(phi, opt_state)['w']
+    Array([0., 1.], dtype=float32)
+  """
+  sparse = _find_sparse_state(opt_state)
+  if sparse is None:
+    raise ValueError(
+      'with_masks found no sparsify in the optimiser state; build it with '
+      'sparsify(inner, topology) or one of its short forms, such as static.'
+    )
+  masks_lib.check_same_shapes(sparse.masks, masks, 'the state', 'masks')
+  copies = jax.tree.map(lambda m: jnp.array(m, bool, copy=True), masks)
+  return trees.replace_states(
+    opt_state, SparseState, lambda s: dataclasses.replace(s, masks=copies)
+  )
 
 
 def latent_params(theta: Any, opt_state: Any) -> Any:
@@ -149,6 +226,18 @@ def is_alpha_static(opt_state: Any) -> bool:
   """
   power = _find_power_state(opt_state)
   return power is None or not jax.tree.leaves(power.alpha)
+
+
+def _find_sparse_state(opt_state: Any) -> SparseState | None:
+  """The state of sparsify within opt_state, if there is one."""
+  partial = trees.find_states(opt_state, *_PARTIAL)
+  if any(trees.find_states(state, SparseState) for state in partial):
+    raise ValueError(
+      'sparsify must not be inside optax.masked or optax.partition: its masks '
+      'would not cover the network. Write sparsify(optax.masked(...), ...), '
+      'and choose leaves with the select of its topology.'
+    )
+  return topology_lib.find_sparse_state(opt_state)
 
 
 def _find_power_state(opt_state: Any) -> PowerState | None:

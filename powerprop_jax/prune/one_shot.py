@@ -15,14 +15,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from powerprop_jax.core import distributions, masks, scores, topk, trees
+from powerprop_jax.core import distributions, masks, scores, trees
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.distributions import Overrides
 from powerprop_jax.core.masks import Masks
+from powerprop_jax.core.ranking import SHARED, masks_from_counts
 from powerprop_jax.core.trees import Select
-
-# The key of the count that all leaves without one of their own share.
-SHARED = '*'
 
 _SCOPES = ('layer', 'global')
 
@@ -235,58 +233,3 @@ def _sparsity_by_leaf(
   for name, value in sparsity.items():
     masks.check_sparsity(value, f'the sparsity of {name!r}')
   return dict(sparsity)
-
-
-def masks_from_counts(
-  scores: Any,
-  counts: Mapping[str, int | jax.Array],
-  *,
-  select: Select = select_lib.is_weight,
-) -> Masks:
-  """Masks that keep a given number of the largest scores.
-
-  Args:
-    scores: tree of scores like the parameters, larger = keep.
-    counts: as from kept_counts; Python integers, or int32 scalars that may be
-      traced.
-    select: which leaves are pruned; must be the one the counts were made with.
-
-  Returns:
-    Masks with the structure and shapes of scores, True for unselected leaves.
-
-  Raises:
-    ValueError: if the counts do not fit the selected leaves.
-
-  Example:
-    >>> scores = {'a': {'w': jnp.array([[1., 4.]])},
-    ...           'b': {'w': jnp.array([[3., 5.]])}}
-    >>> masks_from_counts(scores, {SHARED: 2})['b']['w']
-    Array([[False,  True]], dtype=bool)
-    >>> masks_from_counts(scores, {'a/w': 0, 'b/w': 2})['b']['w']
-    Array([[ True,  True]], dtype=bool)
-  """
-  names = select_lib.selected_names(select, scores)
-  leaves = {leaf.path: leaf.value for leaf in trees.named_leaves(scores)}
-  shared = [name for name in names if name not in counts]
-  unknown = [name for name in counts if name not in (*names, SHARED)]
-  if unknown or bool(shared) != (SHARED in counts):
-    raise ValueError(
-      f'counts for {", ".join(counts)} do not fit the selected leaves '
-      f'{", ".join(names)}. Make them with the same select.'
-    )
-  kept = {
-    name: topk.top_k_mask(leaves[name], counts[name])
-    for name in names
-    if name not in shared
-  }
-  if shared:
-    # A list, so that ties are broken in the order of the leaves of the tree.
-    ranked = [leaves[name] for name in shared]
-    together = topk.top_k_masks(ranked, counts[SHARED])
-    kept.update(zip(shared, together, strict=True))
-
-  def mask_of(module_name: str, name: str, value: jax.Array) -> jax.Array:
-    path = trees.join_name(module_name, name)
-    return kept[path] if path in kept else jnp.ones_like(value, dtype=bool)
-
-  return trees.map_named(mask_of, scores)

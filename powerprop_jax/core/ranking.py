@@ -1,0 +1,77 @@
+"""Masks from scores and counts: how many weights a leaf, or all, may keep."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from powerprop_jax.core import select as select_lib
+from powerprop_jax.core import topk, trees
+from powerprop_jax.core.trees import Select
+
+# The key of the count that all leaves without one of their own share.
+SHARED = '*'
+
+
+def masks_from_counts(
+  scores: Any,
+  counts: Mapping[str, int | jax.Array],
+  *,
+  among: Any = None,
+  select: Select = select_lib.is_weight,
+) -> Any:
+  """Masks that keep a given number of the largest scores.
+
+  Args:
+    scores: tree of scores like the parameters, larger = keep.
+    counts: {'module/name': count} of the leaves that are ranked by themselves,
+      and {SHARED: count} of all the others together; Python integers, or int32
+      scalars that may be traced.
+    among: masks like scores; only weights where they are True are kept, which
+      may then be fewer than the count.
+    select: which leaves are masked; must be the one the counts were made with.
+
+  Returns:
+    Masks with the structure and shapes of scores, True for unselected leaves.
+
+  Raises:
+    ValueError: if the counts do not fit the selected leaves.
+
+  Example:
+    >>> scores = {'a': {'w': jnp.array([[1., 4.]])},
+    ...           'b': {'w': jnp.array([[3., 5.]])}}
+    >>> masks_from_counts(scores, {SHARED: 2})['b']['w']
+    Array([[False,  True]], dtype=bool)
+    >>> masks_from_counts(scores, {'a/w': 0, 'b/w': 2})['b']['w']
+    Array([[ True,  True]], dtype=bool)
+  """
+  names = select_lib.selected_names(select, scores)
+  leaves = {leaf.path: leaf.value for leaf in trees.named_leaves(scores)}
+  eligible: dict[str, Any] = dict.fromkeys(leaves)
+  if among is not None:
+    eligible = {leaf.path: leaf.value for leaf in trees.named_leaves(among)}
+  shared = [name for name in names if name not in counts]
+  unknown = [name for name in counts if name not in (*names, SHARED)]
+  if unknown or bool(shared) != (SHARED in counts):
+    raise ValueError(
+      f'counts for {", ".join(counts)} do not fit the selected leaves '
+      f'{", ".join(names)}. Make them with the same select.'
+    )
+  kept = {
+    name: topk.top_k_mask(leaves[name], counts[name], eligible[name])
+    for name in names
+    if name not in shared
+  }
+  if shared:
+    # A list, so that ties are broken in the order of the leaves of the tree.
+    ranked = [leaves[name] for name in shared]
+    allowed = None if among is None else [eligible[name] for name in shared]
+    together = topk.top_k_masks(ranked, counts[SHARED], allowed)
+    kept.update(zip(shared, together, strict=True))
+
+  def mask_of(module_name: str, name: str, value: jax.Array) -> jax.Array:
+    path = trees.join_name(module_name, name)
+    return kept[path] if path in kept else jnp.ones_like(value, dtype=bool)
+
+  return trees.map_named(mask_of, scores)

@@ -1,0 +1,290 @@
+"""Runs an optimiser on the connections that a topology allows.
+
+    ∂L/∂(θ⊙M) ─▶ observe ─▶ [rewire where `when` says so] ─▶ ⊙B ─▶ inner ─▶ ⊙B
+
+Rewiring comes first and looks at the weights as the network saw them. It is a
+loop of at most one turn, not a condition: a loop keeps its buffers in place
+where a condition copies them, and under vmap it runs only if some lane needs
+it, where a batched condition would run at every step.
+"""
+
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from powerprop_jax.core import masks as masks_lib
+from powerprop_jax.core import trees
+from powerprop_jax.core.masks import Masks
+from powerprop_jax.optim import powerprop as powerprop_lib
+from powerprop_jax.optim import regrow as regrow_lib
+from powerprop_jax.optim import topology as topology_lib
+from powerprop_jax.optim.powerprop import PowerState
+from powerprop_jax.optim.topology import (
+  Regrow,
+  Rewiring,
+  SparseState,
+  Topology,
+)
+
+
+def sparsify(
+  inner: optax.GradientTransformation,
+  topology: Topology,
+  *,
+  regrow: Regrow | None = None,
+  key: int | jax.Array = 0,
+) -> optax.GradientTransformationExtraArgs:
+  """Trains only the connections of a topology, and lets it rewire them.
+
+  `update(grads, state, params)` takes grads = ∂L/∂(θ⊙M), dense, as
+  `jax.grad` gives it at `effective_params(phi, state)`, and params = φ. inner
+  sees gradients and parameters that are zero where nothing is trained; what it
+  proposes there is ignored. Slots of reborn weights (momenta and the like) are
+  cleared, whatever the optimiser.
+
+  Put what looks at gradients, such as clipping, inside: outside it would see
+  those of connections that do not exist.
+
+  Args:
+    inner: any Optax optimiser, with powerprop around it if wanted.
+    topology: which connections exist; see optim.topologies.
+    regrow: the first value of a connection that did not exist before.
+      'zero': θ = 0, as the papers on dynamic sparse training do.
+      'keep': the latent value that it had when it was dropped, or at the start.
+      'redraw': normal, with the root mean square that its leaf had at the
+      start.
+      'smallest': the smallest magnitude among the leaf's survivors, with the
+      sign that descends; a connection without gradient becomes positive.
+      None is 'zero' if θ = φ, and 'smallest' under powerprop with α > 1, where
+      zero is a critical point. An α that is an array counts as α > 1.
+    key: seed of everything random, an int or a PRNG key.
+
+  Returns:
+    A gradient transformation over φ with a SparseState.
+
+  Raises:
+    ValueError: if regrow is unknown or the topology prescribes another; from
+      `init`, if inner holds a topology already, regrow is 'zero' under
+      powerprop with α > 1, or the topology refuses the parameters.
+
+  Note:
+    If a rewiring meets a gradient or a weight that is not finite, the masks
+    stay as they are, and the next rewiring is the next chance. Connections that
+    a rewiring both drops and grows keep their values and slots.
+
+  Example:
+    >>> from powerprop_jax.optim.topologies import fixed
+    >>> phi = {'linear': {'w': jnp.array([[2.0, -0.5]])}}
+    >>> masks = {'linear': {'w': jnp.array([[True, False]])}}
+    >>> tx = sparsify(optax.sgd(0.1), fixed.given(masks))
+    >>> grads = {'linear': {'w': jnp.array([[1.0, 1.0]])}}
+    >>> updates, state = tx.update(grads, tx.init(phi), phi)
+    >>> optax.apply_updates(phi, updates)['linear']['w']
+    Array([[1.9, 0. ]], dtype=float32)
+  """
+  if regrow is not None and regrow not in get_args(Regrow):
+    raise ValueError(
+      f'regrow must be one of {", ".join(get_args(Regrow))}, got {regrow!r}.'
+    )
+  if topology.regrow is not None and regrow not in (None, topology.regrow):
+    raise ValueError(
+      f'this topology prescribes regrow={topology.regrow!r}, got {regrow!r}. '
+      'Leave regrow away.'
+    )
+  inner = optax.with_extra_args_support(inner)
+
+  def init(params: Any) -> SparseState:
+    phi = params
+    inner_state = inner.init(phi)
+    _check_outermost(inner_state)
+    theta = _to_theta(phi, inner_state)
+    mode = regrow_lib.resolve(regrow, topology, inner_state)
+    masks, memory = topology.init(_copied_key(key), theta)
+    trained = topology.trainable(masks, memory)
+    return SparseState(
+      step=jnp.zeros([], jnp.int32),
+      key=_copied_key(key),
+      masks=masks,
+      memory=memory,
+      scale=regrow_lib.scales(theta) if mode == 'redraw' else (),
+      # Again, because some optimisers copy the parameters or their norms.
+      inner_state=inner.init(_masked(phi, trained)),
+      pins=mode != 'keep',
+    )
+
+  def update(
+    updates: Any, state: SparseState, params: Any = None, **extra_args: Any
+  ) -> tuple[Any, SparseState]:
+    if params is None:
+      raise ValueError(
+        'sparsify needs the latent parameters: call update(grads, state, phi) '
+        'with grads taken at effective_params(phi, state).'
+      )
+    grads, phi = updates, params
+    mode = regrow_lib.resolve(regrow, topology, state.inner_state)
+    memory = topology.observe(state.memory, grads)
+    masks, inner_state, start = state.masks, state.inner_state, phi
+    due = jnp.asarray(False)
+    if topology.rewire is not None:
+      due = topology.when(state.step)
+      masks, memory, inner_state, start = _rewire_if(
+        due, state, memory, grads, phi, mode
+      )
+    trained = topology.trainable(masks, memory)
+    if topology.penalise is not None:
+      theta = _to_theta(phi, inner_state)
+      grads = topology.penalise(grads, theta, masks, memory)
+    delta, new_inner_state = inner.update(
+      _masked(grads, trained),
+      inner_state,
+      _masked(start, trained),
+      **extra_args,
+    )
+    if topology.replaces_step:
+      delta, new_inner_state = jax.tree.map(
+        lambda old, new: jnp.where(due, old, new),
+        (jax.tree.map(jnp.zeros_like, delta), inner_state),
+        (delta, new_inner_state),
+      )
+    delta = _confined(delta, trained, phi, start, mode)
+    return delta, SparseState(
+      step=optax.safe_increment(state.step),
+      key=state.key,
+      masks=masks,
+      memory=memory,
+      scale=state.scale,
+      inner_state=new_inner_state,
+      pins=state.pins,
+    )
+
+  def _rewire_if(
+    due: jax.Array,
+    state: SparseState,
+    memory: Any,
+    grads: Any,
+    phi: Any,
+    mode: Regrow,
+  ) -> tuple[Masks, Any, Any, Any]:
+    """Masks, memory, slots and φ after a rewiring, or as they are."""
+    # φ travels along only where new connections are given a value.
+    assigns = mode in ('redraw', 'smallest')
+
+    def body(carry: Any) -> Any:
+      _, masks, memory, inner_state, assigned = carry
+      theta = _to_theta(phi, inner_state)
+      keys = jax.random.split(jax.random.fold_in(state.key, state.step))
+      before = topology.trainable(masks, memory)
+      assert topology.rewire is not None
+      new_masks, new_memory = topology.rewire(
+        Rewiring(keys[0], state.step, masks, memory, theta, grads)
+      )
+      sound = _all_finite((theta, grads))
+      new_masks, new_memory = jax.tree.map(
+        lambda new, old: jnp.where(sound, new, old),
+        (new_masks, new_memory),
+        (masks, memory),
+      )
+      after = topology.trainable(new_masks, new_memory)
+      reborn = masks_lib.difference(after, before)
+      inner_state = _clear_slots(inner, inner_state, reborn)
+      if assigns:
+        values = regrow_lib.values(
+          mode, keys[1], theta, grads, state.scale, before, after
+        )
+        values = _to_phi(values, inner_state)
+        assigned = jax.tree.map(jnp.where, reborn, values, assigned)
+      return jnp.zeros_like(due), new_masks, new_memory, inner_state, assigned
+
+    carry = (due, state.masks, memory, state.inner_state, phi)
+    if not assigns:
+      carry = (*carry[:-1], ())
+    _, masks, memory, inner_state, assigned = jax.lax.while_loop(
+      lambda carry: carry[0], body, carry
+    )
+    return masks, memory, inner_state, assigned if assigns else phi
+
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _confined(
+  delta: Any, trained: Masks, phi: Any, start: Any, mode: Regrow
+) -> Any:
+  """The step on φ: assignments, and nothing where nothing is trained.
+
+  Outside `trained` latent weights are held at zero: -φ takes them there
+  exactly. With regrow='keep' they stand still.
+  """
+
+  def confine(d: Any, m: Any, p: Any, s: Any) -> Any:
+    outside = jnp.zeros_like(d) if mode == 'keep' else (-p).astype(d.dtype)
+    inside = d if s is p else (s - p).astype(d.dtype) + d
+    return jnp.where(m, inside, outside)
+
+  return jax.tree.map(confine, delta, trained, phi, start)
+
+
+def _masked(tree: Any, masks: Masks) -> Any:
+  return jax.tree.map(
+    lambda x, m: jnp.where(m, x, jnp.zeros_like(x)), tree, masks
+  )
+
+
+def _to_theta(phi: Any, inner_state: Any) -> Any:
+  power = _power_state(inner_state)
+  return phi if power is None else powerprop_lib.to_theta(phi, power)
+
+
+def _to_phi(theta: Any, inner_state: Any) -> Any:
+  power = _power_state(inner_state)
+  return theta if power is None else powerprop_lib.to_phi(theta, power)
+
+
+def _power_state(inner_state: Any) -> PowerState | None:
+  return next(iter(trees.find_states(inner_state, PowerState)), None)
+
+
+def _check_outermost(inner_state: Any) -> None:
+  if topology_lib.find_sparse_state(inner_state) is not None:
+    raise ValueError(
+      'the optimiser inside sparsify holds a topology already. Use one for all '
+      'leaves, and choose leaves with its select.'
+    )
+
+
+def _copied_key(key: int | jax.Array) -> jax.Array:
+  """A typed key of its own: the state may be donated."""
+  dtype = getattr(key, 'dtype', None)
+  if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+    return jax.random.clone(key)
+  return jax.random.key(key)
+
+
+def _all_finite(tree: Any) -> jax.Array:
+  finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
+  return jnp.all(jnp.stack(finite))
+
+
+def _clear_slots(
+  inner: optax.GradientTransformation, inner_state: Any, reborn: Masks
+) -> Any:
+  """Zeroes what the optimiser remembers of reborn weights."""
+
+  def clear(slot: Any, newly: Any) -> Any:
+    if isinstance(slot, optax.MaskedNode) or isinstance(
+      newly, optax.MaskedNode
+    ):
+      return slot
+    # Factored slots belong to rows and columns, not to weights.
+    if jnp.shape(slot) != jnp.shape(newly):
+      return slot
+    return jnp.where(newly, jnp.zeros_like(slot), slot)
+
+  return optax.tree.map_params(
+    inner,
+    clear,
+    inner_state,
+    reborn,
+    is_leaf=lambda node: isinstance(node, optax.MaskedNode),
+  )

@@ -1,0 +1,1 @@
+"""Methods of sparse training, each a function that returns a Topology."""

@@ -1,0 +1,89 @@
+"""Masks that never change: given ones, or random ones drawn once."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from powerprop_jax.core import distributions
+from powerprop_jax.core import masks as masks_lib
+from powerprop_jax.core import select as select_lib
+from powerprop_jax.core.masks import Masks
+from powerprop_jax.core.trees import Select
+from powerprop_jax.optim.topologies import layers
+from powerprop_jax.optim.topologies.layers import Distribution
+from powerprop_jax.optim.topology import Topology
+
+
+def given(masks: Masks) -> Topology:
+  """Trains the connections of the given masks, from the first step to the last.
+
+  For pruning at initialisation and for retraining what pruning left.
+
+  Args:
+    masks: booleans with the structure and shapes of the parameters.
+
+  Returns:
+    A Topology that never rewires. Its init raises a ValueError, naming the
+    leaf, if the masks do not have the shapes of the parameters.
+
+  Raises:
+    TypeError: if a mask is not boolean.
+
+  Example:
+    >>> topology = given({'w': jnp.array([True, False])})
+    >>> topology.init(jax.random.key(0), {'w': jnp.ones(2)})[0]['w']
+    Array([ True, False], dtype=bool)
+  """
+  for leaf in jax.tree.leaves(masks):
+    if jnp.result_type(leaf) != jnp.bool_:
+      raise TypeError(
+        f'masks must be boolean, got {jnp.result_type(leaf).name}. Write '
+        'masks != 0 if they are numbers.'
+      )
+
+  def init(key: jax.Array, theta: Any) -> tuple[Masks, Any]:
+    del key
+    if not jax.tree.leaves(theta):
+      return theta, ()
+    masks_lib.check_same_shapes(theta, masks, 'the parameters', 'the masks')
+    # A copy: the state may be donated, the caller's masks must survive.
+    return jax.tree.map(lambda m: jnp.array(m, copy=True), masks), ()
+
+  return Topology(init, regrow='zero')
+
+
+def at_random(
+  sparsity: float | Mapping[str, float],
+  *,
+  distribution: Distribution = distributions.erk,
+  select: Select = select_lib.is_weight,
+) -> Topology:
+  """Random masks, drawn once: the baseline of every method that rewires.
+
+  Args:
+    sparsity: share of zeros over all selected leaves, in [0, 1), or a mapping
+      {'module/name': sparsity}.
+    distribution: shares the sparsity out between leaves.
+    select: which leaves are masked.
+
+  Returns:
+    A Topology that never rewires, with an exact number of connections per leaf.
+
+  Raises:
+    ValueError: if sparsity is out of range; from init, if a leaf would lose all
+      its weights.
+
+  Source:
+    "Static" in Evci et al., Rigging the lottery, 2020, section 3
+    (https://arxiv.org/abs/1911.11134).
+  """
+  if not isinstance(sparsity, Mapping):
+    masks_lib.check_sparsity(sparsity)
+
+  def init(key: jax.Array, theta: Any) -> tuple[Masks, Any]:
+    counts = layers.kept_counts(theta, sparsity, distribution, select)
+    return layers.random_masks(key, theta, counts, select), ()
+
+  return Topology(init, regrow='zero')

@@ -1,0 +1,124 @@
+"""Top-KAST: a sparse forward set inside a larger set of trained weights.
+
+The forward set A holds the largest weights of each layer, the backward set
+B ⊃ A some more. The network computes with A; B is trained, so that weights
+just outside A can grow into it, and a penalty keeps those from lingering.
+"""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from powerprop_jax.core import distributions, ranking, scores, trees
+from powerprop_jax.core import masks as masks_lib
+from powerprop_jax.core import select as select_lib
+from powerprop_jax.core.masks import Masks
+from powerprop_jax.core.schedules import When
+from powerprop_jax.core.trees import Select
+from powerprop_jax.optim.topologies import layers
+from powerprop_jax.optim.topologies.layers import Distribution
+from powerprop_jax.optim.topology import Topology
+
+Norm = Literal['l1', 'l2']
+_NORMS = ('l1', 'l2')
+
+
+def top_kast(
+  forward_sparsity: float,
+  backward_sparsity: float,
+  when: When,
+  *,
+  penalty: float = 1e-4,
+  norm: Norm = 'l2',
+  distribution: Distribution = distributions.uniform,
+  select: Select = select_lib.is_weight,
+) -> Topology:
+  """Computes with the largest weights, trains some more.
+
+  Args:
+    forward_sparsity: 1 - D, share of weights outside A, in [0, 1).
+    backward_sparsity: 1 - (D + M), share outside B; at most forward_sparsity.
+    when: the steps at which A and B are chosen anew.
+    penalty: coefficient of the exploration penalty, at least 0; 0 is without.
+    norm: 'l2' for Σ θ²/2 over A plus Σ θ²/(2D) over the rest of B, with the
+      forward density D of the leaf; 'l1' for Σ |θ| and Σ |θ|/D.
+    distribution: shares both sparsities out between leaves.
+    select: which leaves are masked.
+
+  Returns:
+    A Topology whose masks are A and whose memory is B∖A. Weights outside B keep
+    their values and stand still.
+
+  Raises:
+    ValueError: if an argument is out of range; from init, if a leaf would lose
+      all its weights or its B would be smaller than its A.
+
+  Note:
+    The paper calls the penalty L2, its formula is printed with |θ|; both are
+    here.
+
+  Source:
+    Jayakumar et al., Top-KAST: Top-K Always Sparse Training, 2020
+    (https://arxiv.org/abs/2106.03517).
+  """
+  masks_lib.check_sparsity(forward_sparsity, 'forward_sparsity')
+  masks_lib.check_sparsity(backward_sparsity, 'backward_sparsity')
+  if backward_sparsity > forward_sparsity:
+    raise ValueError(
+      'the backward set must contain the forward set: backward_sparsity must '
+      f'be at most forward_sparsity, got {backward_sparsity} and '
+      f'{forward_sparsity}.'
+    )
+  if not 0 <= penalty < float('inf'):
+    raise ValueError(f'penalty must be at least 0, got {penalty}.')
+  if norm not in _NORMS:
+    raise ValueError(f"norm must be 'l1' or 'l2', got {norm!r}.")
+
+  def counts(theta: Any) -> tuple[dict[str, int], dict[str, int]]:
+    forward = layers.kept_counts(theta, forward_sparsity, distribution, select)
+    backward = layers.kept_counts(
+      theta, backward_sparsity, distribution, select
+    )
+    for name, count in forward.items():
+      if backward[name] < count:
+        raise ValueError(
+          f'the distribution gives {name!r} {count} forward weights and only '
+          f'{backward[name]} backward. Choose another distribution.'
+        )
+    return forward, backward
+
+  def choose(theta: Any) -> tuple[Masks, Masks]:
+    forward, backward = counts(theta)
+    if not forward:
+      return theta, theta
+    ranked = scores.magnitude(theta)
+    a = ranking.masks_from_counts(ranked, forward, select=select)
+    b = ranking.masks_from_counts(ranked, backward, select=select)
+    return a, masks_lib.difference(b, a)
+
+  def penalise(grads: Any, theta: Any, masks: Masks, extra: Masks) -> Any:
+    forward, _ = counts(theta)
+    slope = jnp.sign if norm == 'l1' else lambda t: t
+
+    def visit(
+      module: str, name: str, t: Any, g: Any, in_a: Any, in_rest: Any
+    ) -> Any:
+      path = trees.join_name(module, name)
+      if path not in forward:
+        return g
+      t = t.astype(jnp.float32)
+      rest = jnp.where(in_rest, slope(t) * (t.size / forward[path]), 0)
+      pull = penalty * jnp.where(in_a, slope(t), rest)
+      return (g.astype(jnp.float32) + pull).astype(g.dtype)
+
+    return trees.map_named(visit, theta, grads, masks, extra)
+
+  return Topology(
+    init=lambda key, theta: choose(theta),
+    rewire=lambda rewiring: choose(rewiring.theta),
+    when=when,
+    trainable=lambda masks, extra: jax.tree.map(jnp.logical_or, masks, extra),
+    penalise=penalise if penalty else None,
+    regrow='keep',
+  )

@@ -1,0 +1,131 @@
+"""What a sparse-training method is: a Topology, and the state that runs it.
+
+A topology says which connections exist and how they change, in pure functions
+of the effective weights θ and their dense gradient. It knows nothing of
+optimisers, of φ or of the training step; `sparsify` does.
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import jax
+
+from powerprop_jax.core import schedules, trees
+from powerprop_jax.core.masks import Masks
+from powerprop_jax.core.schedules import When
+
+# How a connection that did not exist gets its first value; see sparsify.
+Regrow = Literal['zero', 'keep', 'redraw', 'smallest']
+
+
+class Rewiring(NamedTuple):
+  """What a topology sees when it changes the masks.
+
+  Attributes:
+    key: PRNG key of this rewiring; the same on every device.
+    step: number of updates before this one, int32 scalar.
+    masks: the connections as they are.
+    memory: what the topology remembers.
+    theta: effective parameters, dense: values behind a mask are included.
+    grads: ∂L/∂(θ⊙M), dense: connections that do not exist have one too.
+  """
+
+  key: jax.Array
+  step: jax.Array
+  masks: Masks
+  memory: Any
+  theta: Any
+  grads: Any
+
+
+def _remember(memory: Any, grads: Any) -> Any:
+  del grads
+  return memory
+
+
+def _only_existing(masks: Masks, memory: Any) -> Masks:
+  del memory
+  return masks
+
+
+class Topology(NamedTuple):
+  """Which connections exist, as pure functions of θ and its dense gradient.
+
+  Masks have the structure and shapes of θ and are True on leaves that never
+  change. All functions must accept a θ without leaves.
+
+  Attributes:
+    init: (key, theta) -> (masks, memory). memory is any tree of arrays whose
+      structure, shapes and dtypes never change.
+    rewire: Rewiring -> (masks, memory), called only where `when` says so; None
+      if the masks never change.
+    when: step -> whether to rewire at that update; step 0 is the first.
+    observe: (memory, grads) -> memory, at every step, before rewiring.
+    trainable: (masks, memory) -> which weights are trained: masks that contain
+      the given ones. By default no others.
+    penalise: (grads, theta, masks, memory) -> grads, the gradient of a penalty
+      added; None if there is none.
+    replaces_step: whether a rewiring takes the place of the optimiser's step.
+    regrow: how new connections get their value, where the method prescribes it:
+      'zero' if it never grows any, 'keep' if weights live on behind the mask.
+      None leaves it to the user of sparsify.
+  """
+
+  init: Callable[[jax.Array, Any], tuple[Masks, Any]]
+  rewire: Callable[[Rewiring], tuple[Masks, Any]] | None = None
+  when: When = schedules.never
+  observe: Callable[[Any, Any], Any] = _remember
+  trainable: Callable[[Masks, Any], Masks] = _only_existing
+  penalise: Callable[[Any, Any, Masks, Any], Any] | None = None
+  replaces_step: bool = False
+  regrow: Regrow | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SparseState:
+  """State of sparsify.
+
+  Attributes:
+    step: number of updates seen, int32 scalar.
+    key: typed PRNG key from which the key of each rewiring is derived.
+    masks: the connections that exist, one byte a weight; True on leaves that
+      are never masked.
+    memory: what the topology remembers.
+    scale: with regrow='redraw', root mean square of each leaf of θ at the
+      start, float32 scalars; otherwise an empty tuple.
+    inner_state: state of the wrapped optimiser.
+    pins: whether latent weights without a connection are held at zero.
+  """
+
+  step: jax.Array
+  key: jax.Array
+  masks: Masks
+  memory: Any
+  scale: Any
+  inner_state: Any
+  pins: bool = dataclasses.field(metadata={'static': True})
+
+
+def find_sparse_state(opt_state: Any) -> SparseState | None:
+  """The state of sparsify within an optimiser state, if there is one.
+
+  Args:
+    opt_state: any optimiser state.
+
+  Returns:
+    The outermost SparseState, or None.
+
+  Raises:
+    ValueError: if there are several side by side, or one within another.
+  """
+  found = trees.find_states(opt_state, SparseState)
+  if len(found) > 1 or any(
+    trees.find_states(state.inner_state, SparseState) for state in found
+  ):
+    raise ValueError(
+      'the optimiser state holds more than one sparsify. Use one topology for '
+      'all leaves, and choose leaves with its select.'
+    )
+  return found[0] if found else None
