@@ -3,9 +3,10 @@
 A checkpoint is a folder named after its step, written by orbax in the
 background under a temporary name and renamed when it is complete. The arrays
 lie in it by name; their structure (named tuples, optimiser states, dataclasses
-with static fields) comes from a template when they are restored. With them go
-the checksums of its files: a damaged checkpoint is noticed before it is read,
-and the one before it is used instead.
+with static fields) comes from a template when they are restored. Masks, and all
+other arrays of booleans, take one bit an entry. With the arrays go the
+checksums of the files: a damaged checkpoint is noticed before it is read, and
+the one before it is used instead.
 """
 
 from collections.abc import Callable
@@ -17,12 +18,9 @@ import sys
 from typing import Any, NamedTuple
 import zlib
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from orbax import checkpoint as ocp
 
-from powerprop_jax.train import json_files
+from powerprop_jax.train import json_files, stored_leaves
 from powerprop_jax.train.errors import UserError
 
 _DETAILS = 'powerprop_jax.json'
@@ -127,9 +125,13 @@ class Checkpoints:
       )
     # The callback of the save before, if it goes on, still needs _saving.
     self.wait()
-    leaves = _describe(state)
-    self._saving = step, {'leaves': leaves, 'metadata': metadata or {}}
-    arrays = ocp.args.PyTreeSave(_storable(state))
+    details = {
+      'leaves': stored_leaves.describe(state),
+      'packs_booleans': True,
+      'metadata': metadata or {},
+    }
+    self._saving = step, details
+    arrays = ocp.args.PyTreeSave(stored_leaves.to_stored(state))
     self._manager.save(step, args=ocp.args.Composite(state=arrays))
 
   def restore_latest(self, template: Any) -> Restored | None:
@@ -155,7 +157,7 @@ class Checkpoints:
     for step in reversed(self.steps()):
       try:
         state, metadata = self._restore(step, template)
-      except _MismatchError as error:
+      except stored_leaves.MismatchError as error:
         raise UserError(
           f'the checkpoint of step {step} in {self._folder} is of another '
           f'state: {error}. Use the settings it was made with.'
@@ -185,17 +187,16 @@ class Checkpoints:
     folder = self._folder / str(step)
     details = _read_details(folder)
     _check_files(folder, details['checksums'])
-    template = jax.tree.map(_as_array, template)
-    _check_leaves(details['leaves'], _describe(template))
-    leaves, structure = jax.tree.flatten(template)
-    named = dict(zip(_names(template), leaves, strict=True))
-    how = {name: _restore_args(x) for name, x in named.items() if x.size}
+    stored_leaves.check_same(details['leaves'], template)
+    # Earlier versions did not pack, and did not say so.
+    is_packed = details.get('packs_booleans', False)
+    how = stored_leaves.restore_args(template, is_packed)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
       arrays = checkpointer.restore(
         folder / 'state', args=ocp.args.PyTreeRestore(restore_args=how)
       )
-    restored = [_as_leaf(arrays.get(name), x) for name, x in named.items()]
-    return jax.tree.unflatten(structure, restored), details['metadata']
+    state = stored_leaves.from_stored(arrays, template, is_packed)
+    return state, details['metadata']
 
   def wait(self) -> None:
     """Waits until what was saved is on disk."""
@@ -246,85 +247,6 @@ class Checkpoints:
         name += '_again'
       os.replace(self._folder / str(step), aside / name)
     self._damaged = []
-
-
-class _MismatchError(Exception):
-  """A checkpoint that is intact, but of another state than the template."""
-
-
-def _names(tree: Any) -> list[str]:
-  paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
-  return [jax.tree_util.keystr(path) or 'value' for path in paths]
-
-
-def _is_key(leaf: Any) -> bool:
-  return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _storable(state: Any) -> dict[str, Any]:
-  """The leaves by name, in types and sizes that orbax can store."""
-  leaves = map(_as_array, jax.tree.leaves(state))
-  return {
-    name: jax.random.key_data(leaf) if _is_key(leaf) else leaf
-    for name, leaf in zip(_names(state), leaves, strict=True)
-    if leaf.size
-  }
-
-
-def _as_array(leaf: Any) -> Any:
-  return leaf if hasattr(leaf, 'dtype') else np.asarray(leaf)
-
-
-def _describe(tree: Any) -> dict[str, dict[str, Any]]:
-  """What must agree between a checkpoint and a template, for each leaf."""
-  leaves = map(_as_array, jax.tree.leaves(tree))
-  return {
-    name: {'type': str(leaf.dtype), 'shape': list(leaf.shape)}
-    for name, leaf in zip(_names(tree), leaves, strict=True)
-  }
-
-
-def _check_leaves(saved: dict[str, Any], wanted: dict[str, Any]) -> None:
-  """Raises _MismatchError naming the first leaf that differs."""
-  show = lambda leaf: f'{leaf["type"]}{leaf["shape"]}'
-  for name, leaf in wanted.items():
-    if name not in saved:
-      raise _MismatchError(f'it has no leaf {name}')
-    if saved[name] != leaf:
-      raise _MismatchError(
-        f'its leaf {name} is {show(saved[name])}, needed is {show(leaf)}'
-      )
-  for name in saved:
-    if name not in wanted:
-      raise _MismatchError(f'it has the leaf {name}, which is not needed')
-
-
-def _sharding(leaf: Any) -> jax.sharding.Sharding | None:
-  """Where a restored leaf goes; None is the default device, uncommitted."""
-  is_placed = getattr(leaf, 'committed', True)
-  return getattr(leaf, 'sharding', None) if is_placed else None
-
-
-def _restore_args(leaf: Any) -> ocp.RestoreArgs:
-  sharding = _sharding(leaf)
-  if sharding is None or _is_key(leaf):
-    return ocp.RestoreArgs(restore_type=np.ndarray)
-  return ocp.ArrayRestoreArgs(sharding=sharding)
-
-
-def _as_leaf(value: Any, leaf: Any) -> jax.Array:
-  """The stored value of a leaf, in the type of the template."""
-  if value is None:
-    return jnp.zeros(leaf.shape, leaf.dtype)
-  if isinstance(value, jax.Array):
-    return value
-  # A copy: NumPy's memory must not become a buffer that is donated later.
-  array = jnp.array(value)
-  if _is_key(leaf):
-    # key_impl, the public name for this, does not take a shape.
-    array = jax.random.wrap_key_data(array, impl=leaf.dtype._impl.name)
-  sharding = _sharding(leaf)
-  return array if sharding is None else jax.device_put(array, sharding)
 
 
 def _read_details(folder: pathlib.Path) -> dict[str, Any]:

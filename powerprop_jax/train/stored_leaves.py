@@ -1,0 +1,168 @@
+"""The leaves of a state in the form in which a checkpoint stores them.
+
+Each leaf is stored under its name as an array that orbax takes: a typed PRNG
+key as its data, and an array of booleans, such as a mask, as one bit an entry.
+Leaves without entries are not stored. The template of the state tells how to
+turn them back.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from orbax import checkpoint as ocp
+
+from powerprop_jax.core import masks
+
+
+class MismatchError(Exception):
+  """A checkpoint that is intact, but of another state than the template."""
+
+
+def to_stored(state: Any) -> dict[str, Any]:
+  """The leaves of a state by name, as they are stored.
+
+  Args:
+    state: any tree of arrays.
+
+  Returns:
+    Arrays by name; booleans as uint8 vectors on the host, which are new.
+
+  Example:
+    >>> to_stored({'masks': np.array([True, False, True]), 'none': np.ones(0)})
+    {"['masks']": array([160], dtype=uint8)}
+  """
+
+  def stored(leaf: Any) -> Any:
+    if _is_key(leaf):
+      return jax.random.key_data(leaf)
+    return masks.pack_masks(leaf).bits if _is_packable(leaf) else leaf
+
+  return {name: stored(x) for name, x in _named(state).items() if x.size}
+
+
+def from_stored(arrays: dict[str, Any], template: Any, is_packed: bool) -> Any:
+  """Undoes to_stored.
+
+  Args:
+    arrays: what was stored, by name.
+    template: the state, or its shapes; its shardings are followed.
+    is_packed: whether booleans were stored as bits.
+
+  Returns:
+    The state, of JAX arrays in memory of their own, which may be donated.
+
+  Example:
+    >>> template = {'masks': np.array([True, False, True])}
+    >>> from_stored(to_stored(template), template, is_packed=True)
+    {'masks': Array([ True, False,  True], dtype=bool)}
+  """
+
+  def restored(name: str, leaf: Any) -> jax.Array:
+    if not leaf.size:
+      return jnp.zeros(leaf.shape, leaf.dtype)
+    value = arrays[name]
+    if is_packed and _is_packable(leaf):
+      packed = masks.PackedMask(value, np.array(leaf.shape))
+      value = masks.unpack_masks(packed)
+    if isinstance(value, jax.Array):
+      return value
+    # A copy: NumPy's memory must not become a buffer that is donated later.
+    array = jnp.array(value)
+    if _is_key(leaf):
+      # key_impl, the public name for this, does not take a shape.
+      array = jax.random.wrap_key_data(array, impl=leaf.dtype._impl.name)
+    sharding = _sharding(leaf)
+    return array if sharding is None else jax.device_put(array, sharding)
+
+  leaves = [restored(name, leaf) for name, leaf in _named(template).items()]
+  return jax.tree.unflatten(jax.tree.structure(template), leaves)
+
+
+def restore_args(template: Any, is_packed: bool) -> dict[str, ocp.RestoreArgs]:
+  """How orbax is to restore each stored leaf.
+
+  Args:
+    template: the state, or its shapes.
+    is_packed: whether booleans were stored as bits.
+
+  Returns:
+    Arguments by name: to the host what is to be turned into something else.
+  """
+
+  def how(leaf: Any) -> ocp.RestoreArgs:
+    sharding = _sharding(leaf)
+    is_other = _is_key(leaf) or (is_packed and _is_packable(leaf))
+    if sharding is None or is_other:
+      return ocp.RestoreArgs(restore_type=np.ndarray)
+    return ocp.ArrayRestoreArgs(sharding=sharding)
+
+  return {name: how(x) for name, x in _named(template).items() if x.size}
+
+
+def describe(tree: Any) -> dict[str, dict[str, Any]]:
+  """What must agree between a checkpoint and a template, for each leaf.
+
+  Args:
+    tree: a state, or its shapes.
+
+  Returns:
+    Type and shape of each leaf by name, whatever the form it is stored in.
+
+  Example:
+    >>> describe({'masks': np.array([True, False, True])})
+    {"['masks']": {'type': 'bool', 'shape': [3]}}
+  """
+  return {
+    name: {'type': str(leaf.dtype), 'shape': list(leaf.shape)}
+    for name, leaf in _named(tree).items()
+  }
+
+
+def check_same(saved: dict[str, Any], template: Any) -> None:
+  """Refuses a checkpoint of another state than the template.
+
+  Args:
+    saved: description of the state that was saved.
+    template: the state that is wanted, or its shapes.
+
+  Raises:
+    MismatchError: naming the first leaf that differs.
+  """
+  show = lambda leaf: f'{leaf["type"]}{leaf["shape"]}'
+  wanted = describe(template)
+  for name, leaf in wanted.items():
+    if name not in saved:
+      raise MismatchError(f'it has no leaf {name}')
+    if saved[name] != leaf:
+      raise MismatchError(
+        f'its leaf {name} is {show(saved[name])}, needed is {show(leaf)}'
+      )
+  for name in saved:
+    if name not in wanted:
+      raise MismatchError(f'it has the leaf {name}, which is not needed')
+
+
+def _named(tree: Any) -> dict[str, Any]:
+  """The leaves as arrays, by name, in the order of jax.tree.leaves."""
+  return {
+    jax.tree_util.keystr(path) or 'value': (
+      leaf if hasattr(leaf, 'dtype') else np.asarray(leaf)
+    )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+def _is_key(leaf: Any) -> bool:
+  return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _is_packable(leaf: Any) -> bool:
+  return leaf.dtype == bool and leaf.ndim > 0
+
+
+def _sharding(leaf: Any) -> jax.sharding.Sharding | None:
+  """Where a restored leaf goes; None is the default device, uncommitted."""
+  is_placed = getattr(leaf, 'committed', True)
+  return getattr(leaf, 'sharding', None) if is_placed else None
