@@ -21,7 +21,7 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 
 
 class Conv2D(hk.Module):
-  """A convolution over height and width, with a bias, as hk.Conv2D.
+  """A convolution over height and width, as hk.Conv2D.
 
   Its parameters have the names and shapes of those of hk.Conv2D. It cannot be
   differentiated in forward mode (jax.jvp).
@@ -31,7 +31,8 @@ class Conv2D(hk.Module):
     kernel_size: height and width of the kernel.
     stride: step of the kernel, the same in both directions.
     padding: 'SAME' or 'VALID'.
-    w_init: initialiser of the kernel; the bias starts at 0.
+    with_bias: whether to add a bias, which starts at 0.
+    w_init: initialiser of the kernel.
     name: name of the module.
   """
 
@@ -42,6 +43,7 @@ class Conv2D(hk.Module):
     *,
     stride: int,
     padding: str,
+    with_bias: bool = True,
     w_init: hk.initializers.Initializer,
     name: str,
   ):
@@ -50,17 +52,20 @@ class Conv2D(hk.Module):
     self._window = (kernel_size, kernel_size)
     self._stride = stride
     self._padding = padding
+    self._with_bias = with_bias
     self._w_init = w_init
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Activations [N, H', W', num_channels] of [N, H, W, C]."""
     shape = (*self._window, x.shape[-1], self._num_channels)
     w = hk.get_parameter('w', shape, x.dtype, init=self._w_init)
-    b = hk.get_parameter('b', shape[-1:], x.dtype, init=jnp.zeros)
     pads = lax.padtype_to_pads(
       x.shape[1:3], self._window, (self._stride, self._stride), self._padding
     )
     y = convolve(x, w, self._stride, tuple(pads))
+    if not self._with_bias:
+      return y
+    b = hk.get_parameter('b', shape[-1:], x.dtype, init=jnp.zeros)
     return y + jnp.broadcast_to(b, y.shape)
 
 

@@ -6,6 +6,7 @@ start at 0. The output layer of every network is called 'logits'.
 """
 
 from collections.abc import Callable
+import functools
 
 import haiku as hk
 import jax
@@ -36,8 +37,9 @@ def conv(
   *,
   stride: int = 1,
   padding: str = 'SAME',
+  with_bias: bool = True,
 ) -> Callable[[jax.Array], jax.Array]:
-  """A convolution over height and width, with a bias.
+  """A convolution over height and width.
 
   On a CPU it is convolution.Conv2D, which has the same parameters and numbers
   as hk.Conv2D and gradients that are fast inside loops.
@@ -48,6 +50,7 @@ def conv(
     name: name of the module.
     stride: step of the kernel, the same in both directions.
     padding: 'SAME' or 'VALID'.
+    with_bias: whether to add a bias; one that a norm follows has no use.
 
   Returns:
     The Haiku module; use it inside a transformed function.
@@ -59,17 +62,67 @@ def conv(
     kernel_size,
     stride=stride,
     padding=padding,
+    with_bias=with_bias,
     w_init=WEIGHT_INIT,
     name=name,
   )
 
 
-def max_pool(x: jax.Array, padding: str = 'SAME') -> jax.Array:
-  """The largest of each 2×2 patch of [N, H, W, C], with stride 2.
+def norm(name: str) -> hk.BatchNorm:
+  """Batch normalisation of the deep networks: decay 0.9, epsilon 1e-5.
+
+  These are the values of the code of RigL, and PyTorch's defaults, which that
+  of SNFS uses. The running statistics leave out their starting value (they are
+  unbiased after one step), so a network that has not taken a step in training
+  has none, and cannot be evaluated.
+
+  Args:
+    name: name of the module.
+
+  Returns:
+    The Haiku module, with a scale that starts at 1 and an offset at 0; call it
+    with (x, is_training).
+  """
+  return hk.BatchNorm(True, True, decay_rate=0.9, eps=1e-5, name=name)
+
+
+def dropout(x: jax.Array, rate: float) -> jax.Array:
+  """Zeroes a random share of x and scales the rest to keep the mean.
+
+  In init it does nothing, so that the weights a key gives do not depend on it.
+
+  Args:
+    x: activations, any shape.
+    rate: the share, in [0, 1).
+
+  Returns:
+    Activations, same shape.
+
+  Raises:
+    ValueError: if apply was called without a key.
+  """
+  if hk.running_init():
+    return x
+  key = hk.maybe_next_rng_key()
+  if key is None:
+    raise ValueError(
+      f'{hk.current_name()} drops activations at random in training and was '
+      'given no key. Call net.apply(theta, net_state, key, images, '
+      'is_training=True) with a fresh key at every step.'
+    )
+  return hk.dropout(key, rate, x)
+
+
+def max_pool(
+  x: jax.Array, padding: str = 'SAME', *, size: int = 2
+) -> jax.Array:
+  """The largest of each size×size patch of [N, H, W, C], with stride 2.
 
   Args:
     x: activations [N, H, W, C].
-    padding: 'SAME' rounds an odd size up, 'VALID' rounds it down.
+    padding: 'SAME' pads, so that half an odd height rounds up; 'VALID' does
+      not, and takes only the patches inside.
+    size: height and width of a patch.
 
   Returns:
     Activations of about half the height and width.
@@ -79,15 +132,19 @@ def max_pool(x: jax.Array, padding: str = 'SAME') -> jax.Array:
     Array([[[[3.]]]], dtype=float32)
   """
   # The larger of slices, not hk.max_pool, whose gradient is 15 times slower on
-  # a CPU. Padded with -∞, or cropped, to an even size.
-  odd = [size % 2 for size in x.shape[1:3]]
-  if padding == 'SAME':
-    pads = [(0, 0, 0), (0, odd[0], 0), (0, odd[1], 0), (0, 0, 0)]
-    x = jax.lax.pad(x, jnp.array(-jnp.inf, x.dtype), pads)
-  else:
-    x = x[:, : x.shape[1] - odd[0], : x.shape[2] - odd[1]]
-  rows = jnp.maximum(x[:, ::2], x[:, 1::2])
-  return jnp.maximum(rows[:, :, ::2], rows[:, :, 1::2])
+  # a CPU.
+  window, strides = (1, size, size, 1), (1, 2, 2, 1)
+  pads = jax.lax.padtype_to_pads(x.shape, window, strides, padding)
+  lowest = jnp.array(-jnp.inf, x.dtype)
+  x = jax.lax.pad(x, lowest, [(*pad, 0) for pad in pads])
+  for axis in (1, 2):
+    last = x.shape[axis] - size + 1
+    slices = [
+      jax.lax.slice_in_dim(x, start, start + last, 2, axis)
+      for start in range(size)
+    ]
+    x = functools.reduce(jnp.maximum, slices)
+  return x
 
 
 def flatten(x: jax.Array) -> jax.Array:

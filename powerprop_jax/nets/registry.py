@@ -2,11 +2,20 @@
 
 from collections.abc import Callable
 import difflib
+import functools
 
 import haiku as hk
 import jax
 
-from powerprop_jax.nets import alexnet, cnn, lenet, mlp
+from powerprop_jax.nets import (
+  alexnet,
+  cnn,
+  lenet,
+  mlp,
+  resnet,
+  vgg,
+  wide_resnet,
+)
 
 # num_classes -> a module, called with (images, is_training).
 _MODULES: dict[str, Callable[[int], Callable[..., jax.Array]]] = {
@@ -16,6 +25,13 @@ _MODULES: dict[str, Callable[[int], Callable[..., jax.Array]]] = {
   'mnist_cnn': cnn.MnistCNN,
   'cifar_cnn': cnn.CifarCNN,
   'alexnet_s': alexnet.AlexNetS,
+  'vgg_like': functools.partial(vgg.VGG, variant='like'),
+  'vgg_c': functools.partial(vgg.VGG, variant='c'),
+  'vgg_d': functools.partial(vgg.VGG, variant='d'),
+  'wrn_22_2': functools.partial(wide_resnet.WideResNet, depth=22, width=2),
+  'wrn_28_2': functools.partial(wide_resnet.WideResNet, depth=28, width=2),
+  'wrn_16_8': functools.partial(wide_resnet.WideResNet, depth=16, width=8),
+  'resnet_50': resnet.ResNet50,
 }
 
 NAMES = tuple(_MODULES)
@@ -26,9 +42,15 @@ def make(name: str, num_classes: int) -> hk.TransformedWithState:
 
   The function transformed is forward(images, is_training) -> logits:
   init(key, images, is_training) gives (theta, net_state), and
-  apply(theta, net_state, None, images, is_training) gives (logits, net_state).
-  Images are floats in [0, 1], [N, H, W, C]. No network here needs a key in
-  apply; all but alexnet_s have an empty net_state and ignore is_training.
+  apply(theta, net_state, key, images, is_training) gives (logits, net_state).
+  Images are floats in [0, 1], [N, H, W, C].
+
+  Only the wide residual networks (wrn_*) need the key, in training, for their
+  dropout, and raise a ValueError without one; for the others, and in
+  evaluation, it may be None. The lenets, mlp and cnns have an empty net_state
+  and ignore is_training; the others normalise by batch, keep running
+  statistics in net_state, and need a step in training before they can be
+  evaluated.
 
   Args:
     name: one of NAMES.
