@@ -1,0 +1,257 @@
+"""The convolutions and matrix products of a traced function, and their weights.
+
+JAX traces a function to a jaxpr, a list of equations, without running it. Here
+that list is followed from the arguments on. Every intermediate value carries
+its origin: the names of the parameters that it was computed from, or None once
+it depends on the data. A convolution or matrix product that depends on the data
+and has an operand with a named origin is a layer, and the name is its weight.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+import math
+from typing import Any, NamedTuple
+
+from jax.extend import core as jax_core
+
+# Names of the parameters a value was computed from; None: (also) from the data.
+Origin = frozenset[str] | None
+
+_CONSTANT: Origin = frozenset()
+
+
+class Product(NamedTuple):
+  """A convolution or a matrix product, as often as it is carried out.
+
+  Attributes:
+    leaf: name of the parameter that is one of its operands, 'module/name';
+      None if none is, as for the products of activations in attention.
+    kind: 'conv', 'depthwise', 'linear', or 'activations' without a leaf.
+    macs: multiply-adds.
+    outputs: numbers it computes.
+    fan_in: multiply-adds for one of these numbers.
+  """
+
+  leaf: str | None
+  kind: str
+  macs: int
+  outputs: int
+  fan_in: int
+
+
+def find_products(
+  closed: jax_core.ClosedJaxpr,
+  origins: Sequence[Origin],
+  sizes: Mapping[str, int],
+) -> list[Product]:
+  """All products of a jaxpr that depend on the data, in order.
+
+  Follows calls (jit, checkpoint, functions with their own derivative) and the
+  turns of scans; of the branches of a conditional the one with the most
+  multiply-adds counts. A product that does not depend on the data is computed
+  once for any number of examples, and is left out.
+
+  Args:
+    closed: what jax.make_jaxpr returns.
+    origins: of each flat argument; None for data.
+    sizes: number of entries of each parameter. Of a weight made of several
+      parameters, such as a kernel and its scale, the largest is the leaf.
+
+  Returns:
+    The products in the order of their first execution.
+
+  Raises:
+    ValueError: if a product is inside a while loop, whose number of turns is
+      known only when it runs.
+
+  Note:
+    A position of a kernel that lies on the padding counts as a multiply-add, as
+    everywhere in the literature. For a transposed convolution the zeros between
+    the inputs do not. Kernels written outside XLA are opaque.
+
+  Example:
+    >>> import jax, jax.numpy as jnp
+    >>> closed = jax.make_jaxpr(jnp.dot)(jnp.ones((5, 3)), jnp.ones((3, 2)))
+    >>> find_products(closed, [None, frozenset({'fc/w'})], {'fc/w': 6})
+    [Product(leaf='fc/w', kind='linear', macs=30, outputs=10, fan_in=3)]
+  """
+  products: list[Product] = []
+  walk = _Walk(sizes)
+  walk.jaxpr(closed.jaxpr, origins, 1, products)
+  return products
+
+
+class _Walk:
+  """Follows a jaxpr; each method returns the origins of what is computed."""
+
+  def __init__(self, sizes: Mapping[str, int]):
+    self._sizes = sizes
+
+  def jaxpr(
+    self,
+    jaxpr: jax_core.Jaxpr,
+    inputs: Sequence[Origin],
+    times: int,
+    products: list[Product],
+  ) -> list[Origin]:
+    """Adds the products of a jaxpr that is carried out so many times."""
+    known: dict[Any, Origin] = dict.fromkeys(jaxpr.constvars, _CONSTANT)
+    known.update(zip(jaxpr.invars, inputs, strict=True))
+
+    def read(atom: Any) -> Origin:
+      return _CONSTANT if isinstance(atom, jax_core.Literal) else known[atom]
+
+    for eqn in jaxpr.eqns:
+      outputs = self._equation(
+        eqn, list(map(read, eqn.invars)), times, products
+      )
+      known.update(zip(eqn.outvars, outputs, strict=True))
+    return list(map(read, jaxpr.outvars))
+
+  def _equation(
+    self,
+    eqn: jax_core.JaxprEqn,
+    inputs: list[Origin],
+    times: int,
+    products: list[Product],
+  ) -> list[Origin]:
+    name = eqn.primitive.name
+    if name == 'scan':
+      return self._scan(eqn.params, inputs, times, products)
+    if name == 'while':
+      return self._while(eqn.params, inputs)
+    if name == 'cond':
+      return self._cond(eqn.params, inputs, times, products)
+    called = _called_jaxpr(eqn)
+    if called is not None:
+      return self.jaxpr(called, inputs, times, products)
+    origin = _join(inputs)
+    if name in _SIZES and origin is None:
+      products.append(self._product(eqn, inputs, times))
+    return [origin] * len(eqn.outvars)
+
+  def _product(
+    self, eqn: jax_core.JaxprEqn, inputs: list[Origin], times: int
+  ) -> Product:
+    kind, macs, fan_in = _SIZES[eqn.primitive.name](eqn)
+    names = frozenset[str]().union(*filter(None, inputs))
+    # Sorted, so that equal sizes give the same leaf every time.
+    leaf = max(sorted(names), key=self._sizes.__getitem__, default=None)
+    outputs = math.prod(_shape(eqn.outvars[0]))
+    kind = kind if leaf else 'activations'
+    return Product(leaf, kind, macs * times, outputs * times, fan_in)
+
+  def _scan(
+    self,
+    params: Mapping[str, Any],
+    inputs: list[Origin],
+    times: int,
+    products: list[Product],
+  ) -> list[Origin]:
+    body = params['jaxpr'].jaxpr
+    first, stop = params['num_consts'], params['num_consts']
+    stop += params['num_carry']
+    inputs = self._settle(body, inputs, first, stop)
+    return self.jaxpr(body, inputs, times * params['length'], products)
+
+  def _while(
+    self, params: Mapping[str, Any], inputs: list[Origin]
+  ) -> list[Origin]:
+    body, first = params['body_jaxpr'].jaxpr, params['body_nconsts']
+    inputs = inputs[params['cond_nconsts'] :]
+    inputs = self._settle(body, inputs, first, len(inputs))
+    inside: list[Product] = []
+    outputs = self.jaxpr(body, inputs, 1, inside)
+    if inside:
+      raise ValueError(
+        f'the network has a product with {inside[0].leaf} inside a while loop, '
+        'whose number of turns is not known before it runs. Use jax.lax.scan, '
+        'or jax.lax.fori_loop with fixed bounds.'
+      )
+    return outputs
+
+  def _settle(
+    self, body: jax_core.Jaxpr, inputs: list[Origin], first: int, stop: int
+  ) -> list[Origin]:
+    """Inputs of a loop's body once what it carries no longer changes origin."""
+    while True:
+      carried = self.jaxpr(body, inputs, 1, [])[: stop - first]
+      joined = [
+        _join(pair) for pair in zip(inputs[first:stop], carried, strict=True)
+      ]
+      if joined == inputs[first:stop]:
+        return inputs
+      inputs = [*inputs[:first], *joined, *inputs[stop:]]
+
+  def _cond(
+    self,
+    params: Mapping[str, Any],
+    inputs: list[Origin],
+    times: int,
+    products: list[Product],
+  ) -> list[Origin]:
+    costliest: list[Product] = []
+    results = []
+    for branch in params['branches']:
+      inside: list[Product] = []
+      results.append(self.jaxpr(branch.jaxpr, inputs[1:], times, inside))
+      costliest = max(
+        costliest, inside, key=lambda found: sum(p.macs for p in found)
+      )
+    products += costliest
+    # The index chooses between the results, so they depend on it as well.
+    return [_join([inputs[0], *found]) for found in zip(*results, strict=True)]
+
+
+def _join(origins: Iterable[Origin]) -> Origin:
+  names: frozenset[str] = frozenset()
+  for origin in origins:
+    if origin is None:
+      return None
+    names |= origin
+  return names
+
+
+def _called_jaxpr(eqn: jax_core.JaxprEqn) -> jax_core.Jaxpr | None:
+  """The jaxpr that an equation calls with its own inputs and outputs."""
+  for value in eqn.params.values():
+    jaxpr = value.jaxpr if isinstance(value, jax_core.ClosedJaxpr) else value
+    if (
+      isinstance(jaxpr, jax_core.Jaxpr)
+      and len(jaxpr.invars) == len(eqn.invars)
+      and len(jaxpr.outvars) == len(eqn.outvars)
+    ):
+      return jaxpr
+  return None
+
+
+# Kind, multiply-adds and fan-in of one product.
+_Size = tuple[str, int, int]
+
+
+def _dot_size(eqn: jax_core.JaxprEqn) -> _Size:
+  (contracted, _), _ = eqn.params['dimension_numbers']
+  shape = _shape(eqn.invars[0])
+  fan_in = math.prod(shape[axis] for axis in contracted)
+  return 'linear', math.prod(_shape(eqn.outvars[0])) * fan_in, fan_in
+
+
+def _conv_size(eqn: jax_core.JaxprEqn) -> _Size:
+  images, kernel = map(_shape, eqn.invars)
+  dimensions = eqn.params['dimension_numbers']
+  groups = eqn.params['feature_group_count']
+  # rhs_spec lists the axes of output and input channels, then the window.
+  num_out, num_in = (kernel[axis] for axis in dimensions.rhs_spec[:2])
+  fan_in = math.prod(kernel) // num_out
+  kind = 'depthwise' if groups > 1 and num_in == 1 else 'conv'
+  if math.prod(eqn.params['lhs_dilation']) == 1:
+    return kind, math.prod(_shape(eqn.outvars[0])) * fan_in, fan_in
+  # Transposed: every position of the images meets the whole kernel.
+  positions = math.prod(images) // images[dimensions.lhs_spec[1]]
+  return kind, positions * math.prod(kernel), fan_in
+
+
+def _shape(atom: Any) -> tuple[int, ...]:
+  return tuple(atom.aval.shape)
+
+
+_SIZES = {'dot_general': _dot_size, 'conv_general_dilated': _conv_size}
