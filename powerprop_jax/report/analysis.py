@@ -1,7 +1,9 @@
 """What training did to the weights: histograms, mass near zero, mask overlap.
 
 Everything here reads parameters that were fetched to the host, and works in
-NumPy. Results are flat records, ready for results.json, except histograms.
+NumPy. Results are flat records, ready for results.json, except histograms. What
+training did to the features of a network is in report/features.py, and can be
+had from here.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,12 +16,19 @@ from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core import topk, trees
 from powerprop_jax.core.trees import Select
+from powerprop_jax.report import features
 
 Record = dict[str, Any]
 Range = tuple[float, float]
 
 # The name under which the selected leaves together are reported.
 TOTAL = 'total'
+
+class_activity = features.class_activity
+class_specialisation = features.class_specialisation
+specialisation_by_layer = features.specialisation_by_layer
+specialisation_records = features.specialisation_records
+specialisation_table = features.specialisation_table
 
 
 class Histogram(NamedTuple):

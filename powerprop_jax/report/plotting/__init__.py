@@ -1,0 +1,35 @@
+"""Figures; the only folder that imports matplotlib. No global state is kept.
+
+Functions take the flat records of results.json or metrics.jsonl and return a
+matplotlib Figure; `save` writes it. How they all look is in style.py.
+"""
+
+from powerprop_jax.report.plotting.accuracy import (
+  accuracy_against_density,
+  accuracy_against_sparsity,
+)
+from powerprop_jax.report.plotting.features import class_specialisation
+from powerprop_jax.report.plotting.style import save
+from powerprop_jax.report.plotting.training import (
+  layer_densities,
+  learning_curves,
+  mask_churn,
+)
+from powerprop_jax.report.plotting.weights import (
+  mask_overlap,
+  near_zero,
+  weight_histograms,
+)
+
+__all__ = [
+  'accuracy_against_density',
+  'accuracy_against_sparsity',
+  'class_specialisation',
+  'layer_densities',
+  'learning_curves',
+  'mask_churn',
+  'mask_overlap',
+  'near_zero',
+  'save',
+  'weight_histograms',
+]
