@@ -1,0 +1,149 @@
+"""Shares a number of connections out between layers, in whole numbers.
+
+Methods that move connections from one layer to another say in what proportion.
+What they say is a fraction, and a layer can be full: this makes integers of it
+whose total is exact, so that no connection is lost or gained, and grows them.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from powerprop_jax.core import masks as masks_lib
+from powerprop_jax.core import ranking, trees
+from powerprop_jax.core import select as select_lib
+from powerprop_jax.core.masks import Masks
+from powerprop_jax.core.trees import Select
+from powerprop_jax.optim.topologies import layers
+
+# Remainders are compared to this resolution, so that those which are equal stay
+# equal in spite of the rounding of float32.
+_RESOLUTION = 1024
+# A little less than 1: no share, rounded down, is more than the exact one.
+_BELOW_ONE = 1 - 2.0**-21
+
+
+def allocate(
+  total: int | jax.Array, weights: jax.Array, room: jax.Array
+) -> jax.Array:
+  """Shares total out in proportion to weights, up to the room of each layer.
+
+  Layers without enough room are filled, and the others share the rest in the
+  same proportion. Shares are rounded down, and what is left goes one each to
+  the largest remainders; equal ones in the order of the layers.
+
+  Args:
+    total: how many to share out, an int32 scalar that may be traced; below 0 it
+      counts as 0.
+    weights: proportions, numbers of shape [L], at least 0 and finite. Where
+      all layers with room left have weight 0, they share alike.
+    room: how many each can take, int32[L], at least 0.
+
+  Returns:
+    int32[L] between 0 and room, whose sum is exactly total, or that of room if
+    it is less. The shares are exact up to the rounding of float32 above 2^20.
+
+  Example:
+    >>> allocate(10, jnp.array([3, 1, 1]), jnp.array([100, 100, 1]))
+    Array([7, 2, 1], dtype=int32)
+    >>> allocate(2, jnp.array([1, 1, 1]), jnp.array([9, 9, 9]))
+    Array([1, 1, 0], dtype=int32)
+  """
+  room = jnp.asarray(room, jnp.int32)
+  total = jnp.clip(jnp.asarray(total, jnp.int32), 0, jnp.sum(room))
+  exact = _shares(total, jnp.asarray(weights, jnp.float32), room)
+  whole = jnp.floor(exact * _BELOW_ONE).astype(jnp.int32)
+
+  def is_left(given: jax.Array) -> jax.Array:
+    return jnp.sum(given) < total
+
+  def one_each(given: jax.Array) -> jax.Array:
+    wanted = jnp.round((exact - given.astype(jnp.float32)) * _RESOLUTION)
+    wanted = jnp.where(given < room, wanted, -jnp.inf)
+    order = jnp.argsort(jnp.argsort(-wanted, stable=True))
+    comes = (given < room) & (order < total - jnp.sum(given))
+    return given + comes.astype(jnp.int32)
+
+  given: jax.Array = jax.lax.while_loop(
+    is_left, one_each, jnp.minimum(whole, room)
+  )
+  return given
+
+
+def _shares(total: jax.Array, weights: jax.Array, room: jax.Array) -> jax.Array:
+  """Fractions that sum to total: in proportion, and no more than room."""
+  limit = room.astype(jnp.float32)
+
+  def shares(full: jax.Array) -> jax.Array:
+    rest = total - jnp.sum(jnp.where(full, room, 0))
+    open_weights = jnp.where(full, 0, weights)
+    alike = (~full).astype(jnp.float32)
+    open_weights = jnp.where(jnp.any(open_weights > 0), open_weights, alike)
+    sum_of_weights = jnp.sum(open_weights)
+    sum_of_weights = jnp.where(sum_of_weights > 0, sum_of_weights, 1)
+    share = rest.astype(jnp.float32) * open_weights / sum_of_weights
+    return jnp.where(full, limit, share)
+
+  def is_over(full: jax.Array) -> jax.Array:
+    return jnp.any(shares(full) > limit)
+
+  # Each turn fills at least one more layer.
+  full = jax.lax.while_loop(
+    is_over,
+    lambda full: full | (shares(full) > limit),
+    jnp.zeros(room.shape, bool),
+  )
+  return shares(full)
+
+
+def counts_and_sizes(
+  masks: Masks, names: tuple[str, ...]
+) -> tuple[jax.Array, jax.Array]:
+  """How many connections each of some leaves has, and how many it could have.
+
+  Args:
+    masks: masks.
+    names: 'module/name' of the leaves.
+
+  Returns:
+    (counts, sizes), both int32[L] in the order of names.
+
+  Example:
+    >>> masks = {'a': {'w': jnp.array([[True, False]])}}
+    >>> counts_and_sizes(masks, ('a/w',))
+    (Array([1], dtype=int32), Array([2], dtype=int32))
+  """
+  leaves = {leaf.path: leaf.value for leaf in trees.named_leaves(masks)}
+  counts = jnp.stack([layers.num_active(leaves[name]) for name in names])
+  return counts, jnp.array([leaves[name].size for name in names], jnp.int32)
+
+
+def grow(
+  survivors: Masks, scores: Any, counts: jax.Array, select: Select
+) -> Masks:
+  """Adds connections, so many in each selected leaf, highest scores first.
+
+  Args:
+    survivors: masks of the connections that stay.
+    scores: tree of scores like the masks, larger = grow first.
+    counts: int32[L], how many to add to each selected leaf, in their order.
+    select: which leaves are masked.
+
+  Returns:
+    The new masks.
+
+  Example:
+    >>> survivors = {'w': jnp.array([[True, False, False]])}
+    >>> scores = {'w': jnp.array([[9., 1., 2.]])}
+    >>> grow(survivors, scores, jnp.array([1]), select_lib.is_weight)['w']
+    Array([[ True, False,  True]], dtype=bool)
+  """
+  names = select_lib.selected_names(select, scores)
+  new = ranking.masks_from_counts(
+    scores,
+    dict(zip(names, counts, strict=True)),
+    among=jax.tree.map(jnp.logical_not, survivors),
+    select=select,
+  )
+  return masks_lib.union(survivors, new)

@@ -1,0 +1,398 @@
+"""Tests of powerprop_jax.optim.topologies.snfs."""
+
+import dataclasses
+import functools
+import math
+
+from absl.testing import parameterized
+import allocation_test
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from powerprop_jax.optim import aliases, powerprop, sparsify, views
+from powerprop_jax.optim.topologies import snfs
+from powerprop_jax.optim.topology import Rewiring
+
+# Compiles in half the time.
+_jit = functools.partial(
+  jax.jit, compiler_options={'xla_backend_optimization_level': 0}
+)
+
+SHAPES = {'a': (12, 9), 'b': (9, 14), 'c': (3, 3, 2, 4), 'd': (14, 2)}
+
+
+def random_tree(seed, scale=1.0):
+  generator = np.random.default_rng(seed)
+  tree = {
+    name: {'w': scale * generator.normal(size=shape)}
+    for name, shape in SHAPES.items()
+  }
+  tree['a']['b'] = generator.normal(size=9)
+  return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
+
+
+def random_masks(densities, seed=0):
+  generator = np.random.default_rng(seed)
+  masks = {'a': {'b': jnp.ones(9, bool)}}
+  for name, density in zip(SHAPES, densities, strict=True):
+    size = math.prod(SHAPES[name])
+    flat = np.zeros(size, bool)
+    flat[generator.permutation(size)[: max(1, round(density * size))]] = True
+    masks.setdefault(name, {})['w'] = jnp.asarray(flat.reshape(SHAPES[name]))
+  return masks
+
+
+def flatten(tree):
+  return {name: np.asarray(tree[name]['w']).ravel() for name in SHAPES}
+
+
+def counts(masks):
+  return np.array([flat.sum() for flat in flatten(masks).values()])
+
+
+def smallest(values, eligible, k):
+  return sorted(eligible, key=lambda i: (values[i], i))[:k]
+
+
+class Oracle:
+  """The rules of sparse momentum, one layer and one connection at a time."""
+
+  def __init__(self):
+    self.adjust, self.residuals = 0.0, []
+
+  def rewire(self, masks, theta, momentum, p):
+    masks, theta, m = flatten(masks), flatten(theta), flatten(momentum)
+    importance = [float(np.mean(np.abs(m[n][masks[n]]))) for n in SHAPES]
+    importance = [i / sum(importance) for i in importance]
+    nnz = [int(masks[n].sum()) for n in SHAPES]
+    zeros = [masks[n].size - k for n, k in zip(SHAPES, nnz, strict=True)]
+    removed = []
+    for layer, n in enumerate(SHAPES):
+      sparsity, rate = zeros[layer] / masks[n].size, p
+      if sparsity < 0.2 and importance[layer] > 1 / len(SHAPES):
+        rate = min(sparsity, p)
+      # The tolerance is for products that are integers but for rounding.
+      number = math.ceil(rate * nnz[layer] - 1e-5)
+      removed.append(min(number, nnz[layer] - 1))
+    regrow = [
+      max(0, math.ceil(i * (sum(removed) + self.adjust))) for i in importance
+    ]
+    cap = [0.99 * (z + r) for z, r in zip(zeros, removed, strict=True)]
+    mean_over = 0.0
+    for _ in range(1000):
+      wanted = [r + mean_over for r in regrow]
+      regrow = [min(w, c) for w, c in zip(wanted, cap, strict=True)]
+      over = sum(wanted) - sum(regrow)
+      mean_over = over / len(regrow)
+      if over <= 1e-6:
+        break
+    regrow = [math.floor(r + 1e-5) for r in regrow]
+    missing = sum(removed) - sum(regrow)
+    self.residuals.append(missing)
+    self.adjust = (
+      0.25 * self.adjust + 0.75 * missing + float(np.mean(self.residuals))
+    )
+    if missing > 0:
+      room = [z + r - g for z, r, g in zip(zeros, removed, regrow, strict=True)]
+      extra = allocation_test.oracle(missing, importance, room)
+    else:
+      extra = [-x for x in allocation_test.oracle(-missing, regrow, regrow)]
+    new = {}
+    for layer, n in enumerate(SHAPES):
+      active = set(np.flatnonzero(masks[n]).tolist())
+      dropped = smallest(np.abs(theta[n]), active, removed[layer])
+      # Ties go to the lowest index, to those kept as to those grown.
+      kept = active - set(dropped)
+      free = set(range(masks[n].size)) - kept
+      number = regrow[layer] + extra[layer]
+      new[n] = kept | set(smallest(-np.abs(m[n]), free, number))
+    return new, missing
+
+
+def memory_of(momentum):
+  return snfs.SparseMomentum(
+    momentum,
+    (),
+    jnp.zeros([], jnp.float32),
+    jnp.zeros([], jnp.float32),
+    jnp.zeros([], jnp.int32),
+  )
+
+
+def rewiring(masks, theta, memory, step=0):
+  step = jnp.asarray(step, jnp.int32)
+  return Rewiring(jax.random.key(0), step, masks, memory, theta, theta)
+
+
+class RuleTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ((0.1, 0.2, 0.3, 0.4), 0.5),
+    ((0.05, 0.05, 0.05, 0.05), 0.3),
+    ((0.9, 0.85, 0.95, 0.97), 0.5),  # near-dense layers
+    ((0.6, 0.1, 0.99, 0.1), 0.9),
+    ((0.01, 0.01, 0.02, 0.04), 0.5),  # layers with one connection
+    ((0.3, 0.3, 0.3, 0.3), 0.005),
+  )
+  def test_equals_the_published_rules_and_keeps_the_total(self, densities, p):
+    topology = snfs.snfs(0.5, lambda step: step >= 0, p)
+    rewire = _jit(topology.rewire)
+    oracle, masks = Oracle(), random_masks(densities)
+    memory, total = memory_of(random_tree(1)), counts(masks).sum()
+    for turn in range(6):
+      # Layers of different importance, which changes.
+      theta = random_tree(10 + turn)
+      momentum = random_tree(20 + turn)
+      for name, factor in zip(SHAPES, (1, 3, 0.2, 8), strict=True):
+        factor = factor if turn % 2 else 1 / factor
+        momentum[name]['w'] *= factor
+      expected, missing = oracle.rewire(masks, theta, momentum, p)
+      memory = memory._replace(momentum=momentum)
+      before = memory
+      masks, memory = rewire(rewiring(masks, theta, memory))
+      for name, flat in flatten(masks).items():
+        self.assertEqual(set(np.flatnonzero(flat).tolist()), expected[name])
+      self.assertTrue(np.all(np.asarray(masks['a']['b'])))
+      self.assertEqual(counts(masks).sum(), total)
+      self.assertGreaterEqual(counts(masks).min(), 1)
+      # What was missing before the total was settled, and what follows of it.
+      self.assertEqual(memory.residuals - before.residuals, missing)
+      np.testing.assert_allclose(memory.correction, oracle.adjust, rtol=1e-5)
+      self.assertEqual(memory.num_rewirings, turn + 1)
+
+  def test_a_layer_that_is_nearly_dense_and_growing_drops_only_its_zeros(self):
+    number = lambda share: snfs.num_to_drop(
+      jnp.float32(0.5),
+      jnp.array([81, 10]),
+      jnp.array([100, 100]),
+      jnp.array([share, 1 - share], jnp.float32),
+    )
+    np.testing.assert_array_equal(number(0.51), [math.ceil(0.19 * 81), 5])
+    np.testing.assert_array_equal(number(0.49), [math.ceil(0.5 * 81), 5])
+
+  def test_a_layer_of_one_connection_keeps_it(self):
+    number = snfs.num_to_drop(
+      jnp.float32(0.9),
+      jnp.array([1, 2]),
+      jnp.array([5, 5]),
+      jnp.array([0.5, 0.5]),
+    )
+    np.testing.assert_array_equal(number, [0, 1])
+
+  def test_no_layer_is_asked_to_grow_beyond_99_percent_of_its_places(self):
+    grown = snfs.num_to_grow(
+      jnp.array(300),
+      jnp.array(0.0),
+      jnp.array([0.9, 0.05, 0.05], jnp.float32),
+      jnp.array([100, 200, 200]),
+    )
+    # 270 - 99 = 171 too many, spread alike over three layers, again and again.
+    np.testing.assert_array_equal(grown, [99, 100, 100])
+
+  def test_connections_move_to_the_layer_with_momentum(self):
+    masks = random_masks((0.2, 0.2, 0.2, 0.2))
+    momentum = jax.tree.map(lambda x: 0.001 * x, random_tree(0))
+    momentum['c'] = random_tree(0)['c']
+    topology = snfs.snfs(0.8, lambda step: step >= 0)
+    new, _ = _jit(topology.rewire)(
+      rewiring(masks, random_tree(1), memory_of(momentum))
+    )
+    moved = counts(new) - counts(masks)
+    self.assertGreater(moved[2], 0)
+    self.assertTrue(np.all(np.delete(moved, 2) < 0))
+
+  def test_without_momentum_layers_are_equally_important(self):
+    masks = random_masks((0.2, 0.2, 0.2, 0.2))
+    zeros = jax.tree.map(jnp.zeros_like, random_tree(0))
+    topology = snfs.snfs(0.8, lambda step: step >= 0)
+    new, _ = _jit(topology.rewire)(
+      rewiring(masks, random_tree(1), memory_of(zeros))
+    )
+    removed = np.ceil(0.5 * counts(masks))
+    grown = counts(new) - counts(masks) + removed
+    self.assertLessEqual(np.ptp(grown), 1)
+    self.assertEqual(grown.sum(), removed.sum())
+
+  def test_without_redistribution_layers_keep_their_numbers(self):
+    masks = random_masks((0.2, 0.5, 0.1, 0.9))
+    momentum = random_tree(3, scale=5.0)
+    topology = snfs.snfs(0.8, lambda step: step >= 0, redistribute=False)
+    new, _ = _jit(topology.rewire)(
+      rewiring(masks, random_tree(1), memory_of(momentum))
+    )
+    np.testing.assert_array_equal(counts(new), counts(masks))
+    for name, flat in flatten(new).items():
+      came = np.flatnonzero(flat & ~flatten(masks)[name])
+      never = np.flatnonzero(~flat)
+      size = np.abs(flatten(momentum)[name])
+      self.assertGreaterEqual(size[came].min(), size[never].max())
+
+
+class MomentumTest(parameterized.TestCase):
+  def test_is_the_sum_that_the_optimiser_would_have(self):
+    topology = snfs.snfs(0.5, lambda step: step >= 0, momentum=0.8)
+    _, memory = _jit(topology.init)(jax.random.key(0), random_tree(0))
+    trace, observe = optax.trace(0.8), jax.jit(topology.observe)
+    state = trace.init(random_tree(0))
+    for seed in range(5):
+      memory = observe(memory, random_tree(seed))
+      _, state = trace.update(random_tree(seed), state)
+    for name in SHAPES:
+      np.testing.assert_allclose(
+        memory.momentum[name]['w'], state.trace[name]['w'], rtol=1e-5, atol=1e-6
+      )
+    np.testing.assert_array_equal(memory.momentum['a']['b'], np.zeros(9))
+
+  def test_with_second_moment_ranks_as_adam_would(self):
+    topology = snfs.snfs(
+      0.5, lambda step: step >= 0, momentum=0.9, second_moment=0.99
+    )
+    theta = random_tree(0)
+    masks, memory = _jit(topology.init)(jax.random.key(0), theta)
+    adam = optax.scale_by_adam(0.9, 0.99)
+    state = adam.init(theta)
+    for seed in range(5):
+      grads = random_tree(seed)
+      memory = topology.observe(memory, grads)
+      _, state = adam.update(grads, state)
+    new, _ = _jit(topology.rewire)(rewiring(masks, theta, memory))
+    for name in SHAPES:
+      ratio = np.abs(state.mu[name]['w']) / np.sqrt(state.nu[name]['w'])
+      came = np.asarray(new[name]['w'] & ~masks[name]['w'])
+      never = ~np.asarray(new[name]['w'])
+      self.assertGreaterEqual(
+        ratio[came].min(initial=np.inf), ratio[never].max() * (1 - 1e-5)
+      )
+
+  @parameterized.parameters(jnp.nan, jnp.inf, -jnp.inf, 3e38)
+  def test_stays_finite_whatever_the_gradient(self, value):
+    topology = snfs.snfs(0.5, lambda step: step >= 0, second_moment=0.9)
+    _, memory = _jit(topology.init)(jax.random.key(0), random_tree(0))
+    bad = jax.tree.map(lambda x: x.at[0].set(value), random_tree(1))
+    memory = topology.observe(memory, random_tree(2))
+    before = memory
+    for _ in range(3):
+      memory = topology.observe(memory, bad)
+    chex.assert_tree_all_finite(memory)
+    if not np.isfinite(value):
+      np.testing.assert_allclose(
+        memory.momentum['b']['w'][0],
+        0.9**3 * before.momentum['b']['w'][0],
+        rtol=1e-5,
+      )
+
+
+def small_tree(seed):
+  tree = random_tree(seed, 0.5)
+  return {'a': tree['a'], 'out': {'w': tree['b']['w'][:, :3]}}
+
+
+def loss_fn(theta, x):
+  hidden = jnp.tanh(x @ theta['a']['w'] + theta['a']['b'][None])
+  return jnp.mean((hidden @ theta['out']['w'] - x[:, :3]) ** 2)
+
+
+def train(tx, theta, num_steps):
+  """The final φ and state; counts and losses of all steps."""
+  phi, state = views.init(tx, theta)
+
+  def step(carry, key):
+    phi, state = carry
+    x = jax.random.normal(key, (16, 12))
+    effective = views.effective_params(phi, state)
+    loss, grads = jax.value_and_grad(loss_fn)(effective, x)
+    updates, state = tx.update(grads, state, phi)
+    now = [jnp.sum(state.masks[n]['w'], dtype=jnp.int32) for n in ('a', 'out')]
+    return (optax.apply_updates(phi, updates), state), (jnp.stack(now), loss)
+
+  keys = jax.random.split(jax.random.key(0), num_steps)
+  (phi, state), (history, losses) = jax.lax.scan(step, (phi, state), keys)
+  return phi, state, history, losses
+
+
+class TrainingTest(parameterized.TestCase):
+  @parameterized.parameters((1.0, True), (2.0, True), (1.0, False))
+  def test_the_total_is_exact_at_every_step(self, alpha, redistribute):
+    tx = aliases.snfs(
+      powerprop.powerprop(optax.sgd(0.05, 0.9), alpha),
+      0.7,
+      period=5,
+      stop=120,
+      redistribute=redistribute,
+    )
+    run = _jit(lambda theta: train(tx, theta, 130))
+    phi, state, history, losses = run(small_tree(0))
+    # 12 · 9 and 9 · 3 weights, each layer rounded by itself.
+    np.testing.assert_array_equal(history.sum(1), np.full(130, 33 + 9))
+    self.assertGreaterEqual(history.min(), 1)
+    self.assertEqual(state.memory.num_rewirings, 23 if redistribute else 0)
+    moved = np.any(np.diff(history, axis=0) != 0)
+    self.assertEqual(moved, redistribute)
+    self.assertLess(losses[-10:].mean(), losses[:10].mean())
+    chex.assert_tree_all_finite((phi, state.memory))
+
+  def test_lanes_equal_single_runs(self):
+    def final(seed):
+      tx = aliases.snfs(optax.sgd(0.05), 0.8, period=4, stop=40, key=seed)
+      _, state, history, _ = train(tx, small_tree(0), 40)
+      return state.masks, history
+
+    masks, history = _jit(jax.vmap(final))(jnp.arange(3))
+    for seed in range(3):
+      alone = _jit(final)(seed)
+      chex.assert_trees_all_equal(
+        jax.tree.map(lambda x, s=seed: x[s], (masks, history)), alone
+      )
+
+  def test_a_gradient_that_is_not_finite_leaves_the_masks(self):
+    topology = snfs.snfs(0.5, lambda step: step >= 0)
+    tx = sparsify.sparsify(optax.sgd(0.1), topology)
+    phi = small_tree(0)
+    state = tx.init(phi)
+    bad = jax.tree.map(lambda x: x.at[0].set(jnp.nan), small_tree(1))
+    _, new = _jit(tx.update)(bad, state, phi)
+    chex.assert_trees_all_equal(new.masks, state.masks)
+    chex.assert_tree_all_finite(new.memory)
+    self.assertEqual(new.memory.num_rewirings, 0)
+    _, new = _jit(tx.update)(small_tree(1), new, phi)
+    self.assertEqual(new.memory.num_rewirings, 1)
+
+  @parameterized.parameters(
+    (0.5, 50, math.ceil(500 * 0.2525)),
+    (0.5, 99, math.ceil(500 * 0.0051221)),
+    (optax.linear_schedule(0.5, 0.0, 100), 50, 125),
+  )
+  def test_drop_fraction_falls_along_its_schedule(self, fraction, step, moved):
+    tx = aliases.snfs(
+      optax.sgd(0.1), 0.5, period=1, stop=100, drop_fraction=fraction
+    )
+    generator = np.random.default_rng(0)
+    phi = {'w': jnp.asarray(generator.normal(size=(10, 100)), jnp.float32)}
+    state = dataclasses.replace(tx.init(phi), step=jnp.int32(step))
+    # All that is dropped moves: only missing connections have a gradient.
+    grads = {'w': jnp.where(state.masks['w'], 0.0, 1.0)}
+    _, new = _jit(tx.update)(grads, state, phi)
+    self.assertEqual(jnp.sum(new.masks['w'] & ~state.masks['w']), moved)
+
+
+class BadInputTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (dict(momentum=1.0), 'momentum must be in .* got 1.0'),
+    (dict(momentum=-0.1), 'momentum must be'),
+    (dict(second_moment=1.5), 'second_moment must be'),
+    (dict(drop_fraction=1.0), 'drop_fraction must be in'),
+    (dict(min_drop_fraction=0.6), 'min_drop_fraction must be in'),
+    (dict(stop=3), 'nothing would ever be rewired'),
+    (dict(sparsity=1.0), 'sparsity must be in'),
+  )
+  def test_is_refused_by_name_and_value(self, changes, message):
+    arguments = dict(sparsity=0.9, period=5, stop=100) | changes
+    with self.assertRaisesRegex(ValueError, message):
+      aliases.snfs(optax.sgd(0.1), **arguments)
+
+  def test_a_layer_that_would_be_empty_is_named(self):
+    tx = aliases.snfs(optax.sgd(0.1), 0.99, period=1, stop=2)
+    with self.assertRaisesRegex(ValueError, "'c/w' has 72 weights"):
+      tx.init(random_tree(0))
