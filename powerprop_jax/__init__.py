@@ -5,7 +5,8 @@
 The latent weights φ are trained, the network computes with the effective
 weights θ, and most of them end up near zero, safe to prune. See
 `pp.powerprop` for the optimiser, `pp.init` and `pp.effective_params` for the
-two lines that a train step needs besides, and `pp.prune` for masks.
+two lines that a train step needs besides, `pp.prune` for masks, and `pp.rigl`
+and its like for masks that change during training.
 
 Data sets, checkpoints, plots and command lines are in `powerprop_jax.train` and
 `powerprop_jax.report.plotting`, which load heavier packages.
@@ -54,50 +55,92 @@ from powerprop_jax.core.trees import Select
 from powerprop_jax.nets.scope import power_scope
 
 # Optimisation.
+from powerprop_jax.optim.aliases import (
+  dsr,
+  gradual_pruning,
+  one_shot_pruning,
+  rigl,
+  snfs,
+  sparse_evolution,
+  static,
+  top_kast,
+)
 from powerprop_jax.optim.decay import decay_phi, decay_theta
 from powerprop_jax.optim.powerprop import PowerState, powerprop
+from powerprop_jax.optim.sparsify import sparsify
+from powerprop_jax.optim.topology import Rewiring, SparseState, Topology
 from powerprop_jax.optim.views import (
+  current_masks,
   effective_params,
   init,
   latent_params,
   with_alpha,
+  with_masks,
 )
 
 # Pruning.
+from powerprop_jax.prune.iterative import (
+  Cycle,
+  Rewind,
+  geometric_sparsities,
+  iterative_pruning,
+)
 from powerprop_jax.prune.one_shot import prune, sweep
 
 # Reports.
+from powerprop_jax.report.flops import (
+  flops_table,
+  inference_flops,
+  model_bytes,
+)
+from powerprop_jax.report.layer_costs import layer_costs
 from powerprop_jax.report.summary import summary_table
+from powerprop_jax.report.training_flops import training_flops
 
 __version__ = '0.1.0'
 
 __all__ = (
+  'Cycle',
   'Masks',
   'PowerState',
+  'Rewind',
+  'Rewiring',
   'Select',
+  'SparseState',
+  'Topology',
   'apply_masks',
   'at',
   'by_regex',
   'constant',
+  'current_masks',
   'decay_phi',
   'decay_theta',
   'density',
+  'dsr',
   'effective_params',
   'er',
   'erk',
   'every',
   'exclude',
+  'flops_table',
   'full_masks',
+  'geometric_sparsities',
   'gradient',
+  'gradual_pruning',
+  'inference_flops',
   'init',
   'intersect',
   'is_weight',
+  'iterative_pruning',
   'latent_params',
+  'layer_costs',
   'magnitude',
+  'model_bytes',
   'movement',
   'never',
   'num_kept',
   'one_shot',
+  'one_shot_pruning',
   'overlap',
   'pack_masks',
   'polynomial',
@@ -108,14 +151,22 @@ __all__ = (
   'psi_derivative',
   'psi_inverse',
   'random',
+  'rigl',
   'saliency',
   'selection_table',
+  'snfs',
+  'sparse_evolution',
+  'sparsify',
+  'static',
   'summary_table',
   'sweep',
   'top_k_mask',
   'top_k_masks',
+  'top_kast',
+  'training_flops',
   'uniform',
   'union',
   'unpack_masks',
   'with_alpha',
+  'with_masks',
 )

@@ -19,7 +19,16 @@ _MODULES = sorted(
   if not module.name.endswith('__main__')
 )
 _README = pathlib.Path(pp.__file__).parents[1] / 'README.md'
-_TYPES = ('Masks', 'PowerState', 'Select')
+_TYPES = (
+  'Cycle',
+  'Masks',
+  'PowerState',
+  'Rewind',
+  'Rewiring',
+  'Select',
+  'SparseState',
+  'Topology',
+)
 _GLOBALS = {'jax': jax, 'jnp': jnp, 'np': np, 'optax': optax, 'pp': pp}
 
 

@@ -1,10 +1,4 @@
-"""Sparse training in one line: each is sparsify around a topology.
-
-    tx = rigl(powerprop(optax.sgd(0.1, momentum=0.9), 2.0), 0.9, stop=7_500)
-
-All take the optimiser first and the final sparsity second; what is left out has
-the value of the paper. `topologies` has the parts to build others from.
-"""
+"""Connections that move: SET, RigL, SNFS, DSR and Top-KAST."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,179 +9,18 @@ import optax
 
 from powerprop_jax.core import distributions, schedules
 from powerprop_jax.core import select as select_lib
-from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.schedules import Schedule
 from powerprop_jax.core.trees import Select
 from powerprop_jax.optim import sparsify as sparsify_lib
-from powerprop_jax.optim.topologies import (
-  drop_grow,
-  fixed,
-  gradual,
-  layers,
-)
+from powerprop_jax.optim.topologies import drop_grow, layers
+from powerprop_jax.optim.topologies import dsr as dsr_lib
+from powerprop_jax.optim.topologies import snfs as snfs_lib
 from powerprop_jax.optim.topologies import top_kast as top_kast_lib
-from powerprop_jax.optim.topologies.gradual import Scope
 from powerprop_jax.optim.topologies.layers import Distribution
 from powerprop_jax.optim.topologies.top_kast import Norm
 from powerprop_jax.optim.topology import Regrow
 
 Sparsity = float | Mapping[str, float]
-
-
-def static(
-  inner: optax.GradientTransformation,
-  sparsity: Sparsity | None = None,
-  *,
-  masks: Masks | None = None,
-  distribution: Distribution = distributions.erk,
-  select: Select = select_lib.is_weight,
-  key: int | jax.Array = 0,
-) -> optax.GradientTransformationExtraArgs:
-  """Trains a fixed set of connections: random ones, or those of given masks.
-
-  Args:
-    inner: any Optax optimiser, with powerprop around it if wanted.
-    sparsity: share of zeros, in [0, 1), or {'module/name': sparsity}, for
-      random masks.
-    masks: the masks, instead of a sparsity.
-    distribution: shares the sparsity out between leaves.
-    select: which leaves random masks are for.
-    key: seed of the random masks, an int or a PRNG key.
-
-  Returns:
-    A gradient transformation over φ; see sparsify.
-
-  Raises:
-    ValueError: unless exactly one of sparsity and masks is given; otherwise as
-      for sparsify.
-
-  Example:
-    >>> theta = {'linear': {'w': jnp.ones((4, 5))}}
-    >>> state = static(optax.sgd(0.1), 0.75).init(theta)
-    >>> int(state.masks['linear']['w'].sum())
-    5
-  """
-  if (sparsity is None) == (masks is None):
-    raise ValueError(
-      'static needs a sparsity or masks, one of the two, got '
-      + ('neither.' if masks is None else 'both.')
-    )
-  if sparsity is None:
-    topology = fixed.given(masks)
-  else:
-    topology = fixed.at_random(
-      sparsity, distribution=distribution, select=select
-    )
-  return sparsify_lib.sparsify(inner, topology, key=key)
-
-
-def gradual_pruning(
-  inner: optax.GradientTransformation,
-  sparsity: Sparsity,
-  *,
-  start: int,
-  stop: int,
-  period: int = 100,
-  power: float = 3,
-  scope: Scope = 'layer',
-  distribution: Distribution = distributions.uniform,
-  normalise: bool = False,
-  select: Select = select_lib.is_weight,
-) -> optax.GradientTransformationExtraArgs:
-  """Magnitude pruning along a polynomial, dense until start, sparse from stop.
-
-  Args:
-    inner: any Optax optimiser, with powerprop around it if wanted.
-    sparsity: share of zeros in the end, in [0, 1), or, per layer, a mapping
-      {'module/name': sparsity}.
-    start: the step at which the polynomial leaves 0, at least 0.
-    stop: the step at which the full sparsity is reached, after start.
-    period: weights are removed every so many steps after start, and at stop.
-    power: of the polynomial.
-    scope: 'layer', or 'global' to rank all weights together.
-    distribution: per layer, shares the sparsity out between leaves.
-    normalise: divide scores by the norm of their leaf; see topologies.gradual.
-    select: which leaves are pruned.
-
-  Returns:
-    A gradient transformation over φ; see sparsify.
-
-  Raises:
-    ValueError: if an argument is out of range.
-
-  Note:
-    At start itself nothing is removed yet. JaxPruner counts one step ahead and
-    removes the first weights there.
-
-  Example:
-    >>> tx = gradual_pruning(optax.sgd(0.1), 0.8, start=1_000, stop=5_000)
-
-  Source:
-    Zhu & Gupta, To prune, or not to prune, 2017, equation 1
-    (https://arxiv.org/abs/1710.01878).
-  """
-  if period < 1:
-    raise ValueError(f'period must be at least 1, got {period}.')
-  curve = schedules.polynomial(0.5, start, stop, power)
-
-  def when(step: jax.typing.ArrayLike) -> jax.Array:
-    since = jnp.asarray(step) - start
-    is_between = (since > 0) & (since < stop - start)
-    return (is_between & (since % period == 0)) | (since == stop - start)
-
-  topology = gradual.gradual(
-    sparsity,
-    lambda step: curve(step) / 0.5,
-    when,
-    scope=scope,
-    distribution=distribution,
-    normalise=normalise,
-    select=select,
-  )
-  return sparsify_lib.sparsify(inner, topology)
-
-
-def one_shot_pruning(
-  inner: optax.GradientTransformation,
-  sparsity: Sparsity,
-  *,
-  step: int,
-  scope: Scope = 'layer',
-  distribution: Distribution = distributions.uniform,
-  normalise: bool = False,
-  select: Select = select_lib.is_weight,
-) -> optax.GradientTransformationExtraArgs:
-  """Magnitude pruning at one step of training, and retraining from there.
-
-  Args:
-    inner: any Optax optimiser, with powerprop around it if wanted.
-    sparsity: share of zeros from then on, in [0, 1), or, per layer, a mapping
-      {'module/name': sparsity}.
-    step: the first update that is sparse, at least 0.
-    scope: 'layer', or 'global' to rank all weights together.
-    distribution: per layer, shares the sparsity out between leaves.
-    normalise: divide scores by the norm of their leaf; see topologies.gradual.
-    select: which leaves are pruned.
-
-  Returns:
-    A gradient transformation over φ; see sparsify.
-
-  Raises:
-    ValueError: if an argument is out of range.
-
-  Example:
-    >>> tx = one_shot_pruning(optax.sgd(0.1), 0.9, step=5_000)
-  """
-  topology = gradual.gradual(
-    sparsity,
-    lambda step: jnp.ones([], jnp.float32),
-    schedules.at(step),
-    scope=scope,
-    distribution=distribution,
-    normalise=normalise,
-    select=select,
-  )
-  return sparsify_lib.sparsify(inner, topology)
 
 
 def sparse_evolution(
@@ -369,6 +202,155 @@ def top_kast(
     select=select,
   )
   return sparsify_lib.sparsify(inner, topology)
+
+
+def snfs(
+  inner: optax.GradientTransformation,
+  sparsity: Sparsity,
+  *,
+  period: int,
+  stop: int,
+  start: int | None = None,
+  drop_fraction: float | Schedule = 0.5,
+  min_drop_fraction: float = 0.005,
+  momentum: float = 0.9,
+  second_moment: float | None = None,
+  redistribute: bool = True,
+  distribution: Distribution = distributions.uniform,
+  replaces_step: bool = False,
+  select: Select = select_lib.is_weight,
+  regrow: Regrow | None = None,
+  key: int | jax.Array = 0,
+) -> optax.GradientTransformationExtraArgs:
+  """SNFS, sparse momentum: moves connections to where momentum is largest.
+
+  Args:
+    inner: any Optax optimiser, with powerprop around it if wanted.
+    sparsity: share of zeros, in [0, 1), or {'module/name': sparsity}.
+    period: connections move at multiples of it; the steps of an epoch.
+    stop: first step at which they no longer move; the steps of all epochs, so
+      that the end of the last one does not count.
+    start: first step at which they may; None is the first period.
+    drop_fraction: share of a layer's connections that is dropped, in (0, 1); a
+      number falls along half a cosine to min_drop_fraction at stop, a schedule
+      is taken as it is.
+    min_drop_fraction: where the cosine ends, in [0, drop_fraction].
+    momentum: β of the topology's own momentum, m ← β m + g.
+    second_moment: β₂ to rank by |m|/√v, as with Adam; None ranks by |m|.
+    redistribute: whether connections change layers; see topologies.snfs.
+    distribution: shares the sparsity out between leaves at the start.
+    replaces_step: whether weights stand still at these steps.
+    select: which leaves are masked.
+    regrow: first value of a new connection; see sparsify.
+    key: seed of the first masks, an int or a PRNG key.
+
+  Returns:
+    A gradient transformation over φ; see sparsify. It holds one dense float32
+    momentum, two with second_moment.
+
+  Raises:
+    ValueError: if an argument is out of range.
+
+  Note:
+    RigL's comparison with SNFS has redistribute=False and
+    distribution=distributions.erk. For a linear decay of the drop fraction,
+    pass optax.linear_schedule(0.5, 0, stop).
+
+  Example:
+    >>> tx = snfs(optax.sgd(0.1, 0.9), 0.95, period=600, stop=60_000)
+
+  Source:
+    Dettmers & Zettlemoyer, Sparse networks from scratch, 2019
+    (https://arxiv.org/abs/1907.04840).
+  """
+  start = period if start is None else start
+  layers.check_steps(start, stop, period)
+  layers.check_fraction(drop_fraction, 'drop_fraction')
+  if not callable(drop_fraction):
+    if not 0 <= min_drop_fraction <= drop_fraction:
+      raise ValueError(
+        f'min_drop_fraction must be in [0, drop_fraction = {drop_fraction}], '
+        f'got {min_drop_fraction}.'
+      )
+    lowest = min_drop_fraction / drop_fraction
+    drop_fraction = optax.cosine_decay_schedule(drop_fraction, stop, lowest)
+  topology = snfs_lib.snfs(
+    sparsity,
+    schedules.every(period, start=start, stop=stop),
+    drop_fraction,
+    momentum=momentum,
+    second_moment=second_moment,
+    redistribute=redistribute,
+    distribution=distribution,
+    select=select,
+    replaces_step=replaces_step,
+  )
+  return sparsify_lib.sparsify(inner, topology, regrow=regrow, key=key)
+
+
+def dsr(
+  inner: optax.GradientTransformation,
+  sparsity: Sparsity,
+  *,
+  period: int,
+  stop: int,
+  start: int | None = None,
+  num_dropped: int = 600,
+  threshold: float = 1e-3,
+  distribution: Distribution = distributions.uniform,
+  replaces_step: bool = False,
+  select: Select = select_lib.is_weight,
+  regrow: Regrow | None = None,
+  key: int | jax.Array = 0,
+) -> optax.GradientTransformationExtraArgs:
+  """DSR: drops below a threshold for all layers, grows as many at random.
+
+  Args:
+    inner: any Optax optimiser, with powerprop around it if wanted.
+    sparsity: share of zeros, in [0, 1), or {'module/name': sparsity}.
+    period: connections move at multiples of it.
+    stop: first step at which they no longer move.
+    start: first step at which they may; None is the first period.
+    num_dropped: how many should move each time; the threshold is halved if more
+      do, doubled if fewer. 400_000 for ResNet-50.
+    threshold: of |θ|, at the start; greater than 0.
+    distribution: shares the sparsity out between leaves at the start.
+    replaces_step: whether weights stand still at these steps.
+    select: which leaves are masked.
+    regrow: first value of a new connection; see sparsify.
+    key: seed, an int or a PRNG key.
+
+  Returns:
+    A gradient transformation over φ; see sparsify.
+
+  Raises:
+    ValueError: if an argument is out of range; from init, if there are not
+      num_dropped connections to drop.
+
+  Note:
+    The authors lengthen the period from 1,000 steps to 8,000 during training;
+    for that, build it from topologies.dsr with a `when` of your own.
+
+  Example:
+    >>> tx = dsr(optax.sgd(0.1, 0.9), 0.95, period=1_000, stop=57_000)
+
+  Source:
+    Mostafa & Wang, Parameter efficient training of deep convolutional neural
+    networks by dynamic sparse reparameterization, 2019
+    (https://arxiv.org/abs/1902.05967).
+  """
+  start = period if start is None else start
+  layers.check_steps(start, stop, period)
+  topology = dsr_lib.dsr(
+    sparsity,
+    schedules.every(period, start=start, stop=stop),
+    num_dropped=num_dropped,
+    threshold=threshold,
+    distribution=distribution,
+    select=select,
+    replaces_step=replaces_step,
+  )
+  return sparsify_lib.sparsify(inner, topology, regrow=regrow, key=key)
 
 
 def _annealed(drop_fraction: float | Schedule, stop: int) -> Schedule:
