@@ -12,7 +12,7 @@ import pytest
 
 from powerprop_jax import nets
 from powerprop_jax.core import reparam
-from powerprop_jax.optim import powerprop, views
+from powerprop_jax.optim import aliases, powerprop, views
 from powerprop_jax.train import data, state, step
 from powerprop_jax.train.data_sources import Arrays
 from powerprop_jax.train.errors import UserError
@@ -34,10 +34,23 @@ def make_state(net, tx=TX, seed=0):
   return state.create(net, tx, jax.random.key(seed), jnp.asarray(images))
 
 
+def without_key(train_state):
+  """The same with the key as numbers, which can be compared."""
+  return train_state._replace(key=jax.random.key_data(train_state.key))
+
+
 @hk.transform_with_state
 def batch_norm_net(images, is_training):
   x = hk.Linear(5)(images.reshape(images.shape[0], -1))
   x = hk.BatchNorm(True, True, decay_rate=0.5)(x, is_training)
+  return hk.Linear(3, name='logits')(jax.nn.relu(x))
+
+
+@hk.transform_with_state
+def dropout_net(images, is_training):
+  x = hk.Linear(20)(images.reshape(images.shape[0], -1))
+  if is_training:
+    x = hk.dropout(hk.next_rng_key(), 0.5, x)
   return hk.Linear(3, name='logits')(jax.nn.relu(x))
 
 
@@ -136,7 +149,9 @@ class AdvanceTest:
     for row in rows:
       one, metrics = one_step(one, arrays.images[row], arrays.labels[row])
       each.append(metrics)
-    chex.assert_trees_all_close(many, one, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(
+      without_key(many), without_key(one), rtol=1e-4, atol=1e-5
+    )
     assert jax.tree.structure(many) == jax.tree.structure(one)
     for name, mean in means.items():
       np.testing.assert_allclose(
@@ -159,6 +174,103 @@ class AdvanceTest:
     assert after.step == 12
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before.phi))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == shapes
+
+  def test_writing_the_update_twice_is_refused_with_a_topology(self):
+    net, arrays = nets.make('mlp', 3), make_arrays(6)
+    tx = aliases.static(optax.sgd(0.1), 0.5)
+    advance = step.make_advance(net, tx, repeat_update=True)
+    rows = data.batch_indices(0, 0, 1, 5, 6)
+    with pytest.raises(ValueError, match='Leave repeat_update away'):
+      advance(make_state(net, tx), arrays, rows)
+
+  @pytest.mark.parametrize('alpha', [1.0, 2.0])
+  def test_rewiring_steps_in_a_dispatch_are_those_one_by_one(self, alpha):
+    net, arrays = nets.make('mlp', 3), make_arrays(30)
+    inner = powerprop.powerprop(optax.sgd(0.1, momentum=0.9), alpha)
+    tx = aliases.rigl(inner, 0.5, stop=8, period=3)
+    rows = data.batch_indices(0, 0, 8, 5, 30)
+    many, _ = jax.jit(step.make_advance(net, tx))(
+      make_state(net, tx), jax.tree.map(jnp.asarray, arrays), rows
+    )
+    one, one_step = make_state(net, tx), jax.jit(step.make_step(net, tx))
+    for row in rows:
+      one, _ = one_step(one, arrays.images[row], arrays.labels[row])
+    chex.assert_trees_all_close(many.phi, one.phi, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_equal(
+      *(views.current_masks(s.phi, s.opt_state) for s in (many, one))
+    )
+
+
+class RandomTest:
+  """What is random in a step depends on the key and on the step alone."""
+
+  def test_key_is_of_the_run_and_does_not_change(self):
+    net = nets.make('mlp', 3)
+    before = make_state(net, seed=3)
+    after, _ = step.make_step(net, TX)(before, *make_arrays(6))
+    assert after.key == before.key
+    assert before.key != make_state(net, seed=4).key
+    # The initial weights were drawn with the other one.
+    assert before.key != jax.random.key(3)
+
+  def test_network_gets_a_new_key_at_every_step(self):
+    net, arrays = dropout_net, make_arrays(6)
+    first_step = step.make_step(net, TX)
+    before = make_state(net)
+    _, first = first_step(before, *arrays)
+    _, again = first_step(before, *arrays)
+    _, later = first_step(before._replace(step=before.step + 1), *arrays)
+    _, other = first_step(before._replace(key=jax.random.key(9)), *arrays)
+    assert first['loss'] == again['loss']
+    assert len({float(m['loss']) for m in (first, later, other)}) == 3
+
+  def test_dropout_is_left_out_of_an_evaluation(self):
+    start, arrays = make_state(dropout_net), make_arrays(6)
+    evaluate = step.make_evaluate(dropout_net)
+    found = [evaluate(start.theta, {}, arrays)['loss'] for _ in range(2)]
+    assert found[0] == found[1]
+
+  def test_images_are_augmented_then_prepared_in_training(self):
+    net, arrays = nets.make('mlp', 3), make_arrays(6, dtype=np.uint8)
+    seen = []
+
+    def augment(key, images):
+      seen.append((key, images.dtype))
+      return images[::-1]
+
+    prepare = lambda images: 2 * data.to_float(images)
+    changed = step.make_step(net, TX, prepare=prepare, augment=augment)
+    expected = step.make_step(net, TX)(
+      make_state(net),
+      2 * arrays.images[::-1].astype(np.float32) / 255,
+      arrays.labels,
+    )
+    found = changed(make_state(net), *arrays)
+    chex.assert_trees_all_close(
+      found[0].phi, expected[0].phi, rtol=1e-5, atol=1e-6
+    )
+    assert [dtype for _, dtype in seen] == [np.uint8]
+
+  def test_random_images_are_the_same_in_one_dispatch_and_in_many(self):
+    net, arrays = nets.make('mlp', 3), make_arrays(30)
+    augment = lambda key, images: images + jax.random.normal(key, images.shape)
+    advance = jax.jit(step.make_advance(net, TX, augment=augment))
+    on_device = jax.tree.map(jnp.asarray, arrays)
+    rows = data.batch_indices(0, 0, 6, 5, 30)
+    whole, _ = advance(make_state(net), on_device, rows)
+    parts = make_state(net)
+    for start in (0, 2, 4):
+      parts, _ = advance(parts, on_device, rows[start : start + 2])
+    chex.assert_trees_all_close(whole.phi, parts.phi, rtol=1e-4, atol=1e-5)
+
+  def test_evaluation_sees_prepared_images(self):
+    net, arrays = nets.make('mlp', 3), make_arrays(6)
+    theta = make_state(net).theta
+    prepare = lambda images: 3 * images - 1
+    found = step.make_evaluate(net, prepare=prepare)(theta, {}, arrays)
+    arrays = Arrays(3 * arrays.images - 1, arrays.labels)
+    expected = step.make_evaluate(net)(theta, {}, arrays)
+    chex.assert_trees_all_close(found, expected, rtol=1e-5)
 
 
 class EvaluateTest:

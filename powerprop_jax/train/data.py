@@ -7,9 +7,10 @@ Datasets that lies prepared on disk ('mnist', 'cifar10', …), read without
 TensorFlow; and the user's own arrays in a .npz file.
 """
 
+from collections.abc import Callable
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -132,6 +133,52 @@ def to_float(images: jax.Array | np.ndarray) -> jax.Array:
   if images.dtype == jnp.uint8:
     return images.astype(jnp.float32) / 255
   return images
+
+
+def normalise(images: np.ndarray) -> Callable[[Any], jax.Array]:
+  """The map that gives every channel mean 0 and standard deviation 1.
+
+  Args:
+    images: the training images, [N, H, W, C], uint8 or floating, from which the
+      mean and the deviation of each channel are taken over all pixels. Those of
+      MNIST, in [0, 1], are 0.1307 and 0.3081.
+
+  Returns:
+    A function of images, uint8 or floating, to float32: (x - mean) / deviation,
+    after division of uint8 by 255. A constant channel becomes 0.
+
+  Example:
+    >>> images = np.array([0., 2., 4.], np.float32).reshape(3, 1, 1, 1)
+    >>> normalise(images)(images).ravel().round(4)
+    Array([-1.2247,  0.    ,  1.2247], dtype=float32)
+  """
+  mean, deviation = _moments(images)
+  # One multiplication and one addition for every pixel.
+  slope = np.where(deviation > 0, 1 / np.where(deviation > 0, deviation, 1), 0)
+  offset = (-mean * slope).astype(np.float32)
+  slope = slope.astype(np.float32)
+
+  def prepare(images: Any) -> jax.Array:
+    x = to_float(images)
+    shape = (1,) * (x.ndim - 1) + (-1,)
+    return x * slope.reshape(shape) + offset.reshape(shape)
+
+  return prepare
+
+
+def _moments(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Mean and standard deviation of each channel, float64[C]."""
+  if images.dtype != np.uint8:
+    axes = tuple(range(images.ndim - 1))
+    mean = np.asarray(np.mean(images, axes, dtype=np.float64))
+    return mean, np.asarray(np.std(images, axes, dtype=np.float64))
+  # Counting the 256 values needs no copy of the images in floating point.
+  levels = np.arange(256) / 255
+  channels = images.reshape(-1, images.shape[-1]).T
+  counts = np.stack([np.bincount(x, minlength=256) for x in channels])
+  share = counts / counts.sum(axis=1, keepdims=True)
+  mean = share @ levels
+  return mean, np.sqrt(share @ levels**2 - mean**2)
 
 
 def batch_indices(

@@ -135,6 +135,39 @@ def create(
   )
 
 
+def create_by_key(
+  net: hk.TransformedWithState,
+  make_tx: Callable[[jax.Array], optax.GradientTransformation],
+  lanes: Lanes,
+  images: jax.Array,
+) -> TrainState:
+  """The stacked states of lanes that share an α which is a Python number.
+
+  Args:
+    net: a network from nets.make.
+    make_tx: from a PRNG key, which may be traced, to a gradient transformation
+      over φ.
+    lanes: the runs; their α is not looked at, make_tx knows it.
+    images: a batch of inputs, float, for its shape.
+
+  Returns:
+    A TrainState whose every leaf has a leading axis over lanes.
+
+  Raises:
+    ValueError: if a topology refuses the shapes of the weights. Their values
+      are traced, so that a leaf of zeros goes unnoticed; nets.make has none.
+  """
+
+  def create_one(key: jax.Array) -> TrainState:
+    # Other streams than those of the weights and of the training steps.
+    return state_lib.create(
+      net, make_tx(jax.random.fold_in(key, 2)), key, images
+    )
+
+  keys = jnp.stack([jax.random.key(int(key)) for key in lanes.key])
+  return jax.jit(jax.vmap(create_one))(keys)
+
+
 def batch_indices(
   lanes: Lanes, start: int, num_steps: int, batch_size: int, num_examples: int
 ) -> np.ndarray:

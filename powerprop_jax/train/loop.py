@@ -49,6 +49,9 @@ def fit(
   records: Callable[[Any, Any], Records],
   config: LoopConfig,
   folder: RunFolder,
+  begin: Callable[[Any], None] | None = None,
+  description: str = 'training',
+  show_progress: bool = True,
   tensorboard: bool = False,
 ) -> Any:
   """Trains from the state, or from the folder's last checkpoint, to the end.
@@ -62,6 +65,9 @@ def fit(
     records: (train_metrics, validation_metrics) -> flat records to log.
     config: lengths.
     folder: where metrics and checkpoints go.
+    begin: called once with the state from which training starts or continues.
+    description: what is being trained, for the progress.
+    show_progress: whether to report on the standard error.
     tensorboard: whether to write TensorBoard files too.
 
   Returns:
@@ -74,9 +80,13 @@ def fit(
       restored = checkpoints.restore_latest(template)
       if restored is not None:
         state, step, _ = restored
+    if begin is not None:
+      begin(state)
     with (
       metrics.MetricsWriter(folder.metrics_path, start=step) as writer,
-      metrics.Progress('training', config.num_steps, start=step) as progress,
+      metrics.Progress(
+        description, config.num_steps, start=step, enabled=show_progress
+      ) as progress,
       metrics.tensorboard_writer(folder.path, step, tensorboard) as board,
     ):
       while step < config.num_steps:
@@ -105,6 +115,6 @@ def _mean(records: Records) -> dict[str, float]:
   """Means over the records, for the eye."""
   names = ('loss', 'validation_accuracy')
   return {
-    name: statistics.fmean(float(record[name]) for record in records)
+    name: statistics.fmean(float(r[name]) for r in records if name in r)
     for name in names
   }

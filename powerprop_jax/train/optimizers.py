@@ -5,6 +5,7 @@ is for programs, which read their settings from a command line.
 """
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 import optax
@@ -25,10 +26,17 @@ class OptimizerConfig:
   name: Literal['sgd', 'adam'] = 'sgd'
   # Step size, the largest of the schedule.
   learning_rate: float = 0.1
-  # 'constant', or 'cosine' from learning_rate down to zero at the last step.
-  schedule: Literal['constant', 'cosine'] = 'constant'
+  # 'constant'; 'cosine' from learning_rate down to zero at the last step; or
+  # 'staircase', multiplied by stair_factor after every stair_steps steps.
+  schedule: Literal['constant', 'cosine', 'staircase'] = 'constant'
+  # Steps at one level of the staircase.
+  stair_steps: int = 25_000
+  # By how much the staircase falls each time, in (0, 1).
+  stair_factor: float = 0.1
   # Momentum of 'sgd', in [0, 1); 'adam' keeps its own defaults.
   momentum: float = 0.0
+  # Whether that momentum looks ahead, as Nesterov's does.
+  nesterov: bool = False
   # L2 penalty on the effective weights θ, as a gradient rate · θ.
   decay_theta: float = 0.0
   # Penalty on the latent weights φ, decoupled: each step shrinks φ by
@@ -66,13 +74,11 @@ def make_tx(
     UserError: if a setting is out of range.
   """
   _check(config)
-  learning_rate: optax.ScalarOrSchedule = config.learning_rate
-  if config.schedule == 'cosine':
-    learning_rate = optax.cosine_decay_schedule(config.learning_rate, num_steps)
+  learning_rate = _learning_rate(config, num_steps)
   if config.name == 'adam':
     inner = optax.adam(learning_rate)
   else:
-    inner = optax.sgd(learning_rate, config.momentum or None)
+    inner = optax.sgd(learning_rate, config.momentum or None, config.nesterov)
   if config.decay_theta:
     inner = optax.chain(decay.decay_theta(config.decay_theta, select), inner)
   tx = powerprop_lib.powerprop(inner, alpha, select, form=config.form)
@@ -80,6 +86,21 @@ def make_tx(
     shrink = decay.decay_phi(config.decay_phi, learning_rate, select)
     tx = optax.chain(tx, shrink)
   return tx
+
+
+def _learning_rate(
+  config: OptimizerConfig, num_steps: int
+) -> optax.ScalarOrSchedule:
+  if config.schedule == 'cosine':
+    return optax.cosine_decay_schedule(config.learning_rate, num_steps)
+  if config.schedule == 'staircase':
+    return optax.exponential_decay(
+      config.learning_rate,
+      config.stair_steps,
+      config.stair_factor,
+      staircase=True,
+    )
+  return config.learning_rate
 
 
 def _check(config: OptimizerConfig) -> None:
@@ -90,6 +111,21 @@ def _check(config: OptimizerConfig) -> None:
     )
   if not 0 <= config.momentum < 1:
     raise UserError(f'momentum must be in [0, 1), got {config.momentum:g}.')
+  if config.nesterov and not config.momentum:
+    raise UserError('nesterov needs a momentum, which is 0. Set it, e.g. 0.9.')
+  if config.stair_steps < 1:
+    raise UserError(
+      f'stair_steps must be at least 1, got {config.stair_steps}.'
+    )
+  if not 0 < config.stair_factor < 1:
+    raise UserError(
+      f'stair_factor must be in (0, 1), got {config.stair_factor:g}.'
+    )
+  for name in ('decay_theta', 'decay_phi'):
+    if not 0 <= getattr(config, name) < math.inf:
+      raise UserError(
+        f'{name} must be finite and at least 0, got {getattr(config, name):g}.'
+      )
   if config.name == 'adam' and config.momentum:
     raise UserError(
       "momentum is a setting of name='sgd'; 'adam' has its own, so leave it 0."

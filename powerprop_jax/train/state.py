@@ -18,13 +18,16 @@ class TrainState(NamedTuple):
     step: training steps done, int32 scalar.
     phi: latent parameters.
     net_state: the network's own state, such as batch-norm averages.
-    opt_state: state of the gradient transformation; holds α.
+    opt_state: state of the gradient transformation; holds α and the masks.
+    key: typed PRNG key of the run, which never changes; each step derives its
+      own from it, for augmentation and dropout.
   """
 
   step: jax.Array
   phi: hk.Params
   net_state: hk.State
   opt_state: Any
+  key: jax.Array
 
   @property
   def theta(self) -> hk.Params:
@@ -54,11 +57,11 @@ def create(
   """Initialises a network and the state that trains it.
 
   Args:
-    net: a network from nets.make: net.apply(theta, net_state, None, images,
+    net: a network from nets.make: net.apply(theta, net_state, key, images,
       is_training) gives (logits, net_state).
     tx: gradient transformation over the latent parameters.
-    key: PRNG key of the initial weights; the same key gives the same function
-      at step 0 for every α.
+    key: PRNG key of the initial weights and of all that is random later; the
+      same key gives the same function at step 0 for every α.
     images: a batch of inputs, float, for its shape.
 
   Returns:
@@ -66,4 +69,11 @@ def create(
   """
   theta, net_state = net.init(key, images, is_training=True)
   phi, opt_state = views.init(tx, theta)
-  return TrainState(jnp.zeros([], jnp.int32), phi, net_state, opt_state)
+  return TrainState(
+    step=jnp.zeros([], jnp.int32),
+    phi=phi,
+    net_state=net_state,
+    opt_state=opt_state,
+    # Another stream than that of the weights, and an array of its own.
+    key=jax.random.fold_in(key, 1),
+  )

@@ -3,6 +3,9 @@
 The gradient is taken at θ, not through ψ: the optimiser inside powerprop wants
 ∂L/∂θ, which is finite at φ = 0 too. Data is an argument of every compiled
 function; closed over, it would become a constant of the program.
+
+What is random in a step depends on the key of the run and the number of the
+step alone, so that a resumed run repeats it.
 """
 
 from collections.abc import Callable
@@ -13,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from powerprop_jax.optim import views
+from powerprop_jax.optim import topology, views
 from powerprop_jax.train import data
 from powerprop_jax.train.data_sources import Arrays
 from powerprop_jax.train.state import TrainState
@@ -21,30 +24,38 @@ from powerprop_jax.train.state import TrainState
 Metrics = dict[str, jax.Array]
 Step = Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, Metrics]]
 Advance = Callable[[TrainState, Arrays, jax.Array], tuple[TrainState, Metrics]]
+# Images as they are stored to what the network sees.
+Prepare = Callable[[Any], jax.Array]
+# (key, images as they are stored) -> images of the same shape and dtype.
+Augment = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def make_step(
-  net: hk.TransformedWithState, tx: optax.GradientTransformation
+  net: hk.TransformedWithState,
+  tx: optax.GradientTransformation,
+  *,
+  prepare: Prepare = data.to_float,
+  augment: Augment | None = None,
 ) -> Step:
   """One step of training: step(state, images, labels) -> (state, metrics).
 
   Args:
     net: a network from nets.make.
     tx: gradient transformation over φ, e.g. powerprop(optax.sgd(0.1), 2.).
+    prepare: turns images into what the network sees, e.g. data.normalise(…).
+    augment: (key, images) -> images, before that; None leaves them alone.
 
   Returns:
     A pure function. Images are [batch, height, width, channels], float or
     uint8; labels [batch], integer. Metrics are the mean cross-entropy loss, in
     nats, and the accuracy of the batch before the step.
   """
-  gradient = _make_gradient(net)
+  gradient = _make_gradient(net, prepare, augment)
 
   def step(
     state: TrainState, images: jax.Array, labels: jax.Array
   ) -> tuple[TrainState, Metrics]:
-    grads, net_state, metrics = gradient(
-      state.theta, state.net_state, images, labels
-    )
+    grads, net_state, metrics = gradient(state.theta, state, images, labels)
     return _update(tx, grads, state, net_state), metrics
 
   return step
@@ -55,6 +66,8 @@ def make_advance(
   tx: optax.GradientTransformation,
   *,
   repeat_update: bool = False,
+  prepare: Prepare = data.to_float,
+  augment: Augment | None = None,
 ) -> Advance:
   """Many steps in one dispatch: advance(state, arrays, indices).
 
@@ -70,18 +83,29 @@ def make_advance(
     repeat_update: write the update down twice, once for φ and once for θ, so
       that a compiler which fuses loops with several outputs makes one loop of
       both. Right for optimisers that are a few elementwise operations, such as
-      SGD with or without momentum; others would be computed twice.
+      SGD with or without momentum; others would be computed twice, and with
+      sparsify, which would rewire twice, it is refused.
+    prepare: as for make_step.
+    augment: as for make_step.
 
   Returns:
     A function to jit with its first argument donated. indices is
     int32[num_steps, batch], rows of the data to train on; metrics are the means
-    over these steps.
+    over these steps. It raises a ValueError if repeat_update is asked for and
+    the state holds a sparsify.
   """
-  step, gradient = make_step(net, tx), _make_gradient(net)
+  step = make_step(net, tx, prepare=prepare, augment=augment)
+  gradient = _make_gradient(net, prepare, augment)
 
   def advance(
     state: TrainState, arrays: Arrays, indices: jax.Array
   ) -> tuple[TrainState, Metrics]:
+    if repeat_update and topology.find_sparse_state(state.opt_state):
+      raise ValueError(
+        'repeat_update writes the update down twice, and sparsify would choose '
+        'connections twice. Leave repeat_update away.'
+      )
+
     def body(state: TrainState, batch: jax.Array) -> tuple[TrainState, Metrics]:
       return step(state, arrays.images[batch], arrays.labels[batch])
 
@@ -90,7 +114,7 @@ def make_advance(
     ) -> tuple[tuple[TrainState, hk.Params], Metrics]:
       state, theta = carry
       grads, net_state, metrics = gradient(
-        theta, state.net_state, arrays.images[batch], arrays.labels[batch]
+        theta, state, arrays.images[batch], arrays.labels[batch]
       )
       after = _update(tx, grads, state, net_state)
       # Without the barrier the two copies would be found equal and become one
@@ -112,24 +136,35 @@ def make_advance(
   return advance
 
 
-def _make_gradient(net: hk.TransformedWithState) -> Callable[..., Any]:
-  """(theta, net_state, images, labels) -> (∂L/∂θ, net_state, metrics)."""
+def _make_gradient(
+  net: hk.TransformedWithState, prepare: Prepare, augment: Augment | None
+) -> Callable[..., Any]:
+  """(theta, state, images, labels) -> (∂L/∂θ, net_state, metrics)."""
 
   def loss_fn(
-    theta: hk.Params, net_state: hk.State, images: jax.Array, labels: jax.Array
+    theta: hk.Params,
+    net_state: hk.State,
+    key: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
   ) -> tuple[jax.Array, tuple[hk.State, jax.Array]]:
     logits, net_state = net.apply(
-      theta, net_state, None, images, is_training=True
+      theta, net_state, key, images, is_training=True
     )
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return jnp.mean(losses), (net_state, logits)
 
   def gradient(
-    theta: hk.Params, net_state: hk.State, images: jax.Array, labels: jax.Array
+    theta: hk.Params, state: TrainState, images: jax.Array, labels: jax.Array
   ) -> tuple[hk.Params, hk.State, Metrics]:
+    # What the network does not use of its key is not computed.
+    step_key = jax.random.fold_in(state.key, state.step)
+    key, augment_key = jax.random.split(step_key)
+    if augment is not None:
+      images = augment(augment_key, images)
     (loss, (net_state, logits)), grads = jax.value_and_grad(
       loss_fn, has_aux=True
-    )(theta, net_state, data.to_float(images), labels)
+    )(theta, state.net_state, key, prepare(images), labels)
     correct = jnp.argmax(logits, -1) == labels
     accuracy = jnp.mean(correct.astype(jnp.float32))
     return grads, net_state, {'loss': loss, 'accuracy': accuracy}
@@ -145,17 +180,23 @@ def _update(
 ) -> TrainState:
   updates, opt_state = tx.update(grads, state.opt_state, state.phi)
   phi = optax.apply_updates(state.phi, updates)
-  return TrainState(state.step + 1, phi, net_state, opt_state)
+  return state._replace(
+    step=state.step + 1, phi=phi, net_state=net_state, opt_state=opt_state
+  )
 
 
 def make_evaluate(
-  net: hk.TransformedWithState, *, batch_size: int = 1000
+  net: hk.TransformedWithState,
+  *,
+  batch_size: int = 1000,
+  prepare: Prepare = data.to_float,
 ) -> Callable[[hk.Params, hk.State, Arrays], Metrics]:
   """Loss and accuracy over a whole split: evaluate(theta, net_state, arrays).
 
   Args:
     net: a network from nets.make.
     batch_size: examples at a time, which bounds the memory.
+    prepare: turns images into what the network sees; the same as in training.
 
   Returns:
     A pure function, exact for any number of examples. A prediction made of
@@ -166,7 +207,7 @@ def make_evaluate(
     theta: hk.Params, net_state: hk.State, arrays: Arrays
   ) -> tuple[jax.Array, jax.Array]:
     logits, _ = net.apply(
-      theta, net_state, None, data.to_float(arrays.images), is_training=False
+      theta, net_state, None, prepare(arrays.images), is_training=False
     )
     losses = optax.softmax_cross_entropy_with_integer_labels(
       logits, arrays.labels
@@ -180,17 +221,19 @@ def make_evaluate(
   ) -> Metrics:
     size = arrays.labels.shape[0]
     whole = size - size % batch_size
-    head = jax.tree.map(
-      lambda x: x[:whole].reshape(-1, batch_size, *x.shape[1:]), arrays
-    )
-    tail = jax.tree.map(lambda x: x[whole:], arrays)
-    losses, correct = jax.lax.map(
-      lambda batch: score(theta, net_state, batch), head
-    )
-    loss, count = jnp.sum(losses), jnp.sum(correct)
+    sums = []
+    if whole:
+      head = jax.tree.map(
+        lambda x: x[:whole].reshape(-1, batch_size, *x.shape[1:]), arrays
+      )
+      losses, correct = jax.lax.map(
+        lambda batch: score(theta, net_state, batch), head
+      )
+      sums.append((jnp.sum(losses), jnp.sum(correct)))
     if whole < size:
-      tail_loss, tail_count = score(theta, net_state, tail)
-      loss, count = loss + tail_loss, count + tail_count
+      tail = jax.tree.map(lambda x: x[whole:], arrays)
+      sums.append(score(theta, net_state, tail))
+    loss, count = map(sum, zip(*sums, strict=True))
     return {'loss': loss / size, 'accuracy': count / jnp.float32(size)}
 
   return evaluate

@@ -57,35 +57,80 @@ def train(
   Returns:
     The stacked final states.
   """
-  train_arrays, validation = jax.device_put((splits.train, splits.validation))
-  state = initial_states(net, make_tx, lanes, splits)
   # The update reads α from the state, so any α builds the same step.
   advance = step_lib.make_advance(
     net, make_tx(jnp.float32(1)), repeat_update=repeat_update
   )
   score = step_lib.make_evaluate(net)
+  return fit(
+    initial_states(net, make_tx, lanes, splits),
+    advance,
+    lambda state, arrays: score(state.theta, state.net_state, arrays),
+    lanes,
+    splits,
+    config,
+    folder,
+    at_once=at_once,
+    tensorboard=tensorboard,
+  )
+
+
+def fit(
+  state: TrainState,
+  advance: step_lib.Advance,
+  evaluate: Callable[[TrainState, Arrays], Any],
+  lanes: Lanes,
+  splits: data.Splits,
+  config: LoopConfig,
+  folder: RunFolder,
+  *,
+  at_once: int | None = None,
+  records: Callable[[Lanes, Any, Any], loop.Records] | None = None,
+  **options: Any,
+) -> TrainState:
+  """Trains the stacked states of many lanes in one program.
+
+  Args:
+    state: the states at step 0; they are donated.
+    advance: many steps of one lane, from step.make_advance.
+    evaluate: (state, validation split) -> what a look at one lane finds.
+    lanes: the runs.
+    splits: the data; it is moved to the device.
+    config: lengths.
+    folder: where metrics and checkpoints go.
+    at_once: lanes computed side by side; None is all of them, 1 needs the least
+      memory.
+    records: (lanes, train_metrics, found) -> flat records to log, from what
+      advance and evaluate gave, stacked; None is score_records.
+    **options: more arguments of loop.fit.
+
+  Returns:
+    The stacked final states.
+  """
+  train_arrays, validation = jax.device_put((splits.train, splits.validation))
   mapped_advance = jax.jit(
     lambda state, arrays, indices: lanes_lib.map_lanes(
       lambda s, i: advance(s, arrays, i), at_once
     )(state, indices),
     donate_argnums=0,
   )
-  mapped_score = jax.jit(
+  mapped_evaluate = jax.jit(
     lambda state, arrays: lanes_lib.map_lanes(
-      lambda s: score(s.theta, s.net_state, arrays), at_once
+      lambda s: evaluate(s, arrays), at_once
     )(state)
   )
+  to_records = score_records if records is None else records
   return loop.fit(
     state,
     advance=lambda state, indices: mapped_advance(state, train_arrays, indices),
-    evaluate=lambda state: mapped_score(state, validation),
+    evaluate=lambda state: mapped_evaluate(state, validation),
     indices=lambda start, count: lanes_lib.batch_indices(
       lanes, start, count, config.batch_size, len(splits.train.labels)
     ),
-    records=lambda *found: _records(lanes, *found),
+    records=lambda *found: to_records(lanes, *found),
     config=config,
     folder=folder,
-    tensorboard=tensorboard,
+    **options,
   )
 
 
@@ -241,10 +286,20 @@ def _density(
   return sum(counts.values()) / sum(sizes)
 
 
-def _records(
+def score_records(
   lanes: Lanes, train_metrics: Any, validation_metrics: Any
 ) -> list[dict[str, Any]]:
-  """One flat record per lane of what a look at the run found."""
+  """One flat record per lane of what a look at the run found.
+
+  Args:
+    lanes: the runs.
+    train_metrics: stacked loss and accuracy, means since the last look.
+    validation_metrics: stacked loss and accuracy of the validation split.
+
+  Returns:
+    Records with alpha, key, loss, accuracy, validation_loss and
+    validation_accuracy.
+  """
   trained, validated = jax.device_get((train_metrics, validation_metrics))
   return [
     {

@@ -1,0 +1,87 @@
+"""Independent pieces of work in processes of their own, one thread each.
+
+A small network keeps one core busy; two of them side by side use two cores
+better than two threads of one. JAX reads its settings once a process, so the
+processes are started afresh, with the settings in their environment.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
+import contextlib
+import multiprocessing
+import os
+import signal
+from typing import Any, TypeVar
+
+T = TypeVar('T')
+
+# What makes XLA compute with a single thread on a CPU.
+_ONE_THREAD = {
+  'XLA_FLAGS': '--xla_cpu_multi_thread_eigen=false',
+  'NPROC': '1',
+  'OMP_NUM_THREADS': '1',
+}
+
+
+def run(
+  work: Callable[[T], Any],
+  items: Sequence[T],
+  num_workers: int,
+  *,
+  watch: Callable[[], None],
+  interval: float = 1.0,
+) -> Iterator[tuple[T, Any]]:
+  """Does the work for every item, num_workers at a time.
+
+  Args:
+    work: a function at the top level of a module; it and what it takes and
+      gives must be picklable. If it raises, so does this.
+    items: what to call it with.
+    num_workers: processes, at least 1.
+    watch: called now and then while waiting, e.g. to show progress.
+    interval: seconds between two calls of it.
+
+  Yields:
+    (item, result), in the order in which they are done. When the iterator is
+    closed, or this process is interrupted, what is unfinished is abandoned.
+  """
+  context = multiprocessing.get_context('spawn')
+  pool = futures.ProcessPoolExecutor(
+    num_workers, mp_context=context, initializer=_ignore_interrupts
+  )
+  try:
+    with _one_thread():
+      pending = {pool.submit(work, item): item for item in items}
+    while pending:
+      done, _ = futures.wait(
+        pending, interval, return_when=futures.FIRST_COMPLETED
+      )
+      watch()
+      for future in done:
+        yield pending.pop(future), future.result()
+  finally:
+    pool.shutdown(wait=False, cancel_futures=True)
+    if pending:
+      for process in multiprocessing.active_children():
+        process.terminate()
+
+
+def _ignore_interrupts() -> None:
+  # Ctrl-C reaches every process of a terminal; the first one ends the others.
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+  """The environment for processes that are started meanwhile."""
+  flags = os.environ.get('XLA_FLAGS', '')
+  wanted = _ONE_THREAD | {'XLA_FLAGS': f'{flags} {_ONE_THREAD["XLA_FLAGS"]}'}
+  before = {name: os.environ.get(name) for name in wanted}
+  os.environ.update(wanted)
+  try:
+    yield
+  finally:
+    for name, value in before.items():
+      os.environ.pop(name)
+      if value is not None:
+        os.environ[name] = value
