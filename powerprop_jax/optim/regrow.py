@@ -36,12 +36,12 @@ def resolve(
     return topology.regrow
   is_powered = not _is_certainly_one(inner_state)
   if regrow is None:
-    return 'smallest' if is_powered else 'zero'
+    return 'keep' if is_powered else 'zero'
   if regrow == 'zero' and is_powered:
     raise ValueError(
       "regrow='zero' would start new connections at φ = 0, where "
       'powerpropagation with α > 1 gives them no gradient, so that they could '
-      "never grow. Use regrow='smallest', 'keep' or 'redraw'."
+      "never grow. Use regrow='keep', 'redraw' or 'smallest'."
     )
   return regrow
 

@@ -41,8 +41,8 @@ def sparsify(
   `update(grads, state, params)` takes grads = ∂L/∂(θ⊙M), dense, as
   `jax.grad` gives it at `effective_params(phi, state)`, and params = φ. inner
   sees gradients and parameters that are zero where nothing is trained; what it
-  proposes there is ignored. Slots of reborn weights (momenta and the like) are
-  cleared, whatever the optimiser.
+  proposes there is ignored. Slots of reborn weights (momenta and the like)
+  start anew, as inner's init makes them.
 
   Put what looks at gradients, such as clipping, inside: outside it would see
   those of connections that do not exist.
@@ -57,8 +57,8 @@ def sparsify(
       start.
       'smallest': the smallest magnitude among the leaf's survivors, with the
       sign that descends; a connection without gradient becomes positive.
-      None is 'zero' if θ = φ, and 'smallest' under powerprop with α > 1, where
-      zero is a critical point. An α that is an array counts as α > 1.
+      None is 'zero' if θ = φ, and 'keep' under powerprop with α > 1, where zero
+      is a critical point. An α that is an array counts as α > 1.
     key: seed of everything random, an int or a PRNG key.
 
   Returns:
@@ -70,9 +70,14 @@ def sparsify(
       powerprop with α > 1, or the topology refuses the parameters.
 
   Note:
-    If a rewiring meets a gradient or a weight that is not finite, the masks
-    stay as they are, and the next rewiring is the next chance. Connections that
-    a rewiring both drops and grows keep their values and slots.
+    If a rewiring meets a weight that is not finite, or a gradient if the
+    topology looks at them, the masks stay as they are, and the next rewiring is
+    the next chance. Connections that a rewiring both drops and grows keep their
+    values and slots.
+    Where a rewiring replaces the step, all of inner stands still, its count of
+    steps included. Accumulate gradients inside, sparsify(optax.MultiSteps(...)),
+    or outside; outside, Optax computes a rewiring at every mini-step before the
+    one that counts, and a NaN in the sum stays there.
 
   Example:
     >>> from powerprop_jax.optim.topologies import fixed
@@ -109,8 +114,9 @@ def sparsify(
       masks=masks,
       memory=memory,
       scale=regrow_lib.scales(theta) if mode == 'redraw' else (),
-      # Again, because some optimisers copy the parameters or their norms.
-      inner_state=inner.init(_masked(phi, trained)),
+      # Again, because some optimisers copy the parameters or their norms. A
+      # leaf without connections is shown as it is: powerprop refuses zeros.
+      inner_state=inner.init(_masked(phi, _full_if_empty(trained))),
       pins=mode != 'keep',
     )
 
@@ -180,7 +186,7 @@ def sparsify(
       new_masks, new_memory = topology.rewire(
         Rewiring(keys[0], state.step, masks, memory, theta, grads)
       )
-      sound = _all_finite((theta, grads))
+      sound = _all_finite((theta, grads) if topology.needs_grads else theta)
       new_masks, new_memory = jax.tree.map(
         lambda new, old: jnp.where(sound, new, old),
         (new_masks, new_memory),
@@ -188,13 +194,14 @@ def sparsify(
       )
       after = topology.trainable(new_masks, new_memory)
       reborn = masks_lib.difference(after, before)
-      inner_state = _clear_slots(inner, inner_state, reborn)
       if assigns:
         values = regrow_lib.values(
           mode, keys[1], theta, grads, state.scale, before, after
         )
         values = _to_phi(values, inner_state)
         assigned = jax.tree.map(jnp.where, reborn, values, assigned)
+      fresh = inner.init(_masked(assigned if assigns else phi, after))
+      inner_state = _renew_slots(inner, inner_state, fresh, reborn)
       return jnp.zeros_like(due), new_masks, new_memory, inner_state, assigned
 
     carry = (due, state.masks, memory, state.inner_state, phi)
@@ -218,6 +225,8 @@ def _confined(
   """
 
   def confine(d: Any, m: Any, p: Any, s: Any) -> Any:
+    # Half-precision gradients give half-precision steps, too coarse for -φ.
+    d = d if d.dtype.itemsize > p.dtype.itemsize else d.astype(p.dtype)
     outside = jnp.zeros_like(d) if mode == 'keep' else (-p).astype(d.dtype)
     inside = d if s is p else (s - p).astype(d.dtype) + d
     return jnp.where(m, inside, outside)
@@ -229,6 +238,10 @@ def _masked(tree: Any, masks: Masks) -> Any:
   return jax.tree.map(
     lambda x, m: jnp.where(m, x, jnp.zeros_like(x)), tree, masks
   )
+
+
+def _full_if_empty(masks: Masks) -> Masks:
+  return jax.tree.map(lambda m: m | ~jnp.any(m), masks)
 
 
 def _to_theta(phi: Any, inner_state: Any) -> Any:
@@ -258,6 +271,8 @@ def _copied_key(key: int | jax.Array) -> jax.Array:
   dtype = getattr(key, 'dtype', None)
   if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
     return jax.random.clone(key)
+  if jnp.ndim(key) == 1:  # raw, as from jax.random.PRNGKey
+    return jax.random.wrap_key_data(jnp.array(key, copy=True))
   return jax.random.key(key)
 
 
@@ -266,25 +281,43 @@ def _all_finite(tree: Any) -> jax.Array:
   return jnp.all(jnp.stack(finite))
 
 
-def _clear_slots(
-  inner: optax.GradientTransformation, inner_state: Any, reborn: Masks
+def _renew_slots(
+  inner: optax.GradientTransformation,
+  inner_state: Any,
+  fresh: Any,
+  reborn: Masks,
 ) -> Any:
-  """Zeroes what the optimiser remembers of reborn weights."""
+  """inner_state, with what it remembers of reborn weights taken from fresh.
 
-  def clear(slot: Any, newly: Any) -> Any:
-    if isinstance(slot, optax.MaskedNode) or isinstance(
-      newly, optax.MaskedNode
-    ):
+  The two may differ in static fields, such as an α that was changed, but not in
+  their arrays; so it goes through these in order.
+  """
+  is_hidden = lambda node: isinstance(node, optax.MaskedNode)
+
+  def choose(slot: Any, newly: Any) -> Any:
+    if is_hidden(slot):
       return slot
     # Factored slots belong to rows and columns, not to weights.
-    if jnp.shape(slot) != jnp.shape(newly):
-      return slot
-    return jnp.where(newly, jnp.zeros_like(slot), slot)
+    if is_hidden(newly) or jnp.shape(slot) != jnp.shape(newly):
+      return False
+    return newly
 
-  return optax.tree.map_params(
+  chosen = optax.tree.map_params(
     inner,
-    clear,
-    inner_state,
+    choose,
+    fresh,
     reborn,
-    is_leaf=lambda node: isinstance(node, optax.MaskedNode),
+    transform_non_params=lambda _: False,
+    is_leaf=is_hidden,
+  )
+  olds, structure = jax.tree.flatten(inner_state)
+  leaves = zip(
+    jax.tree.leaves(chosen), jax.tree.leaves(fresh), olds, strict=True
+  )
+  return jax.tree.unflatten(
+    structure,
+    [
+      old if where is False else jnp.where(where, new.astype(old.dtype), old)
+      for where, new, old in leaves
+    ],
   )

@@ -67,6 +67,8 @@ class Topology(NamedTuple):
     penalise: (grads, theta, masks, memory) -> grads, the gradient of a penalty
       added; None if there is none.
     replaces_step: whether a rewiring takes the place of the optimiser's step.
+    needs_grads: whether rewire looks at grads, so that it must not happen where
+      they are not finite.
     regrow: how new connections get their value, where the method prescribes it:
       'zero' if it never grows any, 'keep' if weights live on behind the mask.
       None leaves it to the user of sparsify.
@@ -79,6 +81,7 @@ class Topology(NamedTuple):
   trainable: Callable[[Masks, Any], Masks] = _only_existing
   penalise: Callable[[Any, Any, Masks, Any], Any] | None = None
   replaces_step: bool = False
+  needs_grads: bool = True
   regrow: Regrow | None = None
 
 

@@ -113,7 +113,9 @@ def with_masks(opt_state: Any, masks: Masks) -> Any:
   The slots of weights that were not trained before are whatever the optimiser
   holds for them, which is zero if sparsify kept them out. The topology's memory
   stays as it is, so this is for those without one: given masks, random masks,
-  gradual pruning, SET and RigL.
+  gradual pruning, SET and RigL. A connection that is added starts at
+  zero where sparsify held it there, which under α > 1 is dead: take some away,
+  or use regrow='keep'.
 
   Args:
     opt_state: an optimiser state with a sparsify somewhere inside.

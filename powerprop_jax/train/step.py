@@ -55,7 +55,9 @@ def make_step(
   def step(
     state: TrainState, images: jax.Array, labels: jax.Array
   ) -> tuple[TrainState, Metrics]:
-    grads, net_state, metrics = gradient(state.theta, state, images, labels)
+    # The state's own φ: what sparsify holds at zero need not be masked again.
+    theta = views.effective_params(state.phi, state.opt_state, pinned=True)
+    grads, net_state, metrics = gradient(theta, state, images, labels)
     return _update(tx, grads, state, net_state), metrics
 
   return step
@@ -100,7 +102,8 @@ def make_advance(
   def advance(
     state: TrainState, arrays: Arrays, indices: jax.Array
   ) -> tuple[TrainState, Metrics]:
-    if repeat_update and topology.find_sparse_state(state.opt_state):
+    is_sparse = topology.find_sparse_state(state.opt_state) is not None
+    if repeat_update and is_sparse:
       raise ValueError(
         'repeat_update writes the update down twice, and sparsify would choose '
         'connections twice. Leave repeat_update away.'
@@ -126,7 +129,8 @@ def make_advance(
         theta = after.theta
       return (after, theta), metrics
 
-    if views.is_alpha_static(state.opt_state):
+    # Masked weights are mostly φ itself, of which a copy would be carried.
+    if views.is_alpha_static(state.opt_state) and not is_sparse:
       carry = (state, state.theta)
       (state, _), metrics = jax.lax.scan(body_with_theta, carry, indices)
     else:

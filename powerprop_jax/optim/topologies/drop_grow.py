@@ -98,7 +98,13 @@ def drop_grow(
     )
     return moved, rewiring.memory
 
-  return Topology(init, rewire, when, replaces_step=replaces_step)
+  return Topology(
+    init,
+    rewire,
+    when,
+    replaces_step=replaces_step,
+    needs_grads=growth is not at_random,
+  )
 
 
 def drop_and_grow(

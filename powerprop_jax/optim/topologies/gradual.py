@@ -108,13 +108,15 @@ def gradual(
     if normalise:
       ranked = jax.tree.map(_normalised, ranked)
     if scope == 'global':
-      ranked = layers.map_masks(_with_best_on_top, select, ranked, ranked)
+      ranked = trees.map_selected(
+        _with_best_on_top, select, ranked, rewiring.masks
+      )
     smaller = ranking.masks_from_counts(
       ranked, counts, among=rewiring.masks, select=select
     )
     return smaller, rewiring.memory
 
-  return Topology(init, rewire, when, regrow='zero')
+  return Topology(init, rewire, when, needs_grads=False, regrow='zero')
 
 
 def _sizes(theta: Any, select: Select) -> dict[str, int]:
@@ -133,6 +135,6 @@ def _normalised(x: jax.Array) -> jax.Array:
   return x / jnp.where(norm == 0, jnp.ones_like(norm), norm)
 
 
-def _with_best_on_top(ranked: jax.Array, _: jax.Array) -> jax.Array:
-  """Ranks the best weight of a leaf above those of all others."""
-  return jnp.where(topk.top_k_mask(ranked, 1), jnp.inf, ranked)
+def _with_best_on_top(ranked: jax.Array, mask: jax.Array) -> jax.Array:
+  """Ranks the best weight left in a leaf above those of all others."""
+  return jnp.where(topk.top_k_mask(ranked, 1, among=mask), jnp.inf, ranked)

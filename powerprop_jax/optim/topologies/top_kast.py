@@ -57,6 +57,8 @@ def top_kast(
   Note:
     The paper calls the penalty L2, its formula is printed with |θ|; both are
     here.
+    The sets are chosen at the start of an update, so that the next forward pass
+    uses those of the weights one step before.
 
   Source:
     Jayakumar et al., Top-KAST: Top-K Always Sparse Training, 2020
@@ -120,5 +122,6 @@ def top_kast(
     when=when,
     trainable=lambda masks, extra: jax.tree.map(jnp.logical_or, masks, extra),
     penalise=penalise if penalty else None,
+    needs_grads=False,
     regrow='keep',
   )

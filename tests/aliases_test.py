@@ -1,0 +1,194 @@
+"""The short forms: defaults of the papers, and results of the long forms."""
+
+import math
+
+from absl.testing import parameterized
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from powerprop_jax.core import distributions, schedules
+from powerprop_jax.optim import aliases, powerprop, sparsify, views
+from powerprop_jax.optim.topologies import drop_grow, fixed, gradual, top_kast
+
+
+def _theta():
+  rng = np.random.default_rng(0)
+  normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  return {'a': {'w': normal(9, 8), 'b': normal(8)}, 'n': {'w': normal(8, 5)}}
+
+
+def _masks():
+  return jax.tree.map(lambda x: x > 0, _theta())
+
+
+def _cosine(start, stop):
+  return lambda t: jnp.float32(start) * (1 + jnp.cos(math.pi * t / stop)) / 2
+
+
+_SGD = optax.sgd(0.1, momentum=0.9)
+_EVERY_2 = schedules.every(2, start=2, stop=6)
+_ERK = {'distribution': distributions.erk}
+
+PAIRS = {
+  'static': (
+    lambda: aliases.static(_SGD, 0.7, key=5),
+    lambda: sparsify.sparsify(_SGD, fixed.at_random(0.7, **_ERK), key=5),
+  ),
+  'static_given': (
+    lambda: aliases.static(_SGD, masks=_masks()),
+    lambda: sparsify.sparsify(_SGD, fixed.given(_masks())),
+  ),
+  'gradual': (
+    lambda: aliases.gradual_pruning(_SGD, 0.7, start=1, stop=5, period=2),
+    lambda: sparsify.sparsify(
+      _SGD,
+      gradual.gradual(
+        0.7,
+        lambda step: 1 - (1 - jnp.clip((step - 1) / 4, 0, 1)) ** 3,
+        schedules.at(3, 5),
+        distribution=distributions.uniform,
+      ),
+    ),
+  ),
+  'one_shot': (
+    lambda: aliases.one_shot_pruning(_SGD, 0.7, step=3, scope='global'),
+    lambda: sparsify.sparsify(
+      _SGD,
+      gradual.gradual(
+        0.7, lambda step: jnp.float32(1), schedules.at(3), scope='global'
+      ),
+    ),
+  ),
+  'set': (
+    lambda: aliases.sparse_evolution(_SGD, 0.7, stop=6, period=2, key=5),
+    lambda: sparsify.sparsify(
+      _SGD,
+      drop_grow.drop_grow(
+        0.7, _EVERY_2, _cosine(0.3, 6), drop_grow.at_random, **_ERK
+      ),
+      key=5,
+    ),
+  ),
+  'rigl': (
+    lambda: aliases.rigl(_SGD, 0.7, stop=6, period=2, key=5),
+    lambda: sparsify.sparsify(
+      _SGD,
+      drop_grow.drop_grow(
+        0.7,
+        _EVERY_2,
+        _cosine(0.3, 6),
+        drop_grow.by_gradient,
+        replaces_step=True,
+        **_ERK,
+      ),
+      key=5,
+    ),
+  ),
+  'top_kast': (
+    lambda: aliases.top_kast(_SGD, 0.7, 0.5),
+    lambda: sparsify.sparsify(
+      _SGD,
+      top_kast.top_kast(
+        0.7,
+        0.5,
+        schedules.every(1),
+        penalty=1e-4,
+        norm='l2',
+        distribution=distributions.uniform,
+      ),
+    ),
+  ),
+}
+
+
+def _run(tx, steps=7):
+  phi, opt_state = views.init(tx, _theta())
+  update = jax.jit(tx.update)
+  for i in range(steps):
+    grads = optax.tree.random_like(jax.random.key(i), phi, jax.random.normal)
+    updates, opt_state = update(grads, opt_state, phi)
+    phi = optax.apply_updates(phi, updates)
+  return phi, opt_state
+
+
+class AliasesTest(parameterized.TestCase):
+  @parameterized.parameters(*PAIRS)
+  def test_equals_sparsify_around_its_topology(self, name):
+    short, long = (_run(make()) for make in PAIRS[name])
+    chex.assert_trees_all_equal(short[1].masks, long[1].masks)
+    chex.assert_trees_all_close(short[0], long[0], rtol=1e-6)
+
+  @parameterized.parameters('set', 'rigl')
+  def test_a_schedule_is_taken_as_it_is(self, name):
+    make = {'set': aliases.sparse_evolution, 'rigl': aliases.rigl}[name]
+    number = make(_SGD, 0.7, stop=6, period=2, drop_fraction=0.4)
+    given = make(_SGD, 0.7, stop=6, period=2, drop_fraction=_cosine(0.4, 6))
+    constant = make(
+      _SGD, 0.7, stop=6, period=2, drop_fraction=schedules.constant(0.4)
+    )
+    masks = [_run(tx)[1].masks for tx in (number, given, constant)]
+    chex.assert_trees_all_equal(masks[0], masks[1])
+    self.assertFalse(np.array_equal(masks[0]['a']['w'], masks[2]['a']['w']))
+
+  def test_same_start_for_methods_of_one_key(self):
+    """So that comparisons start from the same network."""
+    starts = [
+      tx.init(_theta()).masks
+      for tx in (
+        aliases.static(_SGD, 0.7, key=2),
+        aliases.rigl(_SGD, 0.7, stop=500, key=2),
+        aliases.sparse_evolution(_SGD, 0.7, stop=500, key=2),
+        aliases.snfs(
+          _SGD, 0.7, stop=500, period=100, key=2, distribution=distributions.erk
+        ),
+      )
+    ]
+    chex.assert_trees_all_equal(*starts)
+
+  def test_powerprop_at_one_changes_nothing(self):
+    for make in (
+      lambda inner: aliases.static(inner, 0.7),
+      lambda inner: aliases.rigl(inner, 0.7, stop=6, period=2),
+      lambda inner: aliases.top_kast(inner, 0.7, 0.5),
+    ):
+      plain = _run(make(_SGD))
+      powered = _run(make(powerprop.powerprop(_SGD, 1.0)))
+      chex.assert_trees_all_equal(powered[1].masks, plain[1].masks)
+      chex.assert_trees_all_close(powered[0], plain[0], rtol=1e-6)
+
+  def test_learns_on_few_connections(self):
+    """A fifth of the weights fits eight points, whatever the method."""
+    x = jax.random.normal(jax.random.key(0), (8, 30))
+    y = jax.random.normal(jax.random.key(1), (8, 4))
+    theta = {
+      'a': {'w': jax.random.normal(jax.random.key(2), (30, 64)) / 5},
+      'n': {'w': jax.random.normal(jax.random.key(3), (64, 4)) / 8},
+    }
+    loss = lambda t: jnp.mean(
+      (jnp.tanh(x @ t['a']['w']) @ t['n']['w'] - y) ** 2
+    )
+    for make in (
+      lambda inner: aliases.static(inner, 0.8),
+      lambda inner: aliases.rigl(inner, 0.8, stop=200, period=10),
+      lambda inner: aliases.sparse_evolution(inner, 0.8, stop=200, period=10),
+      lambda inner: aliases.gradual_pruning(
+        inner, 0.8, start=0, stop=150, period=10
+      ),
+      lambda inner: aliases.top_kast(inner, 0.8, 0.6),
+    ):
+      tx = make(powerprop.powerprop(optax.adam(0.02), 2.0))
+
+      def body(carry, _, tx=tx):
+        phi, state = carry
+        grads = jax.grad(loss)(views.effective_params(phi, state))
+        updates, state = tx.update(grads, state, phi)
+        return (optax.apply_updates(phi, updates), state), None
+
+      start = views.init(tx, theta)
+      train = jax.jit(lambda s, body=body: jax.lax.scan(body, s, length=300)[0])
+      phi, state = train(start)
+      final = float(loss(views.effective_params(phi, state)))
+      self.assertLess(final, 0.1 * float(jnp.mean(y**2)))

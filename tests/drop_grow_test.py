@@ -1,0 +1,279 @@
+"""SET and RigL against a slow oracle and vectors worked out by hand."""
+
+import itertools
+import math
+
+from absl.testing import parameterized
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from powerprop_jax.core import distributions, masks, schedules
+from powerprop_jax.optim import aliases, topology, views
+from powerprop_jax.optim.topologies import drop_grow
+
+
+def _oracle(mask, drop_scores, grow_scores, num_moved):
+  """Weight by weight: drop the worst active ones, grow the best not kept."""
+  mask = mask.copy().ravel()
+  drop, grow = drop_scores.ravel(), grow_scores.ravel()
+  num_moved = min(num_moved, int((~mask).sum()))
+  for _ in range(num_moved):
+    active = [i for i in range(mask.size) if mask[i]]
+    # The lowest index stays when there is a tie, so the highest one goes.
+    worst = min(active, key=lambda i: (drop[i], -i))
+    mask[worst] = False
+  candidates = [i for i in range(mask.size) if not mask[i]]
+  candidates.sort(key=lambda i: (-grow[i], i))
+  mask[candidates[:num_moved]] = True
+  return mask.reshape(drop_scores.shape)
+
+
+class DropAndGrowTest(parameterized.TestCase):
+  @parameterized.product(
+    seed=tuple(range(6)), fraction=(0.0, 0.05, 0.3, 0.5, 0.99, 1.0)
+  )
+  def test_equals_the_oracle_with_many_ties(self, seed, fraction):
+    rng = np.random.default_rng(seed)
+    shape = ((23,), (4, 7), (3, 3, 2, 2))[seed % 3]
+    mask = rng.random(shape) < (0.2, 0.5, 0.9)[seed // 2]
+    drop = rng.integers(0, 4, shape).astype(np.float32)
+    grow = rng.integers(0, 3, shape).astype(np.float32)
+    num_moved = math.floor(fraction * int(mask.sum()) + 1e-6)
+    got = jax.jit(drop_grow.drop_and_grow)(mask, drop, grow, fraction)
+    np.testing.assert_array_equal(got, _oracle(mask, drop, grow, num_moved))
+    self.assertEqual(int(got.sum()), int(mask.sum()))
+
+  def test_eight_weights_by_hand(self):
+    mask = jnp.array([1, 1, 1, 1, 0, 0, 0, 0], bool)
+    theta = jnp.array([0.4, -0.1, 0.3, -0.2, 0.0, 0.0, 0.0, 0.0])
+    grads = jnp.array([0.0, 0.9, 0.0, 0.1, 0.2, -0.8, 0.0, 0.3])
+    grown = lambda fraction: drop_grow.drop_and_grow(
+      mask, jnp.abs(theta), jnp.abs(grads), fraction
+    ).astype(int)
+    # Drops 1; its own gradient is the largest, so it comes back.
+    np.testing.assert_array_equal(grown(0.25), [1, 1, 1, 1, 0, 0, 0, 0])
+    # Drops 1 and 3; grows 1 and 5.
+    np.testing.assert_array_equal(grown(0.5), [1, 1, 1, 0, 0, 1, 0, 0])
+    # Drops 1, 3 and 2; grows 1, 5 and 7.
+    np.testing.assert_array_equal(grown(0.75), [1, 1, 0, 0, 0, 1, 0, 1])
+
+  def test_a_dense_layer_stays_and_an_empty_one_too(self):
+    scores = jnp.arange(6.0)
+    for mask in (jnp.ones(6, bool), jnp.zeros(6, bool)):
+      got = drop_grow.drop_and_grow(mask, scores, scores, 0.5)
+      np.testing.assert_array_equal(got, mask)
+
+  def test_no_more_move_than_there_are_free_places(self):
+    mask = jnp.array([True, True, True, True, False])
+    got = drop_grow.drop_and_grow(mask, jnp.arange(5.0), jnp.ones(5), 1.0)
+    # One place: 0 is dropped, and tied with 4 it is the first to grow.
+    np.testing.assert_array_equal(got, mask)
+
+
+def _theta():
+  rng = np.random.default_rng(0)
+  normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  return {
+    'a': {'w': normal(10, 10), 'b': normal(10)},
+    'b': {'w': normal(10, 4)},
+  }
+
+
+def _run(tx, steps, make_grads):
+  """Masks before each update and after the last one, φ likewise."""
+  phi, opt_state = views.init(tx, _theta())
+  step = jax.jit(lambda g, s, p: tx.update(g, s, p))
+  history = [(phi, opt_state)]
+  for i in range(steps):
+    updates, opt_state = step(make_grads(i), opt_state, phi)
+    phi = optax.apply_updates(phi, updates)
+    history.append((phi, opt_state))
+  return history
+
+
+def _grads(i):
+  keys = jax.random.key(i)
+  return optax.tree.random_like(keys, _theta(), jax.random.normal)
+
+
+def _moves(history):
+  """How many connections each update gave to each layer."""
+  moves = []
+  for (_, old), (_, new) in itertools.pairwise(history):
+    grown = masks.difference(new.masks, old.masks)
+    moves.append(tuple(int(grown[name]['w'].sum()) for name in 'ab'))
+  return moves
+
+
+class RiglTest(parameterized.TestCase):
+  def test_one_rewiring_equals_the_oracle_in_every_layer(self):
+    tx = aliases.rigl(optax.sgd(0.01), 0.5, stop=100, period=1, start=0)
+    phi, opt_state = views.init(tx, _theta())
+    grads = _grads(0)
+    _, after = tx.update(grads, opt_state, phi)
+    for name in 'ab':
+      mask = np.asarray(opt_state.masks[name]['w'])
+      expected = _oracle(
+        mask,
+        np.abs(np.asarray(phi[name]['w'])),
+        np.abs(np.asarray(grads[name]['w'])),
+        int(0.3 * mask.sum() + 1e-6),
+      )
+      np.testing.assert_array_equal(after.masks[name]['w'], expected)
+    self.assertTrue(after.masks['a']['b'].all())
+
+  def test_the_number_dropped_follows_the_cosine(self):
+    """k = f(t) (1 - s) N, as many as do not come back at most."""
+    stop, period = 20, 4
+    tx = aliases.rigl(
+      optax.sgd(0.0),
+      0.5,
+      stop=stop,
+      period=period,
+      drop_fraction=0.5,
+      distribution=distributions.uniform,
+    )
+    # Gradients vanish where a connection is, so that what is dropped is lost.
+    phi, opt_state = views.init(tx, _theta())
+    for i in range(24):
+      old = opt_state.masks
+      grads = jax.tree.map(lambda m: jnp.where(m, 0.0, 1.0), old)
+      _, opt_state = tx.update(grads, opt_state, phi)
+      fraction = 0.25 * (1 + math.cos(math.pi * i / stop))
+      due = i % period == 0 and period <= i < stop
+      for name, count in (('a', 50), ('b', 20)):
+        grown = masks.difference(opt_state.masks, old)[name]['w']
+        wanted = int(fraction * count) if due else 0
+        self.assertEqual(int(grown.sum()), wanted, (i, name))
+
+  @parameterized.parameters(
+    ({}, (3, 6)),
+    ({'start': 0}, (0, 3, 6)),
+    ({'start': 4}, (6,)),
+    ({'start': 6}, (6,)),
+  )
+  def test_when_connections_move(self, options, due):
+    tx = aliases.rigl(
+      optax.sgd(0.01),
+      0.5,
+      stop=9,
+      period=3,
+      drop_fraction=schedules.constant(0.5),
+      **options,
+    )
+    moves = _moves(_run(tx, 12, _grads))
+    self.assertEqual(
+      [i for i, grown in enumerate(moves) if grown != (0, 0)], list(due)
+    )
+
+  def test_a_rewiring_replaces_the_step(self):
+    tx = aliases.rigl(optax.adam(0.1), 0.5, stop=9, period=3)
+    history = _run(tx, 5, _grads)
+    (phi, old), (moved, new) = history[3:5]
+    both = masks.intersect(old.masks, new.masks)
+    chex.assert_trees_all_equal(
+      masks.apply_masks(phi, both), masks.apply_masks(moved, both)
+    )
+    chex.assert_trees_all_equal(
+      masks.apply_masks(moved, both), masks.apply_masks(moved, new.masks)
+    )
+    count = lambda state: int(optax.tree.get(state, 'count'))
+    self.assertEqual([count(state) for _, state in history], [0, 1, 2, 3, 3, 4])
+
+  def test_the_step_may_be_taken_too(self):
+    tx = aliases.rigl(
+      optax.sgd(0.1), 0.5, stop=9, period=3, replaces_step=False
+    )
+    history = _run(tx, 4, _grads)
+    (phi, _), (moved, new) = history[3:5]
+    stepped = jax.tree.map(lambda p, g: p - 0.1 * g, phi, _grads(3))
+    chex.assert_trees_all_close(
+      moved, masks.apply_masks(stepped, new.masks), atol=1e-6
+    )
+
+
+class SetTest(parameterized.TestCase):
+  def test_grows_anywhere_alike(self):
+    """Of 10 places, 5 are kept; the other 5 share 3 new connections alike."""
+    mask = jnp.arange(10) < 8
+    theta = {'w': jnp.where(mask, 10.0 - jnp.arange(10.0), 0.0)[None]}
+    tree = {'w': mask[None]}
+    method = drop_grow.drop_grow(0.2, schedules.at(0), 0.4, drop_grow.at_random)
+
+    def rewire(key):
+      rewiring = topology.Rewiring(
+        key, jnp.int32(0), tree, (), theta, jax.tree.map(jnp.zeros_like, theta)
+      )
+      return method.rewire(rewiring)[0]['w'][0]
+
+    drawn = jax.vmap(rewire)(jax.random.split(jax.random.key(0), 4000))
+    # floor(0.4 · 8) = 3 wanted, but only 2 places were free.
+    np.testing.assert_array_equal(np.mean(drawn[:, :6], axis=0), 1.0)
+    share = np.mean(np.asarray(drawn[:, 6:]), axis=0)
+    np.testing.assert_allclose(share, 0.5, atol=5 * 0.5 / np.sqrt(4000))
+
+  def test_takes_the_step_when_it_rewires(self):
+    tx = aliases.sparse_evolution(optax.adam(0.1), 0.5, stop=9, period=3)
+    history = _run(tx, 5, _grads)
+    count = lambda state: int(optax.tree.get(state, 'count'))
+    self.assertEqual([count(state) for _, state in history], list(range(6)))
+    self.assertEqual(
+      [i for i, grown in enumerate(_moves(history)) if grown != (0, 0)], [3]
+    )
+
+  def test_the_key_decides(self):
+    make = lambda key: aliases.sparse_evolution(
+      optax.sgd(0.1), 0.5, stop=9, period=2, key=key
+    )
+    ends = [
+      _run(make(key), 5, _grads)[-1][1].masks
+      for key in (3, jax.random.key(3), jax.random.PRNGKey(3), 4)
+    ]
+    chex.assert_trees_all_equal(*ends[:3])
+    self.assertFalse(
+      np.array_equal(ends[0]['a']['w'], ends[3]['a']['w']), 'keys 3 and 4'
+    )
+
+
+class RefusalsTest(parameterized.TestCase):
+  @parameterized.product(
+    make=(aliases.rigl, aliases.sparse_evolution),
+    fraction=(0.0, 1.0, -0.3, 1.5, float('nan')),
+  )
+  def test_drop_fractions_outside_the_unit_interval(self, make, fraction):
+    with self.assertRaisesRegex(ValueError, r'drop_fraction must be in \(0, 1'):
+      make(optax.sgd(0.1), 0.5, stop=500, drop_fraction=fraction)
+
+  @parameterized.product(
+    make=(aliases.rigl, aliases.sparse_evolution),
+    case=(
+      ({'stop': 100}, 'nothing would ever be rewired.*stop=100'),
+      ({'stop': 500, 'start': 500}, r'start=500, stop=500'),
+      ({'stop': 500, 'start': 600}, r'start=600, stop=500'),
+      ({'stop': 190, 'start': 110}, r'Choose a later stop or a shorter per'),
+      ({'stop': 500, 'period': 0}, 'period must be at least 1, got 0'),
+      ({'stop': 500, 'start': -1}, 'start must be at least 0, got -1'),
+      ({'stop': -1}, 'stop must be at least 0, got -1'),
+    ),
+  )
+  def test_steps_without_a_rewiring(self, make, case):
+    options, message = case
+    with self.assertRaisesRegex(ValueError, message):
+      make(optax.sgd(0.1), 0.5, **options)
+
+  @parameterized.parameters(-0.5, 1.0, float('nan'))
+  def test_bad_sparsity(self, sparsity):
+    with self.assertRaisesRegex(ValueError, r'sparsity must be in \[0, 1\)'):
+      aliases.rigl(optax.sgd(0.1), sparsity, stop=500)
+    with self.assertRaisesRegex(ValueError, r'sparsity must be in \[0, 1\)'):
+      drop_grow.drop_grow(sparsity, schedules.never, 0.3, drop_grow.at_random)
+
+  def test_a_layer_that_would_lose_all_is_named(self):
+    tx = aliases.rigl(
+      optax.sgd(0.1), 0.98, stop=500, distribution=distributions.uniform
+    )
+    with self.assertRaisesRegex(ValueError, "'b/w' has 40 weights and would"):
+      tx.init(_theta())

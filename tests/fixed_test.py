@@ -1,0 +1,178 @@
+"""Masks that never change: exact counts, published densities, refusals."""
+
+import functools
+
+from absl.testing import parameterized
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from powerprop_jax.core import distributions, select
+from powerprop_jax.optim import aliases, powerprop, views
+from powerprop_jax.optim.topologies import fixed, layers
+
+LENET = {
+  'l1': {'w': jnp.ones((784, 300)), 'b': jnp.ones(300)},
+  'l2': {'w': jnp.ones((300, 100)), 'b': jnp.ones(100)},
+  'l3': {'w': jnp.ones((100, 10)), 'b': jnp.ones(10)},
+}
+
+
+def _small():
+  rng = np.random.default_rng(0)
+  normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  return {
+    'a': {'w': normal(8, 6), 'b': normal(6)},
+    'b': {'w': normal(6, 4)},
+    'c': {'w': normal(2, 5)},
+  }
+
+
+class AtRandomTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (0.80, (0.162241, 0.469362, 1.0)),
+    (0.90, (0.079568, 0.230189, 1.0)),
+    (0.95, (0.038484, 0.111334, 0.918507)),
+    (0.98, (0.015394, 0.044534, 0.367403)),
+    (0.99, (0.007697, 0.022267, 0.183701)),
+  )
+  def test_lenet_300_100_has_its_erdos_renyi_densities(self, sparsity, wanted):
+    masks, memory = fixed.at_random(sparsity).init(jax.random.key(0), LENET)
+    self.assertEqual(memory, ())
+    for name, density in zip(LENET, wanted, strict=True):
+      mask = masks[name]['w']
+      # Within the one weight by which a count differs from a fraction.
+      self.assertLessEqual(abs(float(mask.sum()) - density * mask.size), 1.1)
+      self.assertTrue(masks[name]['b'].all())
+
+  @parameterized.parameters(
+    (distributions.uniform, (12, 6, 3)), (distributions.erk, (10, 7, 5))
+  )
+  def test_counts_are_exact(self, distribution, wanted):
+    state = aliases.static(
+      optax.sgd(0.1), 0.75, distribution=distribution
+    ).init(_small())
+    counts = tuple(int(state.masks[name]['w'].sum()) for name in 'abc')
+    self.assertEqual(counts, wanted)
+
+  def test_places_are_uniform(self):
+    """Each of 10 places should have 2 of 5 connections' worth of masks."""
+    theta = {'c': {'w': jnp.ones((2, 5))}}
+    topology = fixed.at_random(0.6, distribution=distributions.uniform)
+    keys = jax.random.split(jax.random.key(0), 4000)
+    masks = jax.vmap(lambda key: topology.init(key, theta)[0]['c']['w'])(keys)
+    share = np.mean(np.asarray(masks), axis=0)
+    # Five standard deviations of a share of 0.4 among 4000.
+    np.testing.assert_allclose(share, 0.4, atol=5 * np.sqrt(0.24 / 4000))
+
+  def test_a_mapping_gives_each_leaf_its_own(self):
+    state = aliases.static(
+      optax.sgd(0.1), {'a/w': 0.5, 'b/w': 0.0, 'c/w': 0.9}
+    ).init(_small())
+    counts = [int(state.masks[name]['w'].sum()) for name in 'abc']
+    self.assertEqual(counts, [24, 24, 1])
+
+  def test_unselected_leaves_are_dense(self):
+    only_a = select.by_regex('^a/w')
+    state = aliases.static(optax.sgd(0.1), 0.5, select=only_a).init(_small())
+    self.assertEqual(int(state.masks['a']['w'].sum()), 24)
+    self.assertTrue(state.masks['b']['w'].all())
+
+
+class GivenTest(parameterized.TestCase):
+  def _masks(self):
+    return jax.tree.map(lambda x: x > 0, _small())
+
+  def test_masks_are_those_given_and_survive_donation(self):
+    masks, phi = self._masks(), _small()
+    tx = aliases.static(optax.sgd(0.1), masks=masks)
+    phi, opt_state = views.init(tx, phi)
+    chex.assert_trees_all_equal(views.current_masks(phi, opt_state), masks)
+    step = jax.jit(lambda g, s, p: tx.update(g, s, p), donate_argnums=1)
+    step(phi, opt_state, phi)
+    self.assertFalse(any(m.is_deleted() for m in jax.tree.leaves(masks)))
+
+  def test_a_leaf_may_be_without_connections(self):
+    """Pruning all leaves together may empty one; powerprop allows it too."""
+    masks = self._masks()
+    masks['b']['w'] = jnp.zeros_like(masks['b']['w'])
+    for inner in (optax.sgd(0.1), powerprop.powerprop(optax.sgd(0.1), 2.0)):
+      tx = aliases.static(inner, masks=masks)
+      phi, opt_state = views.init(tx, _small())
+      self.assertFalse(views.effective_params(phi, opt_state)['b']['w'].any())
+
+  def test_masks_of_other_shapes_name_the_leaf(self):
+    for change, message in (
+      ({'b': {'w': jnp.ones((4, 6), bool)}}, r"'b/w' is \(6, 4\)"),
+      ({'b': {}}, "'b/w' .*nothing in the masks"),
+      ({'d': {'w': jnp.ones(1, bool)}}, "'d/w' is nothing in the param"),
+    ):
+      tx = aliases.static(optax.sgd(0.1), masks=self._masks() | change)
+      with self.assertRaisesRegex(ValueError, message):
+        views.init(tx, _small())
+
+  def test_numbers_are_not_masks(self):
+    with self.assertRaisesRegex(TypeError, 'boolean, got float32.*masks != 0'):
+      fixed.given(_small())
+
+
+class RefusalsTest(parameterized.TestCase):
+  def test_exactly_one_of_sparsity_and_masks(self):
+    with self.assertRaisesRegex(ValueError, 'got neither'):
+      aliases.static(optax.sgd(0.1))
+    with self.assertRaisesRegex(ValueError, 'got both'):
+      aliases.static(optax.sgd(0.1), 0.5, masks=_small())
+
+  @parameterized.parameters(-0.1, 1.0, 1.5, float('nan'))
+  def test_sparsity_out_of_range_is_refused_at_once(self, sparsity):
+    with self.assertRaisesRegex(ValueError, r'in \[0, 1\), got'):
+      aliases.static(optax.sgd(0.1), sparsity)
+
+  def test_a_leaf_that_would_lose_all_is_named_with_a_way_out(self):
+    tx = aliases.static(
+      optax.sgd(0.1), 0.95, distribution=distributions.uniform
+    )
+    message = "'c/w' has 10 weights.*overrides.*leave it out of select"
+    with self.assertRaisesRegex(ValueError, message):
+      tx.init(_small())
+    # Both ways out.
+    kept = functools.partial(distributions.uniform, overrides={'^c/': 0.5})
+    aliases.static(optax.sgd(0.1), 0.9, distribution=kept).init(_small())
+    aliases.static(
+      optax.sgd(0.1), 0.95, select=select.exclude(select.is_weight, '^c/')
+    ).init(_small())
+
+  def test_one_weight_may_be_all_that_is_left(self):
+    theta = {'c': {'w': jnp.ones((2, 5))}}
+    for sparsity in (0.9, {'c/w': 0.9}):
+      state = aliases.static(optax.sgd(0.1), sparsity).init(theta)
+      self.assertEqual(int(state.masks['c']['w'].sum()), 1)
+    with self.assertRaisesRegex(ValueError, 'would lose all'):
+      aliases.static(optax.sgd(0.1), 0.91).init(theta)
+
+  def test_a_mapping_must_name_the_selected_leaves(self):
+    for given in ({'a/w': 0.5}, {'a/w': 0.5, 'b/w': 0.5, 'c/w': 0.5, 'd': 0.1}):
+      with self.assertRaisesRegex(ValueError, 'exactly.*a/w, b/w, c/w'):
+        aliases.static(optax.sgd(0.1), given).init(_small())
+    bad = {'a/w': 0.5, 'b/w': 1.5, 'c/w': 0.5}
+    with self.assertRaisesRegex(ValueError, "'b/w' must be in .*got 1.5"):
+      aliases.static(optax.sgd(0.1), bad).init(_small())
+
+  def test_a_distribution_that_cannot_meet_the_budget(self):
+    kept = functools.partial(distributions.erk, overrides={'^a/': 0.0})
+    tx = aliases.static(optax.sgd(0.1), 0.9, distribution=kept)
+    with self.assertRaisesRegex(ValueError, '0.9 cannot be reached'):
+      tx.init(_small())
+
+  def test_selecting_nothing_lists_the_leaves(self):
+    tx = aliases.static(optax.sgd(0.1), 0.5, select=select.by_regex('kernel'))
+    with self.assertRaisesRegex(ValueError, 'a/b, a/w'):
+      tx.init(_small())
+
+  def test_counts_need_shapes_only(self):
+    shapes = jax.eval_shape(_small)
+    self.assertEqual(
+      layers.kept_counts(shapes, 0.75), layers.kept_counts(_small(), 0.75)
+    )

@@ -1,0 +1,245 @@
+"""Magnitude pruning while training: Zhu and Gupta's numbers, step by step."""
+
+import itertools
+import math
+
+from absl.testing import parameterized
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from powerprop_jax.core import distributions, masks, schedules, scores
+from powerprop_jax.optim import aliases, topology, views
+from powerprop_jax.optim.topologies import gradual
+
+
+def _theta():
+  rng = np.random.default_rng(0)
+  normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  return {
+    'a': {'w': normal(20, 10), 'b': normal(10)},
+    'b': {'w': normal(10, 5)},
+    'c': {'w': 0.01 * normal(2, 4)},
+  }
+
+
+def _history(tx, steps, theta=None):
+  """(φ, state) at the start and after each update with small random steps."""
+  phi, opt_state = views.init(tx, _theta() if theta is None else theta)
+  step = jax.jit(lambda g, s, p: tx.update(g, s, p))
+  history = [(phi, opt_state)]
+  for i in range(steps):
+    grads = optax.tree.random_like(jax.random.key(i), phi, jax.random.normal)
+    updates, opt_state = step(grads, opt_state, phi)
+    phi = optax.apply_updates(phi, updates)
+    history.append((phi, opt_state))
+  return history
+
+
+def _counts(opt_state):
+  return [int(opt_state.masks[name]['w'].sum()) for name in 'abc']
+
+
+class GradualPruningTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (0.8, 2, 14, 3, 3.0),
+    (0.5, 0, 10, 1, 3.0),
+    (0.9, 3, 10, 4, 1.0),  # stop is not a multiple: pruned at 7 and 10
+  )
+  def test_counts_are_those_of_the_polynomial_at_every_step(
+    self, sparsity, start, stop, period, power
+  ):
+    tx = aliases.gradual_pruning(
+      optax.sgd(0.01),
+      {'a/w': sparsity, 'b/w': sparsity, 'c/w': 0.5},
+      start=start,
+      stop=stop,
+      period=period,
+      power=power,
+    )
+    done = 0.0
+    history = _history(tx, stop + 3)
+    self.assertEqual(_counts(history[0][1]), [200, 50, 8])
+    for step, (_, opt_state) in enumerate(history[1:]):
+      if start < step <= stop and (
+        (step - start) % period == 0 or step == stop
+      ):
+        done = 1 - (1 - (step - start) / (stop - start)) ** power
+      for count, size, share in zip(
+        _counts(opt_state), (200, 50, 8), (sparsity, sparsity, 0.5), strict=True
+      ):
+        zeros = size - masks.num_kept(size, share)
+        # float32 may fall on the other side of a whole number.
+        expected = {math.floor(done * zeros + e) for e in (-1e-4, 1e-4)}
+        self.assertIn(size - count, expected, (step, size))
+    final = [masks.num_kept(200, sparsity), masks.num_kept(50, sparsity), 4]
+    self.assertEqual(_counts(history[stop + 1][1]), final)
+
+  @parameterized.parameters('layer', 'global')
+  def test_weights_never_return_and_the_smallest_go(self, scope):
+    tx = aliases.gradual_pruning(
+      optax.sgd(0.05), 0.7, start=0, stop=9, period=3, scope=scope
+    )
+    history = _history(tx, 12)
+    for (phi, old), (_, new) in itertools.pairwise(history):
+      returned = masks.difference(new.masks, old.masks)
+      self.assertFalse(any(m.any() for m in jax.tree.leaves(returned)))
+      if scope == 'layer':
+        for name in 'abc':
+          size = np.abs(np.asarray(phi[name]['w']))
+          left = np.asarray(new.masks[name]['w'])
+          gone = np.asarray(old.masks[name]['w']) & ~left
+          self.assertLessEqual(
+            size[gone].max(initial=0.0), size[left].min(), name
+          )
+
+  def test_global_pruning_equals_a_sort_and_keeps_one_weight_a_leaf(self):
+    theta = _theta()
+    tx = aliases.one_shot_pruning(optax.sgd(0.0), 0.9, step=0, scope='global')
+    _, opt_state = _history(tx, 1)[-1]
+    self.assertEqual(sum(_counts(opt_state)), masks.num_kept(258, 0.9))
+    self.assertEqual(_counts(opt_state)[2], 1)  # c is a hundred times smaller
+    size = np.abs(np.asarray(theta['c']['w'])).ravel()
+    self.assertTrue(opt_state.masks['c']['w'].ravel()[size.argmax()])
+    rest = np.concatenate([np.abs(theta[n]['w']).ravel() for n in 'ab'])
+    left = np.concatenate([opt_state.masks[n]['w'].ravel() for n in 'ab'])
+    np.testing.assert_array_equal(
+      np.sort(rest[left]), np.sort(rest)[-left.sum() :]
+    )
+
+  def test_normalising_gives_a_small_leaf_its_share(self):
+    tx = aliases.one_shot_pruning(
+      optax.sgd(0.0), 0.5, step=0, scope='global', normalise=True
+    )
+    _, opt_state = _history(tx, 1)[-1]
+    theta = _theta()
+    scaled = [theta[n]['w'] / jnp.linalg.norm(theta[n]['w']) for n in 'abc']
+    flat = np.abs(np.concatenate([np.ravel(x) for x in scaled]))
+    threshold = np.sort(flat)[-masks.num_kept(258, 0.5)]
+    for name, x in zip('abc', scaled, strict=True):
+      np.testing.assert_array_equal(
+        opt_state.masks[name]['w'], np.abs(x) >= threshold, name
+      )
+
+  def test_scores_may_be_negative_and_no_leaf_vanishes(self):
+    """What is gone scores 0, more than all that is left."""
+    method = gradual.gradual(
+      0.9,
+      schedules.polynomial(0.999, 0, 4, 1),
+      schedules.every(1, stop=9),
+      scope='global',
+      score=lambda theta: jax.tree.map(lambda t: -jnp.abs(t), theta),
+    )
+    theta = _theta() | {'c': {'w': 100 * jnp.ones((2, 4))}}
+    current, _ = method.init(jax.random.key(0), theta)
+    for step in range(6):
+      masked = masks.apply_masks(theta, current)
+      current = _rewired(method, step, current, masked)
+      self.assertTrue(current['c']['w'].any(), step)
+
+  def test_one_shot_prunes_once_and_exactly(self):
+    tx = aliases.one_shot_pruning(
+      optax.sgd(0.1), 0.75, step=2, distribution=distributions.erk
+    )
+    history = _history(tx, 5)
+    for _, opt_state in history[:3]:
+      self.assertEqual(_counts(opt_state), [200, 50, 8])
+    kept = distributions.erk(_theta(), 0.75)
+    final = [
+      masks.num_kept(size, kept[f'{name}/w'])
+      for name, size in (('a', 200), ('b', 50), ('c', 8))
+    ]
+    for _, opt_state in history[3:]:
+      self.assertEqual(_counts(opt_state), final)
+      chex.assert_trees_all_equal(opt_state.masks, history[3][1].masks)
+
+  def test_a_gradient_that_is_not_finite_does_not_prevent_pruning(self):
+    """Its only step must not be missed: magnitudes do not need gradients."""
+    tx = aliases.one_shot_pruning(
+      optax.apply_if_finite(optax.sgd(0.1), 5), 0.5, step=0
+    )
+    phi, opt_state = views.init(tx, _theta())
+    bad = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), phi)
+    updates, opt_state = tx.update(bad, opt_state, phi)
+    self.assertEqual(_counts(opt_state), [100, 25, 4])
+    phi = optax.apply_updates(phi, updates)
+    chex.assert_trees_all_equal(
+      phi, masks.apply_masks(_theta(), opt_state.masks)
+    )
+
+  def test_weights_that_are_not_finite_do(self):
+    tx = aliases.one_shot_pruning(optax.sgd(0.1), 0.5, step=0)
+    theta = _theta()
+    theta['a']['w'] = theta['a']['w'].at[0, 0].set(jnp.inf)
+    phi, opt_state = views.init(tx, theta)
+    _, opt_state = tx.update(phi, opt_state, phi)
+    self.assertEqual(_counts(opt_state), [200, 50, 8])
+
+  def test_other_scores_may_rank(self):
+    theta = _theta()
+    method = gradual.gradual(
+      0.5,
+      lambda step: jnp.float32(1),
+      schedules.at(0),
+      score=lambda theta: scores.random(jax.random.key(1), theta),
+    )
+    current, _ = method.init(jax.random.key(0), theta)
+    got = _rewired(method, 0, current, theta)
+    drawn = scores.random(jax.random.key(1), theta)['b']['w']
+    np.testing.assert_array_equal(
+      got['b']['w'], drawn >= np.sort(drawn.ravel())[25]
+    )
+
+
+class RefusalsTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ({'start': 5, 'stop': 5}, 'start=5.*stop=5'),
+    ({'start': 9, 'stop': 5}, 'start=9.*stop=5'),
+    ({'start': -1, 'stop': 5}, 'start must be at least 0, got -1'),
+    ({'start': 0, 'stop': 5, 'period': 0}, 'period must be at least 1, got 0'),
+    (
+      {'start': 0, 'stop': 5, 'power': 0},
+      'power must be a positive.*got 0',
+    ),
+    (
+      {'start': 0, 'stop': 5, 'scope': 'tree'},
+      "'global', got 'tree'",
+    ),
+  )
+  def test_bad_arguments(self, options, message):
+    with self.assertRaisesRegex(ValueError, message):
+      aliases.gradual_pruning(optax.sgd(0.1), 0.5, **options)
+
+  def test_a_negative_step(self):
+    with self.assertRaisesRegex(ValueError, 'step must be at least 0, got -2'):
+      aliases.one_shot_pruning(optax.sgd(0.1), 0.5, step=-2)
+
+  @parameterized.parameters(1.0, -0.2, float('nan'))
+  def test_bad_sparsity(self, sparsity):
+    with self.assertRaisesRegex(ValueError, r'sparsity must be in \[0, 1\)'):
+      aliases.one_shot_pruning(optax.sgd(0.1), sparsity, step=1)
+
+  def test_all_leaves_together_take_one_number(self):
+    with self.assertRaisesRegex(ValueError, 'takes one sparsity for all'):
+      aliases.one_shot_pruning(
+        optax.sgd(0.1), {'a/w': 0.5}, step=1, scope='global'
+      )
+
+  def test_a_leaf_that_would_lose_all_is_refused_before_training(self):
+    tx = aliases.one_shot_pruning(optax.sgd(0.1), 0.9, step=1_000)
+    with self.assertRaisesRegex(ValueError, "'c/w' has 8 weights and would"):
+      tx.init(_theta())
+    tx = aliases.one_shot_pruning(
+      optax.sgd(0.1), 0.99, step=1_000, scope='global'
+    )
+    with self.assertRaisesRegex(ValueError, 'would keep 1 weights for 2'):
+      tx.init({'a': {'w': jnp.ones((1, 5))}, 'b': {'w': jnp.ones((1, 5))}})
+
+
+def _rewired(method, step, current, theta):
+  rewiring = topology.Rewiring(
+    jax.random.key(0), jnp.int32(step), current, (), theta, theta
+  )
+  return method.rewire(rewiring)[0]

@@ -1,0 +1,83 @@
+"""Masks from counts, alone and shared, against a sort in NumPy."""
+
+from absl.testing import parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from powerprop_jax.core import ranking
+
+_SHAPES = {'a': (4, 3), 'b': (2, 5), 'c': (3, 3)}
+
+
+def _scores(seed):
+  rng = np.random.default_rng(seed)
+  tree = {
+    name: {'w': jnp.asarray(rng.integers(0, 4, shape), jnp.float32)}
+    for name, shape in _SHAPES.items()
+  }
+  return tree | {'norm': {'scale': jnp.ones(3)}}
+
+
+def _among(seed):
+  rng = np.random.default_rng(100 + seed)
+  tree = {
+    name: {'w': jnp.asarray(rng.integers(0, 2, shape), bool)}
+    for name, shape in _SHAPES.items()
+  }
+  return tree | {'norm': {'scale': jnp.ones(3, bool)}}
+
+
+def _largest(arrays, count, eligible):
+  """Stable sort of all arrays together, the eligible ones first."""
+  flat = np.concatenate([np.ravel(x) for x in arrays])
+  allowed = np.concatenate([np.ravel(x) for x in eligible])
+  order = np.lexsort((np.arange(flat.size), -flat, ~allowed))
+  kept = np.zeros(flat.size, bool)
+  kept[order[:count]] = True
+  kept &= allowed
+  ends = np.cumsum([np.size(x) for x in arrays])[:-1]
+  return [
+    part.reshape(np.shape(x))
+    for part, x in zip(np.split(kept, ends), arrays, strict=True)
+  ]
+
+
+class MasksFromCountsTest(parameterized.TestCase):
+  @parameterized.product(seed=(0, 1, 2, 3), has_among=(False, True))
+  def test_equals_a_stable_sort_with_ties(self, seed, has_among):
+    scores, among = _scores(seed), _among(seed)
+    everything = jax.tree.map(lambda s: np.ones(s.shape, bool), scores)
+    eligible = among if has_among else everything
+    counts = {'b/w': 2 + seed, ranking.SHARED: 3 * seed}
+    given = {'among': among} if has_among else {}
+    masks = ranking.masks_from_counts(scores, counts, **given)
+    [b] = _largest([scores['b']['w']], 2 + seed, [eligible['b']['w']])
+    a, c = _largest(
+      [scores[name]['w'] for name in 'ac'],
+      3 * seed,
+      [eligible[name]['w'] for name in 'ac'],
+    )
+    for name, expected in (('a', a), ('b', b), ('c', c)):
+      np.testing.assert_array_equal(masks[name]['w'], expected, err_msg=name)
+    self.assertTrue(masks['norm']['scale'].all())
+
+  def test_traced_counts_give_the_same(self):
+    scores = _scores(0)
+    counts = {'a/w': 5, 'b/w': 1, 'c/w': 0}
+    traced = jax.jit(ranking.masks_from_counts)(
+      scores, jax.tree.map(jnp.int32, counts)
+    )
+    plain = ranking.masks_from_counts(scores, counts)
+    for name in _SHAPES:
+      np.testing.assert_array_equal(traced[name]['w'], plain[name]['w'])
+
+  @parameterized.parameters(
+    ({'a/w': 1},),
+    ({'a/w': 1, 'b/w': 1, 'c/w': 1, ranking.SHARED: 1},),
+    ({'a/w': 1, 'typo/w': 1, ranking.SHARED: 1},),
+    ({'norm/scale': 1, ranking.SHARED: 1},),
+  )
+  def test_counts_that_do_not_fit_name_the_leaves(self, counts):
+    with self.assertRaisesRegex(ValueError, 'a/w, b/w, c/w.*same select'):
+      ranking.masks_from_counts(_scores(0), counts)

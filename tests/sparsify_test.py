@@ -1,0 +1,373 @@
+"""sparsify: what it pins, skips, refuses and survives, around any topology."""
+
+from absl.testing import parameterized
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from powerprop_jax.core import masks, schedules
+from powerprop_jax.optim import aliases, powerprop, sparsify, views
+from powerprop_jax.optim.topologies import drop_grow, fixed
+from powerprop_jax.optim.topology import Topology, find_sparse_state
+
+
+def _theta(dtype=jnp.float32):
+  rng = np.random.default_rng(0)
+  normal = lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)
+  return {'a': {'w': normal(8, 6), 'b': normal(6)}, 'n': {'w': normal(6, 4)}}
+
+
+def _grads(i, dtype=jnp.float32):
+  return optax.tree.random_like(
+    jax.random.key(i), _theta(dtype), jax.random.normal
+  )
+
+
+def _rigl(inner, **options):
+  defaults = {'stop': 100, 'period': 3, 'replaces_step': False}
+  return aliases.rigl(inner, 0.5, **(defaults | options))
+
+
+def _run(tx, steps, theta=None, make_grads=_grads):
+  """[(φ, state)] before each update and after the last one."""
+  phi, opt_state = views.init(tx, _theta() if theta is None else theta)
+  step = jax.jit(lambda g, s, p: tx.update(g, s, p))
+  history = [(phi, opt_state)]
+  for i in range(steps):
+    updates, opt_state = step(make_grads(i), opt_state, phi)
+    phi = optax.apply_updates(phi, updates)
+    history.append((phi, opt_state))
+  return history
+
+
+def _changes(history):
+  """The updates at which masks changed."""
+  found = [views.current_masks(*entry)['a']['w'] for entry in history]
+  return [
+    i
+    for i in range(len(found) - 1)
+    if not np.array_equal(found[i], found[i + 1])
+  ]
+
+
+class PinsTest(parameterized.TestCase):
+  @parameterized.named_parameters(
+    ('bare', lambda tx: tx),
+    ('chain', lambda tx: optax.chain(optax.clip(0.5), tx)),
+    ('multi_steps', lambda tx: optax.MultiSteps(tx, 2)),
+    ('finite', lambda tx: optax.apply_if_finite(tx, 3)),
+  )
+  def test_phi_is_zero_where_nothing_is_connected(self, wrap):
+    inner = optax.adamw(0.1, weight_decay=0.1)
+    for tx in (
+      _rigl(inner),
+      _rigl(powerprop.powerprop(inner, 2.0), regrow='smallest'),
+      aliases.gradual_pruning(inner, 0.5, start=0, stop=6, period=2),
+    ):
+      history = _run(wrap(tx), 9)
+      self.assertNotEmpty(_changes(history))
+      for phi, opt_state in history:
+        seen = masks.apply_masks(phi, views.current_masks(phi, opt_state))
+        chex.assert_trees_all_equal(phi, seen)
+
+  @parameterized.product(
+    phi_dtype=(jnp.float32, jnp.bfloat16),
+    grad_dtype=(jnp.float32, jnp.bfloat16),
+  )
+  def test_also_with_half_precision(self, phi_dtype, grad_dtype):
+    """A step in bfloat16 is too coarse to take a float32 weight to zero."""
+    for inner in (optax.sgd(0.1), optax.adam(0.1, mu_dtype=jnp.float32)):
+      tx = _rigl(powerprop.powerprop(inner, 1.0))
+      history = _run(tx, 7, _theta(phi_dtype), lambda i: _grads(i, grad_dtype))
+      self.assertEqual(_changes(history), [3, 6])
+      for phi, opt_state in history:
+        chex.assert_trees_all_equal_dtypes(phi, _theta(phi_dtype))
+        seen = masks.apply_masks(phi, opt_state.masks)
+        chex.assert_trees_all_equal(phi, seen)
+
+  def test_effective_params_hides_what_is_behind_the_masks(self):
+    tx = _rigl(powerprop.powerprop(optax.sgd(0.1), 2.0), regrow='keep')
+    phi, opt_state = views.init(tx, _theta())
+    self.assertTrue((phi['a']['w'] != 0).all())
+    for pinned in (False, True):
+      seen = views.effective_params(phi, opt_state, pinned=pinned)
+      np.testing.assert_array_equal(
+        seen['a']['w'] != 0, opt_state.masks['a']['w']
+      )
+
+  def test_masks_can_be_replaced(self):
+    tx = aliases.static(optax.sgd(0.1), 0.5)
+    phi, opt_state = views.init(tx, _theta())
+    none = jax.tree.map(lambda m: jnp.zeros_like(m), opt_state.masks)
+    changed = views.with_masks(opt_state, none)
+    self.assertFalse(views.effective_params(phi, changed)['a']['w'].any())
+    updates, _ = tx.update(_grads(0), changed, phi)
+    zeros = optax.apply_updates(phi, updates)
+    self.assertFalse(any(x.any() for x in jax.tree.leaves(zeros)))
+    none['a']['w'] = none['a']['w'].T
+    with self.assertRaisesRegex(ValueError, r"'a/w' is \(8, 6\)"):
+      views.with_masks(opt_state, none)
+
+  def test_a_dense_optimiser_has_full_masks_and_none_to_replace(self):
+    phi, opt_state = views.init(optax.sgd(0.1), _theta())
+    current = views.current_masks(phi, opt_state)
+    self.assertTrue(all(m.all() for m in jax.tree.leaves(current)))
+    with self.assertRaisesRegex(ValueError, 'found no sparsify'):
+      views.with_masks(opt_state, current)
+
+
+class SlotsTest(parameterized.TestCase):
+  @parameterized.named_parameters(
+    ('adagrad', optax.adagrad(0.1, initial_accumulator_value=0.3)),
+    ('rprop', optax.rprop(0.2)),
+    ('rmsprop', optax.rmsprop(0.1, initial_scale=0.7)),
+    ('schedule_free', optax.contrib.schedule_free_sgd(0.1)),
+    (
+      'multi_steps',
+      optax.MultiSteps(optax.adam(0.1), 2).gradient_transformation(),
+    ),
+    ('powered', powerprop.powerprop(optax.adagrad(0.1), 2.0)),
+  )
+  def test_start_as_the_optimiser_starts_them(self, inner):
+    """Not at zero: for Adagrad that would be an unbounded first step."""
+    tx = _rigl(inner, replaces_step=True)
+    history = _run(tx, 4)
+    (_, old), (phi, new) = history[3:]
+    fresh = inner.init(masks.apply_masks(phi, new.masks))
+    reborn = masks.difference(new.masks, old.masks)
+
+    def check(slot, start, before, newly):
+      if slot.shape != newly.shape:
+        return
+      np.testing.assert_allclose(slot, np.where(newly, start, before))
+
+    slots, starts, before = (
+      [x for x in jax.tree.leaves(state) if x.shape == (8, 6)]
+      for state in (new.inner_state, fresh, old.inner_state)
+    )
+    self.assertNotEmpty(slots)
+    self.assertTrue(reborn['a']['w'].any())
+    for slot, start, was in zip(slots, starts, before, strict=True):
+      check(slot, start, was, reborn['a']['w'])
+
+  def test_random_keys_inside_are_left_alone(self):
+    inner = optax.chain(optax.add_noise(0.1, 0.5, 0), optax.adam(0.1))
+    self.assertEqual(_changes(_run(_rigl(inner), 5)), [3])
+
+
+class StepsTest(parameterized.TestCase):
+  @parameterized.parameters(2, 3)
+  def test_accumulated_gradients_outside(self, every):
+    """MultiSteps around sparsify: as one update with the mean gradient."""
+    tx = optax.MultiSteps(_rigl(optax.adam(0.1)), every)
+    outside = _run(tx, 5 * every)
+    mean = lambda i: jax.tree.map(
+      lambda *g: sum(g) / every, *(_grads(every * i + j) for j in range(every))
+    )
+    plain = _run(_rigl(optax.adam(0.1)), 5, make_grads=mean)
+    for i, (phi, opt_state) in enumerate(plain):
+      chex.assert_trees_all_close(outside[every * i][0], phi, atol=1e-5)
+      chex.assert_trees_all_equal(
+        views.current_masks(*outside[every * i]), opt_state.masks
+      )
+
+  def test_accumulated_gradients_inside(self):
+    inner = optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation()
+    history = _run(_rigl(inner, replaces_step=True), 8)
+    self.assertEqual(_changes(history), [3, 6])
+    (_, old), (_, new) = history[3:5]
+    self.assertEqual(int(old.inner_state.mini_step), 1)
+    self.assertEqual(int(new.inner_state.mini_step), 1)
+
+  def test_a_loss_reaches_the_innermost_optimiser(self):
+    inner = optax.chain(
+      optax.sgd(0.1), optax.contrib.reduce_on_plateau(patience=1, factor=0.5)
+    )
+    tx = _rigl(powerprop.powerprop(inner, 2.0))
+    phi, opt_state = views.init(tx, _theta())
+    for _ in range(6):
+      _, opt_state = tx.update(
+        _grads(0), opt_state, phi, value=jnp.float32(1), unknown=3
+      )
+    self.assertLess(float(optax.tree.get(opt_state, 'scale')), 1.0)
+
+  def test_a_topology_may_watch_every_step_and_penalise(self):
+    topology = Topology(
+      init=lambda key, theta: (masks.full_masks(theta), jnp.int32(0)),
+      observe=lambda memory, grads: memory + 1,
+      penalise=lambda grads, theta, _, memory: jax.tree.map(
+        lambda g, t: g + t * memory, grads, theta
+      ),
+    )
+    tx = sparsify.sparsify(optax.sgd(1.0), topology)
+    zeros = jax.tree.map(jnp.zeros_like, _theta())
+    history = _run(tx, 2, make_grads=lambda i: zeros)
+    self.assertEqual(int(history[-1][1].memory), 2)
+    chex.assert_trees_all_close(history[1][0], zeros)
+
+
+class LanesTest(parameterized.TestCase):
+  def _counting(self, calls):
+    """A topology that reports when its rewiring runs, and flips the masks."""
+
+    def rewire(rewiring):
+      jax.debug.callback(lambda: calls.append(1))
+      return jax.tree.map(jnp.logical_not, rewiring.masks), rewiring.memory
+
+    start = fixed.at_random(0.5)
+    return start._replace(rewire=rewire, when=schedules.every(4, start=4))
+
+  def test_lanes_rewire_when_they_are_due_and_only_then(self):
+    calls = []
+    tx = sparsify.sparsify(optax.sgd(0.1), self._counting(calls))
+    phi, opt_state = views.init(tx, _theta())
+    steps = jnp.array([4, 5, 8], jnp.int32)
+    stack = lambda tree: jax.tree.map(lambda x: jnp.stack([x] * 3), tree)
+    lanes = stack(opt_state)
+    lanes = type(lanes)(**(vars(lanes) | {'step': steps}))
+    update = jax.jit(jax.vmap(tx.update, in_axes=(None, 0, None)))
+    _, lanes = update(_grads(0), lanes, phi)
+    jax.effects_barrier()
+    self.assertNotEmpty(calls)
+    before = opt_state.masks['a']['w']
+    for lane, flips in enumerate((True, False, True)):
+      np.testing.assert_array_equal(lanes.masks['a']['w'][lane], before ^ flips)
+    del calls[:]
+    for _ in range(2):  # now at 5, 6, 9 and then 6, 7, 10: nobody is due
+      _, lanes = update(_grads(0), lanes, phi)
+    jax.effects_barrier()
+    self.assertEmpty(calls)
+
+  @parameterized.parameters(False, True)
+  def test_ranking_is_inside_the_loop_that_mostly_does_not_run(self, batched):
+    tx = _rigl(powerprop.powerprop(optax.adam(0.1), 2.0))
+    phi, opt_state = views.init(tx, _theta())
+    update = lambda s: tx.update(_grads(0), s, phi)
+    if batched:
+      update = jax.vmap(update)
+      opt_state = jax.tree.map(lambda x: jnp.stack([x, x]), opt_state)
+    jaxpr = jax.make_jaxpr(update)(opt_state).jaxpr
+    loops = [e for e in jaxpr.eqns if e.primitive.name == 'while']
+    self.assertLen(loops, 1)
+    self.assertIn('while', str(loops[0].params['body_jaxpr']))  # of top-k
+    self.assertNotIn('cond', [e.primitive.name for e in jaxpr.eqns])
+
+  def test_seeds_as_lanes_equal_each_alone(self):
+    def train(key):
+      tx = aliases.sparse_evolution(
+        optax.sgd(0.1), 0.5, stop=100, period=2, key=key
+      )
+      phi, opt_state = views.init(tx, _theta())
+      for i in range(5):
+        updates, opt_state = tx.update(_grads(i), opt_state, phi)
+        phi = optax.apply_updates(phi, updates)
+      return phi, opt_state.masks
+
+    seeds = jnp.arange(3)
+    together = jax.jit(jax.vmap(train))(seeds)
+    pick = lambda i: jax.tree.map(lambda x: x[i], together)
+    chex.assert_trees_all_close(pick(2), jax.jit(train)(2), atol=1e-6)
+    self.assertFalse(np.array_equal(pick(0)[1]['a']['w'], pick(1)[1]['a']['w']))
+
+
+class NotFiniteTest(parameterized.TestCase):
+  @parameterized.product(bad=(float('nan'), float('inf')), leaf=('w', 'b'))
+  def test_masks_stay_when_gradients_are_needed_and_bad(self, bad, leaf):
+    def make_grads(i):
+      grads = _grads(i)
+      if i == 3:
+        grads['a'][leaf] = grads['a'][leaf].at[..., 0].set(bad)
+      return grads
+
+    history = _run(
+      optax.apply_if_finite(_rigl(optax.adam(0.1)), 3), 8, make_grads=make_grads
+    )
+    # The step does not count as one, so that update 4 takes its place.
+    self.assertEqual(_changes(history), [4, 7])
+    inside = _run(
+      _rigl(optax.apply_if_finite(optax.adam(0.1), 3)), 8, make_grads=make_grads
+    )
+    self.assertEqual(_changes(inside), [6])
+    chex.assert_tree_all_finite(inside[-1][0])
+
+  def test_gradients_of_missing_connections_never_spread(self):
+    tx = aliases.static(
+      optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1)), 0.5
+    )
+    phi, opt_state = views.init(tx, _theta())
+    for _ in range(3):
+      grads = jax.tree.map(
+        lambda g, m: jnp.where(m, g, jnp.nan), _grads(0), opt_state.masks
+      )
+      updates, opt_state = tx.update(grads, opt_state, phi)
+      phi = optax.apply_updates(phi, updates)
+    chex.assert_tree_all_finite((phi, opt_state.inner_state))
+
+  def test_random_growth_does_not_mind(self):
+    tx = aliases.sparse_evolution(
+      optax.apply_if_finite(optax.sgd(0.1), 9), 0.5, stop=100, period=3
+    )
+    nans = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), _theta())
+    history = _run(tx, 5, make_grads=lambda i: nans)
+    self.assertEqual(_changes(history), [3])
+    chex.assert_tree_all_finite(history[-1][0])
+
+
+class RefusalsTest(parameterized.TestCase):
+  def test_a_topology_inside_a_topology(self):
+    inner = optax.chain(aliases.static(optax.sgd(0.1), 0.5))
+    with self.assertRaisesRegex(ValueError, 'holds a topology already'):
+      _rigl(inner).init(_theta())
+
+  def test_topologies_side_by_side(self):
+    tx = optax.chain(_rigl(optax.sgd(0.1)), aliases.static(optax.sgd(0.1), 0.5))
+    with self.assertRaisesRegex(ValueError, 'more than one sparsify'):
+      views.init(tx, _theta())
+
+  def test_a_topology_inside_powerprop(self):
+    for inner in (_rigl(optax.sgd(0.1)), optax.chain(_rigl(optax.sgd(0.1)))):
+      with self.assertRaisesRegex(ValueError, 'sparsify goes around powerprop'):
+        views.init(powerprop.powerprop(inner, 2.0), _theta())
+
+  def test_a_topology_for_some_leaves_only(self):
+    chosen = {'a': {'w': True, 'b': False}, 'n': {'w': False}}
+    labels = jax.tree.map(str, chosen)
+    for tx in (
+      optax.masked(_rigl(optax.sgd(0.1)), chosen),
+      optax.partition(
+        {'True': _rigl(optax.sgd(0.1)), 'False': optax.sgd(0.1)}, labels
+      ),
+    ):
+      with self.assertRaisesRegex(ValueError, 'must not be inside optax.mask'):
+        views.init(tx, _theta())
+
+  def test_an_update_without_parameters(self):
+    tx = _rigl(optax.sgd(0.1))
+    with self.assertRaisesRegex(ValueError, r'update\(grads, state, phi\)'):
+      tx.update(_grads(0), tx.init(_theta()))
+
+  def test_keys_may_be_numbers_or_of_either_kind(self):
+    keys = (7, jax.random.key(7), jax.random.PRNGKey(7))
+    states = [_rigl(optax.sgd(0.1), key=k).init(_theta()) for k in keys]
+    for state in states[1:]:
+      chex.assert_trees_all_equal(state.masks, states[0].masks)
+    donate = jax.jit(lambda s: s, donate_argnums=0)
+    donate(states[1])
+    self.assertFalse(keys[1].is_deleted())
+
+  def test_the_state_is_found_inside_wrappers(self):
+    tx = optax.apply_if_finite(optax.MultiSteps(_rigl(optax.sgd(0.1)), 2), 3)
+    found = find_sparse_state(tx.init(_theta()))
+    self.assertEqual(int(found.step), 0)
+    self.assertIsNone(find_sparse_state(optax.adam(0.1).init(_theta())))
+
+
+class NeedsTest(parameterized.TestCase):
+  def test_which_topologies_look_at_gradients(self):
+    when = schedules.never
+    grows = lambda growth: drop_grow.drop_grow(0.5, when, 0.3, growth)
+    self.assertTrue(grows(drop_grow.by_gradient).needs_grads)
+    self.assertTrue(grows(lambda r: r.grads).needs_grads)
+    self.assertFalse(grows(drop_grow.at_random).needs_grads)
