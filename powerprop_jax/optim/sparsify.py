@@ -75,7 +75,7 @@ def sparsify(
     the next chance. Connections that a rewiring both drops and grows keep their
     values and slots.
     Where a rewiring replaces the step, all of inner stands still, its count of
-    steps included. Accumulate gradients inside, sparsify(optax.MultiSteps(...)),
+    steps included. Gradients may be accumulated by an optax.MultiSteps inside
     or outside; outside, Optax computes a rewiring at every mini-step before the
     one that counts, and a NaN in the sum stays there.
 
