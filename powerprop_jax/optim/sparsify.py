@@ -177,14 +177,21 @@ def sparsify(
     # φ travels along only where new connections are given a value.
     assigns = mode in ('redraw', 'smallest')
 
+    outer = (phi, grads, state.key, state.step, state.scale)
+
     def body(carry: Any) -> Any:
+      # XLA moves what a loop computes from its surroundings out of the loop,
+      # even out of one that takes no turn: random numbers at every step.
+      carry, (phi, grads, key, step, scale) = jax.lax.optimization_barrier(
+        (carry, outer)
+      )
       _, masks, memory, inner_state, assigned = carry
       theta = _to_theta(phi, inner_state)
-      keys = jax.random.split(jax.random.fold_in(state.key, state.step))
+      keys = jax.random.split(jax.random.fold_in(key, step))
       before = topology.trainable(masks, memory)
       assert topology.rewire is not None
       new_masks, new_memory = topology.rewire(
-        Rewiring(keys[0], state.step, masks, memory, theta, grads)
+        Rewiring(keys[0], step, masks, memory, theta, grads)
       )
       sound = _all_finite((theta, grads) if topology.needs_grads else theta)
       new_masks, new_memory = jax.tree.map(
@@ -196,7 +203,7 @@ def sparsify(
       reborn = masks_lib.difference(after, before)
       if assigns:
         values = regrow_lib.values(
-          mode, keys[1], theta, grads, state.scale, before, after
+          mode, keys[1], theta, grads, scale, before, after
         )
         values = _to_phi(values, inner_state)
         assigned = jax.tree.map(jnp.where, reborn, values, assigned)
