@@ -1,6 +1,6 @@
 """Time of an exact global top-k mask against sorting and NumPy.
 
-  python -m experiments.benchmark_topk
+  python -m experiments.benchmarks.topk
 
 keeps a tenth of normally distributed scores, once as one array and once as a
 tree of the shapes of ResNet-50's kernels, with four programs: top_k_masks,
@@ -13,19 +13,18 @@ are printed. Takes about two minutes on two CPU cores, most of it in the sort.
 
 from collections.abc import Callable
 import dataclasses
-import os
 import pathlib
-import platform
 import statistics
 import sys
-import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.benchmarks import timing
 from powerprop_jax.core import topk
+from powerprop_jax.report import summary
 from powerprop_jax.train import command, json_files
 from powerprop_jax.train.errors import UserError
 
@@ -52,7 +51,7 @@ def main(config: Config) -> None:
   """Measures, prints and perhaps saves."""
   if config.out is not None and config.out.exists():
     raise UserError(f'{config.out} exists already; choose another --out.')
-  print(_environment())
+  print(timing.environment())
   generator = np.random.default_rng(config.key)
   trees = {
     f'one array of {size:,}': [_scores(generator, (size,))]
@@ -65,7 +64,7 @@ def main(config: Config) -> None:
   for name, leaves in trees.items():
     records += _measure(name, leaves, config)
   if config.out is not None:
-    environment = {'environment': _environment()}
+    environment = {'environment': timing.environment()}
     json_files.write_json(
       config.out, [environment | record for record in records]
     )
@@ -118,24 +117,10 @@ def _measure(
     'jax.lax.top_k': lambda: with_top_k(flat),
     'jax.numpy.sort': lambda: with_sort(flat),
   }
-  first = {program: _seconds(run) for program, run in programs.items()}
-  times: dict[str, list[float]] = {program: [] for program in programs}
-  for _ in range(config.repeats):
-    for program, run in programs.items():
-      times[program].append(_seconds(run))
-  medians = {program: statistics.median(t) for program, t in times.items()}
+  times = timing.take_turns(programs, config.repeats)
+  medians = {name: statistics.median(t.wall) for name, t in times.items()}
   ours = medians['top_k_masks']
-
-  print(f'\n{name}: {flat.size:,} scores, {k:,} kept')
-  print(f'{"program":16} {"median ms":>9} {"/ ours":>7} {"first ms":>9}')
-  for program, median in medians.items():
-    print(
-      f'{program:16} {1e3 * median:9.1f} {median / ours:7.2f} '
-      f'{1e3 * first[program]:9.0f}'
-    )
-  partition = ours / medians['numpy.partition']
-  print(f'top_k_masks takes {partition:.2f} times as long as numpy.partition.')
-  return [
+  records: list[dict[str, Any]] = [
     {
       'scores': name,
       'size': flat.size,
@@ -143,26 +128,25 @@ def _measure(
       'program': program,
       'median_seconds': median,
       'ratio_to_ours': median / ours,
-      'first_seconds': first[program],  # compilation included
-      'seconds': times[program],
+      'first_seconds': times[program].first,  # compilation included
+      'seconds': times[program].wall,
     }
     for program, median in medians.items()
   ]
-
-
-def _seconds(run: Callable[[], Any]) -> float:
-  start = time.perf_counter()
-  jax.block_until_ready(run())
-  return time.perf_counter() - start
-
-
-def _environment() -> str:
-  device = jax.devices()[0]
-  return (
-    f'Python {platform.python_version()}, JAX {jax.__version__}, '
-    f'NumPy {np.__version__} on {platform.system()} {platform.machine()} with '
-    f'{os.cpu_count()} CPU cores; JAX runs on {device.device_kind}.'
-  )
+  print(f'\n{name}: {flat.size:,} scores, {k:,} kept')
+  rows = [
+    {
+      'program': record['program'],
+      'median_ms': round(1e3 * record['median_seconds'], 1),
+      '/ ours': round(record['ratio_to_ours'], 2),
+      'first_ms': round(1e3 * record['first_seconds']),
+    }
+    for record in records
+  ]
+  print(summary.text_table(rows))
+  partition = ours / medians['numpy.partition']
+  print(f'top_k_masks takes {partition:.2f} times as long as numpy.partition.')
+  return records
 
 
 if __name__ == '__main__':
@@ -170,7 +154,7 @@ if __name__ == '__main__':
     command.run(
       main,
       {'default': Config()},
-      prog='python -m experiments.benchmark_topk',
+      prog='python -m experiments.benchmarks.topk',
       description=str(__doc__).split('\n', maxsplit=1)[0],
     )
   )

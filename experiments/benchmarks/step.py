@@ -8,20 +8,16 @@ stands the same training loop in PyTorch, where that is installed. Each group
 runs in a process of its own, in turn; the table gives medians over the rounds,
 and ratios within a round.
 
-    python -m experiments.benchmark_step
+    python -m experiments.benchmarks.step
 
 The numbers that it gave are in experiments/README.md.
 """
 
 from collections.abc import Callable
-from concurrent import futures
 import dataclasses
 import functools
-import multiprocessing
-import os
 import statistics
 import sys
-import time
 from typing import Any, NamedTuple
 
 import haiku as hk
@@ -30,9 +26,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.benchmarks import timing
 from powerprop_jax import nets
 from powerprop_jax.optim import powerprop
-from powerprop_jax.train import command, state, step, xla_flags
+from powerprop_jax.report import summary
+from powerprop_jax.train import command, state, step
 from powerprop_jax.train.data_sources import Arrays
 
 
@@ -60,7 +58,12 @@ class Config:
 Run = Callable[[np.ndarray], None]
 
 # Variants that share compiler settings; the first holds the baseline.
-_GROUPS = ('dense', 'static', 'traced', 'torch')
+_GROUPS: dict[str, timing.Flags] = {
+  'dense': 'none',
+  'static': 'static',
+  'traced': 'traced',
+  'torch': 'none',
+}
 
 
 class _Times(NamedTuple):
@@ -72,30 +75,12 @@ def main(config: Config) -> None:
   """Prints the table."""
   found: dict[str, list[_Times]] = {}
   for _ in range(config.rounds):
-    for group in _GROUPS:
-      for name, times in _in_own_process(config, group).items():
+    for group, flags in _GROUPS.items():
+      with timing.process_with(flags) as process:
+        measured = process.submit(_measure, config, group).result()
+      for name, times in measured.items():
         found.setdefault(name, []).append(times)
   _print(found, config)
-
-
-def _in_own_process(config: Config, group: str) -> dict[str, _Times]:
-  """Times a group of variants in a process with the group's XLA flags.
-
-  XLA reads its flags once a process, and those that make powerprop fast make
-  the dense step slower: the baseline must not be compiled with them.
-  """
-  before = os.environ.get('XLA_FLAGS')
-  os.environ['XLA_FLAGS'] = ''
-  if group in ('static', 'traced'):
-    xla_flags.set_cpu_flags(os.environ, static_alpha=group == 'static')
-  try:
-    context = multiprocessing.get_context('spawn')
-    with futures.ProcessPoolExecutor(1, mp_context=context) as pool:
-      return pool.submit(_measure, config, group).result()
-  finally:
-    os.environ.pop('XLA_FLAGS')
-    if before is not None:
-      os.environ['XLA_FLAGS'] = before
 
 
 def _measure(config: Config, group: str) -> dict[str, _Times]:
@@ -213,46 +198,44 @@ def _time(
 ) -> dict[str, _Times]:
   """Medians of the wall and CPU seconds per step of every variant."""
   rng = np.random.default_rng(1)
-  wall: dict[str, list[float]] = {name: [] for name in runs}
-  cpu: dict[str, list[float]] = {name: [] for name in runs}
-  for repeat in range(config.repeats + 1):
-    for name, run in runs.items():
-      indices = rng.integers(
-        0, num_examples, (config.num_steps, config.batch_size), np.int32
-      )
-      cpu_start, wall_start = time.process_time(), time.perf_counter()
-      run(indices)
-      if repeat:  # the first one compiles
-        wall[name].append(time.perf_counter() - wall_start)
-        cpu[name].append(time.process_time() - cpu_start)
+  shape = (config.num_steps, config.batch_size)
+  indices = rng.integers(0, num_examples, shape, np.int32)
+  programs = {
+    name: functools.partial(run, indices) for name, run in runs.items()
+  }
+  found = timing.take_turns(programs, config.repeats)
   return {
     name: _Times(
-      statistics.median(wall[name]) / config.num_steps,
-      statistics.median(cpu[name]) / config.num_steps,
+      statistics.median(times.wall) / config.num_steps,
+      statistics.median(times.cpu) / config.num_steps,
     )
-    for name in runs
+    for name, times in found.items()
   }
 
 
 def _print(found: dict[str, list[_Times]], config: Config) -> None:
-  base = next(iter(found.values()))
+  walls, cpus = (
+    {name: [getattr(t, kind) for t in rounds] for name, rounds in found.items()}
+    for kind in ('wall', 'cpu')
+  )
+  base = next(iter(found))
   print(
     f'LeNet-300-100, batch {config.batch_size}, SGD; medians over '
     f'{config.rounds} rounds of {config.repeats} runs of {config.num_steps} '
-    f'steps; jax {jax.__version__}, {os.cpu_count()} CPU cores, '
-    f'{jax.default_backend()}\n'
+    f'steps.\n{timing.environment()}\n'
   )
-  print(f'{"":28} µs/step  ratio  CPU µs/step  ratio  steps/CPU-s')
-  for name, rounds in found.items():
-    wall, cpu = map(statistics.median, zip(*rounds, strict=True))
-    ratio_wall, ratio_cpu = (
-      statistics.median(a[i] / b[i] for a, b in zip(rounds, base, strict=True))
-      for i in range(2)
-    )
-    print(
-      f'{name:28} {wall * 1e6:7.0f}  {ratio_wall:5.3f}  '
-      f'{cpu * 1e6:11.0f}  {ratio_cpu:5.3f}  {1 / cpu:11.0f}'
-    )
+  rows = [
+    {
+      'step': name,
+      'µs': round(1e6 * statistics.median(walls[name])),
+      'ratio': round(timing.median_ratio(walls[name], walls[base]), 3),
+      'CPU_µs': round(1e6 * statistics.median(cpus[name])),
+      'CPU_ratio': round(timing.median_ratio(cpus[name], cpus[base]), 3),
+      'steps/CPU-s': round(1 / statistics.median(cpus[name])),
+    }
+    for name in found
+  ]
+  print(summary.text_table(rows))
 
 
 if __name__ == '__main__':
@@ -260,7 +243,7 @@ if __name__ == '__main__':
     command.run(
       main,
       {'default': Config()},
-      prog='python -m experiments.benchmark_step',
+      prog='python -m experiments.benchmarks.step',
       description=str(__doc__).split('\n', maxsplit=1)[0],
     )
   )

@@ -3,22 +3,23 @@ r"""What ψ costs beside a scaled copy of the same array.
 A scaled copy reads and writes every weight once; no map can be faster. Runs are
 interleaved; the table gives medians, and ratios of neighbouring runs.
 
-    python -m experiments.benchmark_psi
+    python -m experiments.benchmarks.psi
 
 The numbers that it gave are in experiments/README.md.
 """
 
 from collections.abc import Callable
 import dataclasses
-import os
+import functools
 import statistics
 import sys
-import time
 
 import jax
 import jax.numpy as jnp
 
+from experiments.benchmarks import timing
 from powerprop_jax.core import reparam
+from powerprop_jax.report import summary
 from powerprop_jax.train import command
 
 
@@ -50,25 +51,25 @@ def main(config: Config) -> None:
   functions['ψ, α traced'] = lambda x: of_traced(x, traced)
   functions['sign · abs ** α, traced'] = lambda x: general(x, traced)
 
-  times: dict[str, list[float]] = {name: [] for name in functions}
-  for repeat in range(config.repeats + 1):
-    for name, function in functions.items():
-      start = time.perf_counter()
-      function(phi).block_until_ready()
-      if repeat:  # the first one compiles
-        times[name].append(time.perf_counter() - start)
-
+  programs = {
+    name: functools.partial(function, phi)
+    for name, function in functions.items()
+  }
+  times = timing.take_turns(programs, config.repeats)
+  base = times['scaled copy']
   print(
     f'{config.size:,} float32 weights; medians of {config.repeats} interleaved '
-    f'runs; jax {jax.__version__}, {os.cpu_count()} CPU cores, '
-    f'{jax.default_backend()}\n'
+    f'runs.\n{timing.environment()}\n'
   )
-  print(f'{"":24}     ms  ratio')
-  for name, found in times.items():
-    ratio = statistics.median(
-      a / b for a, b in zip(found, times['scaled copy'], strict=True)
-    )
-    print(f'{name:24} {statistics.median(found) * 1e3:6.1f}  {ratio:5.2f}')
+  rows = [
+    {
+      'function': name,
+      'ms': round(1e3 * statistics.median(found.wall), 1),
+      'ratio': round(timing.median_ratio(found.wall, base.wall), 2),
+    }
+    for name, found in times.items()
+  ]
+  print(summary.text_table(rows))
 
 
 if __name__ == '__main__':
@@ -76,7 +77,7 @@ if __name__ == '__main__':
     command.run(
       main,
       {'default': Config()},
-      prog='python -m experiments.benchmark_psi',
+      prog='python -m experiments.benchmarks.psi',
       description=str(__doc__).split('\n', maxsplit=1)[0],
     )
   )

@@ -1,0 +1,1 @@
+"""Programs that measure time. They print medians and ratios; none is a test."""
