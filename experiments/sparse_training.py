@@ -25,69 +25,37 @@ Rigging the lottery, 2020; see experiments/published.py. The L2 penalty is on
 weights alone, theirs on biases too. Numbers: experiments/README.md.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 import functools
 import pathlib
 import sys
-from typing import Any, NamedTuple
+from typing import Any
 
-import haiku as hk
-import jax
 import numpy as np
 
 from experiments import sparse_training_report
 from experiments.sparse_training_config import PRESETS, Config
-from powerprop_jax import nets
-from powerprop_jax.core import select as select_lib
-from powerprop_jax.core import trees
-from powerprop_jax.optim import views
 from powerprop_jax.train import (
-  augment,
   command,
-  data,
   json_files,
-  lanes,
   metrics,
-  optimizers,
-  sparse_methods,
-  sparse_sweep,
-  sweep,
+  sparse_runs,
   workers,
 )
-from powerprop_jax.train import step as step_lib
-from powerprop_jax.train.data import DataConfig
-from powerprop_jax.train.data_sources import Arrays
 from powerprop_jax.train.errors import UserError
 from powerprop_jax.train.run_folder import RunFolder
-from powerprop_jax.train.sparse_methods import Lengths, Method
+from powerprop_jax.train.sparse_runs import Combination
 
 _PROGRAM = 'sparse_training'
-
-
-class Combination(NamedTuple):
-  """What one compiled program trains, for all keys.
-
-  Attributes:
-    method: the method.
-    density: share of the weights that are connections; 1 for 'dense'.
-    alpha: the power.
-  """
-
-  method: Method
-  density: float
-  alpha: float
-
-  @property
-  def name(self) -> str:
-    """The name of its folder."""
-    return f'{self.method}_density_{self.density:g}_alpha_{self.alpha:g}'
 
 
 def main(config: Config) -> None:
   """Trains every combination and writes what came out."""
   _check(config)
-  combinations = list(_combinations(config))
-  _check_combinations(config, combinations)
+  combinations = sparse_runs.combinations(
+    config.methods, config.densities, config.alphas
+  )
+  sparse_runs.check_combinations(config, combinations)
   folder = RunFolder(
     config.out, _identity(config), program=_PROGRAM, resume=config.resume
   )
@@ -126,95 +94,15 @@ def _identity(config: Config) -> dict[str, Any]:
   return {k: v for k, v in settings.items() if k != 'workers'}
 
 
-def _combinations(config: Config) -> Iterator[Combination]:
-  for alpha in config.alphas:
-    for method in config.methods:
-      densities = (1.0,) if method == 'dense' else config.densities
-      for density in densities:
-        yield Combination(method, density, alpha)
-
-
 def _path(config: Config, combination: Combination) -> pathlib.Path:
   folder = pathlib.Path(config.out).expanduser()
   return folder / 'combinations' / combination.name
 
 
 def _check(config: Config) -> None:
-  lanes.check_at_once(config.lanes_at_once)
-  for name in ('methods', 'densities', 'alphas', 'keys'):
-    values = getattr(config, name)
-    if not values:
-      raise UserError(f'--{name} needs at least one value.')
-    if len(set(values)) < len(values):
-      raise UserError(f'--{name} must differ from each other, got {values}.')
+  sparse_runs.check_settings(config, 'methods', 'densities', 'alphas', 'keys')
   if config.workers < 1:
     raise UserError(f'--workers must be at least 1, got {config.workers}.')
-  if config.num_test is not None and config.num_test < 1:
-    raise UserError(f'--num-test must be at least 1, got {config.num_test}.')
-  lanes.product(config.alphas, config.keys)
-
-
-def _check_combinations(
-  config: Config, combinations: list[Combination]
-) -> None:
-  """Refuses what a method or a network cannot do, before any training."""
-  splits = _load(config)
-  net = nets.make(config.net, splits.num_classes)
-  images = data.to_float(splits.train.images[:1])
-  if config.augment:
-    augment.crop_and_flip(jax.random.key(0), images)
-  theta = _weights(net, images)
-  for combination in combinations:
-    tx = _maker(config, combination, theta, len(splits.train.labels))(
-      jax.random.key(0)
-    )
-    try:
-      jax.eval_shape(functools.partial(views.init, tx), theta)
-    except ValueError as error:
-      raise UserError(
-        f'{combination.method} at density {combination.density:g}: {error}'
-      ) from error
-
-
-# A worker loads the data once, for all the combinations that it gets.
-@functools.lru_cache(maxsize=1)
-def _splits(
-  config: DataConfig, num_test: int | None, show_progress: bool
-) -> data.Splits:
-  splits = data.load(config, show_progress=show_progress)
-  test = Arrays(*(part[:num_test] for part in splits.test))
-  return splits._replace(test=test)
-
-
-def _load(config: Config, show_progress: bool = True) -> data.Splits:
-  return _splits(config.data, config.num_test, show_progress)
-
-
-def _weights(net: hk.TransformedWithState, images: jax.Array) -> Any:
-  """Shapes of the parameters."""
-  init = functools.partial(net.init, is_training=True)
-  theta, _ = jax.eval_shape(init, jax.random.key(0), images)
-  return theta
-
-
-def _maker(
-  config: Config, combination: Combination, theta: Any, num_examples: int
-) -> Callable[[jax.Array], Any]:
-  """From a PRNG key to the gradient transformation of a combination."""
-  method, density, alpha = combination
-  num_steps = config.loop.num_steps
-  inner = optimizers.make_tx(config.optimizer, alpha, num_steps)
-  sizes = [
-    leaf.value.size
-    for leaf in trees.named_leaves(theta)
-    if select_lib.is_weight(*leaf)
-  ]
-  lengths = Lengths(
-    num_steps, -(-num_examples // config.loop.batch_size), sum(sizes)
-  )
-  return lambda key: sparse_methods.make_tx(
-    inner, method, density, config.sparse, lengths, key
-  )
 
 
 def _train_all(
@@ -259,37 +147,10 @@ def _train(
   )
   if folder.is_complete:
     return folder.read_json('results.json')
-  splits = _load(config, show_progress=bool(description))
-  net = nets.make(config.net, splits.num_classes)
-  theta = _weights(net, data.to_float(splits.train.images[:1]))
-  prepare: step_lib.Prepare = data.to_float
-  if config.normalise:
-    prepare = data.normalise(splits.train.images)
-  runs = lanes.product([combination.alpha], config.keys)
-  state = sparse_sweep.train(
-    net,
-    _maker(config, combination, theta, len(splits.train.labels)),
-    runs,
-    splits,
-    config.loop,
-    folder,
-    prepare=prepare,
-    augment=augment.crop_and_flip if config.augment else None,
-    repeat_update=(
-      combination.method == 'dense' and config.optimizer.is_elementwise
-    ),
-    at_once=config.lanes_at_once,
-    description=description,
-    show_progress=bool(description),
+  trained = sparse_runs.train(
+    config, combination, folder, description=description
   )
-  for note in sweep.notes_on_diverged(runs, state):
-    print(f'{combination.name}: {note}', flush=True)
-  results = [
-    {'method': combination.method, 'density': combination.density, **record}
-    for record in sparse_sweep.results(
-      net, state, runs, splits, prepare=prepare
-    )
-  ]
+  results = sparse_runs.results(combination, trained)
   folder.write_results(results)
   folder.mark_complete()
   return results

@@ -7,11 +7,9 @@ from typing import Any
 
 from experiments import published
 from powerprop_jax.report import files, html, plotting
+from powerprop_jax.train import sparse_runs
 
 _Records = Sequence[dict[str, Any]]
-
-# What figures call methods that have a longer name in optim/aliases.py.
-_NAMES = {'set': 'sparse_evolution', 'pruning': 'gradual_pruning'}
 
 
 def write(
@@ -156,7 +154,7 @@ def _cell(value: Any) -> str:
 
 def _renamed(records: _Records) -> _Records:
   return [
-    {**record, 'method': _NAMES.get(record['method'], record['method'])}
+    {**record, 'method': sparse_runs.full_name(record['method'])}
     for record in records
   ]
 

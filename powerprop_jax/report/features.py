@@ -67,7 +67,9 @@ def class_activity(
       'activations must have shape [N, ..., C] and labels [N], got '
       f'{activations.shape} and {labels.shape}.'
     )
-  positive = jax.nn.relu(activations.astype(jnp.float32))
+  activations = activations.astype(jnp.float32)
+  # Not jax.nn.relu: fused with a sum, XLA makes 0 of a NaN on a CPU.
+  positive = jnp.where(activations < 0, 0, activations)
   of_example = positive.sum(axis=tuple(range(1, activations.ndim - 1)))
   classes = jnp.arange(num_classes, dtype=jnp.int32)
   is_class = labels.astype(jnp.int32)[None, :] == classes[:, None]
