@@ -9,7 +9,7 @@ SGD with momentum; each method is the same step with a sparsify around the
 optimiser. Nothing is rewired: that is what `rewiring` measures. Three ways to
 run a step:
 
-own    a jitted step as in the README, one dispatch each.
+own    a jitted step as in the README, one dispatch each, the state donated.
 loop   many steps in one jax.lax.scan, the state donated, and θ read with
        pinned=True: what sparsify holds at zero is not masked once more.
 lanes  as loop, several networks at once by jax.vmap; for lenet_300_100 only.
@@ -263,7 +263,7 @@ def make_step(
 def _own(
   step: _Step, carry: _Carry, batches: list[tuple[jax.Array, jax.Array]]
 ) -> timing.Program:
-  jitted = jax.jit(step)
+  jitted = jax.jit(step, donate_argnums=0)
 
   def run() -> _Carry:
     nonlocal carry
