@@ -139,7 +139,7 @@ CASES = [
   ('train --loop.num-steps 0', 'num_steps .*0', 'at least 1'),
   ('experiment --loop.eval-every 0', 'eval_every .*0', 'at least 1'),
   ('train --optimizer.learning-rate -1', 'learning_rate .*-1', 'positive'),
-  ('train --optimizer.decay-phi nan', 'rate .*nan', 'at least 0'),
+  ('train --optimizer.decay-phi nan', 'decay_phi .*nan', 'at least 0'),
   ('train --out run', 'run already holds a run', 'another --out'),
   ('train --out run --resume', 'num_steps: 40 → 6000', 'another --out'),
   ('experiment --out run', 'run already holds a run', 'another --out'),
