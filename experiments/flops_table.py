@@ -157,6 +157,7 @@ _MADE_FOR = {
   'resnet_50': (224, 3, 1000),
   'lenet_300_100': _MNIST,
   'lenet_5': _MNIST,
+  'lenet_5_relu': _MNIST,
   'mlp': _MNIST,
   'mnist_cnn': _MNIST,
 }

@@ -93,7 +93,7 @@ _TABLES: dict[
   tuple[str, str], tuple[Mapping[str, Mapping[float, float]], str]
 ] = {
   ('lenet_300_100', 'mnist'): (_LENET_300_100, _SNFS),
-  ('lenet_5', 'mnist'): (_LENET_5, _SNFS),
+  ('lenet_5_relu', 'mnist'): (_LENET_5, _SNFS),
   ('wrn_28_2', 'cifar10'): (_WRN_28_2, _SNFS),
   ('wrn_22_2', 'cifar10'): (_WRN_22_2, _RIGL_AGAIN),
 }
@@ -110,7 +110,7 @@ def sparse_training(net: str, data: str) -> list[dict[str, Any]]:
     Records with method, density, accuracy and label; perhaps none.
 
   Example:
-    >>> sparse_training('lenet_5', 'mnist')[0]['method']
+    >>> sparse_training('lenet_5_relu', 'mnist')[0]['method']
     'snfs'
   """
   table, label = _TABLES.get((net, data), ({}, ''))

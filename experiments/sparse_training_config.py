@@ -103,7 +103,7 @@ PRESETS = {
   # Ten epochs are too few for the stairs: the rate falls along half a cosine.
   'mnist_lenet_5': dataclasses.replace(
     _MNIST,
-    net='lenet_5',
+    net='lenet_5_relu',
     densities=(0.01, 0.02, 0.05),
     optimizer=dataclasses.replace(_MNIST.optimizer, schedule='cosine'),
     loop=LoopConfig(

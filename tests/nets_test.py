@@ -17,6 +17,7 @@ MNIST, CIFAR, DIGITS = (28, 28, 1), (32, 32, 3), (8, 8, 1)
 SHALLOW = (
   'lenet_300_100',
   'lenet_5',
+  'lenet_5_relu',
   'mlp',
   'mnist_cnn',
   'cifar_cnn',
@@ -44,6 +45,7 @@ class SizeTest(parameterized.TestCase):
   @parameterized.parameters(
     ('lenet_300_100', MNIST, 266_200, 410),
     ('lenet_5', MNIST, 430_500, 580),
+    ('lenet_5_relu', MNIST, 430_500, 580),
     ('mlp', MNIST, 79_400, 110),
     ('mnist_cnn', MNIST, 421_408, 234),
     ('cifar_cnn', CIFAR, 356_448, 362),
@@ -79,7 +81,7 @@ class ForwardTest(parameterized.TestCase):
     name=SHALLOW, image_shape=[DIGITS, MNIST, CIFAR, (17, 20, 2)]
   )
   def test_every_shallow_net_takes_every_size(self, name, image_shape):
-    if name == 'lenet_5' and image_shape == DIGITS:
+    if name.startswith('lenet_5') and image_shape == DIGITS:
       with self.assertRaisesRegex(ValueError, 'at least 16×16, got 8×8'):
         shapes_of(name, image_shape)
       return
@@ -128,13 +130,16 @@ class ForwardTest(parameterized.TestCase):
       )
     )
 
-  def test_lenet_5_has_no_activation_after_its_convolutions(self):
-    net = nets.make('lenet_5', 10)
+  @parameterized.parameters(
+    ('lenet_5', lambda x: x), ('lenet_5_relu', jax.nn.relu)
+  )
+  def test_lenet_5_has_activations_where_it_says(self, name, activation):
+    net = nets.make(name, 10)
     images = jax.random.normal(jax.random.key(1), (2, *MNIST))
     theta, state = net.init(jax.random.key(0), images, True)
     logits, _ = net.apply(theta, state, None, images, False)
     chex.assert_trees_all_close(
-      logits, _lenet_5(theta, images), rtol=1e-4, atol=1e-5
+      logits, _lenet_5(theta, images, activation), rtol=1e-4, atol=1e-5
     )
 
 
@@ -151,11 +156,11 @@ def _pool(x):
   return x.reshape(n, h // 2, 2, w // 2, 2, c).max((2, 4))
 
 
-def _lenet_5(theta, x):
+def _lenet_5(theta, x, activation):
   """The network once more, in plain JAX."""
   layers = {name.split('/')[-1]: leaf for name, leaf in theta.items()}
-  x = _pool(_conv(layers['conv_0'], x))
-  x = _pool(_conv(layers['conv_1'], x)).reshape(x.shape[0], -1)
+  x = _pool(activation(_conv(layers['conv_0'], x)))
+  x = _pool(activation(_conv(layers['conv_1'], x))).reshape(x.shape[0], -1)
   for name in ('linear_0', 'logits'):
     x = x @ layers[name]['w'] + layers[name]['b'].reshape(1, -1)
     x = jax.nn.relu(x) if name == 'linear_0' else x

@@ -1,7 +1,7 @@
 """The two LeNets of the pruning literature.
 
 LeNet-300-100 is the network of the paper's MNIST experiment; LeNet-5 is the
-Caffe variant, larger than LeCun's and without activations after its
+Caffe variant, larger than LeCun's, with or without activations after its
 convolutions.
 """
 
@@ -48,11 +48,13 @@ class LeNet300100(hk.Module):
 class LeNet5(hk.Module):
   """Two 5×5 convolutions with pooling, then 500 and num_classes units.
 
-  Convolutions are not padded and have no activation; one ReLU follows the layer
-  of 500 units. At 28×28×1: 430,500 weights and 580 biases.
+  Convolutions are not padded; a ReLU follows the layer of 500 units and, if
+  asked for, each convolution. At 28×28×1: 430,500 weights and 580 biases.
 
   Args:
     num_classes: size of the last axis of the logits.
+    conv_relu: whether a ReLU follows each convolution. Caffe's example and SNIP
+      have none, SNFS has.
     name: name of the module; its layers are conv_0, conv_1, linear_0, logits.
 
   Raises:
@@ -61,12 +63,17 @@ class LeNet5(hk.Module):
 
   Source:
     The 'lenet' example of Caffe, as in Lee et al., SNIP, 2019
-    (https://arxiv.org/abs/1810.02340, network.py of the authors' code).
+    (https://arxiv.org/abs/1810.02340, network.py of the authors' code), and,
+    with the ReLUs, LeNet_5_Caffe in the code of Dettmers & Zettlemoyer, Sparse
+    networks from scratch, 2019 (https://arxiv.org/abs/1907.04840).
   """
 
-  def __init__(self, num_classes: int, name: str = 'lenet_5'):
+  def __init__(
+    self, num_classes: int, conv_relu: bool = False, name: str = 'lenet_5'
+  ):
     super().__init__(name=name)
     self._num_classes = num_classes
+    self._activation = jax.nn.relu if conv_relu else lambda x: x
 
   def __call__(self, images: jax.Array, is_training: bool = False) -> jax.Array:
     """Logits [N, num_classes] of images [N, H, W, C]."""
@@ -79,8 +86,8 @@ class LeNet5(hk.Module):
         'Use mnist_cnn, which pads its convolutions.'
       )
     x = layers.conv(20, 5, 'conv_0', padding='VALID')(images)
-    x = layers.max_pool(x, 'VALID')
+    x = layers.max_pool(self._activation(x), 'VALID')
     x = layers.conv(50, 5, 'conv_1', padding='VALID')(x)
-    x = layers.flatten(layers.max_pool(x, 'VALID'))
+    x = layers.flatten(layers.max_pool(self._activation(x), 'VALID'))
     x = jax.nn.relu(layers.linear(500, 'linear_0')(x))
     return layers.linear(self._num_classes, 'logits')(x)

@@ -21,6 +21,9 @@ from powerprop_jax.nets import (
 _MODULES: dict[str, Callable[[int], Callable[..., jax.Array]]] = {
   'lenet_300_100': lenet.LeNet300100,
   'lenet_5': lenet.LeNet5,
+  'lenet_5_relu': functools.partial(
+    lenet.LeNet5, conv_relu=True, name='lenet_5_relu'
+  ),
   'mlp': mlp.OneHiddenMLP,
   'mnist_cnn': cnn.MnistCNN,
   'cifar_cnn': cnn.CifarCNN,
