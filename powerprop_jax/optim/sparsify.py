@@ -136,7 +136,7 @@ def sparsify(
     if topology.rewire is not None:
       due = topology.when(state.step)
       masks, memory, inner_state, start = _rewire_if(
-        due, state, memory, grads, phi, mode
+        due, inner, topology, mode, state, memory, grads, phi
       )
     trained = topology.trainable(masks, memory)
     if topology.penalise is not None:
@@ -165,61 +165,69 @@ def sparsify(
       pins=state.pins,
     )
 
-  def _rewire_if(
-    due: jax.Array,
-    state: SparseState,
-    memory: Any,
-    grads: Any,
-    phi: Any,
-    mode: Regrow,
-  ) -> tuple[Masks, Any, Any, Any]:
-    """Masks, memory, slots and φ after a rewiring, or as they are."""
-    # φ travels along only where new connections are given a value.
-    assigns = mode in ('redraw', 'smallest')
-
-    outer = (phi, grads, state.key, state.step, state.scale)
-
-    def body(carry: Any) -> Any:
-      # XLA moves what a loop computes from its surroundings out of the loop,
-      # even out of one that takes no turn: random numbers at every step.
-      carry, (phi, grads, key, step, scale) = jax.lax.optimization_barrier(
-        (carry, outer)
-      )
-      _, masks, memory, inner_state, assigned = carry
-      theta = _to_theta(phi, inner_state)
-      keys = jax.random.split(jax.random.fold_in(key, step))
-      before = topology.trainable(masks, memory)
-      assert topology.rewire is not None
-      new_masks, new_memory = topology.rewire(
-        Rewiring(keys[0], step, masks, memory, theta, grads)
-      )
-      sound = _all_finite((theta, grads) if topology.needs_grads else theta)
-      new_masks, new_memory = jax.tree.map(
-        lambda new, old: jnp.where(sound, new, old),
-        (new_masks, new_memory),
-        (masks, memory),
-      )
-      after = topology.trainable(new_masks, new_memory)
-      reborn = masks_lib.difference(after, before)
-      if assigns:
-        values = regrow_lib.values(
-          mode, keys[1], theta, grads, scale, before, after
-        )
-        values = _to_phi(values, inner_state)
-        assigned = jax.tree.map(jnp.where, reborn, values, assigned)
-      fresh = inner.init(_masked(assigned if assigns else phi, after))
-      inner_state = _renew_slots(inner, inner_state, fresh, reborn)
-      return jnp.zeros_like(due), new_masks, new_memory, inner_state, assigned
-
-    carry = (due, state.masks, memory, state.inner_state, phi)
-    if not assigns:
-      carry = (*carry[:-1], ())
-    _, masks, memory, inner_state, assigned = jax.lax.while_loop(
-      lambda carry: carry[0], body, carry
-    )
-    return masks, memory, inner_state, assigned if assigns else phi
-
   return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _rewire_if(
+  due: jax.Array,
+  inner: optax.GradientTransformation,
+  topology: Topology,
+  mode: Regrow,
+  state: SparseState,
+  memory: Any,
+  grads: Any,
+  phi: Any,
+) -> tuple[Masks, Any, Any, Any]:
+  """Masks, memory, slots and φ after a rewiring, or as they are."""
+  # φ travels along only where new connections are given a value.
+  assigns = mode in ('redraw', 'smallest')
+  outer = (phi, grads, state.key, state.step, state.scale)
+
+  def body(carry: Any) -> Any:
+    # XLA moves what a loop computes from its surroundings out of the loop, even
+    # out of one that takes no turn: random numbers at every step.
+    carry, (phi, grads, key, step, scale) = jax.lax.optimization_barrier(
+      (carry, outer)
+    )
+    _, masks, memory, inner_state, assigned = carry
+    theta = _to_theta(phi, inner_state)
+    keys = jax.random.split(jax.random.fold_in(key, step))
+    before = topology.trainable(masks, memory)
+    masks, memory = _rewire(
+      topology, Rewiring(keys[0], step, masks, memory, theta, grads)
+    )
+    after = topology.trainable(masks, memory)
+    reborn = masks_lib.difference(after, before)
+    if assigns:
+      values = regrow_lib.values(
+        mode, keys[1], theta, grads, scale, before, after
+      )
+      values = _to_phi(values, inner_state)
+      assigned = jax.tree.map(jnp.where, reborn, values, assigned)
+    fresh = inner.init(_masked(assigned if assigns else phi, after))
+    inner_state = _renew_slots(inner, inner_state, fresh, reborn)
+    return jnp.zeros_like(due), masks, memory, inner_state, assigned
+
+  assigned = phi if assigns else ()
+  _, masks, memory, inner_state, assigned = jax.lax.while_loop(
+    lambda carry: carry[0],
+    body,
+    (due, state.masks, memory, state.inner_state, assigned),
+  )
+  return masks, memory, inner_state, assigned if assigns else phi
+
+
+def _rewire(topology: Topology, rewiring: Rewiring) -> tuple[Masks, Any]:
+  """New masks and memory; the old ones if what they rest on is not finite."""
+  assert topology.rewire is not None
+  theta, grads = rewiring.theta, rewiring.grads
+  sound = _all_finite((theta, grads) if topology.needs_grads else theta)
+  kept: tuple[Masks, Any] = jax.tree.map(
+    lambda new, old: jnp.where(sound, new, old),
+    tuple(topology.rewire(rewiring)),
+    (rewiring.masks, rewiring.memory),
+  )
+  return kept
 
 
 def _confined(
