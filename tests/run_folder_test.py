@@ -258,6 +258,24 @@ class RunMainTest:
     assert run_folder.run_main(raise_, KeyboardInterrupt()) == 130
     assert '--resume' in capsys.readouterr().err
 
+  def test_a_reader_that_goes_away_is_no_mistake(self):
+    program = (
+      'from powerprop_jax.train import run_folder\n'
+      'def main():\n'
+      '  for _ in range(10_000):\n'
+      '    print("a line")\n'
+      'run_folder.run_main(main)\n'
+    )
+    with subprocess.Popen(
+      [sys.executable, '-c', program],
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+    ) as process:
+      process.stdout.readline()
+      process.stdout.close()
+      assert process.stderr.read() == b''
+
   def test_program_exits_with_the_status(self, tmp_path):
     (tmp_path / 'file').write_text('')
     program = (

@@ -17,6 +17,7 @@ that was not written by the same run is ever replaced.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import datetime
 from importlib import metadata
+import os
 import pathlib
 import platform
 import shlex
@@ -258,7 +259,8 @@ def run_main(main: Callable[..., None], *args: Any) -> int:
     *args: what to call it with.
 
   Returns:
-    The exit status: 0; 2 after a mistake; 130 after an interruption (Ctrl-C).
+    The exit status: 0; 2 after a mistake; 130 after an interruption (Ctrl-C);
+    1 if whoever reads the output went away.
 
   Example:
     >>> run_main(print, 'trained')
@@ -266,11 +268,19 @@ def run_main(main: Callable[..., None], *args: Any) -> int:
     0
   """
   try:
-    main(*args)
+    try:
+      main(*args)
+    finally:
+      sys.stdout.flush()
   except KeyboardInterrupt:
     message = 'interrupted; run the same command with --resume to continue.'
     print(message, file=sys.stderr)
     return 130
+  except BrokenPipeError:
+    # Whoever read the output has seen enough, as in `program --help | head`.
+    # What is still buffered must not raise once more at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
   except ValueError as error:
     if not isinstance(error, UserError) and not _is_ours(error.__traceback__):
       raise
