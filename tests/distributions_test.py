@@ -12,7 +12,13 @@ import numpy as np
 from powerprop_jax.core import distributions
 from powerprop_jax.core import select as select_lib
 
-ALL = (distributions.uniform, distributions.er, distributions.erk)
+ALL = (
+  distributions.uniform,
+  distributions.er,
+  distributions.erk,
+  distributions.equal_per_filter,
+  distributions.equal_per_layer,
+)
 LENET = {'a': (784, 300), 'b': (300, 100), 'c': (100, 10)}
 
 
@@ -40,6 +46,10 @@ def resnet_50():
 def raw_density(name, shape):
   if name == 'uniform':
     return 1.0
+  if name == 'equal_per_filter':
+    return shape[-1] / np.prod(shape)
+  if name == 'equal_per_layer':
+    return 1 / np.prod(shape)
   dims = shape[-2:] if name == 'er' else shape
   return sum(dims) / np.prod(dims)
 
@@ -112,6 +122,34 @@ class PublishedTest(parameterized.TestCase):
       np.testing.assert_allclose(
         [1 - s for s in result.values()], densities, atol=6e-7
       )
+
+  @parameterized.parameters(
+    # Per layer, the first two have half each of 26,620 - 1,000 connections.
+    (
+      0.90,
+      (0.082815, 0.216423, 0.649268),
+      (12_810 / 235_200, 12_810 / 30_000, 1),
+    ),
+    (0.99, (0.008281, 0.021642, 0.064927), (0.003773, 0.029578, 0.887333)),
+  )
+  def test_equal_per_filter_and_layer_of_lenet_300_100(
+    self, sparsity, per_filter, per_layer
+  ):
+    for fn, densities in (
+      (distributions.equal_per_filter, per_filter),
+      (distributions.equal_per_layer, per_layer),
+    ):
+      result = fn(tree_of(LENET), sparsity)
+      np.testing.assert_allclose(
+        [1 - s for s in result.values()], densities, atol=6e-7
+      )
+
+  def test_equal_per_filter_counts_the_last_dimension(self):
+    theta = tree_of({'conv': (3, 3, 4, 8), 'depthwise': (3, 3, 1, 4)})
+    result = distributions.equal_per_filter(theta, 0.9)
+    each = 0.1 * (288 + 36) / 12
+    self.assertAlmostEqual(288 * (1 - result['conv/w']), 8 * each)
+    self.assertAlmostEqual(36 * (1 - result['depthwise/w']), 4 * each)
 
   @parameterized.parameters((0.8, 8), (0.9, 1), (0.95, 0), (0.99, 0))
   def test_number_of_dense_layers_of_resnet_50_under_erk(
