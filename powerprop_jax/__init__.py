@@ -13,7 +13,13 @@ Data sets, checkpoints, plots and command lines are in `powerprop_jax.train` and
 """
 
 # Arrays and trees.
-from powerprop_jax.core.distributions import er, erk, uniform
+from powerprop_jax.core.distributions import (
+  equal_per_filter,
+  equal_per_layer,
+  er,
+  erk,
+  uniform,
+)
 from powerprop_jax.core.masks import (
   Masks,
   apply_masks,
@@ -79,6 +85,18 @@ from powerprop_jax.optim.views import (
 )
 
 # Pruning.
+from powerprop_jax.prune.at_init import (
+  LayerCollapseWarning,
+  classification_loss,
+  force,
+  grasp,
+  iterative_snip,
+  masks_from_scores,
+  neutral_norm_state,
+  snip,
+  synflow,
+  synflow_masks,
+)
 from powerprop_jax.prune.iterative import (
   Cycle,
   Rewind,
@@ -101,6 +119,7 @@ __version__ = '0.1.0'
 
 __all__ = (
   'Cycle',
+  'LayerCollapseWarning',
   'Masks',
   'PowerState',
   'Rewind',
@@ -111,6 +130,7 @@ __all__ = (
   'apply_masks',
   'at',
   'by_regex',
+  'classification_loss',
   'constant',
   'current_masks',
   'decay_phi',
@@ -118,25 +138,32 @@ __all__ = (
   'density',
   'dsr',
   'effective_params',
+  'equal_per_filter',
+  'equal_per_layer',
   'er',
   'erk',
   'every',
   'exclude',
   'flops_table',
+  'force',
   'full_masks',
   'geometric_sparsities',
   'gradient',
   'gradual_pruning',
+  'grasp',
   'inference_flops',
   'init',
   'intersect',
   'is_weight',
   'iterative_pruning',
+  'iterative_snip',
   'latent_params',
   'layer_costs',
   'magnitude',
+  'masks_from_scores',
   'model_bytes',
   'movement',
+  'neutral_norm_state',
   'never',
   'num_kept',
   'one_shot',
@@ -155,11 +182,14 @@ __all__ = (
   'saliency',
   'selection_table',
   'snfs',
+  'snip',
   'sparse_evolution',
   'sparsify',
   'static',
   'summary_table',
   'sweep',
+  'synflow',
+  'synflow_masks',
   'top_k_mask',
   'top_k_masks',
   'top_kast',

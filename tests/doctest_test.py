@@ -21,6 +21,7 @@ _MODULES = sorted(
 _README = pathlib.Path(pp.__file__).parents[1] / 'README.md'
 _TYPES = (
   'Cycle',
+  'LayerCollapseWarning',
   'Masks',
   'PowerState',
   'Rewind',

@@ -35,6 +35,7 @@ _CORE_RANKS = {
   'ranking': 2,
   'scores': 2,
   'distributions': 3,
+  'leaky_distributions': 3,
   'schedules': 3,
 }
 

@@ -1,0 +1,166 @@
+"""Masks from scores over a whole network, and what can be wrong with them."""
+
+from collections.abc import Mapping
+from typing import Any
+import warnings
+
+import jax
+import jax.numpy as jnp
+
+from powerprop_jax.core import distributions, ranking, trees
+from powerprop_jax.core import select as select_lib
+from powerprop_jax.core.distributions import Overrides
+from powerprop_jax.core.masks import Masks
+from powerprop_jax.core.trees import Select
+from powerprop_jax.prune import one_shot
+
+
+class LayerCollapseWarning(UserWarning):
+  """A layer has lost all its connections.
+
+  Nothing passes through such a layer of a plain network, which then cannot be
+  trained. A layer with a fixed cosine transform or a shortcut around it still
+  works: there, ignore it with warnings.simplefilter.
+  """
+
+
+def masks_from_scores(
+  scores: Any,
+  sparsity: float | Mapping[str, float],
+  *,
+  scope: str = 'global',
+  select: Select = select_lib.is_weight,
+  overrides: Overrides | None = None,
+) -> Masks:
+  """Masks that keep the weights with the largest scores.
+
+  As prune, which ranks a function of θ, with the checks that extreme sparsities
+  need. Warns with a LayerCollapseWarning, which names the layers, if the
+  ranking leaves nothing of a layer (unless inside jit).
+
+  Args:
+    scores: tree of float32 like the parameters, larger = keep.
+    sparsity: share of zeros, in [0, 1); with scope='layer' also a mapping
+      {'module/name': sparsity}.
+    scope: 'global' or 'layer'.
+    select: which leaves are pruned; the masks of others are all True.
+    overrides: {pattern: sparsity} of leaves that are ranked by themselves; as
+      for prune.
+
+  Returns:
+    Masks like scores with exactly as many connections as prune keeps.
+
+  Raises:
+    ValueError: as for prune; also if the sparsity leaves less than one weight
+      for each layer, or the scores are not finite (outside jit).
+
+  Example:
+    >>> scores = {'a': {'w': jnp.array([[1., 5.]])},
+    ...           'b': {'w': jnp.array([[4., 3.]])}}
+    >>> masks = masks_from_scores(scores, 0.5)
+    >>> print(masks['a']['w'], masks['b']['w'])
+    [[False  True]] [[ True False]]
+  """
+  counts = final_counts(scores, sparsity, scope, select, overrides)
+  _check_finite(scores, 'the scores', select)
+  masks = ranking.masks_from_counts(scores, counts, select=select)
+  warn_of_collapse(masks, select, scores)
+  return masks
+
+
+def final_counts(
+  theta: Any,
+  sparsity: float | Mapping[str, float],
+  scope: str,
+  select: Select,
+  overrides: Overrides | None,
+) -> dict[str, int]:
+  """one_shot.kept_counts, refusing less than one weight for each layer."""
+  counts = one_shot.kept_counts(
+    theta, sparsity, scope=scope, select=select, overrides=overrides
+  )
+  names = select_lib.selected_names(select, theta)
+  sizes = {leaf.path: leaf.value.size for leaf in trees.named_leaves(theta)}
+  own = (
+    dict(sparsity)
+    if isinstance(sparsity, Mapping)
+    else dict.fromkeys(names, sparsity)
+  )
+  own.update(distributions.match_overrides(names, overrides))
+  for name in names:
+    # The tolerance is for densities that are meant to be just one weight.
+    if name in counts and 0 < sizes[name] * (1 - own[name]) < 1 - 1e-6:
+      raise ValueError(
+        f'{name!r} has {sizes[name]:,} weights: sparsity {own[name]:g} leaves '
+        'less than one of them. Lower the sparsity, give this leaf one of its '
+        "own with overrides, or rank all leaves together with scope='global'."
+      )
+  shared = [name for name in names if name not in counts and sizes[name]]
+  if shared and counts[ranking.SHARED] < len(shared):
+    raise ValueError(
+      f'sparsity {sparsity:g} leaves {counts[ranking.SHARED]} weights for '
+      f'{len(shared)} layers ({", ".join(shared)}), less than one each. Lower '
+      'the sparsity.'
+    )
+  return counts
+
+
+def warn_of_collapse(
+  masks: Masks, select: Select, theta: Any, *, stacklevel: int = 3
+) -> None:
+  """Warns of selected leaves whose masks are all False, unless traced."""
+  if is_traced(masks):
+    return
+  names = select_lib.selected_names(select, theta)
+  empty = [
+    leaf.path
+    for leaf in trees.named_leaves(masks)
+    if leaf.path in names and leaf.value.size and not jnp.any(leaf.value)
+  ]
+  if empty:
+    warnings.warn(
+      f'no connection is left in {", ".join(empty)}. Lower the sparsity, prune '
+      "in more steps, rank per layer with scope='layer', or give these leaves "
+      'a sparsity of their own with overrides.',
+      LayerCollapseWarning,
+      stacklevel=stacklevel,
+    )
+
+
+def check_scores(scores: Any, method: str, select: Select) -> None:
+  """Refuses scores of selected leaves that rank nothing, unless traced."""
+  _check_finite(scores, f'the scores of {method}', select)
+  if is_zero(_selected(scores, select)):
+    raise ValueError(
+      f'{method} scores every weight 0, so that it cannot rank them. Weights '
+      'that start at zero, as those of a cosine layer, have no scores: score a '
+      'network with other initial weights, or draw the support at random. '
+      'Otherwise the network is cut through: keep more weights or take more '
+      'steps.'
+    )
+
+
+def _check_finite(scores: Any, what: str, select: Select) -> None:
+  for path, value in _selected(scores, select).items():
+    if not is_traced(value) and not jnp.all(jnp.isfinite(value)):
+      raise ValueError(
+        f'{what} are not finite in {path!r}. Check that the weights, the loss '
+        'and its derivatives are.'
+      )
+
+
+def _selected(tree: Any, select: Select) -> dict[str, jax.Array]:
+  names = select_lib.selected_names(select, tree)
+  leaves = {leaf.path: leaf.value for leaf in trees.named_leaves(tree)}
+  return {name: leaves[name] for name in names}
+
+
+def is_zero(tree: Any) -> bool:
+  """Whether a tree is certainly zero everywhere; never if it is traced."""
+  leaves = jax.tree.leaves(tree)
+  return not is_traced(tree) and not any(bool(jnp.any(x)) for x in leaves)
+
+
+def is_traced(tree: Any) -> bool:
+  """Whether the values of a tree are not known, as inside jit."""
+  return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))

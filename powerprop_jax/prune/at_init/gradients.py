@@ -1,0 +1,191 @@
+"""Gradients and Hessian products of a loss over more data than fits at once.
+
+A batch at a time: the program of one batch adds to a running sum, in float32,
+so that memory does not grow with their number. Batches count by their numbers
+of examples, so that how the data is cut up does not matter.
+"""
+
+from collections.abc import Callable, Iterable
+import functools
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Batch: TypeAlias = tuple[Any, ...]
+Batches: TypeAlias = Iterable[Batch]
+# (theta, *batch) -> scalar, the mean over the examples of the batch.
+Loss: TypeAlias = Callable[..., jax.Array]
+
+
+def classification_loss(
+  logits_fn: Callable[[Any, jax.Array], jax.Array],
+  *,
+  temperature: float = 1.0,
+  published_nll: bool = False,
+) -> Loss:
+  """A loss for the scores below: mean cross-entropy of logits / temperature.
+
+  Build it once: programs are compiled again for every new loss.
+
+  Args:
+    logits_fn: (theta, images) -> logits [N, classes]. For a network with batch
+      normalisation, that of a training step, such as
+      lambda theta, images: net.apply(theta, net_state, None, images, True)[0].
+    temperature: what logits are divided by, above 0. GraSP takes 200.
+    published_nll: whether to leave out the normalisation of the logits, -z_y in
+      place of -z_y + log Σ exp(z). The code that was published with GraSP and
+      with FORCE hands raw logits to a loss of log-probabilities, and so ranks
+      by this one.
+
+  Returns:
+    loss_fn(theta, images, labels), with integer labels [N].
+
+  Raises:
+    ValueError: if the temperature is not above 0.
+
+  Example:
+    >>> loss_fn = classification_loss(lambda theta, images: images @ theta)
+    >>> loss_fn(jnp.zeros((3, 2)), jnp.ones((5, 3)), jnp.zeros(5, int))
+    Array(0.6931472, dtype=float32)
+
+  Source:
+    Wang et al., Picking winning tickets before training by preserving gradient
+    flow, 2020 (https://arxiv.org/abs/2002.07376): the temperature.
+  """
+  if not temperature > 0:
+    raise ValueError(f'temperature must be above 0, got {temperature}.')
+
+  def loss_fn(theta: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
+    logits = logits_fn(theta, images) / temperature
+    if published_nll:
+      at_label = jnp.take_along_axis(logits, labels[:, jnp.newaxis], axis=1)
+      return -jnp.mean(at_label)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return jnp.mean(losses)
+
+  return loss_fn
+
+
+def mean_gradient(loss_fn: Loss, theta: Any, batches: Batches) -> Any:
+  """∂L/∂θ of the loss over all batches.
+
+  Args:
+    loss_fn: (theta, *batch) -> mean loss over the examples of a batch.
+    theta: effective parameters.
+    batches: tuples of arrays, with the examples along the first axis of the
+      first array. One program for each shape of a batch is traced, and used
+      again whenever the same loss_fn comes back. Inside jit, a sequence.
+
+  Returns:
+    float32 gradients like theta.
+
+  Raises:
+    ValueError: if there is no batch, or one has no examples.
+    TypeError: if a batch is not a tuple.
+
+  Example:
+    >>> loss_fn = lambda theta, x: jnp.mean(theta * x)
+    >>> batches = [(jnp.array([1., 2.]),), (jnp.array([6.]),)]
+    >>> mean_gradient(loss_fn, jnp.array(1.), batches)
+    Array(3., dtype=float32)
+  """
+  return _mean(
+    lambda total, batch: _add_gradient(loss_fn, total, theta, batch),
+    theta,
+    batches,
+  )
+
+
+def mean_curvature(
+  loss_fn: Loss, theta: Any, direction: Any, batches: Batches
+) -> Any:
+  """H v, the second derivative of the loss over all batches times a direction.
+
+  The gradient of ⟨∂L/∂θ, v⟩: in reverse mode twice, which every layer has.
+
+  Args:
+    loss_fn: as for mean_gradient, twice differentiable.
+    theta: effective parameters.
+    direction: v, a tree like theta.
+    batches: as for mean_gradient.
+
+  Returns:
+    float32 products like theta.
+
+  Raises:
+    ValueError: as for mean_gradient.
+    TypeError: as for mean_gradient.
+
+  Example:
+    >>> loss_fn = lambda theta, x: jnp.mean(x) * jnp.sum(theta**2)
+    >>> batches = [(jnp.array([1., 2.]),), (jnp.array([6.]),)]
+    >>> mean_curvature(loss_fn, jnp.ones(2), jnp.array([1., 10.]), batches)
+    Array([ 6., 60.], dtype=float32)
+  """
+
+  def add(total: Any, batch: Batch) -> Any:
+    return _add_curvature(loss_fn, total, theta, direction, batch)
+
+  return _mean(add, theta, batches)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _add_gradient(loss_fn: Loss, total: Any, theta: Any, batch: Batch) -> Any:
+  grads = jax.grad(loss_fn)(theta, *batch)
+  return _add(total, grads, _num_examples(batch))
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _add_curvature(
+  loss_fn: Loss, total: Any, theta: Any, direction: Any, batch: Batch
+) -> Any:
+  def slope(theta: Any) -> jax.Array:
+    grads = jax.grad(loss_fn)(theta, *batch)
+    products = jax.tree.map(
+      lambda g, v: jnp.sum(g.astype(jnp.float32) * v.astype(jnp.float32)),
+      grads,
+      direction,
+    )
+    return sum(jax.tree.leaves(products), jnp.zeros([], jnp.float32))
+
+  return _add(total, jax.grad(slope)(theta), _num_examples(batch))
+
+
+def _add(total: Any, means: Any, weight: int) -> Any:
+  return jax.tree.map(
+    lambda t, m: t + weight * m.astype(jnp.float32), total, means
+  )
+
+
+def _mean(
+  add: Callable[[Any, Batch], Any], theta: Any, batches: Batches
+) -> Any:
+  total = jax.tree.map(lambda t: jnp.zeros_like(t, jnp.float32), theta)
+  count = 0
+  for batch in batches:
+    if not isinstance(batch, tuple):
+      raise TypeError(
+        'each batch must be a tuple of what loss_fn takes after theta, got a '
+        f'{type(batch).__name__}. For a single batch pass [(images, labels)].'
+      )
+    count += _num_examples(batch)
+    total = add(total, batch)
+  if not count:
+    raise ValueError(
+      'batches is empty: there is no data to compute a gradient from. Pass a '
+      'list of tuples; an iterator can be used only once.'
+    )
+  return jax.tree.map(lambda t: t / count, total)
+
+
+def _num_examples(batch: Batch) -> int:
+  arrays = jax.tree.leaves(batch)
+  shape = jnp.shape(arrays[0]) if arrays else ()
+  if not shape or not shape[0]:
+    raise ValueError(
+      'the first array of a batch must have its examples, at least one, along '
+      f'its first axis; got the shape {shape}.'
+    )
+  return int(shape[0])

@@ -1,0 +1,90 @@
+"""Pruning at initialisation on eight devices: the masks of one."""
+
+from absl.testing import parameterized
+import chex
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import numpy as np
+
+from powerprop_jax.prune import at_init
+
+_SPECS = {
+  'a': {'w': PartitionSpec('x', 'y')},
+  'b': {'w': PartitionSpec('y', 'x')},
+}
+
+
+def _theta(shape_b):
+  rng = np.random.default_rng(0)
+  # Coarse values, so that sums do not depend on their order and ties occur.
+  draw = lambda shape: jnp.asarray(rng.choice([-2, -1, 1, 2], shape), float)
+  return {'a': {'w': draw((16, 8))}, 'b': {'w': draw(shape_b)}}
+
+
+def _batches():
+  rng = np.random.default_rng(1)
+  images = rng.choice([-1, 0, 1], (2, 4, 16)).astype(np.float32)
+  return [(x,) for x in images]
+
+
+def _mlp(theta, images):
+  return jax.nn.relu(images @ theta['a']['w']) @ theta['b']['w']
+
+
+def _mlp_loss(theta, images):
+  return jnp.mean((_mlp(theta, images) - 1) ** 2)
+
+
+# Products of matrices on an explicit mesh must say how their result is sharded,
+# so there the network is one connection after another.
+def _chains(theta, images):
+  return jnp.mean(images) * theta['a']['w'] * theta['b']['w'].T
+
+
+def _chains_loss(theta, images):
+  return jnp.mean((_chains(theta, images) - 1) ** 2)
+
+
+METHODS = {
+  'snip': lambda net, loss, theta: at_init.masks_from_scores(
+    at_init.snip(loss, theta, _batches()), 0.75
+  ),
+  'grasp': lambda net, loss, theta: at_init.masks_from_scores(
+    at_init.grasp(loss, theta, _batches()), 0.75
+  ),
+  'iterative_snip': lambda net, loss, theta: at_init.iterative_snip(
+    loss, theta, _batches(), 0.75, steps=3
+  ),
+  'force': lambda net, loss, theta: at_init.force(
+    loss, theta, _batches(), 0.75, steps=3
+  ),
+  'synflow': lambda net, loss, theta: at_init.synflow_masks(
+    net, theta, (1, 16), 0.75, steps=3
+  ),
+}
+
+
+class ShardedTest(parameterized.TestCase):
+  @parameterized.product(method=tuple(METHODS), explicit=(False, True))
+  def test_masks_are_those_of_one_device(self, method, explicit):
+    net, loss = (_chains, _chains_loss) if explicit else (_mlp, _mlp_loss)
+    theta = _theta((8, 16))
+    alone = METHODS[method](net, loss, theta)
+    devices = np.array(jax.devices()).reshape(4, 2)
+    mesh = (
+      jax.make_mesh((4, 2), ('x', 'y'))
+      if explicit
+      else Mesh(devices, ('x', 'y'))
+    )
+    sharded = jax.tree.map(
+      lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec)),
+      theta,
+      _SPECS,
+    )
+    with jax.set_mesh(mesh):
+      masks = METHODS[method](net, loss, sharded)
+    host = lambda tree: jax.tree.map(np.asarray, tree)
+    chex.assert_trees_all_equal(host(masks), host(alone))
+    for name, leaves in _SPECS.items():
+      self.assertEqual(masks[name]['w'].sharding.spec, leaves['w'])
