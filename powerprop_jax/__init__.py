@@ -58,6 +58,8 @@ from powerprop_jax.core.topk import top_k_mask, top_k_masks
 from powerprop_jax.core.trees import Select
 
 # Networks.
+from powerprop_jax.nets.condensed import condense, expand, supports
+from powerprop_jax.nets.dct import DctConv2D, DctLinear
 from powerprop_jax.nets.scope import power_scope
 
 # Optimisation.
@@ -119,6 +121,8 @@ __version__ = '0.1.0'
 
 __all__ = (
   'Cycle',
+  'DctConv2D',
+  'DctLinear',
   'LayerCollapseWarning',
   'Masks',
   'PowerState',
@@ -131,6 +135,7 @@ __all__ = (
   'at',
   'by_regex',
   'classification_loss',
+  'condense',
   'constant',
   'current_masks',
   'decay_phi',
@@ -144,6 +149,7 @@ __all__ = (
   'erk',
   'every',
   'exclude',
+  'expand',
   'flops_table',
   'force',
   'full_masks',
@@ -187,6 +193,7 @@ __all__ = (
   'sparsify',
   'static',
   'summary_table',
+  'supports',
   'sweep',
   'synflow',
   'synflow_masks',

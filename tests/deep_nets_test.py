@@ -1,4 +1,4 @@
-"""VGG, wide residual networks and ResNet-50: sizes, norms, dropout."""
+"""VGG, residual networks and MobileNetV2: sizes, norms, strides, dropout."""
 
 from absl.testing import parameterized
 import chex
@@ -17,11 +17,18 @@ DEEP = (
   'vgg_like',
   'vgg_c',
   'vgg_d',
+  'vgg_19',
   'wrn_22_2',
   'wrn_28_2',
   'wrn_16_8',
+  'resnet_18',
   'resnet_50',
+  'resnet_18_cifar',
+  'resnet_50_cifar',
+  'mobilenet_v2',
+  'fixup_resnet_110',
 )
+PHOTOGRAPH = (224, 224, 3)
 
 
 def shapes_of(name, image_shape=CIFAR, num_classes=10):
@@ -30,6 +37,26 @@ def shapes_of(name, image_shape=CIFAR, num_classes=10):
   images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
   init = lambda key, x: net.init(key, x, True)
   return jax.eval_shape(init, jax.random.key(0), images)
+
+
+def outputs_of(name, image_shape):
+  """Shape of what each layer computes, by its name inside the network."""
+  net = nets.make(name, 10)
+  shapes = {}
+
+  def record(next_fn, args, kwargs, context):
+    out = next_fn(*args, **kwargs)
+    if context.method_name == '__call__' and hasattr(out, 'shape'):
+      shapes[context.module.module_name.removeprefix(f'{name}/')] = out.shape
+    return out
+
+  def init(key, images):
+    with hk.experimental.intercept_methods(record):
+      return net.init(key, images, True)
+
+  images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
+  jax.eval_shape(init, jax.random.key(0), images)
+  return shapes
 
 
 def small_wrn(dropout=0.3):
@@ -65,14 +92,22 @@ class SizeTest(parameterized.TestCase):
 
   @parameterized.parameters(
     # Weights of SNFS's and RigL's networks; the papers count 1.5 and 11.0
-    # million parameters for WRN-28-2 and WRN-16-8, 25.6 for ResNet-50.
+    # million parameters for WRN-28-2 and WRN-16-8, 25.6 for ResNet-50. The
+    # others have the parameters of the well-known PyTorch networks.
     ('vgg_like', CIFAR, 10, 14_977_728, 14_991_946),
     ('vgg_c', CIFAR, 10, 11_307_712, 11_323_466),
     ('vgg_d', CIFAR, 10, 15_239_872, 15_255_626),
     ('wrn_22_2', CIFAR, 10, 1_076_912, 1_079_642),
     ('wrn_28_2', CIFAR, 10, 1_463_984, 1_467_610),
     ('wrn_16_8', CIFAR, 10, 10_954_160, 10_961_370),
-    ('resnet_50', (224, 224, 3), 1000, 25_502_912, 25_557_032),
+    ('vgg_19', CIFAR, 10, 20_024_000, 20_035_018),
+    ('resnet_18', PHOTOGRAPH, 1000, 11_678_912, 11_689_512),
+    ('resnet_50', PHOTOGRAPH, 1000, 25_502_912, 25_557_032),
+    ('resnet_18_cifar', CIFAR, 10, 11_164_352, 11_173_962),
+    ('resnet_50_cifar', CIFAR, 10, 23_467_712, 23_520_842),
+    ('mobilenet_v2', CIFAR, 10, 2_202_560, 2_236_682),
+    ('mobilenet_v2', CIFAR, 1000, 3_469_760, 3_504_872),
+    ('fixup_resnet_110', CIFAR, 10, 1_719_856, 1_720_138),
   )
   def test_counts_are_those_of_the_literature(
     self, name, image_shape, num_classes, num_weights, num_parameters
@@ -85,7 +120,9 @@ class SizeTest(parameterized.TestCase):
 
   @parameterized.parameters(
     ('vgg_like', 15), ('vgg_c', 16), ('vgg_d', 16), ('wrn_22_2', 23),
-    ('wrn_28_2', 29), ('wrn_16_8', 17), ('resnet_50', 54),
+    ('wrn_28_2', 29), ('wrn_16_8', 17), ('resnet_50', 54), ('vgg_19', 17),
+    ('resnet_18', 21), ('resnet_18_cifar', 21), ('resnet_50_cifar', 54),
+    ('mobilenet_v2', 53), ('fixup_resnet_110', 110),
   )  # fmt: skip
   def test_weights_are_selected_and_norms_are_not(self, name, num_layers):
     theta, _ = shapes_of(name)
@@ -93,8 +130,9 @@ class SizeTest(parameterized.TestCase):
     self.assertLen(chosen, num_layers)
     self.assertIn(f'{name}/logits/w', chosen)
 
-  def test_residual_networks_have_a_bias_in_the_output_layer_alone(self):
-    for name in ('wrn_22_2', 'resnet_50'):
+  def test_some_networks_have_a_bias_in_the_output_layer_alone(self):
+    names = ('wrn_22_2', 'resnet_18', 'resnet_50', 'vgg_19', 'mobilenet_v2')
+    for name in names:
       theta, _ = shapes_of(name)
       biases = [n.path for n in trees.named_leaves(theta) if n.name == 'b']
       self.assertEqual(biases, [f'{name}/logits/b'])
@@ -129,28 +167,38 @@ class ForwardTest(parameterized.TestCase):
       chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
 
   def test_strides_of_resnet_50_are_in_the_3x3_convolutions(self):
-    net = nets.make('resnet_50', 10)
-    shapes = {}
-
-    def record(next_fn, args, kwargs, context):
-      out = next_fn(*args, **kwargs)
-      if context.method_name == '__call__' and hasattr(out, 'shape'):
-        shapes[context.module.module_name] = out.shape
-      return out
-
-    def init(key, images):
-      with hk.experimental.intercept_methods(record):
-        return net.init(key, images, True)
-
-    images = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
-    jax.eval_shape(init, jax.random.key(0), images)
-    self.assertEqual(shapes['resnet_50/stem'], (2, 112, 112, 64))
+    shapes = outputs_of('resnet_50', PHOTOGRAPH)
+    self.assertEqual(shapes['stem'], (2, 112, 112, 64))
     for group, size in ((1, 56), (2, 28), (3, 14), (4, 7)):
-      block = f'resnet_50/group_{group}/block_0'
+      block = f'group_{group}/block_0'
       before = 56 if group == 1 else 2 * size
       self.assertEqual(shapes[f'{block}/conv_0'][1], before)
       self.assertEqual(shapes[f'{block}/conv_1'][1], size)
       self.assertEqual(shapes[f'{block}/shortcut'][1], size)
+
+  def test_blocks_of_resnet_18_stride_first_and_project_when_they_widen(self):
+    for name, shape in (('resnet_18', PHOTOGRAPH), ('resnet_18_cifar', CIFAR)):
+      shapes = outputs_of(name, shape)
+      stem = 112 if name == 'resnet_18' else 32
+      self.assertEqual(shapes['stem'], (2, stem, stem, 64))
+      size = 56 if name == 'resnet_18' else 32
+      for group, channels in ((1, 64), (2, 128), (3, 256), (4, 512)):
+        block = f'group_{group}/block_0'
+        for layer in ('conv_0', 'conv_1'):
+          expected = (2, size, size, channels)
+          self.assertEqual(shapes[f'{block}/{layer}'], expected)
+        self.assertEqual(f'{block}/shortcut' in shapes, group > 1)
+        size //= 2
+
+  def test_mobilenet_filters_channels_apart_and_strides_three_times(self):
+    theta, _ = shapes_of('mobilenet_v2')
+    shapes = outputs_of('mobilenet_v2', CIFAR)
+    inside = theta['mobilenet_v2/group_3/block_0/depthwise']['w'].shape
+    self.assertEqual(inside, (3, 3, 1, 6 * 24))
+    self.assertNotIn('group_1/block_0/expand', shapes)
+    sizes = [shapes[f'group_{i}/block_0/depthwise'][1] for i in range(1, 8)]
+    self.assertEqual(sizes, [32, 32, 16, 8, 8, 4, 4])
+    self.assertEqual(shapes['head'], (2, 4, 4, 1280))
 
   def test_wide_resnet_trains_and_evaluates(self):
     net = small_wrn()
@@ -279,21 +327,15 @@ class DropoutTest(parameterized.TestCase):
     )
 
 
-class PoolTest(parameterized.TestCase):
-  @parameterized.product(
-    shape=((8, 8), (7, 9), (1, 5)), size=(2, 3), padding=('SAME', 'VALID')
-  )
-  def test_agrees_with_haiku(self, shape, size, padding):
-    if padding == 'VALID' and min(shape) < size:
-      return
-    x = jax.random.normal(jax.random.key(0), (2, *shape, 3))
-    expected = hk.max_pool(x, (size, size, 1), (2, 2, 1), padding)
-    chex.assert_trees_all_equal(
-      layers.max_pool(x, padding, size=size), expected
-    )
-
-
 class ErrorTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (dict(depth=34), 'depth must be 18 or 50, got 34'),
+    (dict(stem='mnist'), "'imagenet' or 'cifar', got 'mnist'"),
+  )
+  def test_unknown_resnets_are_refused(self, settings, message):
+    with self.assertRaisesRegex(ValueError, message):
+      hk.transform(lambda: nets.ResNet(10, **settings)).init(None)
+
   @parameterized.parameters(
     (dict(depth=20, width=2), 'depth.*6n.*got 20'),
     (dict(depth=4, width=2), 'depth.*got 4'),

@@ -18,6 +18,7 @@ SHALLOW = (
   'lenet_300_100',
   'lenet_5',
   'lenet_5_relu',
+  'lenet_5_small',
   'mlp',
   'mnist_cnn',
   'cifar_cnn',
@@ -46,6 +47,8 @@ class SizeTest(parameterized.TestCase):
     ('lenet_300_100', MNIST, 266_200, 410),
     ('lenet_5', MNIST, 430_500, 580),
     ('lenet_5_relu', MNIST, 430_500, 580),
+    ('lenet_5_small', CIFAR, 61_510, 0),
+    ('lenet_5_small', MNIST, 61_210, 0),
     ('mlp', MNIST, 79_400, 110),
     ('mnist_cnn', MNIST, 421_408, 234),
     ('cifar_cnn', CIFAR, 356_448, 362),
@@ -59,7 +62,7 @@ class SizeTest(parameterized.TestCase):
     self.assertEqual(count(theta, 'b'), num_biases)
 
   @parameterized.parameters(
-    ('lenet_300_100', 3), ('lenet_5', 4), ('mlp', 2),
+    ('lenet_300_100', 3), ('lenet_5', 4), ('lenet_5_small', 5), ('mlp', 2),
     ('mnist_cnn', 4), ('cifar_cnn', 5), ('alexnet_s', 8),
   )  # fmt: skip
   def test_weights_are_selected_and_norms_are_not(self, name, num_layers):
@@ -67,6 +70,11 @@ class SizeTest(parameterized.TestCase):
     chosen = select_lib.selected_names(select_lib.is_weight, theta)
     self.assertLen(chosen, num_layers)
     self.assertLen([n for n in chosen if n.endswith('logits/w')], 1)
+
+  def test_layers_of_lenet_5_small_have_the_published_sizes(self):
+    theta, _ = shapes_of('lenet_5_small', CIFAR)
+    sizes = [leaf.value.size for leaf in trees.named_leaves(theta)]
+    self.assertEqual(sizes, [450, 2400, 48_000, 9840, 820])
 
   def test_alexnet_s_alone_of_the_shallow_has_norms_and_a_state(self):
     for name in SHALLOW:
@@ -81,7 +89,7 @@ class ForwardTest(parameterized.TestCase):
     name=SHALLOW, image_shape=[DIGITS, MNIST, CIFAR, (17, 20, 2)]
   )
   def test_every_shallow_net_takes_every_size(self, name, image_shape):
-    if name.startswith('lenet_5') and image_shape == DIGITS:
+    if name in ('lenet_5', 'lenet_5_relu') and image_shape == DIGITS:
       with self.assertRaisesRegex(ValueError, 'at least 16×16, got 8×8'):
         shapes_of(name, image_shape)
       return
@@ -142,6 +150,20 @@ class ForwardTest(parameterized.TestCase):
       logits, _lenet_5(theta, images, activation), rtol=1e-4, atol=1e-5
     )
 
+  def test_lenet_5_small_is_three_convolutions_and_average_pools(self):
+    net = nets.make('lenet_5_small', 10)
+    images = jax.random.normal(jax.random.key(1), (2, *MNIST))
+    theta, state = net.init(jax.random.key(0), images, True)
+    logits, _ = net.apply(theta, state, None, images, False)
+    w = {name.split('/')[-1]: leaf['w'] for name, leaf in theta.items()}
+    x = jnp.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    for i in range(3):
+      layer = {'w': w[f'conv_{i}'], 'b': jnp.zeros(1)}
+      x = jax.nn.relu(_conv(layer, x))
+      x = _patches(x).mean((2, 4)) if i < 2 else x.reshape(2, 120)
+    expected = jax.nn.relu(x @ w['linear_0']) @ w['logits']
+    chex.assert_trees_all_close(logits, expected, rtol=1e-4, atol=1e-5)
+
 
 def _conv(layer, x):
   dims = ('NHWC', 'HWIO', 'NHWC')
@@ -151,16 +173,17 @@ def _conv(layer, x):
   return y + layer['b'].reshape(1, 1, 1, -1)
 
 
-def _pool(x):
+def _patches(x):
   n, h, w, c = x.shape
-  return x.reshape(n, h // 2, 2, w // 2, 2, c).max((2, 4))
+  return x.reshape(n, h // 2, 2, w // 2, 2, c)
 
 
 def _lenet_5(theta, x, activation):
   """The network once more, in plain JAX."""
   layers = {name.split('/')[-1]: leaf for name, leaf in theta.items()}
-  x = _pool(activation(_conv(layers['conv_0'], x)))
-  x = _pool(activation(_conv(layers['conv_1'], x))).reshape(x.shape[0], -1)
+  x = _patches(activation(_conv(layers['conv_0'], x))).max((2, 4))
+  x = _patches(activation(_conv(layers['conv_1'], x))).max((2, 4))
+  x = x.reshape(x.shape[0], -1)
   for name in ('linear_0', 'logits'):
     x = x @ layers[name]['w'] + layers[name]['b'].reshape(1, -1)
     x = jax.nn.relu(x) if name == 'linear_0' else x

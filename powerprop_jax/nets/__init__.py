@@ -1,26 +1,51 @@
-"""Networks in Haiku, and ψ inside a Haiku function."""
+"""Networks in Haiku, layers for sparse weights, and ψ inside a function."""
 
 from powerprop_jax.nets.alexnet import AlexNetS
 from powerprop_jax.nets.cnn import CifarCNN, MnistCNN
-from powerprop_jax.nets.lenet import LeNet5, LeNet300100
+from powerprop_jax.nets.condensed import (
+  CondensedConv2D,
+  CondensedLinear,
+  condense,
+  expand,
+  support,
+  supports,
+)
+from powerprop_jax.nets.dct import DctConv2D, DctLinear
+from powerprop_jax.nets.fixup import FixUpResNet
+from powerprop_jax.nets.lenet import LeNet5, LeNet5Small, LeNet300100
 from powerprop_jax.nets.mlp import OneHiddenMLP
+from powerprop_jax.nets.mobilenet import MobileNetV2
 from powerprop_jax.nets.registry import NAMES, make
-from powerprop_jax.nets.resnet import ResNet50
+from powerprop_jax.nets.resnet import ResNet
 from powerprop_jax.nets.scope import power_scope
-from powerprop_jax.nets.vgg import VGG
+from powerprop_jax.nets.sparse_weight import Support
+from powerprop_jax.nets.vgg import VGG, VGG19
 from powerprop_jax.nets.wide_resnet import WideResNet
 
 __all__ = (
   'NAMES',
   'VGG',
+  'VGG19',
   'AlexNetS',
   'CifarCNN',
+  'CondensedConv2D',
+  'CondensedLinear',
+  'DctConv2D',
+  'DctLinear',
+  'FixUpResNet',
   'LeNet5',
+  'LeNet5Small',
   'LeNet300100',
   'MnistCNN',
+  'MobileNetV2',
   'OneHiddenMLP',
-  'ResNet50',
+  'ResNet',
+  'Support',
   'WideResNet',
+  'condense',
+  'expand',
   'make',
   'power_scope',
+  'support',
+  'supports',
 )

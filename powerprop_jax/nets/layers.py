@@ -3,31 +3,58 @@
 Weights are drawn as the authors of Powerpropagation draw them (variance scaling
 with scale 1 over the fan-in, normal cut at two standard deviations), biases
 start at 0. The output layer of every network is called 'logits'.
+
+How the layers hold their weights is up to whoever makes the network: forms.py.
 """
 
 from collections.abc import Callable
 import functools
+from typing import Any
 
 import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from powerprop_jax.nets import convolution
+from powerprop_jax.nets import condensed, convolution, dct, forms
 
 WEIGHT_INIT = hk.initializers.VarianceScaling(1.0, 'fan_in', 'truncated_normal')
 
 
-def linear(num_units: int, name: str) -> hk.Linear:
+def linear(
+  num_units: int,
+  name: str,
+  *,
+  with_bias: bool = True,
+  w_init: hk.initializers.Initializer | None = None,
+  transform_init: float = 1.0,
+) -> Callable[[jax.Array], jax.Array]:
   """A fully connected layer, x W + b.
 
   Args:
     num_units: size of the last axis of its output.
     name: name of the module.
+    with_bias: whether to add a bias.
+    w_init: initialiser of the weights; None is that of all our networks.
+    transform_init: first scale of the transform, in a form that has one.
 
   Returns:
-    The Haiku module; use it inside a transformed function.
+    The Haiku module, of the form in use; use it inside a transformed function.
   """
-  return hk.Linear(num_units, w_init=WEIGHT_INIT, name=name)
+  form, support = forms.current(), forms.take_support(name)
+  shared: dict[str, Any] = dict(
+    with_bias=with_bias, w_init=_initialiser(form, w_init), name=name
+  )
+  if form.has_transform:
+    return dct.DctLinear(
+      num_units,
+      transform_init=transform_init,
+      method=form.method,
+      support=support,
+      **shared,
+    )
+  if support is not None:
+    return condensed.CondensedLinear(num_units, support=support, **shared)
+  return hk.Linear(num_units, **shared)
 
 
 def conv(
@@ -37,12 +64,16 @@ def conv(
   *,
   stride: int = 1,
   padding: str = 'SAME',
+  groups: int = 1,
   with_bias: bool = True,
+  w_init: hk.initializers.Initializer | None = None,
+  transform_init: float = 1.0,
 ) -> Callable[[jax.Array], jax.Array]:
   """A convolution over height and width.
 
-  On a CPU it is convolution.Conv2D, which has the same parameters and numbers
-  as hk.Conv2D and gradients that are fast inside loops.
+  On a CPU the plain form without groups is convolution.Conv2D, which has the
+  same parameters and numbers as hk.Conv2D and gradients that are fast inside
+  loops.
 
   Args:
     num_channels: size of the last axis of its output.
@@ -50,22 +81,57 @@ def conv(
     name: name of the module.
     stride: step of the kernel, the same in both directions.
     padding: 'SAME' or 'VALID'.
+    groups: number of groups of channels that are convolved apart from each
+      other; it divides the channels of the input and of the output. As many as
+      the input has channels is a depthwise convolution.
     with_bias: whether to add a bias; one that a norm follows has no use.
+    w_init: initialiser of the kernel; None is that of all our networks.
+    transform_init: first scale of the transform, in a form that has one.
 
   Returns:
-    The Haiku module; use it inside a transformed function.
+    The Haiku module, of the form in use; use it inside a transformed function.
   """
-  on_cpu = jax.default_backend() == 'cpu'
-  module = convolution.Conv2D if on_cpu else hk.Conv2D
-  return module(
-    num_channels,
-    kernel_size,
+  form, support = forms.current(), forms.take_support(name)
+  shared: dict[str, Any] = dict(
     stride=stride,
     padding=padding,
     with_bias=with_bias,
-    w_init=WEIGHT_INIT,
+    w_init=_initialiser(form, w_init),
     name=name,
   )
+  if form.has_transform:
+    return dct.DctConv2D(
+      num_channels,
+      kernel_size,
+      feature_group_count=groups,
+      transform_init=transform_init,
+      method=form.method,
+      support=support,
+      **shared,
+    )
+  if support is not None:
+    return condensed.CondensedConv2D(
+      num_channels,
+      kernel_size,
+      feature_group_count=groups,
+      support=support,
+      **shared,
+    )
+  if groups == 1 and jax.default_backend() == 'cpu':
+    return convolution.Conv2D(num_channels, kernel_size, **shared)
+  return hk.Conv2D(
+    num_channels, kernel_size, feature_group_count=groups, **shared
+  )
+
+
+def _initialiser(
+  form: forms.Form, w_init: hk.initializers.Initializer | None
+) -> hk.initializers.Initializer:
+  if form.w_init is not None:
+    return form.w_init
+  if form.has_transform:
+    return jnp.zeros
+  return WEIGHT_INIT if w_init is None else w_init
 
 
 def norm(name: str) -> hk.BatchNorm:
@@ -131,19 +197,42 @@ def max_pool(
     >>> max_pool(jnp.arange(4.).reshape(1, 2, 2, 1))
     Array([[[[3.]]]], dtype=float32)
   """
-  # The larger of slices, not hk.max_pool, whose gradient is 15 times slower on
-  # a CPU.
-  window, strides = (1, size, size, 1), (1, 2, 2, 1)
-  pads = jax.lax.padtype_to_pads(x.shape, window, strides, padding)
+  pads = jax.lax.padtype_to_pads(
+    x.shape, (1, size, size, 1), (1, 2, 2, 1), padding
+  )
   lowest = jnp.array(-jnp.inf, x.dtype)
   x = jax.lax.pad(x, lowest, [(*pad, 0) for pad in pads])
+  return _pool(x, size, jnp.maximum)
+
+
+def avg_pool(x: jax.Array) -> jax.Array:
+  """The mean of each 2×2 patch of [N, H, W, C], with stride 2, not padded.
+
+  Args:
+    x: activations [N, H, W, C].
+
+  Returns:
+    Activations of half the height and width, rounded down.
+
+  Example:
+    >>> avg_pool(jnp.arange(4.).reshape(1, 2, 2, 1))
+    Array([[[[1.5]]]], dtype=float32)
+  """
+  return _pool(x, 2, jnp.add) / 4
+
+
+def _pool(
+  x: jax.Array, size: int, combine: Callable[[jax.Array, jax.Array], jax.Array]
+) -> jax.Array:
+  # Combined slices, not hk.max_pool, whose gradient is 15 times slower on a
+  # CPU.
   for axis in (1, 2):
     last = x.shape[axis] - size + 1
     slices = [
       jax.lax.slice_in_dim(x, start, start + last, 2, axis)
       for start in range(size)
     ]
-    x = functools.reduce(jnp.maximum, slices)
+    x = functools.reduce(combine, slices)
   return x
 
 

@@ -1,6 +1,6 @@
 """Networks by name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import difflib
 import functools
 
@@ -10,20 +10,30 @@ import jax
 from powerprop_jax.nets import (
   alexnet,
   cnn,
+  fixup,
+  forms,
   lenet,
   mlp,
+  mobilenet,
   resnet,
   vgg,
   wide_resnet,
 )
+from powerprop_jax.nets.sparse_weight import Support
 
 # num_classes -> a module, called with (images, is_training).
 _MODULES: dict[str, Callable[[int], Callable[..., jax.Array]]] = {
   'lenet_300_100': lenet.LeNet300100,
   'lenet_5': lenet.LeNet5,
+  # PyTorch's initial weights, uniform with a third of our variance, as in the
+  # code of SNFS: with ours its rate of 0.1 diverges for some keys.
   'lenet_5_relu': functools.partial(
-    lenet.LeNet5, conv_relu=True, name='lenet_5_relu'
+    lenet.LeNet5,
+    conv_relu=True,
+    w_init=hk.initializers.VarianceScaling(1 / 3, 'fan_in', 'uniform'),
+    name='lenet_5_relu',
   ),
+  'lenet_5_small': lenet.LeNet5Small,
   'mlp': mlp.OneHiddenMLP,
   'mnist_cnn': cnn.MnistCNN,
   'cifar_cnn': cnn.CifarCNN,
@@ -31,16 +41,30 @@ _MODULES: dict[str, Callable[[int], Callable[..., jax.Array]]] = {
   'vgg_like': functools.partial(vgg.VGG, variant='like'),
   'vgg_c': functools.partial(vgg.VGG, variant='c'),
   'vgg_d': functools.partial(vgg.VGG, variant='d'),
+  'vgg_19': vgg.VGG19,
   'wrn_22_2': functools.partial(wide_resnet.WideResNet, depth=22, width=2),
   'wrn_28_2': functools.partial(wide_resnet.WideResNet, depth=28, width=2),
   'wrn_16_8': functools.partial(wide_resnet.WideResNet, depth=16, width=8),
-  'resnet_50': resnet.ResNet50,
+  'resnet_18': functools.partial(resnet.ResNet, depth=18),
+  'resnet_50': functools.partial(resnet.ResNet, depth=50),
+  'resnet_18_cifar': functools.partial(resnet.ResNet, depth=18, stem='cifar'),
+  'resnet_50_cifar': functools.partial(resnet.ResNet, depth=50, stem='cifar'),
+  'mobilenet_v2': mobilenet.MobileNetV2,
+  'fixup_resnet_110': functools.partial(fixup.FixUpResNet, depth=110),
 }
 
 NAMES = tuple(_MODULES)
 
 
-def make(name: str, num_classes: int) -> hk.TransformedWithState:
+def make(
+  name: str,
+  num_classes: int,
+  *,
+  dct: bool = False,
+  w_init: hk.initializers.Initializer | None = None,
+  supports: Mapping[str, Support] | None = None,
+  method: str = 'auto',
+) -> hk.TransformedWithState:
   """A network as a pair of functions, ready for any image size.
 
   The function transformed is forward(images, is_training) -> logits:
@@ -48,23 +72,50 @@ def make(name: str, num_classes: int) -> hk.TransformedWithState:
   apply(theta, net_state, key, images, is_training) gives (logits, net_state).
   Images are floats in [0, 1], [N, H, W, C].
 
-  Only the wide residual networks (wrn_*) need the key, in training, for their
-  dropout, and raise a ValueError without one; for the others, and in
-  evaluation, it may be None. The lenets, mlp and cnns have an empty net_state
-  and ignore is_training; the others normalise by batch, keep running
-  statistics in net_state, and need a step in training before they can be
-  evaluated.
+  | names | what they are |
+  |---|---|
+  | lenet_300_100, mlp | fully connected, two hidden layers or one |
+  | lenet_5, lenet_5_relu, lenet_5_small | LeNets with convolutions |
+  | mnist_cnn, cifar_cnn | small, for images of any size |
+  | alexnet_s | AlexNet for 32×32, strides for pools |
+  | vgg_like, vgg_c, vgg_d, vgg_19 | VGG for 32×32, 13 or 16 convolutions |
+  | wrn_22_2, wrn_28_2, wrn_16_8 | wide residual networks, with dropout |
+  | resnet_18, resnet_50 | for photographs |
+  | resnet_18_cifar, resnet_50_cifar | the same with a stem for 32×32 |
+  | mobilenet_v2 | depthwise convolutions, for 32×32 |
+  | fixup_resnet_110 | residual, without norms, for 32×32 |
+
+  Only the wide residual networks need the key, in training, for their dropout,
+  and raise a ValueError without one; for the others, and in evaluation, it may
+  be None. The lenets, mlp, cnns and fixup_resnet_110 have an empty net_state
+  (but for supports) and ignore is_training; the others normalise by batch, keep
+  running statistics in net_state, and need a step in training before they can
+  be evaluated.
 
   Args:
     name: one of NAMES.
     num_classes: size of the last axis of the logits, at least 1. The layer
       that computes them is called 'logits' in every network.
+    dct: whether every linear and convolutional layer adds the fixed cosine
+      transform of nets/dct.py, times a scale that is trained. The parameters
+      are those of the plain network and 'transform_scale' for each layer, which
+      select.is_weight does not choose, so masks and everything that goes with
+      them concern the weights alone. These then start at 0.
+    w_init: initialiser of the weights in place of the usual one. With dct and
+      powerpropagation give one, since a weight at 0 never moves under α > 1;
+      likewise for fixup_resnet_110, some of whose weights start at 0.
+    supports: {'module/name': Support}, as condensed.supports gives it: the
+      weights that are held without their zeros, in theta as 'values' instead of
+      'w', and in net_state as their 'positions'. Other weights stay dense.
+    method: how the transform is applied, with dct: 'auto', 'matrix' or 'fft'.
 
   Returns:
     The transformed network.
 
   Raises:
-    ValueError: if the name is unknown or num_classes is less than 1.
+    ValueError: if the name is unknown, num_classes is less than 1, or a method
+      is given without dct; from init and apply, if a support is for a weight
+      that the network does not have, or of another shape.
 
   Example:
     >>> net = make('lenet_300_100', num_classes=10)
@@ -82,8 +133,15 @@ def make(name: str, num_classes: int) -> hk.TransformedWithState:
     )
   if num_classes < 1:
     raise ValueError(f'num_classes must be at least 1, got {num_classes}.')
+  if method != 'auto' and not dct:
+    raise ValueError(
+      f'method={method!r} is about the cosine transform. Pass dct=True too, or '
+      'leave it away.'
+    )
+  form = forms.Form(dct, w_init, supports, method)
 
   def forward(images: jax.Array, is_training: bool) -> jax.Array:
-    return _MODULES[name](num_classes)(images, is_training)
+    with forms.use(form):
+      return _MODULES[name](num_classes)(images, is_training)
 
   return hk.transform_with_state(forward)

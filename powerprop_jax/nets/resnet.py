@@ -1,4 +1,6 @@
-"""ResNet-50, for photographs."""
+"""ResNet-18 and ResNet-50, for photographs and at the size of CIFAR images."""
+
+from typing import NamedTuple
 
 import haiku as hk
 import jax
@@ -6,43 +8,110 @@ import jax.numpy as jnp
 
 from powerprop_jax.nets import layers
 
-# (channels inside a block, number of blocks) of each group.
-_GROUPS = ((64, 3), (128, 4), (256, 6), (512, 3))
+# Channels inside the blocks of each group.
+_CHANNELS = (64, 128, 256, 512)
+_STEMS = ('imagenet', 'cifar')
 
 
-class ResNet50(hk.Module):
-  """ResNet-50, version 1.5: the 3×3 convolution of a block has the stride.
+class _Convolution(NamedTuple):
+  """One convolution of a block.
 
-  A block is three convolutions, 1×1, 3×3 and 1×1 with four times the channels,
-  each followed by a norm, with ReLU between; its input is added, through a 1×1
-  convolution and a norm in the first block of a group, and ReLU follows.
-  Convolutions have no bias. For images of 3 channels and 1000 classes:
-  25,502,912 weights (convolutional and linear), 25,557,032 parameters, and
-  4,089,184,256 multiply–adds at 224×224.
+  Attributes:
+    size: height and width of its kernel.
+    expansion: its channels, as a multiple of those of the group.
+    has_stride: whether it is the one that has the stride of the block.
+  """
+
+  size: int
+  expansion: int
+  has_stride: bool
+
+
+class _Depth(NamedTuple):
+  """What depths differ in: blocks in each group, and what is in a block."""
+
+  num_blocks: tuple[int, int, int, int]
+  block: tuple[_Convolution, ...]
+
+
+_DEPTHS = {
+  18: _Depth(
+    (2, 2, 2, 2), (_Convolution(3, 1, True), _Convolution(3, 1, False))
+  ),
+  50: _Depth(
+    (3, 4, 6, 3),
+    (
+      _Convolution(1, 1, False),
+      _Convolution(3, 1, True),
+      _Convolution(1, 4, False),
+    ),
+  ),
+}
+
+
+class ResNet(hk.Module):
+  """ResNet-18, or ResNet-50, version 1.5: a 3×3 convolution has the stride.
+
+  A block of ResNet-50 is three convolutions, 1×1, 3×3 and 1×1 with four times
+  the channels; one of ResNet-18 is two, 3×3, and the first has the stride. Each
+  is followed by a norm, with ReLU between; the input is added, through a 1×1
+  convolution and a norm where the block changes its shape, and ReLU follows.
+  Convolutions have no bias. The stem for photographs is a 7×7 convolution and a
+  pooling, both of stride 2; that for CIFAR a 3×3 convolution of stride 1. For
+  images of 3 channels:
+
+  | depth, stem, classes | weights (conv and linear) | all parameters |
+  |---|---|---|
+  | 18, 'imagenet', 1000 | 11,678,912 | 11,689,512 |
+  | 50, 'imagenet', 1000 | 25,502,912 | 25,557,032 |
+  | 18, 'cifar', 10 | 11,164,352 | 11,173,962 |
+  | 50, 'cifar', 10 | 23,467,712 | 23,520,842 |
+
+  The second has 4,089,184,256 multiply–adds at 224×224.
 
   Args:
     num_classes: size of the last axis of the logits.
-    name: name of the module. Its layers are stem; conv_0, conv_1, conv_2 and
-      perhaps shortcut in group_1/block_0 and so on; logits.
+    depth: number of layers, 18 or 50.
+    stem: 'imagenet' or 'cifar'.
+    name: name of the module, by default e.g. 'resnet_50' or 'resnet_50_cifar'.
+      Its layers are stem; conv_0, conv_1, perhaps conv_2 and perhaps shortcut
+      in group_1/block_0 and so on; logits.
+
+  Raises:
+    ValueError: if the depth or the stem is unknown.
 
   Source:
     He et al., Deep Residual Learning, 2016 (https://arxiv.org/abs/1512.03385),
     Table 1; the place of the stride, the decay and the epsilon as in the code
-    of RigL (https://arxiv.org/abs/1911.11134).
+    of RigL (https://arxiv.org/abs/1911.11134); the stem for CIFAR as in that of
+    Price & Tanner, 2021 (https://arxiv.org/abs/2102.07655).
 
   Note:
-    That code starts the scale of the last norm of a block at 0; ours starts at
-    1. At 0 no gradient reaches the weights inside the blocks on the first step,
-    and whatever chooses connections by gradient there (SNIP, a first growth of
-    RigL) would choose at random. It draws the weights of the output layer with
-    a standard deviation of 0.01; ours are drawn as in every layer, 0.022. And
-    it pads evenly before a strided convolution, where ours pads more at the
-    end; the shapes are equal.
+    RigL's code starts the scale of the last norm of a block at 0; ours starts
+    at 1. At 0 no gradient reaches the weights inside the blocks on the first
+    step, and whatever chooses connections by gradient there (SNIP, a first
+    growth of RigL) would choose at random. It draws the weights of the output
+    layer with a standard deviation of 0.01; ours are drawn as in every layer,
+    0.022 in ResNet-50. And it pads evenly before a strided convolution, where
+    ours pads more at the end; the shapes are equal.
   """
 
-  def __init__(self, num_classes: int, name: str = 'resnet_50'):
-    super().__init__(name=name)
+  def __init__(
+    self,
+    num_classes: int,
+    depth: int = 50,
+    stem: str = 'imagenet',
+    name: str | None = None,
+  ):
+    if depth not in _DEPTHS:
+      raise ValueError(f'depth must be 18 or 50, got {depth}.')
+    if stem not in _STEMS:
+      raise ValueError(f"stem must be 'imagenet' or 'cifar', got {stem!r}.")
+    suffix = '_cifar' if stem == 'cifar' else ''
+    super().__init__(name=name or f'resnet_{depth}{suffix}')
     self._num_classes = num_classes
+    self._depth = _DEPTHS[depth]
+    self._stem = stem
 
   def __call__(self, images: jax.Array, is_training: bool = False) -> jax.Array:
     """Logits [N, num_classes] of images [N, H, W, C].
@@ -56,31 +125,44 @@ class ResNet50(hk.Module):
       Logits.
     """
     layers.check_images(images)
-    x = layers.conv(64, 7, 'stem', stride=2, with_bias=False)(images)
+    size, stride = (7, 2) if self._stem == 'imagenet' else (3, 1)
+    x = layers.conv(64, size, 'stem', stride=stride, with_bias=False)(images)
     x = jax.nn.relu(layers.norm('stem_norm')(x, is_training))
-    x = layers.max_pool(x, size=3)
-    for group, (channels, num_blocks) in enumerate(_GROUPS, start=1):
+    if self._stem == 'imagenet':
+      x = layers.max_pool(x, size=3)
+    groups = zip(_CHANNELS, self._depth.num_blocks, strict=True)
+    for group, (channels, num_blocks) in enumerate(groups, start=1):
       with hk.name_scope(f'group_{group}'):
         for i in range(num_blocks):
           stride = 2 if group > 1 and i == 0 else 1
           with hk.name_scope(f'block_{i}'):
-            x = _block(x, channels, stride, is_training)
+            x = _block(x, self._depth.block, channels, stride, is_training)
     return layers.linear(self._num_classes, 'logits')(jnp.mean(x, axis=(1, 2)))
 
 
 def _block(
-  x: jax.Array, channels: int, stride: int, is_training: bool
+  x: jax.Array,
+  block: tuple[_Convolution, ...],
+  channels: int,
+  stride: int,
+  is_training: bool,
 ) -> jax.Array:
-  if x.shape[-1] == 4 * channels:
+  num_outputs = block[-1].expansion * channels
+  if x.shape[-1] == num_outputs:
     shortcut = x
   else:
     shortcut = layers.conv(
-      4 * channels, 1, 'shortcut', stride=stride, with_bias=False
+      num_outputs, 1, 'shortcut', stride=stride, with_bias=False
     )(x)
     shortcut = layers.norm('shortcut_norm')(shortcut, is_training)
-  y = layers.conv(channels, 1, 'conv_0', with_bias=False)(x)
-  y = jax.nn.relu(layers.norm('norm_0')(y, is_training))
-  y = layers.conv(channels, 3, 'conv_1', stride=stride, with_bias=False)(y)
-  y = jax.nn.relu(layers.norm('norm_1')(y, is_training))
-  y = layers.conv(4 * channels, 1, 'conv_2', with_bias=False)(y)
-  return jax.nn.relu(shortcut + layers.norm('norm_2')(y, is_training))
+  y = x
+  for i, (size, expansion, has_stride) in enumerate(block):
+    y = layers.conv(
+      expansion * channels,
+      size,
+      f'conv_{i}',
+      stride=stride if has_stride else 1,
+      with_bias=False,
+    )(jax.nn.relu(y) if i else y)
+    y = layers.norm(f'norm_{i}')(y, is_training)
+  return jax.nn.relu(shortcut + y)

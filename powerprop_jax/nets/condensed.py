@@ -1,0 +1,253 @@
+"""Layers that hold only the connections that exist.
+
+A sparse layer in the masked form stores and trains a dense weight, of which a
+mask keeps a few entries. The layers here store those entries alone
+(sparse_weight.py says how). A support says where the connections of a layer
+are: `support` reads it from a mask, and `condense` and `expand` turn the
+parameters of one form into those of the other.
+"""
+
+from collections.abc import Mapping
+import math
+from typing import Any
+
+import haiku as hk
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+
+from powerprop_jax.core import masks as masks_lib
+from powerprop_jax.core import select as select_lib
+from powerprop_jax.core import trees
+from powerprop_jax.core.trees import Select
+from powerprop_jax.nets import layer_parts, sparse_weight
+from powerprop_jax.nets.sparse_weight import Condensed, Support
+
+
+def support(mask: Any) -> Support:
+  """Where a mask is True.
+
+  Args:
+    mask: concrete booleans in the shape of the weight.
+
+  Returns:
+    The support; a mask that is False everywhere has an empty one.
+
+  Raises:
+    TypeError: if the mask is traced or not boolean.
+    ValueError: if it has more entries than int32 can number.
+
+  Example:
+    >>> support(jnp.array([[True, False], [False, True]]))
+    Support(positions=array([0, 3], dtype=int32), shape=(2, 2))
+  """
+  if isinstance(mask, jax.core.Tracer):
+    raise TypeError(
+      'support needs a concrete mask, got a traced one: the number of '
+      'connections is part of the program. Call it outside of jit.'
+    )
+  entries = np.asarray(mask)
+  if entries.dtype != bool:
+    raise TypeError(f'mask must be boolean, got {entries.dtype}.')
+  if entries.size > np.iinfo(np.int32).max:
+    raise ValueError(
+      f'a mask of shape {entries.shape} has more entries than int32 can '
+      'number; split the layer.'
+    )
+  positions = np.flatnonzero(entries).astype(np.int32)
+  return Support(positions, entries.shape)
+
+
+def supports(
+  masks: masks_lib.Masks, *, select: Select = select_lib.is_weight
+) -> dict[str, Support]:
+  """Supports of the selected leaves, by 'module/name'.
+
+  Args:
+    masks: concrete masks.
+    select: which leaves, by (module name, name, value).
+
+  Returns:
+    A support for each selected leaf, in the order of the leaves.
+
+  Raises:
+    TypeError: if a selected mask is traced or not boolean.
+    ValueError: if select selects nothing.
+
+  Example:
+    >>> supports({'linear': {'w': jnp.eye(2, dtype=bool)}})
+    {'linear/w': Support(positions=array([0, 3], dtype=int32), shape=(2, 2))}
+  """
+  # Predicates look at floating-point parameters.
+  parameters = jax.tree.map(
+    lambda m: jax.ShapeDtypeStruct(jnp.shape(m), jnp.float32), masks
+  )
+  names = select_lib.selected_names(select, parameters)
+  leaves = {leaf.path: leaf.value for leaf in trees.named_leaves(masks)}
+  return {path: support(leaves[path]) for path in names}
+
+
+def condense(
+  theta: hk.Params,
+  masks: masks_lib.Masks,
+  *,
+  select: Select = select_lib.is_weight,
+) -> dict[str, dict[str, jax.Array]]:
+  """Parameters of the condensed layers that compute what the masked ones do.
+
+  Each selected leaf becomes the leaf 'values' of the same module; the others
+  stay. The positions are state, not parameters: init of the network with
+  supports(masks) gives a state that holds them.
+
+  Args:
+    theta: effective parameters, as Haiku has them; what a mask removes is left
+      out, whatever its value.
+    masks: concrete masks of the same structure and shapes.
+    select: which leaves, by (module name, name, value).
+
+  Returns:
+    The condensed parameters.
+
+  Raises:
+    TypeError: if a selected mask is traced or not boolean.
+    ValueError: if shapes differ, if select selects nothing, or if it selects
+      two leaves of one module.
+
+  Example:
+    >>> condense({'linear': {'w': jnp.array([[1., 2.], [3., 4.]])}},
+    ...          {'linear': {'w': jnp.eye(2, dtype=bool)}})
+    {'linear': {'values': Array([1., 4.], dtype=float32)}}
+  """
+  masks_lib.check_same_shapes(theta, masks, 'theta', 'masks')
+  found = {module: dict(leaves) for module, leaves in theta.items()}
+  for path, where in supports(masks, select=select).items():
+    module, _, name = path.rpartition('/')
+    if 'values' in found[module]:
+      raise ValueError(
+        f'{module} has two selected leaves, or one called values already; a '
+        'condensed layer holds one weight. Select one with select.'
+      )
+    weight = jnp.ravel(found[module].pop(name))
+    found[module]['values'] = weight[where.positions]
+  return found
+
+
+def expand(
+  theta: hk.Params, supports: Mapping[str, Support]
+) -> dict[str, dict[str, jax.Array]]:
+  """Undoes condense: dense parameters, zero where there is no connection.
+
+  Args:
+    theta: condensed parameters.
+    supports: those of the masks that they were condensed with.
+
+  Returns:
+    Parameters of the dense network.
+
+  Raises:
+    ValueError: if a support has no values, or another number of them.
+
+  Example:
+    >>> expand({'linear': {'values': jnp.array([1., 4.])}},
+    ...        {'linear/w': support(jnp.eye(2, dtype=bool))})['linear']['w']
+    Array([[1., 0.],
+           [0., 4.]], dtype=float32)
+  """
+  found = {module: dict(leaves) for module, leaves in theta.items()}
+  for path, where in supports.items():
+    module, _, name = path.rpartition('/')
+    values = found.get(module, {}).pop('values', None)
+    if values is None or values.shape != where.positions.shape:
+      have = 'has none' if values is None else f'has {values.size}'
+      raise ValueError(
+        f'the support {path!r} needs {where.positions.size} values and '
+        f'{module!r} {have}. Pass the supports that the parameters were '
+        'condensed with.'
+      )
+    positions = jnp.asarray(where.positions)
+    found[module][name] = sparse_weight.dense(
+      Condensed(values, positions, where.shape)
+    )
+  return found
+
+
+class CondensedLinear(hk.Linear):
+  """A sparse hk.Linear that holds only its connections.
+
+  It computes what hk.Linear with a masked weight computes, and starts with the
+  same weights, as the parameter 'values' [nnz] and the state 'positions' [nnz].
+  The product is done connection by connection or with a transient dense copy
+  of the weight, as
+  sparse_weight.use_gathers says when the program is traced.
+
+  The network must be transformed with hk.transform_with_state; the init of
+  hk.transform refuses modules with a state.
+
+  Args:
+    *args: as hk.Linear.
+    support: where the connections are, of shape [in, out].
+    **kwargs: as hk.Linear.
+
+  Example:
+    >>> where = support(jnp.array([[True, False], [False, True]]))
+    >>> net = hk.transform_with_state(
+    ...   lambda x: CondensedLinear(2, support=where)(x))
+    >>> theta, net_state = net.init(jax.random.key(0), jnp.ones((1, 2)))
+    >>> theta['condensed_linear']['values'].shape
+    (2,)
+    >>> net_state['condensed_linear']['positions']
+    Array([0, 3], dtype=int32)
+  """
+
+  def __init__(self, *args: Any, support: Support, **kwargs: Any):
+    super().__init__(*args, **kwargs)
+    self._support = support
+
+  def __call__(
+    self, inputs: jax.Array, *, precision: lax.Precision | None = None
+  ) -> jax.Array:
+    """Outputs [..., output_size] of inputs [..., features]."""
+    shape = (inputs.shape[-1], self.output_size)
+    init = self.w_init or _usual_init(shape)
+    weight = sparse_weight.get_weight(shape, inputs.dtype, init, self._support)
+    gathers = sparse_weight.use_gathers(weight, math.prod(inputs.shape[:-1]))
+    y = sparse_weight.product(
+      inputs, weight, by_gathers=gathers, precision=precision
+    )
+    return layer_parts.add_bias(self, y)
+
+
+class CondensedConv2D(hk.Conv2D):
+  """A sparse hk.Conv2D that holds only its connections.
+
+  As CondensedLinear, but always by a transient dense copy of the kernel. On a
+  CPU it cannot be differentiated in forward mode (see convolution.Conv2D).
+
+  Args:
+    *args: as hk.Conv2D.
+    support: where the connections are, of the shape of the kernel, [height,
+      width, in / groups, out].
+    **kwargs: as hk.Conv2D, but no mask.
+  """
+
+  def __init__(self, *args: Any, support: Support, **kwargs: Any):
+    super().__init__(*args, **kwargs)
+    layer_parts.check_no_mask(self)
+    self._support = support
+
+  def __call__(
+    self, inputs: jax.Array, *, precision: lax.Precision | None = None
+  ) -> jax.Array:
+    """Activations of an image or a batch of images, in the data format."""
+    shape = layer_parts.kernel_shape(self, inputs)
+    init = self.w_init or _usual_init(shape)
+    weight = sparse_weight.get_weight(shape, inputs.dtype, init, self._support)
+    kernel = sparse_weight.dense(weight)
+    y = layer_parts.convolve(self, inputs, kernel, precision)
+    return layer_parts.add_bias(self, y)
+
+
+def _usual_init(shape: tuple[int, ...]) -> hk.initializers.Initializer:
+  """What Haiku draws weights from where it is told nothing."""
+  return hk.initializers.TruncatedNormal(1 / math.sqrt(math.prod(shape[:-1])))

@@ -1,0 +1,330 @@
+"""Layers that add a fixed cosine transform to a sparse trainable weight.
+
+A very sparse layer passes on little of what it gets. Here its output is
+
+    y = s D(x) + S(x) + b,
+
+where D is a fixed orthonormal cosine transform, which connects every input with
+every output at no cost in parameters, s a trainable number and S the sparse
+layer, which starts at zero.
+
+The transform can be applied in two ways, equal up to rounding. 'matrix' has D
+as a constant of the size of the dense weight: since everything is linear, the
+layer is then one product with S + s D. 'fft' computes D(x) in O(n log n), next
+to S(x). 'auto' chooses when the program is traced, from the shapes.
+"""
+
+import math
+from typing import Any
+
+import haiku as hk
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+
+from powerprop_jax.nets import layer_parts, sparse_weight
+from powerprop_jax.nets.sparse_weight import Support, Weight
+
+_METHODS = ('auto', 'matrix', 'fft')
+
+# 'auto' in a layer: 'fft' for at least this many entries of the shorter side of
+# the weight per vector that is multiplied; see DctLinear.
+_ENTRIES_PER_VECTOR = 8
+
+# 'auto' for the transform alone: 'fft' from this length on.
+_FFT_LENGTH = 256
+
+
+def cosine_weight(num_in: int, num_out: int, dtype: Any) -> jax.Array:
+  """The cosine transform as a weight: x @ cosine_weight is the transform of x.
+
+  With n = max(num_in, num_out), entry [i, o] is c_o cos(π (2i + 1) o / 2n),
+  where c_0 = sqrt(1/n) and c_o = sqrt(2/n): the orthonormal DCT-II of x padded
+  with zeros to length n, of which the first num_out coefficients are left.
+  Columns are orthonormal if num_in = n, rows if num_out = n.
+
+  Args:
+    num_in: length of the vectors that come in, at least 1.
+    num_out: number of coefficients, at least 1.
+    dtype: dtype of the result, which is computed in float64.
+
+  Returns:
+    [num_in, num_out].
+
+  Example:
+    >>> cosine_weight(2, 2, jnp.float32).round(3)
+    Array([[ 0.707,  0.707],
+           [ 0.707, -0.707]], dtype=float32)
+
+  Source:
+    Price and Tanner, Dense for the Price of Sparse, 2021
+    (https://arxiv.org/abs/2102.07655).
+  """
+  n = max(num_in, num_out)
+  # The angle is a multiple of π/2n; whole turns are left out while it is an
+  # integer, so that long transforms are as exact as short ones.
+  cosines = math.sqrt(2 / n) * np.cos(np.pi / (2 * n) * np.arange(4 * n))
+  angles = np.outer(2 * np.arange(num_in) + 1, np.arange(num_out)) % (4 * n)
+  weight = cosines[angles]
+  weight[:, 0] = math.sqrt(1 / n)
+  return jnp.asarray(weight, dtype)
+
+
+def transform(x: jax.Array, num_out: int, *, method: str = 'auto') -> jax.Array:
+  """First coefficients of the orthonormal cosine transform of vectors.
+
+  Args:
+    x: vectors [..., num_in].
+    num_out: number of coefficients; if it is more than num_in, x is padded with
+      zeros to that length first.
+    method: 'matrix' multiplies by cosine_weight; 'fft' computes the transform
+      in O(n log n), in float32 for half precision; 'auto' is 'fft' from length
+      256 on, where it becomes faster on a CPU.
+
+  Returns:
+    [..., num_out], in the dtype of x.
+
+  Raises:
+    ValueError: if there is no such method, or num_out is less than 1.
+
+  Example:
+    >>> transform(jnp.array([1.0, 2.0, 3.0, 4.0]), 1)
+    Array([5.], dtype=float32)
+
+  Source:
+    Makhoul, A fast cosine transform in one and two dimensions, 1980, for the
+    transform by way of a real Fourier transform of the same length.
+  """
+  _check_method(method)
+  if num_out < 1:
+    raise ValueError(f'num_out must be at least 1, got {num_out}.')
+  num_in = x.shape[-1]
+  if method == 'auto':
+    method = 'fft' if max(num_in, num_out) >= _FFT_LENGTH else 'matrix'
+  if method == 'matrix':
+    return x @ cosine_weight(num_in, num_out, x.dtype)
+  wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  return _fast_transform(wide, num_out).astype(x.dtype)
+
+
+def _fast_transform(x: jax.Array, num_out: int) -> jax.Array:
+  n = max(x.shape[-1], num_out)
+  missing = n - x.shape[-1]
+  x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)])
+  # Every second entry forwards, then the others backwards.
+  x = jnp.concatenate([x[..., ::2], x[..., 1::2][..., ::-1]], axis=-1)
+  turns = np.exp(-1j * np.pi / (2 * n) * np.arange(n // 2 + 1))
+  scales = np.full(turns.shape, math.sqrt(2 / n))
+  scales[0] = math.sqrt(1 / n)
+  spectrum = jnp.fft.rfft(x)
+  factors = jnp.asarray(turns * scales, spectrum.dtype)
+  spectrum *= factors.reshape((1,) * (x.ndim - 1) + factors.shape)
+  if num_out <= n // 2 + 1:
+    return spectrum.real[..., :num_out]
+  # Coefficient n - k is found beside coefficient k.
+  rest = -spectrum.imag[..., 1 : (n + 1) // 2][..., ::-1]
+  found = jnp.concatenate([spectrum.real, rest], axis=-1)
+  return found[..., :num_out]
+
+
+class DctLinear(hk.Linear):
+  """A linear layer plus a fixed cosine transform: y = s D(x) + x W + b.
+
+  Use it in place of hk.Linear. Its parameters are 'w', 'b' and
+  'transform_scale', s, a scalar. With a support it holds only the connections
+  of W, as condensed.CondensedLinear does ('values' in place of 'w', and the
+  state 'positions'), and the network needs hk.transform_with_state.
+
+  'auto' chooses 'fft' if the product with condensed weights is done by gathers
+  (sparse_weight.use_gathers), or if the shorter side of W is at least 8 times
+  the number of vectors in x; otherwise 'matrix'. This is what was faster on two
+  CPU cores: the cost of 'matrix' over the same layer without transform goes
+  with the size of W, that of 'fft' with the size of x. Where gathers make the
+  sparse product very cheap, the transform can cost more than that product. The
+  rule has not been measured on other backends, where it is the same.
+
+  Args:
+    *args: as hk.Linear.
+    transform_init: initial value of s. 0 gives a plain sparse layer, to which
+      training may add the transform.
+    method: 'matrix', 'fft' or 'auto'. 'fft' never makes an array of the size of
+      W if there is a support.
+    support: where the connections of W are, of shape [in, out]; None for a
+      dense W, which the training loop masks.
+    **kwargs: as hk.Linear, but w_init is zeros by default.
+
+  Raises:
+    ValueError: if there is no such method, or the support has another shape.
+
+  Example:
+    >>> net = hk.without_apply_rng(hk.transform(lambda x: DctLinear(2)(x)))
+    >>> theta = net.init(jax.random.key(0), jnp.eye(2))
+    >>> net.apply(theta, jnp.eye(2)).round(3)
+    Array([[ 0.707,  0.707],
+           [ 0.707, -0.707]], dtype=float32)
+
+  Source:
+    Price and Tanner, Dense for the Price of Sparse, 2021
+    (https://arxiv.org/abs/2102.07655).
+  """
+
+  def __init__(
+    self,
+    *args: Any,
+    transform_init: float = 1.0,
+    method: str = 'auto',
+    support: Support | None = None,
+    **kwargs: Any,
+  ):
+    super().__init__(*args, **kwargs)
+    _check_method(method)
+    self._transform_init = transform_init
+    self._method = method
+    self._support = support
+
+  def __call__(
+    self, inputs: jax.Array, *, precision: lax.Precision | None = None
+  ) -> jax.Array:
+    """Outputs [..., output_size] of inputs [..., features]."""
+    shape = (inputs.shape[-1], self.output_size)
+    weight = sparse_weight.get_weight(
+      shape, inputs.dtype, self.w_init or jnp.zeros, self._support
+    )
+    scale = _transform_scale(inputs.dtype, self._transform_init)
+    num_vectors = math.prod(inputs.shape[:-1])
+    gathers = sparse_weight.use_gathers(weight, num_vectors)
+    method = self._method
+    if method == 'auto':
+      long = min(shape) >= _ENTRIES_PER_VECTOR * num_vectors
+      method = 'fft' if gathers or long else 'matrix'
+    elif method == 'fft':
+      gathers = self._support is not None
+
+    if method == 'matrix':
+      kernel = scale * cosine_weight(*shape, inputs.dtype)
+      kernel += sparse_weight.dense(weight)
+      y = jnp.dot(inputs, kernel, precision=precision)
+    else:
+      y = scale * transform(inputs, self.output_size, method='fft')
+      y += sparse_weight.product(
+        inputs, weight, by_gathers=gathers, precision=precision
+      )
+    return layer_parts.add_bias(self, y)
+
+
+class DctConv2D(hk.Conv2D):
+  """A convolution plus a fixed cosine transform of each patch.
+
+  Use it in place of hk.Conv2D; s, method and support are those of DctLinear.
+  What the transform sees at each place is the patch under the kernel in the
+  order (row, column, channel), channel fastest, padded with zeros to length
+  n = max(height * width * in / groups, out). Output channel o gets coefficient
+  o of the patch of its group, whichever group that is. In Haiku's layout the
+  kernel of the transform is cosine_weight in the shape of the kernel.
+
+  'auto' is 'matrix': beside the products with the kernel, adding s D to it
+  costs little, since it is used at many places; making patches costs more. The
+  other way is for large kernels on few places, and for saving memory. On a CPU
+  the layer cannot be differentiated in forward mode (see convolution.Conv2D).
+
+  Args:
+    *args: as hk.Conv2D.
+    transform_init: initial value of s.
+    method: 'matrix', 'fft' or 'auto'. 'fft' never makes an array of the size of
+      the kernel if there is a support.
+    support: where the connections of the kernel are, of its shape [height,
+      width, in / groups, out]; None for a dense kernel.
+    **kwargs: as hk.Conv2D, but w_init is zeros by default. A mask acts on the
+      kernel, not on the transform.
+
+  Raises:
+    ValueError: if there is no such method, the support has another shape, there
+      are both a support and a mask, or groups do not divide the channels.
+
+  Note:
+    The dilation of the layer is that of the patches too. The published code
+    does not pass it on to the transform.
+
+  Example:
+    >>> net = hk.without_apply_rng(hk.transform(lambda x: DctConv2D(1, 2)(x)))
+    >>> theta = net.init(jax.random.key(0), jnp.ones((1, 2, 2, 1)))
+    >>> net.apply(theta, jnp.ones((1, 2, 2, 1)))[0, 0, 0]
+    Array([2.], dtype=float32)
+
+  Source:
+    Price and Tanner, Dense for the Price of Sparse, 2021
+    (https://arxiv.org/abs/2102.07655).
+  """
+
+  def __init__(
+    self,
+    *args: Any,
+    transform_init: float = 1.0,
+    method: str = 'auto',
+    support: Support | None = None,
+    **kwargs: Any,
+  ):
+    super().__init__(*args, **kwargs)
+    _check_method(method)
+    if support is not None:
+      layer_parts.check_no_mask(self)
+    self._transform_init = transform_init
+    self._method = method
+    self._support = support
+
+  def __call__(
+    self, inputs: jax.Array, *, precision: lax.Precision | None = None
+  ) -> jax.Array:
+    """Activations of an image or a batch of images, in the data format."""
+    shape = layer_parts.kernel_shape(self, inputs)
+    weight = sparse_weight.get_weight(
+      shape, inputs.dtype, self.w_init or jnp.zeros, self._support
+    )
+    scale = _transform_scale(inputs.dtype, self._transform_init)
+    if self._method == 'fft':
+      y = self._by_patches(inputs, weight, scale, precision)
+    else:
+      num_in = math.prod(shape[:-1])
+      fixed = cosine_weight(num_in, shape[-1], inputs.dtype).reshape(shape)
+      kernel = layer_parts.masked(self, sparse_weight.dense(weight))
+      y = layer_parts.convolve(self, inputs, kernel + scale * fixed, precision)
+    return layer_parts.add_bias(self, y)
+
+  def _by_patches(
+    self,
+    inputs: jax.Array,
+    weight: Weight,
+    scale: jax.Array,
+    precision: lax.Precision | None,
+  ) -> jax.Array:
+    """The layer without bias, the transform computed from patches."""
+    num_groups, num_out = self.feature_group_count, self.output_channels
+    patches = layer_parts.patches(self, inputs)
+    y = transform(patches, num_out, method='fft')
+    # Every group's patch has all coefficients; a group keeps those of its own
+    # channels.
+    y = y.reshape(*y.shape[:-1], num_groups, num_out // num_groups)
+    y = scale * jnp.einsum('...ggo->...go', y).reshape(*y.shape[:-3], num_out)
+    if isinstance(weight, sparse_weight.Condensed):
+      flat = patches.reshape(*patches.shape[:-2], -1)
+      y += sparse_weight.gathered_product(flat, weight, num_groups=num_groups)
+    if self.channel_index != -1:
+      y = jnp.moveaxis(y, -1, -3)
+    if isinstance(weight, sparse_weight.Condensed):
+      return y
+    kernel = layer_parts.masked(self, weight)
+    return y + layer_parts.convolve(self, inputs, kernel, precision)
+
+
+def _transform_scale(dtype: Any, value: float) -> jax.Array:
+  """The parameter s of the module that calls."""
+  init = hk.initializers.Constant(value)
+  return hk.get_parameter('transform_scale', (), dtype, init=init)
+
+
+def _check_method(method: str) -> None:
+  if method not in _METHODS:
+    raise ValueError(
+      f"method must be 'auto', 'matrix' or 'fft', got {method!r}."
+    )

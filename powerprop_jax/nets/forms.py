@@ -1,0 +1,112 @@
+"""How a network holds its weights: one choice for all of its layers.
+
+Plain, with a fixed cosine transform beside them, or without their zeros. The
+choice reaches layers.linear and layers.conv through a context, so that every
+network is written once.
+"""
+
+from collections.abc import Iterator, Mapping
+import contextlib
+import contextvars
+from typing import NamedTuple
+
+import haiku as hk
+
+from powerprop_jax.nets.sparse_weight import Support
+
+
+class Form(NamedTuple):
+  """How the layers of a network hold their weights.
+
+  Attributes:
+    has_transform: whether every layer adds the fixed cosine transform of
+      nets/dct.py to what its weights compute.
+    w_init: initialiser of all weights; None is that of each layer or, with the
+      transform, zeros.
+    supports: {'module/name': Support} of the weights that are held without
+      their zeros, as condensed.supports gives it; None for none.
+    method: how the transform is applied: 'auto', 'matrix' or 'fft'.
+  """
+
+  has_transform: bool = False
+  w_init: hk.initializers.Initializer | None = None
+  supports: Mapping[str, Support] | None = None
+  method: str = 'auto'
+
+
+class _Context(NamedTuple):
+  """The form, and the supports that no layer has taken yet."""
+
+  form: Form
+  unused: dict[str, Support]
+
+
+_CONTEXT: contextvars.ContextVar[_Context | None] = contextvars.ContextVar(
+  '_CONTEXT', default=None
+)
+
+
+@contextlib.contextmanager
+def use(form: Form) -> Iterator[None]:
+  """Gives this form to the layers that layers.linear and layers.conv build.
+
+  Args:
+    form: how they hold their weights.
+
+  Yields:
+    Nothing; the effect ends with the context.
+
+  Raises:
+    ValueError: at the end of the context, if a support was for a layer that was
+      not built.
+
+  Example:
+    >>> import jax
+    >>> from powerprop_jax.nets import layers
+    >>> def forward(x):
+    ...   with use(Form(has_transform=True)):
+    ...     return layers.linear(4, 'linear')(x)
+    >>> net = hk.without_apply_rng(hk.transform(forward))
+    >>> x = jax.numpy.ones((1, 4))
+    >>> theta = net.init(jax.random.key(0), x)
+    >>> sorted(theta['linear'])
+    ['b', 'transform_scale', 'w']
+    >>> abs(net.apply(theta, x).round(3))
+    Array([[2., 0., 0., 0.]], dtype=float32)
+  """
+  context = _Context(form, dict(form.supports or {}))
+  token = _CONTEXT.set(context)
+  try:
+    yield
+  finally:
+    _CONTEXT.reset(token)
+  if context.unused:
+    raise ValueError(
+      f'there is a support for {", ".join(context.unused)}, but no layer of '
+      'this network has such a weight. Take the supports from masks of the '
+      'same network.'
+    )
+
+
+def current() -> Form:
+  """The form in use; outside of any context, the plain one."""
+  context = _CONTEXT.get()
+  return Form() if context is None else context.form
+
+
+def take_support(name: str) -> Support | None:
+  """The support of a layer that is about to be built; it is then used.
+
+  Args:
+    name: name of the layer's module, inside the module that builds it.
+
+  Returns:
+    The support, or None if the form in use has none for this layer.
+  """
+  context = _CONTEXT.get()
+  if context is None or context.form.supports is None:
+    return None
+  scope = hk.current_name()
+  path = f'{name}/w' if scope == '~' else f'{scope}/{name}/w'
+  context.unused.pop(path, None)
+  return context.form.supports.get(path)

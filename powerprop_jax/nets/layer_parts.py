@@ -1,0 +1,211 @@
+"""What hk.Linear and hk.Conv2D do around their weight, for weights of ours.
+
+The functions take the module for its settings: window, strides, dilation,
+padding, groups, data format, mask and bias mean what they mean in Haiku.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import haiku as hk
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from powerprop_jax.nets import convolution
+
+
+def kernel_shape(
+  module: hk.Conv2D, inputs: jax.Array
+) -> tuple[int, int, int, int]:
+  """Shape [height, width, in / groups, out] of the kernel for these inputs.
+
+  Args:
+    module: the layer.
+    inputs: an image or a batch of images, in the data format of the module.
+
+  Returns:
+    The shape.
+
+  Raises:
+    ValueError: if inputs have another rank than 3 or 4, or if the groups do not
+      divide the channels that come in and those that go out.
+  """
+  if inputs.ndim not in (3, 4):
+    raise ValueError(
+      f'{module.module_name} needs an image or a batch of images, of rank 3 or '
+      f'4, got shape {inputs.shape}.'
+    )
+  num_in = inputs.shape[-1 if module.channel_index == -1 else -3]
+  num_out, num_groups = module.output_channels, module.feature_group_count
+  for size, which in ((num_in, 'input'), (num_out, 'output')):
+    if size % num_groups:
+      raise ValueError(
+        f'feature_group_count of {module.module_name} must divide its {size} '
+        f'{which} channels, got {num_groups}.'
+      )
+  height, width = module.kernel_shape
+  return height, width, num_in // num_groups, num_out
+
+
+def masked(module: hk.Conv2D, kernel: jax.Array) -> jax.Array:
+  """The kernel times the mask that the module was built with, if any.
+
+  Args:
+    module: the layer.
+    kernel: [height, width, in / groups, out].
+
+  Returns:
+    A kernel of the same shape.
+
+  Raises:
+    ValueError: if the mask has another shape.
+  """
+  if module.mask is None:
+    return kernel
+  if module.mask.shape != kernel.shape:
+    raise ValueError(
+      f'the mask of {module.module_name} must have the shape of its kernel, '
+      f'{kernel.shape}, got {module.mask.shape}.'
+    )
+  return kernel * module.mask
+
+
+def check_no_mask(module: hk.Conv2D) -> None:
+  """Refuses a mask beside a support.
+
+  Args:
+    module: the layer, which has a support.
+
+  Raises:
+    ValueError: if it was built with a mask.
+  """
+  if module.mask is not None:
+    raise ValueError(
+      f'{module.module_name} has a support and a mask. Pass the support of the '
+      'connections that are left: support(mask).'
+    )
+
+
+def convolve(
+  module: hk.Conv2D,
+  inputs: jax.Array,
+  kernel: jax.Array,
+  precision: lax.Precision | None = None,
+) -> jax.Array:
+  """Convolution of inputs with a kernel.
+
+  On a CPU it is convolution.convolve where that is the same, which cannot be
+  differentiated in forward mode.
+
+  Args:
+    module: the layer.
+    inputs: an image or a batch of images, in the data format of the module.
+    kernel: [height, width, in / groups, out].
+    precision: as in jax.lax.conv_general_dilated.
+
+  Returns:
+    Activations without bias, of the same rank and format.
+  """
+  x = inputs[jnp.newaxis] if inputs.ndim == 3 else inputs
+  if _is_plain(module) and precision is None:
+    height, width = _pads(module, x.shape[1:3])
+    y = convolution.convolve(x, kernel, module.stride[0], (height, width))
+  else:
+    y = lax.conv_general_dilated(
+      x,
+      kernel,
+      window_strides=module.stride,
+      padding=module.padding,
+      rhs_dilation=module.kernel_dilation,
+      dimension_numbers=module.dimension_numbers,
+      feature_group_count=module.feature_group_count,
+      precision=precision,
+    )
+  return y[0] if inputs.ndim == 3 else y
+
+
+def _is_plain(module: hk.Conv2D) -> bool:
+  """Whether convolution.convolve does what the module says, on a CPU."""
+  return (
+    jax.default_backend() == 'cpu'
+    and module.channel_index == -1
+    and module.feature_group_count == 1
+    and set(module.kernel_dilation) == {1}
+    and len(set(module.stride)) == 1
+  )
+
+
+def patches(module: hk.Conv2D, inputs: jax.Array) -> jax.Array:
+  """What lies under the kernel at each of its places.
+
+  Args:
+    module: the layer.
+    inputs: an image or a batch of images, in the data format of the module.
+
+  Returns:
+    [..., H', W', groups, height * width * in / groups], whatever the data
+    format; each patch in the order (row, column, channel), channel fastest.
+  """
+  height, width, num_in, _ = kernel_shape(module, inputs)
+  x = inputs[jnp.newaxis] if inputs.ndim == 3 else inputs
+  if module.channel_index != -1:
+    x = x.transpose(0, 2, 3, 1)
+  vertical, horizontal = _pads(module, x.shape[1:3])
+  pads = [(0, 0, 0), (*vertical, 0), (*horizontal, 0), (0, 0, 0)]
+  x = lax.pad(x, jnp.zeros([], x.dtype), pads)
+  # One strided view of the images for each entry of the kernel.
+  rows, columns = (
+    [
+      slice(offset, offset + size - (length - 1) * rate, stride)
+      for offset in range(0, length * rate, rate)
+    ]
+    for size, length, rate, stride in zip(
+      x.shape[1:3],
+      (height, width),
+      module.kernel_dilation,
+      module.stride,
+      strict=True,
+    )
+  )
+  views = [x[:, row, column] for row in rows for column in columns]
+  found = jnp.stack(views, axis=3)
+  num_groups = module.feature_group_count
+  found = found.reshape(*found.shape[:4], num_groups, num_in).swapaxes(3, 4)
+  found = found.reshape(*found.shape[:4], height * width * num_in)
+  return found[0] if inputs.ndim == 3 else found
+
+
+def _pads(
+  module: hk.Conv2D, image_shape: Sequence[int]
+) -> tuple[tuple[int, int], tuple[int, int]]:
+  """Zeros before and after, for the height and for the width."""
+  pads: Any = module.padding
+  if isinstance(pads, str):
+    window = [
+      (length - 1) * rate + 1
+      for length, rate in zip(
+        module.kernel_shape, module.kernel_dilation, strict=True
+      )
+    ]
+    pads = lax.padtype_to_pads(image_shape, window, module.stride, pads)
+  (top, bottom), (left, right) = pads
+  return (int(top), int(bottom)), (int(left), int(right))
+
+
+def add_bias(module: hk.Linear | hk.Conv2D, y: jax.Array) -> jax.Array:
+  """y plus the bias of the module, the parameter 'b', if it has one.
+
+  Args:
+    module: the layer.
+    y: its output without bias, in its data format.
+
+  Returns:
+    The output, same shape and dtype.
+  """
+  if not module.with_bias:
+    return y
+  channels_first = isinstance(module, hk.Conv2D) and module.channel_index != -1
+  shape = (y.shape[-3], 1, 1) if channels_first else (y.shape[-1],)
+  b = hk.get_parameter('b', shape, y.dtype, init=module.b_init)
+  return y + jnp.broadcast_to(b, y.shape)

@@ -1,0 +1,393 @@
+"""Layers with a cosine transform, against one written out patch by patch."""
+
+import itertools
+
+from absl.testing import parameterized
+import chex
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from powerprop_jax.nets import condensed, dct
+from powerprop_jax.optim import aliases, views
+
+_METHODS = ('matrix', 'fft')
+
+# Rows of the transform of length 4, from the definition.
+_FOUR = np.array(
+  [
+    [0.5, 0.5, 0.5, 0.5],
+    [0.653281, 0.270598, -0.270598, -0.653281],
+    [0.5, -0.5, -0.5, 0.5],
+    [0.270598, -0.653281, 0.653281, -0.270598],
+  ]
+)
+
+
+def _random(*shape, seed=0):
+  return jax.random.normal(jax.random.key(seed), shape)
+
+
+def _oracle(x, num_out):
+  """The transform of one vector, coefficient by coefficient, in float64."""
+  x = np.asarray(x, np.float64)
+  n, i = max(x.size, num_out), np.arange(x.size)
+  found = []
+  for o in range(num_out):
+    norm = np.sqrt((1 if o == 0 else 2) / n)
+    found.append(norm * np.sum(x * np.cos(np.pi * (2 * i + 1) * o / (2 * n))))
+  return np.array(found)
+
+
+def _without_state(module, *args, **kwargs):
+  net = hk.transform(lambda x: module(*args, **kwargs)(x))
+  return hk.without_apply_rng(net)
+
+
+def _output(module, x, *args, **kwargs):
+  net = _without_state(module, *args, **kwargs)
+  return net.apply(net.init(jax.random.key(0), x), x)
+
+
+class TransformTest(parameterized.TestCase):
+  @parameterized.parameters(*_METHODS)
+  def test_rows_of_length_four(self, method):
+    found = dct.transform(jnp.eye(4), 4, method=method)
+    np.testing.assert_allclose(found.T, _FOUR, atol=1e-6)
+
+  @parameterized.product(
+    sizes=((1, 1), (1, 5), (5, 1), (7, 7), (16, 16), (13, 6), (6, 13), (9, 8)),
+    method=_METHODS,
+  )
+  def test_agrees_with_the_sum(self, sizes, method):
+    num_in, num_out = sizes
+    x = _random(num_in)
+    found = dct.transform(x, num_out, method=method)
+    np.testing.assert_allclose(found, _oracle(x, num_out), atol=1e-6)
+
+  @parameterized.parameters((8, 8), (8, 5), (5, 8), (1, 3))
+  def test_columns_are_orthonormal_unless_the_input_is_padded(self, *sizes):
+    num_in, num_out = sizes
+    weight = dct.cosine_weight(num_in, num_out, jnp.float32)
+    products = weight.T @ weight
+    is_orthonormal = np.allclose(products, np.eye(num_out), atol=1e-6)
+    assert is_orthonormal == (num_in >= num_out)
+
+  def test_long_transforms_are_as_exact_as_short_ones(self):
+    far = dct.cosine_weight(2, 3000, jnp.float32)[1]
+    k = np.arange(1, 3000)
+    # Modulo whole turns, so that float64 is exact enough.
+    expected = np.sqrt(2 / 3000) * np.cos(np.pi * ((3 * k) % 12000) / 6000)
+    np.testing.assert_allclose(far[1:], expected, atol=1e-8)
+
+  @parameterized.parameters((7, 5), (5, 7), (31, 31), (257, 100), (64, 300))
+  def test_methods_agree_in_values_and_gradients(self, *sizes):
+    num_in, num_out = sizes
+    x, dy = _random(2, 3, num_in), _random(2, 3, num_out, seed=1)
+    results = []
+    for method in (*_METHODS, 'auto'):
+      f = jax.jit(lambda x, m=method: dct.transform(x, num_out, method=m))
+      y, vjp = jax.vjp(f, x)
+      _, tangent = jax.jvp(f, (x,), (x,))
+      # The transform is linear.
+      np.testing.assert_allclose(tangent, y, atol=1e-5)
+      results.append((y, vjp(dy)[0]))
+    chex.assert_trees_all_close(*results, atol=1e-5)
+
+  @parameterized.product(
+    dtype=(jnp.bfloat16, jnp.float16), method=(*_METHODS, 'auto')
+  )
+  def test_half_precision_stays_what_it_is(self, dtype, method):
+    x = _random(4, 300).astype(dtype)
+    y = dct.transform(x, 300, method=method)
+    assert y.dtype == dtype
+    expected = dct.transform(x.astype(jnp.float32), 300)
+    np.testing.assert_allclose(y.astype(jnp.float32), expected, atol=0.05)
+
+  def test_bad_arguments_are_refused(self):
+    with pytest.raises(ValueError, match="'matrix' or 'fft', got 'fast'"):
+      dct.transform(jnp.ones(4), 4, method='fast')
+    with pytest.raises(ValueError, match='num_out must be at least 1, got 0'):
+      dct.transform(jnp.ones(4), 0)
+    with pytest.raises(ValueError, match="got 'fast'"):
+      _output(dct.DctLinear, jnp.ones((1, 2)), 2, method='fast')
+
+
+class LinearTest(parameterized.TestCase):
+  @parameterized.product(
+    sizes=((20, 30), (30, 20)), x_shape=((), (4,), (2, 3)), method=_METHODS
+  )
+  def test_is_a_linear_layer_plus_a_transform(self, sizes, x_shape, method):
+    num_in, num_out = sizes
+    x = _random(*x_shape, num_in)
+    settings = dict(
+      w_init=hk.initializers.RandomNormal(), b_init=jnp.ones, name='layer'
+    )
+    net = _without_state(
+      dct.DctLinear, num_out, transform_init=0.7, method=method, **settings
+    )
+    plain = _without_state(hk.Linear, num_out, **settings)
+    theta = net.init(jax.random.key(0), x)
+    assert theta['layer'].pop('transform_scale') == jnp.float32(0.7)
+    chex.assert_trees_all_equal(theta, plain.init(jax.random.key(0), x))
+    expected = plain.apply(theta, x) + 0.7 * dct.transform(x, num_out)
+    theta['layer']['transform_scale'] = jnp.float32(0.7)
+    np.testing.assert_allclose(net.apply(theta, x), expected, atol=1e-5)
+
+  @parameterized.parameters((1, 64, 64), (8, 64, 64), (9, 64, 64), (1, 64, 7))
+  def test_auto_goes_with_the_batch_and_the_shorter_side(
+    self, batch, num_in, num_out
+  ):
+    x = _random(batch, num_in)
+    jaxprs = {}
+    for method in (*_METHODS, 'auto'):
+      net = _without_state(dct.DctLinear, num_out, method=method)
+      theta = net.init(jax.random.key(0), x)
+      jaxprs[method] = 'fft' in str(jax.make_jaxpr(net.apply)(theta, x))
+    assert jaxprs['fft'] and not jaxprs['matrix']
+    assert jaxprs['auto'] == (min(num_in, num_out) >= 8 * batch)
+
+  def test_fft_makes_nothing_of_the_size_of_a_condensed_weight(self):
+    mask = np.random.default_rng(0).random((300, 200)) < 0.01
+    support = condensed.support(mask)
+    net = hk.transform_with_state(
+      lambda x: dct.DctLinear(200, method='fft', support=support)(x)
+    )
+    x = _random(2, 300)
+    theta, net_state = net.init(jax.random.key(0), x)
+    loss = lambda theta, x: jnp.sum(net.apply(theta, net_state, None, x)[0])
+    step = jax.jit(jax.grad(loss, (0, 1))).lower(theta, x).compile()
+    assert '300,200]' not in step.as_text()
+    assert step.memory_analysis().temp_size_in_bytes < 4 * mask.size
+
+
+def _conv_oracle(x, num_out, window, stride, rate, num_groups):
+  """Transforms of the patches of [N, H, W, C], one by one, not padded."""
+  num, height, width, num_in = x.shape
+  spans = [(k - 1) * r + 1 for k, r in zip(window, rate, strict=True)]
+  rows = range(0, height - spans[0] + 1, stride[0])
+  columns = range(0, width - spans[1] + 1, stride[1])
+  y = np.zeros((num, len(rows), len(columns), num_out))
+  ins, outs = num_in // num_groups, num_out // num_groups
+  for n, (i, row), (j, column), group in itertools.product(
+    range(num), enumerate(rows), enumerate(columns), range(num_groups)
+  ):
+    patch = [
+      x[n, row + a * rate[0], column + b * rate[1], group * ins + c]
+      for a in range(window[0])
+      for b in range(window[1])
+      for c in range(ins)
+    ]
+    own = slice(group * outs, (group + 1) * outs)
+    y[n, i, j, own] = _oracle(patch, num_out)[own]
+  return y
+
+
+_CONVS = (
+  # Coefficients are cut off; patches are padded.
+  dict(num_in=10, num_out=20),
+  dict(num_in=3, num_out=30),
+  dict(num_in=4, num_out=6, stride=2, window=(3, 2)),
+  dict(num_in=4, num_out=6, rate=2, num_groups=2),
+  dict(num_in=3, num_out=6, num_groups=3, stride=(1, 2), rate=(2, 1)),
+  dict(num_in=5, num_out=4, window=(1, 1)),
+)
+
+
+class ConvTest(parameterized.TestCase):
+  @parameterized.product(
+    conv=_CONVS, method=_METHODS, data_format=('NHWC', 'NCHW')
+  )
+  def test_starts_as_the_transform_of_each_patch(
+    self, conv, method, data_format
+  ):
+    settings = dict(window=(3, 3), stride=1, rate=1, num_groups=1) | conv
+    num_in, num_out = settings['num_in'], settings['num_out']
+    x = np.asarray(_random(2, 6, 5, num_in))
+    pairs = {
+      name: np.broadcast_to(settings[name], 2) for name in ('stride', 'rate')
+    }
+    expected = _conv_oracle(
+      x, num_out, settings['window'], **pairs, num_groups=settings['num_groups']
+    )
+    if data_format == 'NCHW':
+      x, expected = x.transpose(0, 3, 1, 2), expected.transpose(0, 3, 1, 2)
+    y = _output(
+      dct.DctConv2D,
+      x,
+      num_out,
+      settings['window'],
+      stride=settings['stride'],
+      rate=settings['rate'],
+      padding='VALID',
+      data_format=data_format,
+      feature_group_count=settings['num_groups'],
+      method=method,
+    )
+    np.testing.assert_allclose(y, expected, atol=1e-6)
+
+  @parameterized.product(
+    settings=(
+      dict(padding='SAME'),
+      dict(padding='SAME', stride=2, rate=1, with_bias=False),
+      dict(padding=[(1, 0), (0, 2)]),
+      dict(padding=(hk.pad.causal, hk.pad.same), rate=(1, 2)),
+      dict(padding=hk.pad.full, stride=(2, 1), feature_group_count=2),
+      dict(padding='valid', data_format='NCHW', feature_group_count=4),
+    ),
+    batch=((), (2,)),
+  )
+  def test_is_a_convolution_plus_one_with_the_fixed_kernel(
+    self, settings, batch
+  ):
+    shape = (8, 6, 7) if settings.get('data_format') == 'NCHW' else (6, 7, 8)
+    x = _random(*batch, *shape)
+    num_in = 8 // settings.get('feature_group_count', 1)
+    settings = dict(name='layer', b_init=jnp.ones) | settings
+    weights = hk.initializers.RandomNormal()
+    plain = _without_state(hk.Conv2D, 12, (3, 2), w_init=weights, **settings)
+    theta = plain.init(jax.random.key(0), x)
+    fixed = dct.cosine_weight(6 * num_in, 12, jnp.float32)
+    fixed = fixed.reshape(theta['layer']['w'].shape)
+    outputs = {}
+    for method in _METHODS:
+      net = _without_state(
+        dct.DctConv2D, 12, (3, 2), w_init=weights, method=method, **settings
+      )
+      both = net.init(jax.random.key(0), x)
+      assert both['layer'].pop('transform_scale') == 1
+      chex.assert_trees_all_equal(both, theta)
+
+      def loss(w, scale, x, net=net):
+        layer = {**theta['layer'], 'w': w, 'transform_scale': scale}
+        y = net.apply({'layer': layer}, x)
+        return jnp.mean(jnp.sin(y)), y
+
+      grad = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))
+      outputs[method] = grad(theta['layer']['w'], 0.7, x)
+
+    def plain_loss(w, scale, x):
+      layer = {**theta['layer'], 'w': w + scale * fixed}
+      y = plain.apply({'layer': layer}, x)
+      return jnp.mean(jnp.sin(y)), y
+
+    expected = jax.grad(plain_loss, (0, 1, 2), has_aux=True)(
+      theta['layer']['w'], 0.7, x
+    )
+    for found in outputs.values():
+      chex.assert_trees_all_close(found, expected, atol=1e-5)
+
+  @parameterized.parameters(*_METHODS)
+  def test_a_mask_acts_on_the_weights_alone(self, method):
+    mask = jnp.zeros((3, 3, 2, 4)).at[0, 0, 0, 0].set(1)
+    x = _random(1, 5, 5, 2)
+    settings = dict(mask=mask, w_init=jnp.ones, method=method)
+    y = _output(dct.DctConv2D, x, 4, 3, padding='VALID', **settings)
+    fixed = _output(dct.DctConv2D, x, 4, 3, padding='VALID', method=method)
+    expected = fixed.at[..., 0].add(x[:, :3, :3, 0])
+    np.testing.assert_allclose(y, expected, atol=1e-6)
+
+  def test_groups_that_do_not_divide_channels_are_refused(self):
+    x = jnp.ones((1, 4, 4, 6))
+    with pytest.raises(
+      ValueError,
+      match='shuffle must divide its 6 input channels, got 4',
+    ):
+      _output(dct.DctConv2D, x, 4, 3, feature_group_count=4, name='shuffle')
+    with pytest.raises(ValueError, match='4 output channels, got 3'):
+      _output(dct.DctConv2D, x, 4, 3, feature_group_count=3)
+    with pytest.raises(ValueError, match=r'rank 3 or 4, got shape \(4, 6\)'):
+      _output(dct.DctConv2D, x[0, 0], 4, 3)
+
+
+class SparseTest(parameterized.TestCase):
+  @parameterized.product(
+    layer=(
+      (dct.DctLinear, (30, 20), (3, 30), (20,), {}),
+      (dct.DctConv2D, (3, 3, 4, 6), (2, 5, 5, 4), (6, 3), {}),
+      (
+        dct.DctConv2D,
+        (3, 3, 2, 6),
+        (2, 4, 5, 5),
+        (6, 3),
+        dict(feature_group_count=2, data_format='NCHW', stride=2),
+      ),
+    ),
+    method=_METHODS,
+    inner=('momentum', 'adam'),
+  )
+  def test_masked_and_condensed_layers_train_identically(
+    self, layer, method, inner
+  ):
+    module, shape, x_shape, args, settings = layer
+    inner = {
+      'momentum': optax.sgd(0.1, momentum=0.9),
+      'adam': optax.adam(1e-2, eps=1e-3),
+    }[inner]
+    mask = np.random.default_rng(0).random(shape) < 0.1
+    x = _random(*x_shape)
+    results = []
+    for support in (None, condensed.support(mask)):
+      net = hk.transform_with_state(
+        lambda x, support=support: module(
+          *args, method=method, support=support, name='layer', **settings
+        )(x)
+      )
+      theta, net_state = net.init(jax.random.key(0), x)
+      tx = inner
+      if support is None:
+        masks = jax.tree.map(lambda p: jnp.ones(p.shape, bool), theta)
+        masks['layer']['w'] = jnp.asarray(mask)
+        tx = aliases.static(inner, masks=masks)
+      y, _ = net.apply(theta, net_state, None, x)
+      target = _random(*y.shape, seed=1)
+
+      @jax.jit
+      def step(phi, opt_state, net=net, tx=tx, net_state=net_state, y=target):
+        theta = views.effective_params(phi, opt_state)
+        loss = lambda theta: jnp.mean(
+          (net.apply(theta, net_state, None, x)[0] - y) ** 2
+        )
+        updates, opt_state = tx.update(jax.grad(loss)(theta), opt_state, phi)
+        return optax.apply_updates(phi, updates), opt_state
+
+      carry = views.init(tx, theta)
+      for _ in range(5):
+        carry = step(*carry)
+      results.append(views.effective_params(*carry))
+    masked, thin = results
+    assert jnp.any(thin['layer']['values'] != 0)
+    assert thin['layer']['transform_scale'] != 1
+    chex.assert_trees_all_close(
+      thin, condensed.condense(masked, masks), atol=1e-6
+    )
+
+  @parameterized.product(
+    layer=(
+      (dct.DctLinear, (4, 30), (20,)),
+      (dct.DctConv2D, (2, 5, 5, 4), (6, 3)),
+    ),
+    method=_METHODS,
+    with_support=(False, True),
+  )
+  def test_mixed_precision_is_kept(self, layer, method, with_support):
+    module, x_shape, args = layer
+    shape = (30, 20) if module is dct.DctLinear else (3, 3, 4, 6)
+    support = condensed.support(np.ones(shape, bool)) if with_support else None
+    net = hk.transform_with_state(
+      lambda x: module(*args, method=method, support=support)(x)
+    )
+    x = _random(*x_shape).astype(jnp.bfloat16)
+    theta, net_state = net.init(jax.random.key(0), x)
+    y, _ = net.apply(theta, net_state, None, x)
+    assert {leaf.dtype for leaf in jax.tree.leaves((theta, y))} == {x.dtype}
+    expected, _ = net.apply(
+      jax.tree.map(lambda p: p.astype(jnp.float32), theta),
+      net_state,
+      None,
+      x.astype(jnp.float32),
+    )
+    np.testing.assert_allclose(y.astype(jnp.float32), expected, atol=0.1)
