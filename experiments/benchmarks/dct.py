@@ -1,0 +1,285 @@
+r"""What the fixed cosine transform costs in the step of a sparse layer.
+
+    python -m experiments.benchmarks.dct
+    python -m experiments.benchmarks.dct --kinds conv --repeats 5
+
+A step is forward, backward (weights and inputs) and an SGD update of one layer,
+in a jitted function whose state is donated. The sparse layer has two forms:
+
+masked     a dense weight and fixed masks, trained inside static.
+condensed  the connections only: values and positions.
+
+Each form is measured without transform and with the transform applied as a
+matrix, as a fast Fourier transform, and as 'auto' chooses. `ratio` is to the
+same form without transform, `to masked` to the masked layer without transform:
+where few connections make the condensed product faster than the transform, only
+the second says whether the layer is slow. All steps of a table take turns in
+one process. The masked layer without transform runs twice, so that the last row
+shows how far a ratio can be trusted. The default takes about a quarter of an
+hour on two CPU cores.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import math
+import statistics
+import sys
+from typing import Any, Literal, NamedTuple
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.benchmarks import timing
+from powerprop_jax.core import masks as masks_lib
+from powerprop_jax.nets import condensed, dct, layers
+from powerprop_jax.nets.condensed import Support
+from powerprop_jax.optim import aliases, views
+from powerprop_jax.report import summary
+from powerprop_jax.train import command
+from powerprop_jax.train.errors import UserError
+
+Kind = Literal['linear', 'conv']
+Form = Literal['masked', 'condensed']
+
+FORMS: tuple[Form, ...] = ('masked', 'condensed')
+METHODS = ('none', 'matrix', 'fft', 'auto')
+
+
+class _Conv(NamedTuple):
+  """A convolution of square images."""
+
+  image_size: int
+  num_in: int
+  num_out: int
+  kernel_size: int
+
+
+_CONVS = {
+  'first': _Conv(32, 3, 64, 3),
+  'early': _Conv(32, 64, 64, 3),
+  'late': _Conv(4, 512, 512, 3),
+  'last': _Conv(1, 512, 512, 3),
+  'shortcut': _Conv(4, 1024, 2048, 1),
+}
+
+# A layer in training: (φ, state of the optimiser, state of the network).
+Carry = tuple[Any, Any, Any]
+Step = Callable[[Carry, jax.Array], tuple[Carry, jax.Array]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Time of the step of a sparse layer, with and without cosine transform."""
+
+  # Kinds of layers: linear, conv.
+  kinds: tuple[Kind, ...] = ('linear', 'conv')
+  # Inputs and outputs of linear layers.
+  widths: tuple[int, ...] = (256, 512, 1024, 2048, 4096)
+  # Examples in a batch of a linear layer.
+  batches: tuple[int, ...] = (1, 16, 128, 512)
+  # Convolutions: first, early, late, last, shortcut.
+  convs: tuple[str, ...] = tuple(_CONVS)
+  # Examples in a batch of a convolution.
+  conv_batch: int = 64
+  # Shares of the weights that exist.
+  densities: tuple[float, ...] = (0.01, 0.001)
+  # Steps in a timed run.
+  steps: int = 5
+  # Timed runs of each program.
+  repeats: int = 11
+
+
+def main(config: Config) -> None:
+  """Prints a table for each layer, batch size and density."""
+  _check(config)
+  print(timing.environment())
+  for density in config.densities:
+    for title, shape, inputs_shape in _layers(config):
+      _measure(config, title, shape, inputs_shape, density)
+
+
+def _check(config: Config) -> None:
+  for name in config.convs:
+    if name not in _CONVS:
+      known = ', '.join(_CONVS)
+      raise UserError(f'--convs has no {name!r}; there are: {known}.')
+  for density in config.densities:
+    if not 0 < density <= 1:
+      raise UserError(f'--densities must be in (0, 1], got {density}.')
+  sizes = {
+    'widths': config.widths,
+    'batches': config.batches,
+    'conv-batch': (config.conv_batch,),
+    'steps': (config.steps,),
+    'repeats': (config.repeats,),
+  }
+  for option, values in sizes.items():
+    if values and min(values) < 1:
+      raise UserError(f'--{option} must be at least 1, got {min(values)}.')
+
+
+def _layers(
+  config: Config,
+) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
+  """(title, shape of the weight, shape of the inputs) of each layer."""
+  found: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = []
+  if 'linear' in config.kinds:
+    for width in config.widths:
+      for batch in config.batches:
+        title = f'linear {width} → {width}, batch {batch}'
+        found.append((title, (width, width), (batch, width)))
+  if 'conv' in config.kinds:
+    batch = config.conv_batch
+    for name in config.convs:
+      size, num_in, num_out, kernel = _CONVS[name]
+      title = (
+        f'conv {kernel}×{kernel}, {num_in} → {num_out}, batch {batch} of '
+        f'{size}×{size}'
+      )
+      shape = (kernel, kernel, num_in, num_out)
+      found.append((title, shape, (batch, size, size, num_in)))
+  return found
+
+
+def _measure(
+  config: Config,
+  title: str,
+  shape: tuple[int, ...],
+  inputs_shape: tuple[int, ...],
+  density: float,
+) -> None:
+  """Measures the forms of one layer and prints their table."""
+  mask = _random_mask(shape, density)
+  inputs = jax.random.normal(jax.random.key(0), inputs_shape)
+  keys = [(form, method) for form in FORMS for method in METHODS]
+  names = {f'{form}, {method}': (form, method) for form, method in keys}
+  names['masked, none, again'] = ('masked', 'none')
+  programs = {
+    name: _program(*make_step(*key, mask, inputs), inputs, config.steps)
+    for name, key in names.items()
+  }
+  times = timing.take_turns(programs, config.repeats)
+  print(
+    f'\n{title}, density {density:g}; medians of {config.repeats} interleaved '
+    f'runs of {config.steps} steps.\n'
+  )
+  rows = []
+  for name, (form, _) in names.items():
+    wall = times[name].wall
+    ms = 1e3 * statistics.median(wall) / config.steps
+    ratio, to_masked = (
+      round(timing.median_ratio(wall, times[f'{base}, none'].wall), 3)
+      for base in (form, 'masked')
+    )
+    rows.append(
+      {
+        'form, transform': name,
+        'ms': round(ms, 3),
+        'ratio': ratio,
+        'to masked': to_masked,
+      }
+    )
+  print(summary.text_table(rows), flush=True)
+
+
+def _random_mask(
+  shape: tuple[int, ...], density: float
+) -> np.ndarray[Any, Any]:
+  size = math.prod(shape)
+  kept = masks_lib.num_kept(size, 1 - density)
+  mask = np.zeros(size, bool)
+  mask[np.random.default_rng(0).choice(size, kept, replace=False)] = True
+  return mask.reshape(shape)
+
+
+def make_step(
+  form: Form, method: str, mask: np.ndarray[Any, Any], inputs: jax.Array
+) -> tuple[Step, Carry]:
+  """The training step of one sparse layer.
+
+  Args:
+    form: whether the layer holds a dense weight or its connections only.
+    method: how the transform is applied; 'none' leaves it out.
+    mask: which connections exist, in the shape of the weight.
+    inputs: what the layer is applied to.
+
+  Returns:
+    step(carry, inputs), which gives the carry after it and the gradient of the
+    inputs, and the first carry.
+  """
+  where = condensed.support(mask) if form == 'condensed' else None
+  net = hk.transform_with_state(lambda x: _module(method, mask.shape, where)(x))
+  theta, net_state = jax.jit(net.init)(jax.random.key(0), inputs)
+  tx: optax.GradientTransformation = optax.sgd(0.01)
+  if form == 'masked':
+    masks = masks_lib.full_masks(theta)
+    masks['layer']['w'] = jnp.asarray(mask)
+    tx = aliases.static(tx, masks=masks)
+
+  def step(carry: Carry, inputs: jax.Array) -> tuple[Carry, jax.Array]:
+    phi, opt_state, net_state = carry
+
+    def loss_fn(
+      theta: hk.Params, inputs: jax.Array
+    ) -> tuple[jax.Array, hk.MutableState]:
+      y, after = net.apply(theta, net_state, None, inputs)
+      return 0.5 * jnp.mean(y**2), after
+
+    theta = views.effective_params(phi, opt_state)
+    differentiate = jax.grad(loss_fn, (0, 1), has_aux=True)
+    (grads, to_inputs), net_state = differentiate(theta, inputs)
+    updates, opt_state = tx.update(grads, opt_state, phi)
+    phi = optax.apply_updates(phi, updates)
+    return (phi, opt_state, net_state), to_inputs
+
+  return step, (*views.init(tx, theta), net_state)
+
+
+def _module(
+  method: str, shape: tuple[int, ...], where: Support | None
+) -> Callable[[jax.Array], jax.Array]:
+  """The layer; the one without transform is that of our networks."""
+  *window, _, num_out = shape
+  if method != 'none':
+    settings: dict[str, Any] = dict(method=method, support=where, name='layer')
+    if window:
+      return dct.DctConv2D(num_out, window, **settings)
+    return dct.DctLinear(num_out, **settings)
+  if where is None:
+    if window:
+      return layers.conv(num_out, window[0], 'layer')
+    return layers.linear(num_out, 'layer')
+  if window:
+    return condensed.CondensedConv2D(
+      num_out, window, support=where, name='layer'
+    )
+  return condensed.CondensedLinear(num_out, support=where, name='layer')
+
+
+def _program(
+  step: Step, carry: Carry, inputs: jax.Array, num_steps: int
+) -> timing.Program:
+  """Goes some steps on with a layer of its own."""
+  jitted = jax.jit(step, donate_argnums=0)
+
+  def run() -> tuple[Carry, jax.Array]:
+    nonlocal carry
+    for _ in range(num_steps):
+      carry, to_inputs = jitted(carry, inputs)
+    return carry, to_inputs
+
+  return run
+
+
+if __name__ == '__main__':
+  sys.exit(
+    command.run(
+      main,
+      {'default': Config()},
+      prog='python -m experiments.benchmarks.dct',
+      description=str(__doc__).split('\n', maxsplit=1)[0],
+    )
+  )
