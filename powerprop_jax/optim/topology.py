@@ -62,8 +62,9 @@ class Topology(NamedTuple):
       if the masks never change.
     when: step -> whether to rewire at that update; step 0 is the first.
     observe: (memory, grads) -> memory, at every step, before rewiring.
-    trainable: (masks, memory) -> which weights are trained: masks that contain
-      the given ones. By default no others.
+    trainable: (masks, memory) -> which weights are trained. By default those of
+      the masks; more where connections are explored behind them (Top-KAST),
+      fewer where some are protected (continual learning).
     penalise: (grads, theta, masks, memory) -> grads, the gradient of a penalty
       added; None if there is none.
     replaces_step: whether a rewiring takes the place of the optimiser's step.

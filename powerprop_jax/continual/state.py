@@ -1,0 +1,377 @@
+"""A network that holds many tasks, and what each task may see of it.
+
+    shared leaves    one array for all tasks; task t computes with θ⊙M^t, and
+                     the union of the masks never moves again
+    heads            always one for each task
+    private leaves   biases, norm parameters: frozen after the first task, or
+                     one for each task, the statistics of norms with them
+
+Nothing here trains. All that a task costs is a bit for each shared weight, and
+its private leaves.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+
+import jax
+import numpy as np
+import optax
+
+from powerprop_jax.core import masks as masks_lib
+from powerprop_jax.core import trees
+from powerprop_jax.core.masks import Masks, PackedMask
+from powerprop_jax.optim import views
+from powerprop_jax.optim.powerprop import PowerState, Static
+
+TaskId: TypeAlias = int | str
+Private = Literal['freeze', 'per_task']
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """Which leaf is what, by 'module/name'; the same for all tasks.
+
+  Attributes:
+    shared: leaves that all tasks share, under masks.
+    heads: leaves that every task has for itself.
+    others: all other leaves.
+    private: what is done with the others and with the network's state.
+  """
+
+  shared: tuple[str, ...]
+  heads: tuple[str, ...]
+  others: tuple[str, ...]
+  private: Private
+
+  @property
+  def stored(self) -> tuple[str, ...]:
+    """The leaves that are stored with each task."""
+    extra = self.others if self.private == 'per_task' else ()
+    return (*self.heads, *extra)
+
+  def __post_init__(self) -> None:
+    if self.private not in get_args(Private):
+      raise ValueError(
+        f'private must be one of {", ".join(get_args(Private))}, got '
+        f'{self.private!r}.'
+      )
+
+
+class TaskReport(NamedTuple):
+  """How a task was packed.
+
+  Attributes:
+    task_id: its name.
+    dense_score: P, the validation score before pruning.
+    density: the density that was kept, of the grid.
+    met: whether the score at that density reached γP; if not, no density that
+      was tried did, and this is the largest.
+    trials: (density, score) of all evaluations of the search, in their order.
+    score: validation score with the final mask, after retraining if there was
+      any.
+    num_kept: |M^t|, shared weights the task computes with.
+    num_new: those of them that no earlier task owns.
+    num_free: shared weights that no task owns after it.
+  """
+
+  task_id: TaskId
+  dense_score: float
+  density: float
+  met: bool
+  trials: tuple[tuple[float, float], ...]
+  score: float
+  num_kept: int
+  num_new: int
+  num_free: int
+
+
+class PackedTask(NamedTuple):
+  """What is stored for a task, on the host.
+
+  Attributes:
+    report: how it was packed.
+    masks: {'module/name': one bit a weight} of the shared leaves.
+    private: {'module/name': latent values} of the leaves it has for itself.
+    net_state: its state of the network; None if all tasks use one.
+  """
+
+  report: TaskReport
+  masks: dict[str, PackedMask]
+  private: dict[str, np.ndarray[Any, Any]]
+  net_state: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class PackState:
+  """A network with the tasks it has learned; never changed in place.
+
+  Attributes:
+    tx: the optimiser, from which each task gets a fresh state.
+    layout: which leaves are shared.
+    power: α and the leaves it is for, as powerprop states them; () without.
+    phi: latent parameters; shared leaves of all tasks, others of the last.
+    net_state: state of the network after the last task, or after the first if
+      it is frozen.
+    protected: masks like phi, True where no later task may move anything.
+    initial: {'module/name': latent values} with which each head starts.
+    scale: {'module/name': root mean square} of the shared leaves of θ before
+      the first task, from which free weights are drawn anew.
+    tasks: the tasks in their order.
+  """
+
+  tx: optax.GradientTransformation
+  layout: Layout
+  power: Any
+  phi: Any
+  net_state: Any
+  protected: Masks
+  initial: dict[str, jax.Array]
+  scale: dict[str, jax.Array]
+  tasks: tuple[PackedTask, ...] = ()
+
+  @property
+  def task_ids(self) -> tuple[TaskId, ...]:
+    """The names of the tasks in their order."""
+    return tuple(task.report.task_id for task in self.tasks)
+
+
+class CapacityError(ValueError):
+  """No room for another task.
+
+  Attributes:
+    task_ids: the tasks that did fit.
+  """
+
+  def __init__(self, message: str, task_ids: tuple[TaskId, ...]) -> None:
+    super().__init__(message)
+    self.task_ids = task_ids
+
+
+def task_params(state: PackState, task_id: TaskId) -> tuple[Any, Any]:
+  """What the network computes a task with: its own masked weights, no more.
+
+  These are the same bits after any number of later tasks.
+
+  Args:
+    state: as from learn.
+    task_id: a task that it has learned.
+
+  Returns:
+    (theta, net_state) with θ⊙M^t in the shared leaves.
+
+  Raises:
+    ValueError: if there is no such task; the message lists those there are.
+
+  Example:
+    >>> from powerprop_jax.continual import _example
+    >>> state = _example.packed()
+    >>> task_params(state, 'first')[0]['linear']['w']
+    Array([[0., 2.]], dtype=float32)
+  """
+  task = find_task(state, task_id)
+  phi = with_leaves(state.phi, task.private)
+  net_state = state.net_state if task.net_state is None else task.net_state
+  return masked_theta(phi, state.power, task_masks(state, task_id)), net_state
+
+
+def task_masks(state: PackState, task_id: TaskId) -> Masks:
+  """The forward mask M^t of a task.
+
+  Args:
+    state: as from learn.
+    task_id: a task that it has learned.
+
+  Returns:
+    Masks like the parameters, as NumPy arrays; True outside shared leaves.
+
+  Raises:
+    ValueError: if there is no such task.
+
+  Example:
+    >>> from powerprop_jax.continual import _example
+    >>> task_masks(_example.packed(), 'first')['linear']['w']
+    array([[False,  True]])
+  """
+  unpacked = masks_lib.unpack_masks(find_task(state, task_id).masks)
+  full = jax.tree.map(lambda p: np.ones(p.shape, bool), state.phi)
+  return with_leaves(full, unpacked)
+
+
+def predict(
+  apply: Callable[[Any, Any, Any], Any],
+  state: PackState,
+  task_id: TaskId,
+  x: Any,
+) -> Any:
+  """What the network says to x as an example of a given task.
+
+  The mask is unpacked at every call; for many batches take task_params once.
+
+  Args:
+    apply: (theta, net_state, x) -> outputs; jit it once, for all tasks.
+    state: as from learn.
+    task_id: a task that it has learned.
+    x: inputs.
+
+  Returns:
+    What apply returns.
+
+  Raises:
+    ValueError: if there is no such task.
+
+  Example:
+    >>> from powerprop_jax.continual import _example
+    >>> apply = lambda theta, net_state, x: x @ theta['linear']['w']
+    >>> predict(apply, _example.packed(), 'first', np.ones((1, 1)))
+    Array([[0., 2.]], dtype=float32)
+    >>> predict(apply, _example.packed(), 'third', np.ones((1, 1)))
+    Traceback (most recent call last):
+      ...
+    ValueError: there is no task 'third' in this network; it holds 'first'.
+  """
+  theta, net_state = task_params(state, task_id)
+  return apply(theta, net_state, x)
+
+
+def num_free(state: PackState) -> dict[str, int]:
+  """How many weights of each shared leaf no task owns.
+
+  Args:
+    state: as from init_pack or learn.
+
+  Returns:
+    {'module/name': count} of the shared leaves.
+
+  Example:
+    >>> from powerprop_jax.continual import _example
+    >>> num_free(_example.packed())
+    {'linear/w': 1}
+  """
+  leaves = leaves_by_path(state.protected)
+  return {
+    path: leaves[path].size - int(np.count_nonzero(leaves[path]))
+    for path in state.layout.shared
+  }
+
+
+def find_task(state: PackState, task_id: TaskId) -> PackedTask:
+  """The stored task of that name.
+
+  Args:
+    state: as from learn.
+    task_id: its name.
+
+  Returns:
+    The PackedTask.
+
+  Raises:
+    ValueError: if there is none; the message lists those there are.
+
+  Example:
+    >>> from powerprop_jax.continual import _example
+    >>> find_task(_example.packed(), 'first').report.num_kept
+    1
+  """
+  for task in state.tasks:
+    if task.report.task_id == task_id:
+      return task
+  raise ValueError(
+    f'there is no task {task_id!r} in this network; it holds '
+    f'{listed(state.task_ids)}.'
+  )
+
+
+def alphas(power: Any) -> list[float]:
+  """The values of α that powerprop holds, in the order of its tree.
+
+  Args:
+    power: α, as in PackState.
+
+  Returns:
+    Python numbers; none without powerprop.
+
+  Example:
+    >>> alphas(())
+    []
+  """
+  is_static = lambda node: isinstance(node, Static)
+  return [
+    float(alpha.value if is_static(alpha) else alpha)
+    for state in trees.find_states(power, PowerState)
+    for alpha in jax.tree.leaves(state.alpha, is_leaf=is_static)
+  ]
+
+
+def listed(task_ids: tuple[TaskId, ...]) -> str:
+  """Names of tasks as messages show them.
+
+  Args:
+    task_ids: the names.
+
+  Returns:
+    The names between commas.
+
+  Example:
+    >>> listed(('mnist', 2)), listed(())
+    ("'mnist', 2", 'none')
+  """
+  return ', '.join(map(repr, task_ids)) or 'none'
+
+
+def leaves_by_path(tree: Any) -> dict[str, Any]:
+  """{'module/name': leaf} of a tree.
+
+  Args:
+    tree: parameters or masks.
+
+  Returns:
+    A dictionary in the order of the leaves.
+
+  Example:
+    >>> leaves_by_path({'linear': {'w': 3.0}})
+    {'linear/w': 3.0}
+  """
+  return {leaf.path: leaf.value for leaf in trees.named_leaves(tree)}
+
+
+def with_leaves(tree: Any, leaves: Mapping[str, Any]) -> Any:
+  """A tree with some of its leaves replaced.
+
+  Args:
+    tree: parameters or masks.
+    leaves: {'module/name': new leaf}.
+
+  Returns:
+    The new tree.
+
+  Example:
+    >>> with_leaves({'linear': {'w': 3.0, 'b': 1.0}}, {'linear/w': 4.0})
+    {'linear': {'b': 1.0, 'w': 4.0}}
+  """
+  return trees.map_named(
+    lambda module, name, value: leaves.get(
+      trees.join_name(module, name), value
+    ),
+    tree,
+  )
+
+
+@jax.jit
+def masked_theta(phi: Any, power: Any, masks: Masks) -> Any:
+  """ψ(φ)⊙M, one program for all masks.
+
+  Args:
+    phi: latent parameters.
+    power: α, as in PackState.
+    masks: masks like phi.
+
+  Returns:
+    Effective parameters.
+
+  Example:
+    >>> masks = {'w': np.array([True, False])}
+    >>> masked_theta({'w': np.float32([1, 2])}, (), masks)['w']
+    Array([1., 0.], dtype=float32)
+  """
+  return masks_lib.apply_masks(views.effective_params(phi, power), masks)

@@ -1,0 +1,175 @@
+"""What packing does to arrays: compiled once, for all tasks and densities."""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from powerprop_jax.continual import state as state_lib
+from powerprop_jax.core import masks as masks_lib
+from powerprop_jax.core import ranking, scores, trees
+from powerprop_jax.core.masks import Masks
+from powerprop_jax.core.trees import Select
+from powerprop_jax.optim import views
+
+
+@functools.partial(jax.jit, static_argnames='initialise')
+def redrawn(
+  phi: Any,
+  protected: Masks,
+  scale: dict[str, jax.Array],
+  power: Any,
+  key: jax.Array,
+  initialise: Callable[[jax.Array], Any] | None,
+) -> Any:
+  """φ with new values in the free weights of some leaves.
+
+  Args:
+    phi: latent parameters.
+    protected: masks like phi, True where values stay.
+    scale: {'module/name': s} of the leaves whose free weights are drawn, in
+      θ-space, from a normal distribution with the root mean square s.
+    power: α, as in PackState.
+    key: PRNG key.
+    initialise: key -> θ, to draw from instead of a normal distribution.
+
+  Returns:
+    Latent parameters, ψ⁻¹(θ) where they are new.
+
+  Raises:
+    ValueError: if initialise returns other shapes.
+
+  Example:
+    >>> phi = {'w': jnp.array([1., 2.])}
+    >>> fixed = {'w': jnp.array([True, False])}
+    >>> new = redrawn(phi, fixed, {'w': 0.}, (), jax.random.key(0), None)
+    >>> new['w']
+    Array([1., 0.], dtype=float32)
+
+  Source:
+    Schwarz et al., Powerpropagation, 2021, Algorithm 1, re-initialisation of
+    pruned weights: at φ = 0 they would be at a critical point.
+  """
+  if initialise is None:
+    noise = optax.tree.random_like(key, phi, jax.random.normal)
+    leaves = state_lib.leaves_by_path(noise)
+    # Not -0.0 for a scale of 0.
+    scaled = {
+      path: jnp.where(s == 0, 0, s * leaves[path].astype(jnp.float32))
+      for path, s in scale.items()
+    }
+    theta = state_lib.with_leaves(
+      noise, {path: x.astype(leaves[path].dtype) for path, x in scaled.items()}
+    )
+  else:
+    theta = initialise(key)
+    masks_lib.check_same_shapes(phi, theta, 'φ', 'what initialise returned')
+  drawn = state_lib.leaves_by_path(views.latent_params(theta, power))
+
+  def visit(module: str, name: str, p: Any, fixed: Any) -> Any:
+    path = trees.join_name(module, name)
+    if path not in scale:
+      return p
+    return jnp.where(fixed, p, drawn[path].astype(p.dtype))
+
+  return trees.map_named(visit, phi, protected)
+
+
+@jax.jit
+def merged(
+  protected: Masks, before: Any, after: Any
+) -> tuple[Any, dict[str, tuple[jax.Array, jax.Array]]]:
+  """Trained weights with the protected bits of those before, and a check.
+
+  Args:
+    protected: masks like the weights.
+    before: latent parameters.
+    after: latent parameters after training.
+
+  Returns:
+    (weights, {'module/name': (is it finite, did the protected ones stay)}).
+
+  Example:
+    >>> phi, checks = merged(
+    ...     {'w': jnp.array([True, False])},
+    ...     {'w': jnp.array([-0.0, 1.])}, {'w': jnp.array([0.0, 3.])})
+    >>> phi['w'], [bool(x) for x in checks['w']]
+    (Array([-0.,  3.], dtype=float32), [True, True])
+  """
+  pairs = zip(
+    trees.named_leaves(after),
+    jax.tree.leaves(before),
+    jax.tree.leaves(protected),
+    strict=True,
+  )
+  faults = {
+    leaf.path: (
+      jnp.all(jnp.isfinite(leaf.value)),
+      ~jnp.any(fixed & (leaf.value != old)),
+    )
+    for leaf, old, fixed in pairs
+  }
+  # A step of 0 turns a protected -0.0 into 0.0; this undoes it.
+  return jax.tree.map(jnp.where, protected, before, after), faults
+
+
+@dataclasses.dataclass(frozen=True)
+class Named:
+  """Selects leaves by their names; equal ones are one static argument.
+
+  Attributes:
+    paths: 'module/name' of the leaves.
+  """
+
+  paths: frozenset[str]
+
+  def __call__(self, module_name: str, name: str, value: Any) -> bool:
+    """Whether the leaf is one of them."""
+    del value
+    return trees.join_name(module_name, name) in self.paths
+
+
+@functools.partial(jax.jit, static_argnames='select')
+def ranked(
+  phi: Any,
+  power: Any,
+  counts: dict[str, jax.Array],
+  owned: Masks | None,
+  select: Select,
+) -> Masks:
+  """Masks of the largest |θ|; with owned weights, of the others and of these.
+
+  Of θ, not φ: over several leaves the two rank alike only if all have one α.
+
+  Args:
+    phi: latent parameters.
+    power: α, as in PackState.
+    counts: how many to keep, as for ranking.masks_from_counts.
+    owned: masks like phi, or None; weights that are kept in any case, and
+      neither ranked nor counted.
+    select: which leaves are masked; hashable.
+
+  Returns:
+    Masks like phi.
+
+  Example:
+    >>> phi, owned = {'w': jnp.array([3., 2., 1.])}, None
+    >>> select = Named(frozenset({'w'}))
+    >>> ranked(phi, (), {'w': 1}, owned, select)['w']
+    Array([ True, False, False], dtype=bool)
+    >>> owned = {'w': jnp.array([True, False, False])}
+    >>> ranked(phi, (), {'w': 1}, owned, select)['w']
+    Array([ True,  True, False], dtype=bool)
+  """
+  magnitudes = scores.magnitude(views.effective_params(phi, power))
+  if owned is None:
+    return ranking.masks_from_counts(magnitudes, counts, select=select)
+  among = jax.tree.map(jnp.logical_not, owned)
+  kept = ranking.masks_from_counts(
+    magnitudes, counts, among=among, select=select
+  )
+  return masks_lib.union(kept, owned)
