@@ -1,0 +1,97 @@
+"""Settings of experiments/continual_permuted.py, and its presets."""
+
+import dataclasses
+
+from powerprop_jax.train import continual_methods
+from powerprop_jax.train.continual_methods import EwcConfig, Name, NetConfig
+from powerprop_jax.train.continual_packing import PackingConfig
+from powerprop_jax.train.continual_streams import StreamConfig
+from powerprop_jax.train.data import DataConfig
+from powerprop_jax.train.optimizers import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Many tasks in one network, by EfficientPackNet and by other methods."""
+
+  # Folder for the results; made if missing.
+  out: str = 'runs/continual_permuted'
+  # Continue the interrupted run in that folder.
+  resume: bool = False
+  # Runs at the same time, each in a process with one thread; with 1, one after
+  # another in this process, with all threads.
+  workers: int = 1
+  # The data set; a sequence has those of its own.
+  data: DataConfig = DataConfig()
+  # The tasks.
+  stream: StreamConfig = StreamConfig()
+  # Methods to compare. All but the two PackNets are dense, and have α = 1.
+  methods: tuple[Name, ...] = continual_methods.NAMES
+  # Powers of the two PackNets; 1 is without powerprop.
+  alphas: tuple[float, ...] = (1.0, 1.5, 2.0)
+  # Learning rate for each of them. Default: that of the optimiser for all.
+  rates: tuple[float, ...] = ()
+  # Seeds of the initial weights and of the order of the data.
+  keys: tuple[int, ...] = (0, 1, 2)
+  # The network and how long it is trained on a task.
+  net: NetConfig = NetConfig(hidden=(200, 200), epochs=30, batch_size=60)
+  # The optimiser; its schedule starts anew with each task.
+  optimizer: OptimizerConfig = OptimizerConfig(
+    learning_rate=0.05, schedule='cosine', momentum=0.9
+  )
+  # The two PackNets.
+  packing: PackingConfig = PackingConfig(scope='global', retrain=True)
+  # Elastic weight consolidation.
+  ewc: EwcConfig = EwcConfig(strength=300.0)
+  # Tasks between two looks at all earlier ones.
+  measure_every: int = 1
+
+
+# 55,000 images to train on, so that 550 steps are an epoch.
+_MNIST = Config(
+  data=DataConfig('mnist'),
+  net=NetConfig(hidden=(2000, 2000), epochs=5, batch_size=100),
+  optimizer=OptimizerConfig(learning_rate=0.1, schedule='cosine', momentum=0.9),
+  packing=PackingConfig(
+    densities=(0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4),
+    scope='global',
+    retrain=True,
+  ),
+  # At λ = 1,000 the penalty makes training diverge.
+  ewc=EwcConfig(strength=100.0),
+)
+PRESETS = {
+  'digits': Config(),
+  'permuted_mnist_3': _MNIST,
+  'permuted_mnist_10': dataclasses.replace(
+    _MNIST, stream=StreamConfig(num_tasks=10)
+  ),
+  # Training on all at once would need the memory of all hundred tasks, and a
+  # hundredth of the weights is all that a task may add.
+  'permuted_mnist_100': dataclasses.replace(
+    _MNIST,
+    stream=StreamConfig(num_tasks=100),
+    methods=('efficient_packnet', 'packnet', 'fine_tuning', 'ewc'),
+    keys=(0,),
+    packing=dataclasses.replace(
+      _MNIST.packing, densities=(0.002, 0.005, 0.01, 0.02, 0.03, 0.05)
+    ),
+    measure_every=10,
+  ),
+  # MNIST, digits of another source, then photographs; a head each.
+  'sequence': dataclasses.replace(
+    _MNIST,
+    stream=StreamConfig(
+      'sequence', sequence=('mnist', 'digits', 'cifar10'), own_heads=True
+    ),
+  ),
+  # For those who have these on disk.
+  'sequence_mnists': dataclasses.replace(
+    _MNIST,
+    stream=StreamConfig(
+      'sequence',
+      sequence=('mnist', 'fashion_mnist', 'kmnist'),
+      own_heads=True,
+    ),
+  ),
+}
