@@ -25,9 +25,7 @@ Rigging the lottery, 2020; see experiments/published.py. The L2 penalty is on
 weights alone, theirs on biases too. Numbers: experiments/README.md.
 """
 
-from collections.abc import Iterator
 import functools
-import pathlib
 import sys
 from typing import Any
 
@@ -36,13 +34,11 @@ import numpy as np
 from experiments import sparse_training_report
 from experiments.sparse_training_config import PRESETS, Config
 from powerprop_jax.train import (
+  combination_runs,
   command,
   json_files,
-  metrics,
   sparse_runs,
-  workers,
 )
-from powerprop_jax.train.errors import UserError
 from powerprop_jax.train.run_folder import RunFolder
 from powerprop_jax.train.sparse_runs import Combination
 
@@ -60,17 +56,19 @@ def main(config: Config) -> None:
     config.out, _identity(config), program=_PROGRAM, resume=config.resume
   )
   found: dict[Combination, list[dict[str, Any]]] = {}
-  for combination, results in _train_all(config, combinations):
+  for combination, results in combination_runs.run_all(
+    functools.partial(_train, config),
+    combinations,
+    config.out,
+    config.workers,
+    config.loop.num_steps,
+  ):
     found[combination] = results
     accuracies = [record['accuracy'] for record in results]
     print(f'{combination.name}: test accuracy {np.mean(accuracies):.4f}')
   # In the order of the settings, whatever was done first.
   results = [record for c in combinations for record in found[c]]
   folder.write_results(results)
-  watched = {
-    c: metrics.read_metrics(_path(config, c) / 'metrics.jsonl')
-    for c in combinations
-  }
   sparse_training_report.write(
     folder.path,
     f'{config.net} on {config.data.name}',
@@ -79,8 +77,8 @@ def main(config: Config) -> None:
     results,
     [
       {**record, 'method': c.method, 'total_density': c.density}
-      for c, records in watched.items()
-      for record in records
+      for c in combinations
+      for record in combination_runs.looks(config.out, c)
     ],
   )
   folder.mark_complete()
@@ -94,66 +92,26 @@ def _identity(config: Config) -> dict[str, Any]:
   return {k: v for k, v in settings.items() if k != 'workers'}
 
 
-def _path(config: Config, combination: Combination) -> pathlib.Path:
-  folder = pathlib.Path(config.out).expanduser()
-  return folder / 'combinations' / combination.name
-
-
 def _check(config: Config) -> None:
   sparse_runs.check_settings(config, 'methods', 'densities', 'alphas', 'keys')
-  if config.workers < 1:
-    raise UserError(f'--workers must be at least 1, got {config.workers}.')
-
-
-def _train_all(
-  config: Config, combinations: list[Combination]
-) -> Iterator[tuple[Combination, list[dict[str, Any]]]]:
-  """Every combination with its results, as they are done."""
-  if config.workers == 1:
-    for number, combination in enumerate(combinations, start=1):
-      description = f'{number}/{len(combinations)} {combination.name}'
-      yield combination, _train(config, description, combination)
-    return
-  total = len(combinations) * config.loop.num_steps
-  start = _steps_done(config, combinations)
-  with metrics.Progress('training', total, start=start) as progress:
-    yield from workers.run(
-      functools.partial(_train, config, ''),
-      combinations,
-      config.workers,
-      watch=lambda: progress.update(_steps_done(config, combinations)),
-    )
-
-
-def _steps_done(config: Config, combinations: list[Combination]) -> int:
-  """Steps of all combinations together, up to their last looks."""
-  done = 0
-  for combination in combinations:
-    path = _path(config, combination) / 'metrics.jsonl'
-    records = metrics.read_metrics(path) if path.exists() else []
-    done += records[-1]['step'] if records else 0
-  return done
+  combination_runs.check_workers(config.workers)
 
 
 def _train(
   config: Config, description: str, combination: Combination
 ) -> list[dict[str, Any]]:
   """Results of a combination: trained, or read where that is done."""
-  folder = RunFolder(
-    _path(config, combination),
-    _identity(config) | combination._asdict(),
-    program=_PROGRAM,
-    resume=True,
+
+  def train(folder: RunFolder) -> list[dict[str, Any]]:
+    trained = sparse_runs.train(
+      config, combination, folder, description=description
+    )
+    return sparse_runs.results(combination, trained)
+
+  settings = _identity(config) | combination._asdict()
+  return combination_runs.once(
+    train, config.out, combination, settings, _PROGRAM
   )
-  if folder.is_complete:
-    return folder.read_json('results.json')
-  trained = sparse_runs.train(
-    config, combination, folder, description=description
-  )
-  results = sparse_runs.results(combination, trained)
-  folder.write_results(results)
-  folder.mark_complete()
-  return results
 
 
 if __name__ == '__main__':

@@ -104,7 +104,7 @@ def table(results: _Records, theirs: _Records = ()) -> list[dict[str, Any]]:
     )
   for (method, density), row in rows.items():
     for alpha in alphas:
-      row[f'α = {alpha:g}'] = _mean_and_deviation(
+      row[f'α = {alpha:g}'] = mean_and_deviation(
         [
           record['accuracy']
           for record in results
@@ -122,7 +122,13 @@ def table(results: _Records, theirs: _Records = ()) -> list[dict[str, Any]]:
   return list(rows.values())
 
 
-def _mean_and_deviation(accuracies: Sequence[float]) -> str | None:
+def mean_and_deviation(accuracies: Sequence[float]) -> str | None:
+  """Accuracies of several keys in words, in per cent; None for no key.
+
+  Example:
+    >>> mean_and_deviation([0.98, 0.99]), mean_and_deviation([0.5])
+    ('98.50 ± 0.71', '50.00')
+  """
   if not accuracies:
     return None
   mean = f'{100 * statistics.fmean(accuracies):.2f}'

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from powerprop_jax.core import select
 from powerprop_jax.optim import powerprop, views
 
 
@@ -56,6 +57,36 @@ class ViewsTest(parameterized.TestCase):
       phi,
       rtol=1e-6,
     )
+
+  @parameterized.parameters(*_WRAPPERS)
+  def test_refuses_weights_of_zero_that_could_never_move(self, wrapper):
+    theta = {
+      'a': {'w': jnp.zeros((2, 3)), 'b': jnp.zeros(3)},
+      'b': {'w': jnp.zeros((3, 1))},
+      'c': {'w': jnp.eye(2)},
+    }
+    with self.assertRaisesRegex(ValueError, "^'a/w', 'b/w' are all.*w_init"):
+      views.init(_WRAPPERS[wrapper](), theta)
+
+  def test_weights_of_zero_are_fine_where_they_can_move(self):
+    theta = {'a': {'w': jnp.zeros((2, 3))}, 'b': {'w': jnp.eye(2)}}
+    only_b = select.by_regex('^b/')
+    for tx in (
+      optax.adam(0.1),
+      _power(1.0),
+      powerprop.powerprop(optax.sgd(0.1), 2.0, only_b),
+      _power({'a': {'w': 1.0}, 'b': {'w': 2.0}}),
+    ):
+      views.init(tx, theta)
+
+  def test_under_jit_weights_of_zero_go_unnoticed_and_stay(self):
+    tx = _power()
+    theta = {'m': {'w': jnp.zeros((2, 2)), 'b': jnp.zeros(2)}}
+    phi, opt_state = jax.jit(lambda t: views.init(tx, t))(theta)
+    ones = jax.tree.map(jnp.ones_like, phi)
+    updates, _ = tx.update(ones, opt_state, phi)
+    np.testing.assert_array_equal(updates['m']['w'], 0)
+    self.assertTrue(np.all(updates['m']['b'] != 0))
 
   @parameterized.parameters(
     lambda: optax.masked(_power(), {'m': {'w': True, 'b': False}}),

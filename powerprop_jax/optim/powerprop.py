@@ -263,8 +263,9 @@ def _check_alpha_covers(state: PowerState, phi: Any) -> None:
 
 
 def _check_no_dead_leaf(state: PowerState, phi: Any) -> None:
-  """Refuses a selected leaf that is all zeros although its α > 1."""
+  """Refuses selected leaves that are all zeros although their α > 1."""
   alpha_of = _alpha_lookup(state.alpha)
+  dead = []
   for leaf in trees.named_leaves(phi):
     if not (state.select(*leaf) and isinstance(leaf.value, jax.Array)):
       continue
@@ -272,9 +273,13 @@ def _check_no_dead_leaf(state: PowerState, phi: Any) -> None:
     if isinstance(leaf.value, _TRACER) or isinstance(alpha, _TRACER):
       continue
     if leaf.value.size and alpha > 1 and not jnp.any(leaf.value):
-      raise ValueError(
-        f'{leaf.path!r} is all zeros, where powerpropagation with '
-        f'alpha = {float(alpha):g} gives no gradient, so it could never train. '
-        'Give it a non-zero initialiser, or leave it out: '
-        'select=exclude(is_weight, pattern).'
-      )
+      dead.append((repr(leaf.path), f'{float(alpha):g}'))
+  if dead:
+    paths, alphas = zip(*dead, strict=True)
+    raise ValueError(
+      f'{", ".join(paths)} {"is" if len(dead) == 1 else "are"} all zeros, '
+      f'where powerpropagation with alpha = {", ".join(dict.fromkeys(alphas))} '
+      'multiplies every step by ψ′(0) = 0: it could never train. Initialise it '
+      'with something else, for instance nets.make(..., w_init=...), or leave '
+      'it out: select=exclude(is_weight, pattern).'
+    )

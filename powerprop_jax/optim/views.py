@@ -40,7 +40,10 @@ def init(tx: optax.GradientTransformation, theta: Any) -> tuple[Any, Any]:
     unless it regrows with the latent value.
 
   Raises:
-    ValueError: if powerprop refuses the weights (see its `init`).
+    ValueError: if powerprop refuses the weights (see its `init`): above all a
+      selected leaf of zeros with α > 1, such as the sparse part of a network
+      with a cosine transform. At φ = 0 the step Δφ = Δθ ψ′(φ) is 0 for ever.
+      Under jax.jit values cannot be seen, and such a leaf goes unnoticed.
 
   Example:
     >>> tx = powerprop_lib.powerprop(optax.sgd(0.1), alpha=2.)

@@ -25,11 +25,13 @@ def layer_outputs(
   inputs: Any,
   *,
   select: Select = select_lib.is_weight,
+  with_norms: bool = True,
 ) -> dict[str, tuple[jax.Array, ...]]:
   """Outputs of every layer of a Haiku network, before any nonlinearity.
 
   A layer is a module that has a selected weight. A batch normalisation applied
-  directly to a layer's output belongs to the layer: its output is the layer's.
+  directly to a layer's output belongs to the layer: its output is the layer's,
+  unless with_norms is False.
 
   Args:
     apply: runs the network, (theta, inputs) -> anything, not compiled by
@@ -38,6 +40,7 @@ def layer_outputs(
     theta: effective parameters, dense or masked.
     inputs: what apply takes.
     select: predicate over (module name, name, value).
+    with_norms: whether a normalisation belongs to the layer before it.
 
   Returns:
     For each layer, by the name of its module and in the order of the forward
@@ -71,7 +74,8 @@ def layer_outputs(
     if name in layers:
       outputs = found.setdefault(name, [])
       _check_output(output, name)
-      pending[id(output)] = (output, name, len(outputs))
+      if with_norms:
+        pending[id(output)] = (output, name, len(outputs))
       outputs.append(_features_last(output, context.module))
     elif isinstance(context.module, hk.BatchNorm):
       before = args[0] if args else kwargs.get('inputs')

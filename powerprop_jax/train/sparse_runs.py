@@ -190,7 +190,7 @@ def check_combinations(
   images = data.to_float(splits.train.images[:1])
   if settings.augment:
     augment.crop_and_flip(jax.random.key(0), images)
-  theta = _shapes(net, images)
+  theta = shapes(net, splits)
   for combination in chosen:
     tx = _maker(settings, combination, theta, len(splits.train.labels))(
       jax.random.key(0)
@@ -240,30 +240,86 @@ def train(
   """
   splits = load(settings, show_progress=bool(description))
   net = nets.make(settings.net, splits.num_classes)
-  theta = _shapes(net, data.to_float(splits.train.images[:1]))
-  prepare: step_lib.Prepare = data.to_float
-  if settings.normalise:
-    prepare = data.normalise(splits.train.images)
-  runs = lanes.product([combination.alpha], settings.keys)
-  state = sparse_sweep.train(
+  theta = shapes(net, splits)
+  return train_net(
+    settings,
     net,
     _maker(settings, combination, theta, len(splits.train.labels)),
+    combination,
+    folder,
+    repeat_update=(
+      combination.method == 'dense' and settings.optimizer.is_elementwise
+    ),
+    description=description,
+  )
+
+
+class Place(Protocol):
+  """What tells one training from the others, apart from its key."""
+
+  @property
+  def name(self) -> str:
+    """The name of its folder."""
+
+  @property
+  def alpha(self) -> float:
+    """The power."""
+
+
+def train_net(
+  settings: Settings,
+  net: hk.TransformedWithState,
+  make_tx: Callable[[jax.Array], Any],
+  place: Place,
+  folder: RunFolder,
+  *,
+  state: TrainState | None = None,
+  repeat_update: bool = False,
+  description: str = '',
+) -> Trained:
+  """Trains any network for every key, or goes on where the folder stopped.
+
+  Args:
+    settings: the data, the keys and the lengths.
+    net: the network.
+    make_tx: from a PRNG key to a gradient transformation over φ.
+    place: its name, for people, and its α.
+    folder: where metrics and checkpoints go.
+    state: the stacked states to start from, donated; see sparse_sweep.train.
+    repeat_update: see step.make_advance; only for a dense network.
+    description: what is being trained, for the progress; '' for no progress.
+
+  Returns:
+    What came out. A line is printed about each key that diverged.
+  """
+  splits = load(settings, show_progress=bool(description))
+  prepare = preparation(settings, splits)
+  runs = lanes.product([place.alpha], settings.keys)
+  state = sparse_sweep.train(
+    net,
+    make_tx,
     runs,
     splits,
     settings.loop,
     folder,
+    state=state,
     prepare=prepare,
     augment=augment.crop_and_flip if settings.augment else None,
-    repeat_update=(
-      combination.method == 'dense' and settings.optimizer.is_elementwise
-    ),
+    repeat_update=repeat_update,
     at_once=settings.lanes_at_once,
     description=description,
     show_progress=bool(description),
   )
   for note in sweep.notes_on_diverged(runs, state):
-    print(f'{combination.name}: {note}', flush=True)
+    print(f'{place.name}: {note}', flush=True)
   return Trained(net, state, runs, splits, prepare)
+
+
+def preparation(settings: Settings, splits: data.Splits) -> step_lib.Prepare:
+  """What turns images into what the network sees."""
+  if settings.normalise:
+    return data.normalise(splits.train.images)
+  return data.to_float
 
 
 def results(combination: Combination, trained: Trained) -> list[dict[str, Any]]:
@@ -282,9 +338,10 @@ def results(combination: Combination, trained: Trained) -> list[dict[str, Any]]:
   return [{**place, **record} for record in found]
 
 
-def _shapes(net: hk.TransformedWithState, images: jax.Array) -> Any:
-  """Shapes of the parameters."""
+def shapes(net: hk.TransformedWithState, splits: data.Splits) -> Any:
+  """Shapes of the parameters of a network for the images of a data set."""
   init = functools.partial(net.init, is_training=True)
+  images = data.to_float(splits.train.images[:1])
   theta, _ = jax.eval_shape(init, jax.random.key(0), images)
   return theta
 
@@ -296,14 +353,27 @@ def _maker(
   method, density, alpha = combination
   num_steps = settings.loop.num_steps
   inner = optimizers.make_tx(settings.optimizer, alpha, num_steps)
+  lengths = lengths_of(settings.loop, theta, num_examples)
+  return lambda key: sparse_methods.make_tx(
+    inner, method, density, settings.sparse, lengths, key
+  )
+
+
+def lengths_of(loop: LoopConfig, theta: Any, num_examples: int) -> Lengths:
+  """What the settings of a method are shares of.
+
+  Args:
+    loop: lengths.
+    theta: parameters, or their shapes.
+    num_examples: examples in the training split.
+
+  Returns:
+    The lengths.
+  """
   sizes = [
     leaf.value.size
     for leaf in trees.named_leaves(theta)
     if select_lib.is_weight(*leaf)
   ]
-  lengths = Lengths(
-    num_steps, -(-num_examples // settings.loop.batch_size), sum(sizes)
-  )
-  return lambda key: sparse_methods.make_tx(
-    inner, method, density, settings.sparse, lengths, key
-  )
+  steps_per_epoch = -(-num_examples // loop.batch_size)
+  return Lengths(loop.num_steps, steps_per_epoch, sum(sizes))

@@ -29,6 +29,7 @@ def train(
   config: LoopConfig,
   folder: RunFolder,
   *,
+  state: TrainState | None = None,
   prepare: step_lib.Prepare = data.to_float,
   augment: step_lib.Augment | None = None,
   repeat_update: bool = False,
@@ -45,6 +46,8 @@ def train(
     config: lengths.
     folder: where metrics and checkpoints go. At each look metrics.jsonl gets,
       beside the scores, what MaskWatch.records says.
+    state: the stacked states to start from, which are donated; None is what
+      initial_states gives.
     prepare: see step.make_step.
     augment: see step.make_step.
     repeat_update: see step.make_advance; only for a dense network.
@@ -54,9 +57,8 @@ def train(
   Returns:
     The stacked final states.
   """
-  state = lanes_lib.create_by_key(
-    net, make_tx, lanes, data.to_float(splits.train.images[:1])
-  )
+  if state is None:
+    state = initial_states(net, make_tx, lanes, splits)
   advance = step_lib.make_advance(
     net,
     make_tx(jax.random.key(0)),  # the state has the key that counts
@@ -89,6 +91,17 @@ def train(
     begin=watch.begin,
     **options,
   )
+
+
+def initial_states(
+  net: hk.TransformedWithState,
+  make_tx: Callable[[jax.Array], optax.GradientTransformation],
+  lanes: Lanes,
+  splits: data.Splits,
+) -> TrainState:
+  """The stacked states of all lanes before their first step."""
+  images = data.to_float(splits.train.images[:1])
+  return lanes_lib.create_by_key(net, make_tx, lanes, images)
 
 
 def results(

@@ -9,7 +9,9 @@ from powerprop_jax.report.plotting.accuracy import (
   accuracy_against_sparsity,
 )
 from powerprop_jax.report.plotting.features import class_specialisation
+from powerprop_jax.report.plotting.propagation import signal_propagation
 from powerprop_jax.report.plotting.style import save
+from powerprop_jax.report.plotting.supports import accuracy_by_support
 from powerprop_jax.report.plotting.training import (
   layer_densities,
   learning_curves,
@@ -24,6 +26,7 @@ from powerprop_jax.report.plotting.weights import (
 __all__ = [
   'accuracy_against_density',
   'accuracy_against_sparsity',
+  'accuracy_by_support',
   'class_specialisation',
   'layer_densities',
   'learning_curves',
@@ -31,5 +34,6 @@ __all__ = [
   'mask_overlap',
   'near_zero',
   'save',
+  'signal_propagation',
   'weight_histograms',
 ]

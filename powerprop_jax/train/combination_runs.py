@@ -1,0 +1,119 @@
+"""Many runs of one program, each in a folder of its own, some at a time.
+
+What programs that compare many combinations of settings have in common: one
+after another or in processes side by side, with progress; what is finished is
+read and not done again.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+import functools
+import pathlib
+from typing import Any, Protocol, TypeVar
+
+from powerprop_jax.train import metrics, workers
+from powerprop_jax.train.errors import UserError
+from powerprop_jax.train.run_folder import RunFolder
+
+Records = list[dict[str, Any]]
+
+
+class Named(Protocol):
+  """A combination of settings."""
+
+  @property
+  def name(self) -> str:
+    """The name of its folder."""
+
+
+C = TypeVar('C', bound=Named)
+
+
+def path(out: str, combination: Named) -> pathlib.Path:
+  """The folder of a combination within that of the program."""
+  return pathlib.Path(out).expanduser() / 'combinations' / combination.name
+
+
+def check_workers(num_workers: int) -> None:
+  """Refuses a number of processes that is not positive."""
+  if num_workers < 1:
+    raise UserError(f'--workers must be at least 1, got {num_workers}.')
+
+
+def run_all(
+  work: Callable[[str, C], Records],
+  combinations: Sequence[C],
+  out: str,
+  num_workers: int,
+  num_steps: int,
+) -> Iterator[tuple[C, Records]]:
+  """Does the work for every combination.
+
+  Args:
+    work: (description, combination) -> results, a function at the top level of
+      a module or a functools.partial of one; the description is for its
+      progress, '' for no progress.
+    combinations: what to call it with.
+    out: the folder of the program, see path.
+    num_workers: with 1, one after another in this process; otherwise so many
+      at a time, each in a process of its own with one thread.
+    num_steps: training steps of each combination, for the progress.
+
+  Yields:
+    (combination, results), in the order in which they are done.
+  """
+  if num_workers == 1:
+    for number, combination in enumerate(combinations, start=1):
+      description = f'{number}/{len(combinations)} {combination.name}'
+      yield combination, work(description, combination)
+    return
+  total = len(combinations) * num_steps
+  start = _steps_done(out, combinations)
+  with metrics.Progress('training', total, start=start) as progress:
+    yield from workers.run(
+      functools.partial(work, ''),
+      combinations,
+      num_workers,
+      watch=lambda: progress.update(_steps_done(out, combinations)),
+    )
+
+
+def once(
+  train: Callable[[RunFolder], Records],
+  out: str,
+  combination: Named,
+  settings: dict[str, Any],
+  program: str,
+) -> Records:
+  """Results of a combination: trained, or read where that is done.
+
+  Args:
+    train: trains it, given its folder.
+    out: the folder of the program.
+    combination: which one.
+    settings: what its results depend on.
+    program: name of the program.
+
+  Returns:
+    The records that train gave, now or earlier.
+  """
+  folder = RunFolder(
+    path(out, combination), settings, program=program, resume=True
+  )
+  if folder.is_complete:
+    return folder.read_json('results.json')
+  results = train(folder)
+  folder.write_results(results)
+  folder.mark_complete()
+  return results
+
+
+def looks(out: str, combination: Named) -> Records:
+  """What was logged while a combination was trained; empty before."""
+  logged = path(out, combination) / 'metrics.jsonl'
+  return metrics.read_metrics(logged) if logged.exists() else []
+
+
+def _steps_done(out: str, combinations: Sequence[Named]) -> int:
+  """Steps of all combinations together, up to their last looks."""
+  logged = [looks(out, combination) for combination in combinations]
+  return sum(records[-1]['step'] for records in logged if records)
