@@ -11,8 +11,8 @@ from powerprop_jax.train.supports import ScoreConfig, SupportName
 
 Network = Literal['standard', 'dct']
 
-# The best of 1e-3, 2e-3, 3e-3, 5e-3 and 1e-2 for most networks and supports on
-# MNIST at densities 0.01 and 0.001.
+# On MNIST at densities 0.01 and 0.001 better than 1e-3 for most networks and
+# supports; see experiments/README.md for what was tried.
 _ADAM = OptimizerConfig(name='adam', learning_rate=5e-3)
 
 
