@@ -1,6 +1,11 @@
 """Work is done in other processes, each told to use one thread."""
 
 import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -36,3 +41,40 @@ def test_every_item_is_done_elsewhere_with_one_thread():
 def test_failure_of_an_item_is_raised_here():
   with pytest.raises(ValueError, match='no such thing'):
     list(workers.run(fail, ['no such thing'], 1, watch=lambda: None))
+
+
+def write_until_stopped(path):
+  while True:
+    pathlib.Path(path).write_text(str(os.getpid()))
+    time.sleep(0.05)
+
+
+def test_workers_end_when_their_parent_is_killed(tmp_path):
+  written = tmp_path / 'pid'
+  program = (
+    'import workers_test\n'
+    'from powerprop_jax.train import workers\n'
+    'if __name__ == "__main__":\n'
+    '  work = workers_test.write_until_stopped\n'
+    f'  list(workers.run(work, [{str(written)!r}], 1, watch=lambda: None))\n'
+  )
+  (tmp_path / 'program.py').write_text(program)
+  path = os.pathsep.join([str(pathlib.Path(__file__).parent), *sys.path])
+  with subprocess.Popen(
+    [sys.executable, tmp_path / 'program.py'],
+    env=os.environ | {'PYTHONPATH': path},
+  ) as parent:
+    _wait_until(written.exists)
+    parent.send_signal(signal.SIGKILL)
+  time.sleep(0.5)
+  written.unlink(missing_ok=True)
+  time.sleep(0.5)
+  assert not written.exists()
+
+
+def _wait_until(condition):
+  for _ in range(600):
+    if condition():
+      return
+    time.sleep(0.1)
+  raise AssertionError('nothing happened for a minute')

@@ -11,6 +11,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 from typing import Any, TypeVar
 
 T = TypeVar('T')
@@ -43,11 +44,12 @@ def run(
 
   Yields:
     (item, result), in the order in which they are done. When the iterator is
-    closed, or this process is interrupted, what is unfinished is abandoned.
+    closed, or this process is interrupted or killed, what is unfinished is
+    abandoned.
   """
   context = multiprocessing.get_context('spawn')
   pool = futures.ProcessPoolExecutor(
-    num_workers, mp_context=context, initializer=_ignore_interrupts
+    num_workers, mp_context=context, initializer=_follow_parent
   )
   try:
     with _one_thread():
@@ -66,9 +68,20 @@ def run(
         process.terminate()
 
 
-def _ignore_interrupts() -> None:
+def _follow_parent() -> None:
+  """Makes a worker end with the process that started it, and only then."""
   # Ctrl-C reaches every process of a terminal; the first one ends the others.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
+  parent = multiprocessing.parent_process()
+  assert parent is not None
+
+  def end() -> None:
+    # If it was killed, nobody ends the workers, and they would go on writing
+    # into folders that may be in use again.
+    parent.join()
+    os._exit(1)
+
+  threading.Thread(target=end, daemon=True).start()
 
 
 @contextlib.contextmanager
