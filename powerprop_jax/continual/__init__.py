@@ -1,5 +1,10 @@
-"""Many tasks in one network: streams, PackNet, EfficientPackNet, metrics."""
+"""Many tasks in one network: PackNet, EfficientPackNet, streams and metrics.
 
+`tasks` makes streams of tasks, `metrics` says how well they were learned. The
+optimiser is sparsify(inner, protected()) with any inner.
+"""
+
+from powerprop_jax.continual import metrics, tasks
 from powerprop_jax.continual.config import PackConfig, equal_density
 from powerprop_jax.continual.packnet import (
   Learner,
@@ -19,6 +24,11 @@ from powerprop_jax.continual.state import (
   task_params,
 )
 from powerprop_jax.continual.storage import from_arrays, to_arrays
+from powerprop_jax.optim.topologies.protected import (
+  Protection,
+  protected,
+  with_protection,
+)
 
 __all__ = (
   'CapacityError',
@@ -28,16 +38,21 @@ __all__ = (
   'PackConfig',
   'PackState',
   'PackedTask',
+  'Protection',
   'TaskReport',
   'Trial',
   'equal_density',
   'from_arrays',
   'init_pack',
   'learn',
+  'metrics',
   'num_free',
   'predict',
+  'protected',
   'sparsest',
   'task_masks',
   'task_params',
+  'tasks',
   'to_arrays',
+  'with_protection',
 )
