@@ -63,6 +63,7 @@ from powerprop_jax.nets.dct import DctConv2D, DctLinear
 from powerprop_jax.nets.scope import power_scope
 
 # Optimisation.
+from powerprop_jax.optim.adaptive import adaptive_alpha
 from powerprop_jax.optim.aliases import (
   dsr,
   gradual_pruning,
@@ -72,6 +73,12 @@ from powerprop_jax.optim.aliases import (
   sparse_evolution,
   static,
   top_kast,
+)
+from powerprop_jax.optim.alpha import (
+  AlphaController,
+  AlphaState,
+  near_zero_controller,
+  next_alpha,
 )
 from powerprop_jax.optim.decay import decay_phi, decay_theta
 from powerprop_jax.optim.powerprop import PowerState, powerprop
@@ -120,6 +127,8 @@ from powerprop_jax.report.training_flops import training_flops
 __version__ = '0.1.0'
 
 __all__ = (
+  'AlphaController',
+  'AlphaState',
   'Cycle',
   'DctConv2D',
   'DctLinear',
@@ -131,6 +140,7 @@ __all__ = (
   'Select',
   'SparseState',
   'Topology',
+  'adaptive_alpha',
   'apply_masks',
   'at',
   'by_regex',
@@ -169,8 +179,10 @@ __all__ = (
   'masks_from_scores',
   'model_bytes',
   'movement',
+  'near_zero_controller',
   'neutral_norm_state',
   'never',
+  'next_alpha',
   'num_kept',
   'one_shot',
   'one_shot_pruning',

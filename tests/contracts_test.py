@@ -15,7 +15,17 @@ import optax
 import pytest
 
 from powerprop_jax.core import distributions, masks
-from powerprop_jax.optim import aliases, decay, powerprop, topology, views
+from powerprop_jax.optim import (
+  adaptive,
+  aliases,
+  decay,
+  powerprop,
+  sparsify,
+  topology,
+  views,
+)
+from powerprop_jax.optim import alpha as alpha_lib
+from powerprop_jax.optim.topologies import protected
 from powerprop_jax.train import checkpoint
 
 # Compiles the many small programs here in half the time.
@@ -58,7 +68,14 @@ POWERS = {
   'powerprop_decay': lambda inner: optax.chain(
     powerprop.powerprop(inner, 2.0), decay.decay_phi(1e-3, 0.05)
   ),
+  'adaptive_alpha': lambda inner: _adaptive(POWERS['powerprop_traced'](inner)),
 }
+
+
+def _adaptive(tx):
+  controller = alpha_lib.near_zero_controller(0.3)
+  return adaptive.adaptive_alpha(tx, controller, period=3)
+
 
 _UNIFORM = {'distribution': distributions.uniform}
 _MOVES = {'period': 3, 'stop': 100}
@@ -88,6 +105,9 @@ SPARSE = {
   'rigl_traced': lambda inner: aliases.rigl(
     _traced_power(inner), 0.5, regrow='smallest', **_UNIFORM, **_MOVES
   ),
+  'rigl_adaptive': lambda inner: _adaptive(
+    aliases.rigl(_traced_power(inner), 0.5, regrow='smallest', **_MOVES)
+  ),
   'snfs': lambda inner: aliases.snfs(inner, 0.5, **_MOVES),
   'snfs_powerprop': lambda inner: aliases.snfs(
     _power(inner), 0.5, second_moment=0.99, **_MOVES
@@ -98,6 +118,9 @@ SPARSE = {
   'top_kast': lambda inner: aliases.top_kast(inner, 0.5, 0.2),
   'top_kast_powerprop': lambda inner: aliases.top_kast(
     _power(inner), 0.5, 0.2, period=3
+  ),
+  'protected': lambda inner: sparsify.sparsify(
+    _power(inner), protected.protected()
   ),
 }
 
@@ -131,11 +154,13 @@ PROMISES = {
   'rigl': _ERK,
   'rigl_keep': _ERK,
   'rigl_traced': _HALF,
+  'rigl_adaptive': _ERK,
   'snfs': _TOTAL,
   'snfs_powerprop': _TOTAL,
   'dsr': _TOTAL,
   'top_kast': _HALF,
   'top_kast_powerprop': _HALF,
+  'protected': lambda num_updates: (30, 20),
 }
 
 WRAPPERS = {

@@ -171,6 +171,14 @@ class PowerpropTest(parameterized.TestCase):
         jax.tree.map(lambda x, i=i: x[i], together), alone, rtol=1e-6
       )
 
+  def test_the_state_says_where_the_slots_live(self):
+    for form in ('recommended', 'naive'):
+      for alpha in (2.0, jnp.float32(2)):
+        tx = powerprop.powerprop(optax.adam(0.1), alpha, form=form)
+        phi, opt_state = views.init(tx, _theta())
+        _, opt_state = _run(tx, phi, opt_state, steps=1)
+        self.assertEqual(opt_state.form, form)
+
   def test_a_weight_at_zero_stays_and_its_neighbours_move(self):
     tx = powerprop.powerprop(optax.sgd(0.1), 2.0)
     phi = {'m': {'w': jnp.array([[0.0, 1.0]])}}

@@ -131,6 +131,44 @@ class ViewsTest(parameterized.TestCase):
       views.effective_params(phi, opt_state), _theta(), rtol=3e-6
     )
 
+  def test_with_alpha_keeps_zeros_bit_by_bit(self):
+    theta = {'m': {'w': jnp.array([[0.0, -0.0, 1e-30]]), 'b': jnp.zeros(2)}}
+    for old, new in ((1.0, 4.0), (4.0, 1.0), (1.5, 64.0)):
+      phi, opt_state = views.init(_power(jnp.float32(old)), theta)
+      phi, opt_state = views.with_alpha(phi, opt_state, new)
+      w = phi['m']['w']
+      np.testing.assert_array_equal(w[0, :2], 0)
+      np.testing.assert_array_equal(np.signbit(w[0, :2]), [False, True])
+      self.assertGreater(float(w[0, 2]), 0)
+
+  @parameterized.product(
+    pair=((1.0, 2.0), (3.0, 1.5)), form=('recommended', 'naive')
+  )
+  def test_with_alpha_that_holds_phi_moves_theta(self, pair, form):
+    old, new = pair
+    tx = powerprop.powerprop(optax.adam(0.1), jnp.float32(old), form=form)
+    phi, opt_state = views.init(tx, _theta())
+    after, opt_state = views.with_alpha(phi, opt_state, new, hold='phi')
+    self.assertIs(after, phi)
+    theta, w = views.effective_params(phi, opt_state), _theta()['m']['w']
+    np.testing.assert_allclose(
+      theta['m']['w'], jnp.sign(w) * jnp.abs(w) ** (new / old), rtol=1e-5
+    )
+    np.testing.assert_array_equal(theta['m']['b'], 1)
+
+  def test_with_alpha_refuses_to_move_phi_under_slots_in_its_space(self):
+    tx = powerprop.powerprop(optax.adam(0.1), 2.0, form='naive')
+    phi, opt_state = views.init(tx, _theta())
+    with self.assertRaisesRegex(ValueError, "'naive' keeps.*hold='phi'"):
+      views.with_alpha(phi, opt_state, 3.0)
+
+  def test_with_alpha_refuses_what_float32_cannot_invert(self):
+    for kind in (float, jnp.float32):
+      phi, opt_state = views.init(_power(kind(2)), _theta())
+      views.with_alpha(phi, opt_state, 64.0)
+      with self.assertRaisesRegex(ValueError, 'at most 64, got 65'):
+        views.with_alpha(phi, opt_state, kind(65))
+
   def test_with_alpha_refuses(self):
     phi, opt_state = views.init(_power(2.0), _theta())
     with self.assertRaisesRegex(ValueError, 'at least 1, got 0.5'):
@@ -139,6 +177,8 @@ class ViewsTest(parameterized.TestCase):
       views.with_alpha(phi, opt_state, jnp.float32(3))
     with self.assertRaisesRegex(ValueError, 'another structure'):
       views.with_alpha(phi, opt_state, {'m': {'w': 3.0}})
+    with self.assertRaisesRegex(ValueError, "'theta' or 'phi', got 'psi'"):
+      views.with_alpha(phi, opt_state, 3.0, hold='psi')
     dense = optax.sgd(0.1)
     with self.assertRaisesRegex(ValueError, 'found no powerprop'):
       views.with_alpha(phi, dense.init(phi), 3.0)

@@ -47,11 +47,16 @@ class PowerState:
     alpha: the power: Static, a float32 scalar, or a tree of these by leaf.
     inner_state: state of the wrapped optimiser.
     select: which leaves are reparameterised.
+    form: whether the state of the optimiser lives in θ-space ('recommended')
+      or in φ-space ('naive').
   """
 
   alpha: Any
   inner_state: Any
   select: Select = dataclasses.field(metadata={'static': True})
+  form: Form = dataclasses.field(
+    default='recommended', metadata={'static': True}
+  )
 
 
 def powerprop(
@@ -112,7 +117,7 @@ def powerprop(
     phi = params
     # A copy: the state may be donated, the caller's array must survive.
     state_alpha = jax.tree.map(lambda a: jnp.array(a, copy=True), alpha)
-    power = PowerState(state_alpha, None, select)
+    power = PowerState(state_alpha, None, select, form)
     if select_lib.selected_names(select, phi):
       _check_alpha_covers(power, phi)
       _check_no_dead_leaf(power, phi)
@@ -200,9 +205,29 @@ def stored_alpha(alpha: Any) -> Any:
   return jax.tree.map(store, alpha)
 
 
+def alpha_lookup(alpha: Any) -> Callable[[str], Any]:
+  """From a leaf's path to its α, a number or an array.
+
+  Args:
+    alpha: the power as a PowerState holds it.
+
+  Returns:
+    A function of 'module_name/name'; the same α for all if there is only one.
+
+  Example:
+    >>> alpha_lookup({'m': {'w': Static(2.0)}})('m/w')
+    2.0
+  """
+  value = lambda a: a.value if isinstance(a, Static) else a
+  by_path = _alpha_by_path(alpha)
+  if by_path is None:
+    return lambda path: value(alpha)
+  return lambda path: value(by_path[path])
+
+
 def _times_slope(updates: Any, phi: Any, state: PowerState) -> Any:
   """Multiplies updates by ψ′(φ) on the selected leaves, in float32."""
-  alpha_of = _alpha_lookup(state.alpha)
+  alpha_of = alpha_lookup(state.alpha)
 
   def visit(module_name: str, name: str, p: Any, u: Any) -> Any:
     if not state.select(module_name, name, p):
@@ -215,7 +240,7 @@ def _times_slope(updates: Any, phi: Any, state: PowerState) -> Any:
 
 
 def _map_power(fn: Callable[..., Any], tree: Any, state: PowerState) -> Any:
-  alpha_of = _alpha_lookup(state.alpha)
+  alpha_of = alpha_lookup(state.alpha)
 
   def visit(module_name: str, name: str, value: Any) -> Any:
     if not state.select(module_name, name, value):
@@ -223,15 +248,6 @@ def _map_power(fn: Callable[..., Any], tree: Any, state: PowerState) -> Any:
     return fn(value, alpha_of(trees.join_name(module_name, name)))
 
   return trees.map_named(visit, tree)
-
-
-def _alpha_lookup(alpha: Any) -> Callable[[str], Any]:
-  """From a leaf's path to its α, a number or an array."""
-  value = lambda a: a.value if isinstance(a, Static) else a
-  by_path = _alpha_by_path(alpha)
-  if by_path is None:
-    return lambda path: value(alpha)
-  return lambda path: value(by_path[path])
 
 
 def _alpha_by_path(alpha: Any) -> dict[str, Any] | None:
@@ -264,7 +280,7 @@ def _check_alpha_covers(state: PowerState, phi: Any) -> None:
 
 def _check_no_dead_leaf(state: PowerState, phi: Any) -> None:
   """Refuses selected leaves that are all zeros although their α > 1."""
-  alpha_of = _alpha_lookup(state.alpha)
+  alpha_of = alpha_lookup(state.alpha)
   dead = []
   for leaf in trees.named_leaves(phi):
     if not (state.select(*leaf) and isinstance(leaf.value, jax.Array)):

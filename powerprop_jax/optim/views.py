@@ -17,8 +17,12 @@ from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import trees
 from powerprop_jax.core.masks import Masks
 from powerprop_jax.optim import powerprop as powerprop_lib
+from powerprop_jax.optim import remap
 from powerprop_jax.optim import topology as topology_lib
+from powerprop_jax.optim.adaptive import AdaptiveAlphaState
+from powerprop_jax.optim.decay import DecayPhiState
 from powerprop_jax.optim.powerprop import PowerState, Static
+from powerprop_jax.optim.remap import Hold
 from powerprop_jax.optim.topology import SparseState
 
 # Wrappers that show their inner transformation only some of the leaves, while
@@ -173,25 +177,40 @@ def latent_params(theta: Any, opt_state: Any) -> Any:
   return theta if power is None else powerprop_lib.to_phi(theta, power)
 
 
-def with_alpha(phi: Any, opt_state: Any, alpha: Any) -> tuple[Any, Any]:
-  """Changes α without changing θ.
+def with_alpha(
+  phi: Any, opt_state: Any, alpha: Any, *, hold: Hold = 'theta'
+) -> tuple[Any, Any]:
+  """Changes α, by default without changing θ.
 
-  The latent weights become ψ⁻¹(θ) under the new power; the optimiser's own
-  state lives in θ-space and stays as it is.
+  Holding θ, the latent weights become φ′ = φ |φ|^((α-α′)/α′), which ψ maps to
+  the same θ under the new power α′; zeros stay zero, and with the recommended
+  form the optimiser's own state, in θ-space, stays as it is. Holding φ, the
+  network jumps to θ′ = sign(θ) |θ|^(α′/α): where |θ| < 1, a larger α shrinks
+  every weight.
 
   Args:
     phi: latent parameters.
     opt_state: their optimiser state, with powerprop somewhere inside.
-    alpha: the new power, a scalar or a tree as the old one. Where the old one
-      is an array, nothing is compiled again; where it was given as a Python
-      number, the new one must be a number too and a jitted step compiles again.
+    alpha: the new power, in [1, 64]; a scalar or a tree as the old one. Where
+      the old one is an array, nothing is compiled again; where it was given as
+      a Python number, the new one must be a number too and a jitted step
+      compiles again.
+    hold: what stays as it is, 'theta' or 'phi'.
 
   Returns:
     (phi, opt_state) for the new power.
 
   Raises:
-    ValueError: if there is no powerprop in the state, or alpha is invalid or of
-      another kind or structure than the old one.
+    ValueError: if there is no powerprop in the state, or hold is unknown; if
+      alpha is invalid, larger than float32 can invert (see remap.MAX_ALPHA), or
+      of another kind or structure than the old one; if θ is to be held and
+      powerprop has the naive form.
+
+  Note:
+    In the naive form the optimiser's slots live in φ-space. A momentum there
+    would need the factor dφ′/dφ, infinite at 0 when α rises, and to start it
+    anew needs the optimiser and not only its state; so that is refused. Holding
+    φ is not: the slots stay in the coordinates that they were made in.
 
   Example:
     >>> tx = powerprop_lib.powerprop(optax.sgd(0.1), alpha=1.)
@@ -200,19 +219,19 @@ def with_alpha(phi: Any, opt_state: Any, alpha: Any) -> tuple[Any, Any]:
     >>> phi['linear']['w']
     Array([[ 2. , -0.5]], dtype=float32)
   """
+  remap.check_hold(hold)
   power = _find_power_state(opt_state)
   if power is None:
     raise ValueError(
       'with_alpha found no powerprop in the optimiser state; build it with '
       'powerprop(inner, alpha).'
     )
+  remap.check_form(power, hold)
   stored = _same_kind(powerprop_lib.stored_alpha(alpha), power.alpha)
-  changed = dataclasses.replace(power, alpha=stored)
-  new_phi = powerprop_lib.to_phi(powerprop_lib.to_theta(phi, power), changed)
-  opt_state = trees.replace_states(
-    opt_state, PowerState, lambda s: dataclasses.replace(s, alpha=stored)
-  )
-  return new_phi, opt_state
+  remap.check_invertible(stored)
+  if hold == 'theta':
+    phi = remap.remap(phi, power, dataclasses.replace(power, alpha=stored))
+  return phi, remap.replace_alpha(opt_state, stored)
 
 
 def is_alpha_static(opt_state: Any) -> bool:
@@ -255,7 +274,33 @@ def _find_power_state(opt_state: Any) -> PowerState | None:
       'optax.partition, or more than once. Write powerprop(optax.masked(...), '
       'alpha, select) and choose leaves with select.'
     )
+  _check_nothing_around_adaptive_alpha(opt_state)
   return found[0] if found else None
+
+
+def _check_nothing_around_adaptive_alpha(opt_state: Any) -> None:
+  """Refuses around adaptive_alpha what works on φ and would miss its moves."""
+  adaptive = trees.find_states(opt_state, AdaptiveAlphaState)
+  inside = [state.inner_state for state in adaptive]
+  is_outside = lambda *kinds: (
+    adaptive
+    and len(trees.find_states(opt_state, *kinds))
+    > len(trees.find_states(inside, *kinds))
+  )
+  if is_outside(SparseState):
+    raise ValueError(
+      'sparsify goes inside adaptive_alpha, not around it: it decides what '
+      'happens to latent weights without a connection, and these must move '
+      'with α as well. Write adaptive_alpha(rigl(powerprop(inner, alpha), '
+      '...), controller, period=...).'
+    )
+  if is_outside(DecayPhiState):
+    raise ValueError(
+      'decay_phi goes inside adaptive_alpha, not behind it: when α changes it '
+      'would shrink the new φ by a share of the old one. Write adaptive_alpha('
+      'optax.chain(powerprop(inner, alpha), decay_phi(...)), controller, '
+      'period=...).'
+    )
 
 
 def _same_kind(new: Any, old: Any) -> Any:

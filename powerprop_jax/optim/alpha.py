@@ -1,0 +1,306 @@
+"""Controllers of α: rules that look at the weights and say what α is to be.
+
+A controller is a pair of pure functions. It is shown θ and the connections from
+time to time, remembers what it wants in a state of arrays, and returns the α to
+go on with. adaptive_alpha runs one inside a training step; with_alpha applies
+what one says between steps.
+"""
+
+from collections.abc import Callable
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from powerprop_jax.core import reparam, trees
+from powerprop_jax.core import select as select_lib
+from powerprop_jax.core.masks import Masks
+from powerprop_jax.core.trees import Select
+from powerprop_jax.optim import remap
+
+
+class AlphaState(NamedTuple):
+  """What the published rule remembers between two readings.
+
+  Attributes:
+    previous: the last reading, float32; -inf before the first. A scalar, or a
+      tree by leaf as α is.
+    is_growing: whether the first, geometric phase lasts, bool of the same
+      structure. It ends with the first reading that fell, for good.
+
+  Example:
+    >>> AlphaState(jnp.float32(-jnp.inf), jnp.asarray(True)).previous
+    Array(-inf, dtype=float32)
+  """
+
+  previous: Any
+  is_growing: Any
+
+
+class AlphaController(NamedTuple):
+  """A rule for α, as pure functions; see near_zero_controller for one.
+
+  Attributes:
+    init: alpha -> state, for α as powerprop starts with it: a float32 scalar,
+      or a tree of them by leaf. state is any tree of arrays whose structure,
+      shapes and dtypes never change.
+    update: (theta, masks, alpha, state) -> (alpha, state), where theta are the
+      effective weights, zero where masks are False, and masks the connections
+      that exist. The new α has the structure of the old one, is at least 1 and
+      at most remap.MAX_ALPHA.
+
+  Example:
+    >>> up = lambda theta, masks, alpha, state: (alpha + 0.5, state)
+    >>> rising = AlphaController(init=lambda alpha: (), update=up)
+  """
+
+  init: Callable[[Any], Any]
+  update: Callable[[Any, Masks, Any, Any], tuple[Any, Any]]
+
+
+def near_zero_controller(
+  epsilon: float = 0.01,
+  *,
+  growth: float = 1.5,
+  increment: float = 0.1,
+  alpha_max: float = 4.0,
+  per_leaf: bool = False,
+  relative: bool = False,
+  select: Select = select_lib.is_weight,
+) -> AlphaController:
+  """Raises α as long as the share of weights near zero does not fall.
+
+  The reading is the share of selected connections with |θ| < epsilon, and
+  next_alpha says what follows from it.
+
+  Args:
+    epsilon: how near zero, positive: the same for all leaves, or with relative
+      in units of each leaf's standard deviation.
+    growth: c_r, factor of α - 1 in the first phase, and its divisor whenever
+      the reading falls; more than 1.
+    increment: c_d, what is added to α after the first phase, at least 0.
+    alpha_max: α grows no further; in (1, 64].
+    per_leaf: one reading, one phase and one α for each leaf, where powerprop is
+      given a tree of arrays. Leaves without an α of their own, or not selected,
+      are left alone. Otherwise one of each for all selected leaves.
+    relative: whether epsilon is multiplied by the standard deviation of the
+      connections of each leaf; where that is 0, nothing counts as near zero.
+    select: which leaves are measured.
+
+  Returns:
+    A controller with an AlphaState.
+
+  Raises:
+    ValueError: if an argument is out of range; from `init`, if α does not start
+      in (1, alpha_max], or is a tree without per_leaf or the reverse; from
+      `update`, if no leaf is measured.
+
+  Note:
+    The report leaves open what is measured, what the first reading is compared
+    with, and where α ends. Here the reading is taken on θ: with |φ| < ε it
+    would move whenever α does, by itself. Only connections that exist count,
+    because pruned ones all lie near zero; the reading is 0 where there are
+    none. The first reading counts as a success. alpha_max is ours: an equal
+    reading is a success too, so that α would grow forever once the share stays
+    at 0 or 1.
+    The share near zero also drifts with training time, the learning rate and
+    weight decay. A single reading cannot tell such a drift from the effect of
+    α; compare with a run at a fixed α.
+
+  Example:
+    >>> controller = near_zero_controller(epsilon=0.1)
+    >>> theta = {'linear': {'w': jnp.array([[0.05, -2.0]])}}
+    >>> masks = {'linear': {'w': jnp.array([[True, True]])}}
+    >>> alpha = jnp.float32(1.5)
+    >>> alpha, state = controller.update(
+    ...   theta, masks, alpha, controller.init(alpha))
+    >>> print(alpha, state.previous)
+    1.75 0.5
+
+  Source:
+    Jain, Raj and Asgaonkar, Powerpropagation, 2022, section 5.
+  """
+  if not 0 < epsilon < math.inf:
+    raise ValueError(f'epsilon must be positive and finite, got {epsilon}.')
+  _check_rule(growth, increment, alpha_max)
+  remap.check_invertible(float(alpha_max), 'alpha_max')
+
+  def init(alpha: Any) -> AlphaState:
+    _check_kind(alpha, per_leaf)
+    _check_start(alpha, alpha_max)
+    return AlphaState(
+      jax.tree.map(lambda _: jnp.asarray(-jnp.inf, jnp.float32), alpha),
+      jax.tree.map(lambda _: jnp.asarray(True), alpha),
+    )
+
+  def update(
+    theta: Any, masks: Masks, alpha: Any, state: AlphaState
+  ) -> tuple[Any, AlphaState]:
+    def step(reading: Any, alpha: Any, state: AlphaState) -> Any:
+      return next_alpha(
+        reading,
+        alpha,
+        state,
+        growth=growth,
+        increment=increment,
+        alpha_max=alpha_max,
+      )
+
+    counts = _counts_near_zero(theta, masks, epsilon, relative, select)
+    if not per_leaf:
+      whole = jnp.sum(jnp.stack([jnp.stack(c) for c in counts.values()]), 0)
+      return step(_share(whole[0], whole[1]), alpha, state)
+    return _step_by_leaf(step, counts, alpha, state)
+
+  return AlphaController(init, update)
+
+
+def next_alpha(
+  reading: Any,
+  alpha: Any,
+  state: AlphaState,
+  *,
+  growth: float = 1.5,
+  increment: float = 0.1,
+  alpha_max: float = math.inf,
+) -> tuple[jax.Array, AlphaState]:
+  """The α that follows from one more reading, as TCP adapts its rate.
+
+      reading                  first phase           later
+      did not fall             1 + c_r (α - 1)       α + c_d
+      fell                     1 + (α - 1)/c_r       1 + (α - 1)/c_r
+
+  Nothing falls below 1. α = 1 stays there during the first phase.
+
+  Args:
+    reading: how sparse the weights are, a scalar; NaN counts as a fall, and is
+      not what the next one is compared with.
+    alpha: the power under which it was reached, a scalar of at least 1.
+    state: what is remembered, of scalars.
+    growth: c_r, more than 1.
+    increment: c_d, at least 0.
+    alpha_max: α grows no further; more than 1.
+
+  Returns:
+    (alpha, state), float32 and bool scalars.
+
+  Raises:
+    ValueError: if growth, increment or alpha_max is out of range.
+
+  Example:
+    >>> alpha, state = jnp.float32(1.5), AlphaState(-jnp.inf, True)
+    >>> for reading in (0.5, 0.6, 0.4, 0.4):
+    ...   alpha, state = next_alpha(reading, alpha, state)
+    ...   print(alpha, state.is_growing)
+    1.75 True
+    2.125 True
+    1.75 False
+    1.85 False
+
+  Source:
+    Jain, Raj and Asgaonkar, Powerpropagation, 2022, section 5, where the phase
+    is called init and growth and increment are 1.5 and 0.1; after RFC 5681.
+  """
+  _check_rule(growth, increment, alpha_max)
+  reading = jnp.asarray(reading, jnp.float32)
+  alpha = jnp.asarray(alpha, jnp.float32)
+  holds = reading >= state.previous
+  grown = jnp.where(
+    state.is_growing, 1 + growth * (alpha - 1), alpha + increment
+  )
+  shrunk = 1 + (alpha - 1) / growth
+  alpha = jnp.where(holds, jnp.minimum(grown, alpha_max), shrunk)
+  previous = jnp.where(jnp.isnan(reading), state.previous, reading)
+  return alpha, AlphaState(previous, state.is_growing & holds)
+
+
+def _counts_near_zero(
+  theta: Any, masks: Masks, epsilon: float, relative: bool, select: Select
+) -> dict[str, tuple[jax.Array, jax.Array]]:
+  """Connections near zero, and all of them, by the path of their leaf."""
+  select_lib.selected_names(select, theta)
+  count = lambda mask: jnp.sum(mask, dtype=jnp.int32)
+  counts = {}
+  leaves = zip(trees.named_leaves(theta), jax.tree.leaves(masks), strict=True)
+  for leaf, mask in leaves:
+    if select(*leaf):
+      x = reparam.widen(leaf.value)
+      limit = epsilon * jnp.std(x, where=mask) if relative else epsilon
+      counts[leaf.path] = count(mask & (jnp.abs(x) < limit)), count(mask)
+  return counts
+
+
+def _share(part: jax.Array, whole: jax.Array) -> jax.Array:
+  return part.astype(jnp.float32) / jnp.maximum(whole, 1).astype(jnp.float32)
+
+
+def _step_by_leaf(
+  step: Callable[..., Any],
+  counts: dict[str, tuple[jax.Array, jax.Array]],
+  alpha: Any,
+  state: AlphaState,
+) -> tuple[Any, AlphaState]:
+  leaves = list(trees.named_leaves(alpha))
+  if not any(leaf.path in counts for leaf in leaves):
+    raise ValueError(
+      'no leaf is both selected by the controller and has an alpha of its own. '
+      f'Selected: {", ".join(counts)}; with an alpha: '
+      f'{", ".join(leaf.path for leaf in leaves)}.'
+    )
+  old = zip(
+    jax.tree.leaves(state.previous),
+    jax.tree.leaves(state.is_growing),
+    strict=True,
+  )
+  alphas, states = [], []
+  for leaf, remembered in zip(leaves, old, strict=True):
+    new = (leaf.value, AlphaState(*remembered))
+    if leaf.path in counts:
+      new = step(_share(*counts[leaf.path]), *new)
+    alphas.append(new[0])
+    states.append(new[1])
+  build = lambda values: jax.tree.unflatten(jax.tree.structure(alpha), values)
+  columns = zip(*states, strict=True)
+  return build(alphas), AlphaState(*(build(column) for column in columns))
+
+
+def _check_rule(growth: float, increment: float, alpha_max: float) -> None:
+  if not 1 < growth < math.inf:
+    raise ValueError(
+      f'growth must be finite and more than 1, got {growth}: it multiplies '
+      'alpha - 1 to grow and divides it to shrink.'
+    )
+  if not 0 <= increment < math.inf:
+    raise ValueError(
+      f'increment must be finite and at least 0, got {increment}.'
+    )
+  if not alpha_max > 1:
+    raise ValueError(f'alpha_max must be more than 1, got {alpha_max}.')
+
+
+def _check_kind(alpha: Any, per_leaf: bool) -> None:
+  """Refuses one α for many controllers, and many for one."""
+  is_scalar = jax.tree_util.all_leaves([alpha])
+  if per_leaf and is_scalar:
+    raise ValueError(
+      'per_leaf needs one alpha for each leaf, got a scalar. Give powerprop a '
+      "tree, for instance {'linear': {'w': jnp.float32(1.25)}}, or leave "
+      'per_leaf away.'
+    )
+  if not (per_leaf or is_scalar):
+    raise ValueError(
+      'alpha is a tree with a power for each leaf, and the controller has one '
+      'for all of them. Pass per_leaf=True, or give powerprop a scalar.'
+    )
+
+
+def _check_start(alpha: Any, alpha_max: float) -> None:
+  for path, value in remap.known_values(alpha).items():
+    if not 1 < value <= alpha_max:
+      why = 'growth multiplies alpha - 1, so that 1 would stay 1 forever.'
+      raise ValueError(
+        f'alpha must start in (1, {alpha_max:g}], got {value:g}'
+        + (f' for {path!r}' if path else '')
+        + (f': {why} Start at 1.25, for instance.' if value <= 1 else '.')
+      )
