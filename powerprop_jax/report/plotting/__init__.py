@@ -8,6 +8,12 @@ from powerprop_jax.report.plotting.accuracy import (
   accuracy_against_density,
   accuracy_against_sparsity,
 )
+from powerprop_jax.report.plotting.alpha import (
+  accuracy_by_method,
+  alpha_over_steps,
+  histograms_by_method,
+  near_zero_over_steps,
+)
 from powerprop_jax.report.plotting.features import class_specialisation
 from powerprop_jax.report.plotting.propagation import signal_propagation
 from powerprop_jax.report.plotting.style import save
@@ -26,13 +32,17 @@ from powerprop_jax.report.plotting.weights import (
 __all__ = [
   'accuracy_against_density',
   'accuracy_against_sparsity',
+  'accuracy_by_method',
   'accuracy_by_support',
+  'alpha_over_steps',
   'class_specialisation',
+  'histograms_by_method',
   'layer_densities',
   'learning_curves',
   'mask_churn',
   'mask_overlap',
   'near_zero',
+  'near_zero_over_steps',
   'save',
   'signal_propagation',
   'weight_histograms',
