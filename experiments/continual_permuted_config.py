@@ -47,11 +47,16 @@ class Config:
   measure_every: int = 1
 
 
-# 55,000 images to train on, so that 550 steps are an epoch.
+# 55,000 images to train on, so that 550 steps are an epoch. Rates and decay are
+# the best of those tried for each power; see experiments/README.md.
 _MNIST = Config(
   data=DataConfig('mnist'),
-  net=NetConfig(hidden=(2000, 2000), epochs=5, batch_size=100),
-  optimizer=OptimizerConfig(learning_rate=0.1, schedule='cosine', momentum=0.9),
+  alphas=(1.0, 1.5, 2.0, 3.0),
+  rates=(0.1, 0.3, 0.2, 0.02),
+  net=NetConfig(hidden=(400, 400), epochs=5, batch_size=100),
+  optimizer=OptimizerConfig(
+    learning_rate=0.1, schedule='cosine', momentum=0.9, decay_phi=1e-3
+  ),
   packing=PackingConfig(
     densities=(0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4),
     scope='global',
