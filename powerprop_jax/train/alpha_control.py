@@ -24,7 +24,6 @@ from powerprop_jax.optim.alpha import AlphaController
 from powerprop_jax.train import (
   alpha_looks,
   data,
-  loop,
   metrics,
   optimizers,
   sweep,
@@ -173,39 +172,28 @@ def fit(
     alpha_looks.look_records with step; with start = 0 there is one before the
     first step.
   """
-  splits = problem.splits
-  train_arrays, validation = jax.device_put((splits.train, splits.validation))
-  advance = _make_advance(problem, horizon, control)
   look = _make_look(problem)
-  mapped_advance = jax.jit(
-    lambda state, arrays, indices: lanes_lib.map_lanes(
-      lambda s, i: advance(s, arrays, i), problem.at_once
-    )(state, indices),
-    donate_argnums=0,
-  )
-  mapped_look = jax.jit(
-    lambda state, arrays: lanes_lib.map_lanes(
-      lambda s: look(s, arrays), problem.at_once
-    )(state)
-  )
   looks: Records = []
   if not start:
-    first = alpha_looks.look_records(lanes, {}, mapped_look(state, validation))
+    look_once = jax.jit(
+      lambda state, arrays: lanes_lib.map_lanes(
+        lambda s: look(s, arrays), problem.at_once
+      )(state)
+    )
+    found = look_once(state, problem.splits.validation)
+    first = alpha_looks.look_records(lanes, {}, found)
     looks = [{'step': 0, **record} for record in first]
-  state = loop.fit(
+  state = sweep.fit(
     state,
-    advance=lambda state, indices: mapped_advance(state, train_arrays, indices),
-    evaluate=lambda state: mapped_look(state, validation),
-    indices=lambda first, count: lanes_lib.batch_indices(
-      lanes,
-      start + first,
-      count,
-      problem.loop.batch_size,
-      len(splits.train.labels),
-    ),
-    records=lambda *found: alpha_looks.look_records(lanes, *found),
-    config=dataclasses.replace(problem.loop, num_steps=num_steps),
-    folder=folder,
+    _make_advance(problem, horizon, control),
+    look,
+    lanes,
+    problem.splits,
+    dataclasses.replace(problem.loop, num_steps=num_steps),
+    folder,
+    at_once=problem.at_once,
+    records=alpha_looks.look_records,
+    start=start,
     description=description,
     show_progress=bool(description),
   )

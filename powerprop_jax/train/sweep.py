@@ -76,9 +76,9 @@ def train(
 
 
 def fit(
-  state: TrainState,
-  advance: step_lib.Advance,
-  evaluate: Callable[[TrainState, Arrays], Any],
+  state: Any,
+  advance: Callable[[Any, Arrays, jax.Array], tuple[Any, Any]],
+  evaluate: Callable[[Any, Arrays], Any],
   lanes: Lanes,
   splits: data.Splits,
   config: LoopConfig,
@@ -86,12 +86,14 @@ def fit(
   *,
   at_once: int | None = None,
   records: Callable[[Lanes, Any, Any], loop.Records] | None = None,
+  start: int = 0,
   **options: Any,
-) -> TrainState:
+) -> Any:
   """Trains the stacked states of many lanes in one program.
 
   Args:
-    state: the states at step 0; they are donated.
+    state: the states before the first step, TrainStates or what else advance
+      and evaluate take; they are donated.
     advance: many steps of one lane, from step.make_advance.
     evaluate: (state, validation split) -> what a look at one lane finds.
     lanes: the runs.
@@ -102,6 +104,7 @@ def fit(
       memory.
     records: (lanes, train_metrics, found) -> flat records to log, from what
       advance and evaluate gave, stacked; None is score_records.
+    start: steps that the runs have behind them in the order of their data.
     **options: more arguments of loop.fit.
 
   Returns:
@@ -124,8 +127,8 @@ def fit(
     state,
     advance=lambda state, indices: mapped_advance(state, train_arrays, indices),
     evaluate=lambda state: mapped_evaluate(state, validation),
-    indices=lambda start, count: lanes_lib.batch_indices(
-      lanes, start, count, config.batch_size, len(splits.train.labels)
+    indices=lambda first, count: lanes_lib.batch_indices(
+      lanes, start + first, count, config.batch_size, len(splits.train.labels)
     ),
     records=lambda *found: to_records(lanes, *found),
     config=config,
