@@ -1,6 +1,8 @@
 """Sparse training on eight devices: the masks of one, sharded as φ is."""
 
 import functools
+import math
+import re
 
 from absl.testing import parameterized
 import chex
@@ -11,6 +13,7 @@ import numpy as np
 import optax
 
 from powerprop_jax.optim import aliases, powerprop, views
+from powerprop_jax.train import sharding
 
 _SPECS = {
   'a': {'w': PartitionSpec('x', 'y'), 'b': PartitionSpec('y')},
@@ -99,3 +102,57 @@ class ShardedTest(parameterized.TestCase):
         self.assertEqual(phi[name][leaf].sharding.spec, spec)
         if explicit:
           self.assertEqual(state.masks[name][leaf].sharding.spec, spec)
+
+
+def _largest_array(program):
+  """Entries of the largest array that a device holds while a program runs."""
+  shapes = re.findall(r'\b(?:pred|[a-z]+\d+)\[([\d,]*)\]', program.as_text())
+  return max(math.prod(map(int, s.split(','))) for s in shapes if s)
+
+
+class ProgramTest(parameterized.TestCase):
+  # Neither a leaf nor its masks, scores or random numbers are gathered, or
+  # computed as a whole: not at the start, not when rewiring.
+
+  def assert_parts_only(self, method, explicit=False, starts=False):
+    mesh = sharding.make_mesh(4, 2, explicit=explicit)
+    tx = METHODS[method]()
+    draw = lambda shape: jax.random.normal(jax.random.key(0), shape)
+    create = lambda: views.init(
+      tx, {'a': {'w': draw((3, 3, 16, 32))}, 'b': {'w': draw((64, 24))}}
+    )
+
+    def update(state, grads):
+      phi, opt_state = state
+      updates, opt_state = tx.update(grads, opt_state, phi)
+      return optax.apply_updates(phi, updates), opt_state
+
+    shapes = jax.eval_shape(create)
+    placed = sharding.state_shardings(shapes, mesh, min_size=64)
+    state = sharding.template(shapes, placed)
+    compiled = lambda fn, *args: (
+      jax.jit(
+        fn,
+        out_shardings=placed,
+        compiler_options={'xla_backend_optimization_level': 0},
+      )
+      .lower(*args)
+      .compile()
+    )
+    with jax.set_mesh(mesh):
+      program = (
+        compiled(create) if starts else compiled(update, state, state[0])
+      )
+    self.assertEqual(_largest_array(program), 3 * 3 * 16 * 32 // 8)
+
+  @parameterized.parameters(*METHODS)
+  def test_a_device_updates_its_part_alone(self, method):
+    self.assert_parts_only(method)
+
+  @parameterized.parameters('set_redraw', 'snfs', 'gradual_global')
+  def test_on_explicit_axes_too(self, method):
+    self.assert_parts_only(method, explicit=True)
+
+  @parameterized.parameters('rigl_keep', 'top_kast')
+  def test_a_device_starts_with_its_part_alone(self, method):
+    self.assert_parts_only(method, starts=True)

@@ -9,7 +9,6 @@ import dataclasses
 import statistics
 from typing import Any
 
-import jax
 import numpy as np
 
 from powerprop_jax.train import checkpoint, metrics
@@ -76,8 +75,8 @@ def fit(
   with checkpoint.Checkpoints(folder.checkpoints_path) as checkpoints:
     step = 0
     if folder.is_resumed:
-      template = jax.eval_shape(lambda: state)
-      restored = checkpoints.restore_latest(template)
+      # The state itself, for its leaves know where they lie.
+      restored = checkpoints.restore_latest(state)
       if restored is not None:
         state, step, _ = restored
     if begin is not None:

@@ -98,7 +98,7 @@ class RunFolder:
         f'{self.path} holds a run of {stored["program"]}, not of {program}; '
         'choose another --out.'
       )
-    changes = list(_differences(stored['config'], settings))
+    changes = list(differences(stored['config'], settings))
     if changes:
       raise UserError(
         f'cannot resume {self.path} with other settings: {"; ".join(changes)}. '
@@ -234,15 +234,13 @@ def _version(package: str) -> str | None:
     return None
 
 
-def _differences(old: Any, new: Any, name: str = '') -> Iterator[str]:
+def differences(old: Any, new: Any, name: str = '') -> Iterator[str]:
   """Every setting that differs, as 'name: old → new'."""
   if isinstance(old, dict) and isinstance(new, dict):
     for key in [*old, *(key for key in new if key not in old)]:
       path = f'{name}.{key}' if name else key
       missing = 'not set'
-      yield from _differences(
-        old.get(key, missing), new.get(key, missing), path
-      )
+      yield from differences(old.get(key, missing), new.get(key, missing), path)
   elif old != new:
     yield f'{name}: {old!r} → {new!r}'
 

@@ -9,6 +9,7 @@ turn them back.
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 from orbax import checkpoint as ocp
@@ -37,9 +38,16 @@ def to_stored(state: Any) -> dict[str, Any]:
   def stored(leaf: Any) -> Any:
     if _is_key(leaf):
       return jax.random.key_data(leaf)
-    return masks.pack_masks(leaf).bits if _is_packable(leaf) else leaf
+    return masks.pack_masks(_whole(leaf)).bits if _is_packable(leaf) else leaf
 
   return {name: stored(x) for name, x in _named(state).items() if x.size}
+
+
+def _whole(leaf: Any) -> Any:
+  """All of an array, on every host, whatever the devices it lies on."""
+  if getattr(leaf, 'is_fully_addressable', True):
+    return leaf
+  return multihost_utils.process_allgather(leaf, tiled=True)
 
 
 def from_stored(arrays: dict[str, Any], template: Any, is_packed: bool) -> Any:
@@ -68,12 +76,20 @@ def from_stored(arrays: dict[str, Any], template: Any, is_packed: bool) -> Any:
       value = masks.unpack_masks(packed)
     if isinstance(value, jax.Array):
       return value
+    sharding = _sharding(leaf)
     # A copy: NumPy's memory must not become a buffer that is donated later.
-    array = jnp.array(value)
+    array: jax.Array
+    if sharding is not None and not sharding.is_fully_addressable:
+      # device_put cannot, from memory of this host to devices of others.
+      array = jax.make_array_from_callback(
+        np.shape(value), sharding, lambda index: jnp.array(value[index])
+      )
+      sharding = None
+    else:
+      array = jnp.array(value)
     if _is_key(leaf):
       # key_impl, the public name for this, does not take a shape.
       array = jax.random.wrap_key_data(array, impl=leaf.dtype._impl.name)
-    sharding = _sharding(leaf)
     return array if sharding is None else jax.device_put(array, sharding)
 
   leaves = [restored(name, leaf) for name, leaf in _named(template).items()]
