@@ -24,8 +24,10 @@ KNOWN_NAMES = (
   'cifar100',
   'svhn_cropped',
 )
-_TFDS_DIR = '~/tensorflow_datasets'
-_INSTALL = "install it with: pip install 'powerprop_jax[train]'"
+# Read in batches by image_set, as they do not fit into memory.
+_LARGE_NAMES = ('imagenet2012',)
+TFDS_DIR = '~/tensorflow_datasets'
+INSTALL = "install it with: pip install 'powerprop_jax[train]'"
 
 
 class Arrays(NamedTuple):
@@ -76,7 +78,7 @@ def digits() -> Source:
   try:
     from sklearn import datasets
   except ImportError as error:
-    raise UserError(f'digits come with scikit-learn; {_INSTALL}') from error
+    raise UserError(f'digits come with scikit-learn; {INSTALL}') from error
   bunch = datasets.load_digits()
   labels = bunch.target.astype(np.int32)
   shuffled = np.random.RandomState(0).permutation(len(labels))
@@ -235,12 +237,12 @@ def tfds(name: str, folder: str | None, show_progress: bool = False) -> Source:
     UserError: if the data set is not there, is not in ArrayRecord form, is
       damaged, or does not consist of labelled images of one size.
   """
-  path = _find_prepared(name, pathlib.Path(folder or _TFDS_DIR).expanduser())
+  path = find_prepared(name, pathlib.Path(folder or TFDS_DIR).expanduser())
   try:
     import tensorflow_datasets
   except ImportError as error:
     raise UserError(
-      f'{name} is read with tensorflow-datasets; {_INSTALL}'
+      f'{name} is read with tensorflow-datasets; {INSTALL}'
     ) from error
   builder = tensorflow_datasets.builder_from_directory(str(path))
   splits = {key: info.num_examples for key, info in builder.info.splits.items()}
@@ -265,7 +267,7 @@ def tfds(name: str, folder: str | None, show_progress: bool = False) -> Source:
     except Exception as error:
       raise UserError(
         f'cannot read the split {split} in {path}: {error}. Delete that folder '
-        f'and {_how_to_prepare(name, path.parent.parent)}'
+        f'and {how_to_prepare(name, path.parent.parent)}'
       ) from error
     return Arrays(images, labels)
 
@@ -278,10 +280,20 @@ def tfds(name: str, folder: str | None, show_progress: bool = False) -> Source:
   )
 
 
-def _find_prepared(name: str, folder: pathlib.Path) -> pathlib.Path:
-  """The folder of the newest version of a data set; checked before TFDS asks.
+def find_prepared(name: str, folder: pathlib.Path) -> pathlib.Path:
+  """The newest version of a data set on disk; checked before TFDS is asked.
 
   TFDS itself would look for the data set on the network, for minutes.
+
+  Args:
+    name: the data set, or 'name/config'.
+    folder: where data sets lie.
+
+  Returns:
+    The folder of its newest version.
+
+  Raises:
+    UserError: if it is not there, or not in ArrayRecord form.
   """
   versions = {
     info.parent: tuple(map(int, info.parent.name.split('.')))
@@ -296,7 +308,7 @@ def _find_prepared(name: str, folder: pathlib.Path) -> pathlib.Path:
   if file_format != 'array_record':
     raise UserError(
       f'{path} holds {file_format} files, which only TensorFlow reads; in '
-      f'another folder, {_how_to_prepare(name, "DIR")}'
+      f'another folder, {how_to_prepare(name, "DIR")}'
     )
   return path
 
@@ -313,12 +325,13 @@ def _raise_not_prepared(name: str, folder: pathlib.Path) -> None:
   there = f'it has {", ".join(found)}' if found else 'it has no data set'
   if not folder.is_dir():
     there = 'that folder does not exist'
-  if name in KNOWN_NAMES:
+  known = (*KNOWN_NAMES, *_LARGE_NAMES)
+  if name in known:
     raise UserError(
       f'{name} is not prepared in {folder} ({there}). Give the folder of your '
-      f'data sets, or {_how_to_prepare(name, folder)}'
+      f'data sets, or {how_to_prepare(name, folder)}'
     )
-  close = difflib.get_close_matches(name, {*KNOWN_NAMES, *found}, n=1)
+  close = difflib.get_close_matches(name, {*known, *found}, n=1)
   raise UserError(
     f'unknown data set {name!r}'
     + (f', did you mean {close[0]!r}?' if close else '.')
@@ -327,7 +340,8 @@ def _raise_not_prepared(name: str, folder: pathlib.Path) -> None:
   )
 
 
-def _how_to_prepare(name: str, folder: str | pathlib.Path) -> str:
+def how_to_prepare(name: str, folder: str | pathlib.Path) -> str:
+  """The end of a message: what to do so that find_prepared finds it."""
   return (
     'prepare it once: pip install tensorflow tensorflow-datasets '
     'importlib_resources && python -c "import tensorflow_datasets as t; '

@@ -49,7 +49,7 @@ def run(
   """
   context = multiprocessing.get_context('spawn')
   pool = futures.ProcessPoolExecutor(
-    num_workers, mp_context=context, initializer=_follow_parent
+    num_workers, mp_context=context, initializer=follow_parent
   )
   try:
     with _one_thread():
@@ -68,7 +68,7 @@ def run(
         process.terminate()
 
 
-def _follow_parent() -> None:
+def follow_parent() -> None:
   """Makes a worker end with the process that started it, and only then."""
   # Ctrl-C reaches every process of a terminal; the first one ends the others.
   signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,314 @@
+r"""How fast the input pipeline is, against the decoder alone.
+
+    python -m experiments.benchmarks.pipeline --dir DIR
+    python -m experiments.benchmarks.pipeline --dir DIR --enlarge 1.72
+
+measures three things on the same image files, each in turn again and again:
+
+whole     one process decodes whole files that are in its memory.
+crop      one process decodes what it needs of each file for a random crop,
+          resizes and perhaps mirrors it.
+pipeline  workers read files from disk in a random order, do the same as `crop`,
+          and hand over batches.
+
+`per s` is images by the clock, for each worker; `per CPU s` is images for each
+second that a processor core spent in the process, or in the workers, which
+other work on the machine disturbs less. `/ whole` and `/ crop` compare `per CPU
+s` with that of the faster decoder in the same round; their medians are printed.
+A pipeline is wanted that has 0.9 of the speed of the decoder for each worker.
+`main` is the time that the process which is handed the batches spends on each
+image, in microseconds. With --enlarge,
+the files are first decoded, enlarged and encoded again, in a temporary folder:
+1.72 gives images that were scaled to 0.58 their sizes back. Takes
+about three minutes on two CPU cores.
+"""
+
+from collections.abc import Callable, Sequence
+import contextlib
+import dataclasses
+import functools
+import io
+import os
+import pathlib
+import statistics
+import sys
+import tempfile
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.benchmarks import timing
+from powerprop_jax.report import summary
+from powerprop_jax.train import (
+  command,
+  image_batches,
+  image_crops,
+  image_decode,
+  image_set,
+  image_stream,
+  json_files,
+)
+from powerprop_jax.train.errors import UserError
+from powerprop_jax.train.image_decode import Decoder
+from powerprop_jax.train.image_set import ImageSet
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Speed of the input pipeline, against the decoder alone."""
+
+  # A data set of images in ArrayRecord form.
+  name: str = 'imagenet2012'
+  # Folder of prepared TFDS data sets; None is ~/tensorflow_datasets.
+  dir: str | None = None
+  # Its split.
+  split: str = 'train'
+  # Side of the images that are trained on.
+  image_size: int = 224
+  # Images in a batch of the pipeline.
+  batch_size: int = 64
+  # Files that a run decodes, the first ones.
+  files: int = 512
+  # Batches that a run of the pipeline hands over.
+  batches: int = 24
+  # Numbers of worker processes.
+  workers: tuple[int, ...] = (1, 2)
+  # Factor by which the sides of the files' images are enlarged first.
+  enlarge: float = 1.0
+  # Quality of the JPEG files if they are.
+  quality: int = 98
+  # Runs of each program.
+  repeats: int = 5
+  # File for the results, as JSON; must not exist.
+  out: pathlib.Path | None = None
+
+
+class Speed(NamedTuple):
+  """Of one run.
+
+  Attributes:
+    wall: images a second by the clock.
+    cpu: images a second of a processor core, in the workers if there are any.
+    main: seconds that a core spent on an image in this process beside them.
+  """
+
+  wall: float
+  cpu: float
+  main: float = 0.0
+
+
+def main(config: Config) -> None:
+  """Measures, prints and perhaps saves."""
+  _check(config)
+  images = image_set.open_set(config.name, config.dir, config.split)
+  with contextlib.ExitStack() as stack:
+    if config.enlarge != 1:
+      folder = stack.enter_context(tempfile.TemporaryDirectory())
+      images = enlarged(images, folder, config)
+    count = min(config.files, images.num_examples)
+    examples = image_set.read(images, range(count))
+    files = [example.data for example in examples]
+    programs = _programs(config, images, files)
+    print(timing.environment())
+    print(_describe(config, images, files), flush=True)
+    speeds: dict[str, list[Speed]] = {name: [] for name in programs}
+    for _ in range(config.repeats):
+      for name, program in programs.items():
+        speeds[name].append(program())
+  records = _records(speeds)
+  print(summary.text_table([_row(record) for record in records]))
+  for record in records:
+    if record['program'].startswith('pipeline'):
+      print(
+        f'{record["program"]}: {record["to_whole"]:.2f} of the speed of the '
+        f'decoder alone, {record["to_crop"]:.2f} of decoding and cropping '
+        '(wanted: at least 0.9).'
+      )
+  if config.out is not None:
+    environment = {'environment': timing.environment()}
+    json_files.write_json(
+      config.out, [environment | record for record in records]
+    )
+
+
+def _check(config: Config) -> None:
+  if config.out is not None and config.out.exists():
+    raise UserError(f'{config.out} exists already; choose another --out.')
+  for name in ('image_size', 'batch_size', 'files', 'batches', 'repeats'):
+    value = getattr(config, name)
+    if value < 1:
+      option = name.replace('_', '-')
+      raise UserError(f'--{option} must be at least 1, got {value}.')
+  if config.enlarge <= 0:
+    raise UserError(f'--enlarge must be positive, got {config.enlarge}.')
+  if config.workers and min(config.workers) < 0:
+    raise UserError(f'--workers must be at least 0, got {min(config.workers)}.')
+
+
+def _describe(config: Config, images: ImageSet, files: Sequence[bytes]) -> str:
+  sizes = [image_decode.decode(file).shape for file in files]
+  pixels = statistics.fmean(size[0] * size[1] for size in sizes)
+  load = ', '.join(f'{x:.1f}' for x in os.getloadavg())
+  return (
+    f'{images.name} {images.split}, {len(files)} files, on average '
+    f'{statistics.fmean(map(len, files)) / 1e3:.0f} kB and '
+    f'{pixels / 1e6:.3f} megapixels; crops of {config.image_size}²; medians of '
+    f'{config.repeats} interleaved runs. Processes waiting for a core, in the '
+    f'last 1, 5 and 15 minutes: {load}.\n'
+  )
+
+
+def enlarged(images: ImageSet, folder: str, config: Config) -> ImageSet:
+  """A copy of the first files of a set, their images enlarged.
+
+  Args:
+    images: the set.
+    folder: where to write the copy.
+    config: how many files, the factor and the quality of the JPEG files.
+
+  Returns:
+    The copy.
+  """
+  from PIL import Image
+
+  count = min(config.files, images.num_examples)
+  examples = []
+  for example in image_set.read(images, range(count)):
+    image = Image.fromarray(image_decode.decode(example.data))
+    sides = [max(1, round(side * config.enlarge)) for side in image.size]
+    file = io.BytesIO()
+    image.resize((sides[0], sides[1]), Image.Resampling.BICUBIC).save(
+      file, 'JPEG', quality=config.quality
+    )
+    examples.append(example._replace(data=file.getvalue()))
+  image_set.write(folder, 'enlarged', {'train': examples}, images.num_classes)
+  return image_set.open_set('enlarged', folder, 'train')
+
+
+def _programs(
+  config: Config, images: ImageSet, files: Sequence[bytes]
+) -> dict[str, Callable[[], Speed]]:
+  programs: dict[str, Callable[[], Speed]] = {}
+  size = config.image_size
+  for decoder in _decoders():
+    whole = functools.partial(_decode_whole, files, decoder)
+    programs[f'whole, {decoder}'] = whole
+    crop = functools.partial(_decode_crops, files, size, decoder)
+    programs[f'crop, {decoder}'] = crop
+  for count in config.workers:
+    noun = 'worker' if count == 1 else 'workers'
+    pipeline = functools.partial(_run_pipeline, config, images, count)
+    programs[f'pipeline, {count} {noun}'] = pipeline
+  return programs
+
+
+def _decoders() -> list[Decoder]:
+  """The fastest one, and those after it that are installed."""
+  start = image_decode.DECODERS.index(image_decode.fastest())
+  found = list(image_decode.DECODERS[start:])
+  if 'opencv' in found:
+    import cv2
+
+    cv2.setNumThreads(0)  # one core, as in a worker
+  return found
+
+
+def _decode_whole(files: Sequence[bytes], decoder: Decoder) -> Speed:
+  wall, cpu = time.perf_counter(), time.process_time()
+  for file in files:
+    image_decode.decode(file, decoder)
+  return _speed(len(files), wall, cpu)
+
+
+def _decode_crops(
+  files: Sequence[bytes], image_size: int, decoder: Decoder
+) -> Speed:
+  wall, cpu = time.perf_counter(), time.process_time()
+  for index, file in enumerate(files):
+
+    def choose(height: int, width: int, index: int = index) -> image_crops.Crop:
+      generator = np.random.default_rng((0, 0, index + 1))
+      return image_crops.random_crop(generator, height, width)
+
+    image_decode.decode_crop(file, choose, image_size, decoder)
+  return _speed(len(files), wall, cpu)
+
+
+def _run_pipeline(config: Config, images: ImageSet, num_workers: int) -> Speed:
+  batches = image_batches.training_batches(
+    images, batch_size=config.batch_size, image_size=config.image_size
+  )
+  with image_stream.Stream(batches, num_workers=num_workers) as stream:
+    # Until the workers run, and nothing is left of what they made meanwhile.
+    for _ in range(3 * num_workers + 1):
+      next(stream)
+    wall, cpu = time.perf_counter(), time.process_time()
+    workers_cpu = _workers_cpu()
+    for _ in range(config.batches):
+      next(stream)
+    count = config.batches * config.batch_size
+    alone = _speed(count, wall, cpu)
+    if not num_workers:
+      return alone
+    workers_cpu = _workers_cpu() - workers_cpu
+  return Speed(
+    alone.wall / num_workers, count / max(1e-6, workers_cpu), 1 / alone.cpu
+  )
+
+
+def _workers_cpu() -> float:
+  """Seconds that cores have spent in the children of this process."""
+  import psutil  # comes with grain
+
+  times = [p.cpu_times() for p in psutil.Process().children()]
+  return sum(t.user + t.system for t in times)
+
+
+def _speed(count: int, wall: float, cpu: float) -> Speed:
+  """From the readings of two clocks at the start."""
+  cpu_end, wall_end = time.process_time(), time.perf_counter()
+  # The clock of a processor may stand still for a while.
+  return Speed(count / (wall_end - wall), count / max(1e-6, cpu_end - cpu))
+
+
+def _records(speeds: dict[str, list[Speed]]) -> list[dict[str, Any]]:
+  best = image_decode.fastest()
+  return [
+    {
+      'program': name,
+      'per_second': statistics.median(run.wall for run in runs),
+      'per_cpu_second': statistics.median(run.cpu for run in runs),
+      'main_seconds': statistics.median(run.main for run in runs),
+      'to_whole': _median_ratio(runs, speeds[f'whole, {best}']),
+      'to_crop': _median_ratio(runs, speeds[f'crop, {best}']),
+      'runs': [run._asdict() for run in runs],
+    }
+    for name, runs in speeds.items()
+  ]
+
+
+def _median_ratio(runs: Sequence[Speed], base: Sequence[Speed]) -> float:
+  return timing.median_ratio([r.cpu for r in runs], [r.cpu for r in base])
+
+
+def _row(record: dict[str, Any]) -> dict[str, Any]:
+  return {
+    'program': record['program'],
+    'per s': round(record['per_second']),
+    'per CPU s': round(record['per_cpu_second']),
+    '/ whole': round(record['to_whole'], 2),
+    '/ crop': round(record['to_crop'], 2),
+    'main': round(1e6 * record['main_seconds']),
+  }
+
+
+if __name__ == '__main__':
+  sys.exit(
+    command.run(
+      main,
+      {'default': Config()},
+      prog='python -m experiments.benchmarks.pipeline',
+      description=str(__doc__).split('\n', maxsplit=1)[0],
+    )
+  )

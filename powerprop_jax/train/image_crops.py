@@ -1,0 +1,108 @@
+"""Which part of an image of any size becomes a square one.
+
+Crops are chosen from the size of an image alone, before it is decoded, so that
+a decoder may leave out the detail that the crop does not need.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+_TRIES = 10
+
+
+class Crop(NamedTuple):
+  """A rectangle of an image, in pixels.
+
+  Attributes:
+    top: first row.
+    left: first column.
+    height: number of rows, at least 1.
+    width: number of columns, at least 1.
+    is_mirrored: whether left and right change places.
+  """
+
+  top: int
+  left: int
+  height: int
+  width: int
+  is_mirrored: bool = False
+
+
+def random_crop(
+  generator: np.random.Generator,
+  height: int,
+  width: int,
+  *,
+  scale: tuple[float, float] = (0.08, 1.0),
+  ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Crop:
+  """A random rectangle, mirrored half of the time, to train on.
+
+  The share of the area is uniform in scale and the logarithm of width / height
+  uniform in that of ratio; the place is uniform among those that fit. If ten
+  such rectangles do not fit, the largest one in the centre whose width / height
+  is in ratio is taken.
+
+  Args:
+    generator: where randomness comes from.
+    height: of the image, at least 1.
+    width: of the image, at least 1.
+    scale: smallest and largest share of the area, in (0, 1].
+    ratio: smallest and largest width / height, positive.
+
+  Returns:
+    The crop, inside the image.
+
+  Example:
+    >>> generator = np.random.default_rng(0)
+    >>> random_crop(generator, 100, 100, scale=(1, 1), ratio=(1, 1))[:4]
+    (0, 0, 100, 100)
+
+  Source:
+    Szegedy et al., Going Deeper with Convolutions, 2015, section 6
+    (https://arxiv.org/abs/1409.4842).
+  """
+  # All at once: a call of the generator costs more than the numbers.
+  draws = generator.random(4 * _TRIES + 1)
+  is_mirrored = bool(draws[-1] < 0.5)
+  low, high = math.log(ratio[0]), math.log(ratio[1])
+  for share, shape, down, right in draws[:-1].reshape(_TRIES, 4).tolist():
+    area = height * width * (scale[0] + share * (scale[1] - scale[0]))
+    aspect = math.exp(low + shape * (high - low))
+    columns = max(1, round(math.sqrt(area * aspect)))
+    rows = max(1, round(math.sqrt(area / aspect)))
+    if rows <= height and columns <= width:
+      top = int(down * (height - rows + 1))
+      left = int(right * (width - columns + 1))
+      return Crop(top, left, rows, columns, is_mirrored)
+  rows = max(1, min(height, round(width / ratio[0])))
+  columns = max(1, min(width, round(height * ratio[1])))
+  return _centre(height, width, rows, columns)._replace(is_mirrored=is_mirrored)
+
+
+def central_crop(height: int, width: int, *, fraction: float = 0.875) -> Crop:
+  """The square in the centre, to evaluate on.
+
+  Resized to 224 × 224, the default is what is left of an image whose shorter
+  side was resized to 256 when its central 224 × 224 pixels are cut out.
+
+  Args:
+    height: of the image, at least 1.
+    width: of the image, at least 1.
+    fraction: side of the square as a share of the shorter side, in (0, 1].
+
+  Returns:
+    The crop, inside the image.
+
+  Example:
+    >>> central_crop(256, 512)
+    Crop(top=16, left=144, height=224, width=224, is_mirrored=False)
+  """
+  side = max(1, round(fraction * min(height, width)))
+  return _centre(height, width, side, side)
+
+
+def _centre(height: int, width: int, rows: int, columns: int) -> Crop:
+  return Crop((height - rows) // 2, (width - columns) // 2, rows, columns)
