@@ -1,31 +1,20 @@
 import contextlib
 import io
-import json
 import pathlib
 import subprocess
 import sys
 import tempfile
 
 from absl.testing import parameterized
+import programs
 
 from experiments import adaptive_alpha, adaptive_alpha_report
-from powerprop_jax.train import command
 
 _ROOT = pathlib.Path(__file__).parents[1]
 
 
 def _run(*args):
-  return command.run(
-    adaptive_alpha.main,
-    adaptive_alpha.PRESETS,
-    prog='adaptive_alpha',
-    description='',
-    args=['--preset', 'tiny', *map(str, args)],
-  )
-
-
-def _results(out):
-  return json.loads((out / 'results.json').read_text())
+  return programs.run(adaptive_alpha, '--preset', 'tiny', *args)
 
 
 class AdaptiveAlphaTest(parameterized.TestCase):
@@ -45,7 +34,7 @@ class AdaptiveAlphaTest(parameterized.TestCase):
     names += ['combinations/mlp_branch/rung_1/metrics.jsonl']
     for name in names:
       self.assertGreater((self.out / name).stat().st_size, 0, name)
-    results = _results(self.out)
+    results = programs.results(self.out)
     ways = {('fixed', 2.0)}
     ways |= {(method, None) for method in methods[1:]}
     self.assertEqual({(r['method'], r['alpha']) for r in results}, ways)
@@ -71,7 +60,7 @@ class AdaptiveAlphaTest(parameterized.TestCase):
     # An unfinished race goes on from its last rung.
     (self.out / 'combinations' / 'mlp_branch' / 'complete.json').unlink()
     self.assertEqual(_run(*args, '--resume'), 0)
-    self.assertEqual(_results(self.out), results)
+    self.assertEqual(programs.results(self.out), results)
     self.assertTrue((self.out / 'report.html').exists())
     after = {p: p.stat().st_mtime_ns for p in before}
     changed = {p.parent.name for p in before if after[p] != before[p]}

@@ -1,14 +1,16 @@
 """The comparison of features writes what it promises, and refuses the rest."""
 
 import collections
+import functools
 import json
 
 import numpy as np
+import programs
 import pytest
 
 from experiments import class_specialisation, class_specialisation_report
 from powerprop_jax.report.features import LayerFeatures
-from powerprop_jax.train import command, json_files
+from powerprop_jax.train import json_files
 
 TINY = [
   '--net=mlp',
@@ -24,19 +26,7 @@ TINY = [
 ]
 
 
-def run(*args):
-  return command.run(
-    class_specialisation.main,
-    class_specialisation.PRESETS,
-    prog='class_specialisation',
-    description='',
-    args=[str(arg) for arg in args],
-    static_alpha=True,
-  )
-
-
-def results(out):
-  return json.loads((out / 'results.json').read_text())
+run = functools.partial(programs.run, class_specialisation, static_alpha=True)
 
 
 @pytest.fixture(scope='module')
@@ -51,7 +41,7 @@ def test_a_run_writes_everything_it_promises(finished):
   names = ['config.json', 'report.html', 'complete.json']
   for name in [*names, 'class_specialisation.png']:
     assert (finished / name).stat().st_size > 0
-  found = results(finished)
+  found = programs.results(finished)
   scored = [r for r in found if 'accuracy' in r]
   assert [(r['method'], r['density'], r['key']) for r in scored] == [
     (method, density, key)
@@ -65,7 +55,7 @@ def test_a_run_writes_everything_it_promises(finished):
 
 
 def test_every_feature_has_a_share_between_that_of_chance_and_one(finished):
-  of_features = [r for r in results(finished) if 'feature' in r]
+  of_features = [r for r in programs.results(finished) if 'feature' in r]
   counts = collections.Counter(
     (r['method'], r['key'], r['layer']) for r in of_features
   )
@@ -84,9 +74,9 @@ def test_what_is_finished_is_not_trained_again(finished):
     found = finished.glob('*_alpha_1/**/*')
     return {p: p.stat().st_mtime_ns for p in found if 'complete' not in p.name}
 
-  before, found = times(), results(finished)
+  before, found = times(), programs.results(finished)
   assert run(*TINY, '--out', finished, '--resume') == 0
-  assert results(finished) == found
+  assert programs.results(finished) == found
   assert {p: t for p, t in times().items() if p.is_file()} == {
     p: t for p, t in before.items() if p.is_file()
   }

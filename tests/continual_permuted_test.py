@@ -1,5 +1,6 @@
 """The program of continual learning writes what it promises, also in pieces."""
 
+import functools
 import json
 import os
 import pathlib
@@ -9,12 +10,13 @@ import sys
 import time
 
 import numpy as np
+import programs
 import pytest
 
 from experiments import continual_permuted, continual_permuted_report
 from experiments.continual_permuted_config import PRESETS
 from powerprop_jax.report.plotting import continual as plotting
-from powerprop_jax.train import command, continual_streams, json_files
+from powerprop_jax.train import continual_streams, json_files
 from powerprop_jax.train.data import DataConfig
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -33,19 +35,7 @@ ARGS = [
 ]
 
 
-def run(*args):
-  return command.run(
-    continual_permuted.main,
-    PRESETS,
-    prog='continual_permuted',
-    description='',
-    args=[str(arg) for arg in args],
-    static_alpha=True,
-  )
-
-
-def results(out):
-  return json.loads((out / 'results.json').read_text())
+run = functools.partial(programs.run, continual_permuted, static_alpha=True)
 
 
 @pytest.fixture(scope='module')
@@ -61,7 +51,7 @@ def test_a_run_writes_everything_it_promises(finished):
   names += ['accuracy.png', 'capacity.png', 'weights_efficient_packnet.png']
   for name in names:
     assert (finished / name).stat().st_size > 0
-  found = results(finished)
+  found = programs.results(finished)
   runs = list(dict.fromkeys((r['method'], r['alpha'], r['key']) for r in found))
   assert runs == [
     (method, alpha, key)
@@ -89,7 +79,7 @@ def test_a_run_writes_everything_it_promises(finished):
 
 
 def test_table_has_a_row_for_every_method_and_alpha(finished):
-  rows = continual_permuted_report.table(results(finished))
+  rows = continual_permuted_report.table(programs.results(finished))
   assert [(row['method'], row['α']) for row in rows] == [
     ('EfficientPackNet', '1'),
     ('EfficientPackNet', '1.5'),
@@ -107,13 +97,13 @@ def test_workers_and_resuming_give_the_same_results(finished, tmp_path):
   assert run(*args, '--workers', 2) == 0
   expected = [
     r
-    for r in results(finished)
+    for r in programs.results(finished)
     if (r['method'], r['key']) == ('fine_tuning', 0)
   ]
-  found = results(out)
+  found = programs.results(out)
   assert [r.get('task') for r in found] == [r.get('task') for r in expected]
   assert run(*args, '--workers', 1, '--resume') == 0
-  assert results(out) == found
+  assert programs.results(out) == found
 
 
 def test_a_killed_run_continues_to_the_same_results(finished, tmp_path):
@@ -136,7 +126,7 @@ def test_a_killed_run_continues_to_the_same_results(finished, tmp_path):
   process.wait()
   assert not (out / 'results.json').exists()
   assert run(*args, '--resume') == 0
-  assert results(out) == results(finished)
+  assert programs.results(out) == programs.results(finished)
 
 
 @pytest.mark.parametrize(

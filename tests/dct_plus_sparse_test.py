@@ -6,13 +6,13 @@ import json
 
 import jax
 import numpy as np
+import programs
 import pytest
 
 from experiments import dct_plus_sparse, dct_plus_sparse_training
 from experiments.dct_plus_sparse_config import PRESETS
 from powerprop_jax.optim import views
 from powerprop_jax.train import (
-  command,
   data,
   json_files,
   metrics,
@@ -42,19 +42,7 @@ ARGS = [
 SUPPORTS_OF = {'standard': ('erk', 'snip', 'set'), 'dct': ('erk', 'set')}
 
 
-def run(*args):
-  return command.run(
-    dct_plus_sparse.main,
-    PRESETS,
-    prog='dct_plus_sparse',
-    description='',
-    args=[str(arg) for arg in args],
-    static_alpha=True,
-  )
-
-
-def results(out):
-  return json.loads((out / 'results.json').read_text())
+run = functools.partial(programs.run, dct_plus_sparse, static_alpha=True)
 
 
 @pytest.fixture(scope='module')
@@ -70,7 +58,7 @@ def test_a_run_writes_everything_it_promises(finished):
   names += ['accuracy.png', *(f'signals_{s}.png' for s in ('erk', 'snip'))]
   for name in names:
     assert (finished / name).stat().st_size > 0
-  found = [r for r in results(finished) if 'accuracy' in r]
+  found = [r for r in programs.results(finished) if 'accuracy' in r]
   fields = ('support', 'density', 'network', 'key')
   assert [tuple(record[f] for f in fields) for record in found] == [
     (support, 0.05, network, key)
@@ -92,7 +80,7 @@ def test_sizes_are_those_of_the_arrays(finished):
   # slots for each and a step, sparsify a step, a key and masks of a byte for
   # each parameter.
   weights, biases = 64 * 100 + 100 * 10, 110
-  for record in results(finished):
+  for record in programs.results(finished):
     if 'accuracy' not in record:
       continue
     scales = 2 * (record['network'] == 'dct')
@@ -108,8 +96,8 @@ def test_sizes_are_those_of_the_arrays(finished):
 
 
 def test_every_layer_has_a_density_and_signals(finished):
-  layers = [r for r in results(finished) if 'layer' in r]
-  networks = [r for r in results(finished) if 'accuracy' in r]
+  layers = [r for r in programs.results(finished) if 'layer' in r]
+  networks = [r for r in programs.results(finished) if 'accuracy' in r]
   assert len(layers) == 2 * len(networks)
   for record in layers:
     assert 0 < record['layer_density'] <= 1
@@ -151,11 +139,11 @@ def test_what_is_finished_is_not_trained_again(finished):
     for path in (finished / 'combinations').rglob('*')
     if path.is_file()
   }
-  before = results(finished)
+  before = programs.results(finished)
   args = [*ARGS, '--timed-steps', '0', '--out', finished, '--resume']
   assert run(*args) == 0
   assert {path: path.stat().st_mtime_ns for path in times} == times
-  assert results(finished) == before
+  assert programs.results(finished) == before
 
 
 def test_a_combination_that_was_stopped_continues_to_the_same(
@@ -167,12 +155,12 @@ def test_a_combination_that_was_stopped_continues_to_the_same(
   args += ['--networks', 'standard', '--keys', '0', '1']
   out = tmp_path / 'run'
   assert run(*args, '--out', out) == 0
-  expected = results(out)
+  expected = programs.results(out)
   folder = out / 'combinations' / name
   for path in (folder / 'complete.json', folder / 'results.json'):
     path.unlink()
   assert run(*args, '--out', out, '--resume') == 0
-  assert results(out) == expected
+  assert programs.results(out) == expected
   assert len(metrics.read_metrics(folder / 'metrics.jsonl')) == len(
     metrics.read_metrics(finished / 'combinations' / name / 'metrics.jsonl')
   )
@@ -294,7 +282,7 @@ def test_residual_networks_on_cifar10_take_a_few_steps(tfds_dir, tmp_path):
     data=dataclasses.replace(short.data, dir=tfds_dir),
   )
   dct_plus_sparse.main(config)
-  found = [r for r in results(tmp_path / 'run') if 'accuracy' in r]
+  found = [r for r in programs.results(tmp_path / 'run') if 'accuracy' in r]
   assert [(r['network'], r['support']) for r in found] == [
     ('standard', 'erk'),
     ('dct', 'erk'),

@@ -1,6 +1,7 @@
 """The comparison of sparse methods writes what it promises, also in pieces."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -10,11 +11,12 @@ import sys
 import time
 
 import numpy as np
+import programs
 import pytest
 
 from experiments import sparse_training
 from experiments.sparse_training_config import PRESETS
-from powerprop_jax.train import command, json_files, metrics
+from powerprop_jax.train import json_files, metrics
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = [
@@ -28,19 +30,7 @@ TINY = [
 ]
 
 
-def run(*args):
-  return command.run(
-    sparse_training.main,
-    PRESETS,
-    prog='sparse_training',
-    description='',
-    args=[str(arg) for arg in args],
-    static_alpha=True,
-  )
-
-
-def results(out):
-  return json.loads((out / 'results.json').read_text())
+run = functools.partial(programs.run, sparse_training, static_alpha=True)
 
 
 def times(out):
@@ -72,7 +62,7 @@ def test_a_run_writes_everything_it_promises(finished):
   names += ['accuracy.png', 'churn_density_0.2.png', 'layers_density_0.2.png']
   for name in names:
     assert (finished / name).stat().st_size > 0
-  found = results(finished)
+  found = programs.results(finished)
   places = [(r['alpha'], r['method'], r['density'], r['key']) for r in found]
   assert places == [
     (alpha, method, 1.0 if method == 'dense' else 0.2, key)
@@ -113,10 +103,10 @@ def test_table_has_a_row_for_every_method(finished):
 
 
 def test_what_is_finished_is_not_trained_again(finished):
-  before, found = times(finished), results(finished)
+  before, found = times(finished), programs.results(finished)
   assert run(*ARGS, '--out', finished, '--resume') == 0
   assert times(finished) == before
-  assert results(finished) == found
+  assert programs.results(finished) == found
 
 
 def test_workers_give_the_same_results_and_may_change_on_resuming(
@@ -125,8 +115,8 @@ def test_workers_give_the_same_results_and_may_change_on_resuming(
   out = tmp_path / 'run'
   args = [*ARGS, '--alphas', '2', '--out', out]
   assert run(*args, '--workers', 2) == 0
-  expected = [r for r in results(finished) if r['alpha'] == 2]
-  found = results(out)
+  expected = [r for r in programs.results(finished) if r['alpha'] == 2]
+  found = programs.results(out)
   assert [r['density_measured'] for r in found] == [
     r['density_measured'] for r in expected
   ]
@@ -134,7 +124,7 @@ def test_workers_give_the_same_results_and_may_change_on_resuming(
     # One thread adds up in another order.
     assert ours['loss'] == pytest.approx(theirs['loss'], rel=1e-3)
   assert run(*args, '--workers', 1, '--resume') == 0
-  assert results(out) == found
+  assert programs.results(out) == found
 
 
 def test_a_killed_run_continues_to_the_same_results(finished, tmp_path):
@@ -157,7 +147,7 @@ def test_a_killed_run_continues_to_the_same_results(finished, tmp_path):
   process.wait()
   assert not (out / 'results.json').exists()
   assert run(*args, '--resume') == 0
-  assert results(out) == results(finished)
+  assert programs.results(out) == programs.results(finished)
   for path in (out / 'combinations').glob('*/metrics.jsonl'):
     other = finished / 'combinations' / path.parent.name / path.name
     assert path.read_text() == other.read_text()
@@ -228,6 +218,6 @@ def test_wide_residual_network_on_cifar10_takes_a_few_steps(tfds_dir, tmp_path):
     alphas=(2.0,),
   )
   sparse_training.main(config)
-  (record,) = results(tmp_path / 'run')
+  (record,) = programs.results(tmp_path / 'run')
   assert record['density_measured'] == pytest.approx(0.2, abs=1e-3)
   assert record['loss'] > 0

@@ -1,4 +1,3 @@
-import json
 import os
 import pathlib
 import signal
@@ -8,9 +7,9 @@ import tempfile
 import time
 
 from absl.testing import parameterized
+import programs
 
 from experiments import weight_distribution
-from powerprop_jax.train import command
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _TINY = [
@@ -33,17 +32,7 @@ def _args(out, *more, nets=_NETS, num_steps=4):
 
 
 def _run(args):
-  return command.run(
-    weight_distribution.main,
-    weight_distribution.PRESETS,
-    prog='weight_distribution',
-    description='',
-    args=args,
-  )
-
-
-def _results(out):
-  return json.loads((out / 'results.json').read_text())
+  return programs.run(weight_distribution, *args)
 
 
 def _kill_after_first_checkpoint(args, out):
@@ -86,7 +75,7 @@ class WeightDistributionTest(parameterized.TestCase):
     names += [f'{net}/metrics.jsonl' for net in _NETS]
     for name in names:
       self.assertGreater((out / name).stat().st_size, 0, name)
-    results = _results(out)
+    results = programs.results(out)
     for net, leaves in (('mlp', 2), ('mnist_cnn', 4)):
       of_net = [record for record in results if record['net'] == net]
       count = lambda field, of_net=of_net: sum(field in r for r in of_net)
@@ -104,7 +93,7 @@ class WeightDistributionTest(parameterized.TestCase):
     self.assertEqual(_run(_args(out, nets=('mlp',), num_steps=1)), 0)
     heap = {
       (record['alpha'], record['weights']): record
-      for record in _results(out)
+      for record in programs.results(out)
       if record.get('leaf') == 'mlp/linear_0/w' and 'at_zero' in record
     }
     self.assertLess(heap[4, 'phi']['at_zero'], 0.1)
@@ -119,7 +108,7 @@ class WeightDistributionTest(parameterized.TestCase):
     _kill_after_first_checkpoint(_args(killed, nets=nets, num_steps=8), killed)
     self.assertFalse((killed / 'results.json').exists())
     self.assertEqual(_run(_args(killed, '--resume', nets=nets, num_steps=8)), 0)
-    self.assertEqual(_results(killed), _results(whole))
+    self.assertEqual(programs.results(killed), programs.results(whole))
     for net in nets:
       name = f'{net}/metrics.jsonl'
       self.assertEqual(
@@ -131,11 +120,11 @@ class WeightDistributionTest(parameterized.TestCase):
     self.assertEqual(_run(_args(out, nets=('mlp',))), 0)
     checkpoints = out / 'mlp' / 'checkpoints'
     before = {p: p.stat().st_mtime_ns for p in checkpoints.rglob('*')}
-    results = _results(out)
+    results = programs.results(out)
     self.assertEqual(_run(_args(out, '--resume', nets=('mlp',))), 0)
     after = {p: p.stat().st_mtime_ns for p in checkpoints.rglob('*')}
     self.assertEqual(after, before)
-    self.assertEqual(_results(out), results)
+    self.assertEqual(programs.results(out), results)
 
   @parameterized.parameters(
     (['--nets', 'mlpp'], 'mlpp'),
