@@ -208,10 +208,33 @@ class FolderTest:
       checkpoints.wait()
       monkeypatch.setattr(checkpoint.json_files, 'write_json', full)
       checkpoints.save(2, make_state(2))
-      with pytest.raises(OSError, match='No space left'):
+      with pytest.raises(checkpoint.SaveError, match=r'step 2 .*No space'):
         checkpoints.wait()
     restored, lines = restore(tmp_path)
     assert (restored.step, lines) == (1, [])
+
+  def test_what_failed_can_be_saved_again(self, saved, monkeypatch, capsys):
+    def full(*args):
+      raise OSError(28, 'No space left on device')
+
+    with checkpoint.Checkpoints(saved) as checkpoints:
+      with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.json_files, 'write_json', full)
+        checkpoints.save(4, make_state(4))
+        with pytest.raises(checkpoint.SaveError, match=r'4 .*of step 3 is'):
+          checkpoints.save(5, make_state(5))
+      assert {path.name for path in saved.iterdir()} == {'1', '2', '3'}
+      checkpoints.check()
+      checkpoints.save(4, make_state(4))
+      checkpoints.wait()
+      assert checkpoints.steps() == [2, 3, 4]
+    assert_same(restore(saved)[0].state, make_state(4))
+    # On the way out of another failure it is only said.
+    monkeypatch.setattr(checkpoint.json_files, 'write_json', full)
+    with pytest.raises(KeyError), checkpoint.Checkpoints(saved) as checkpoints:
+      checkpoints.save(5, make_state(5))
+      raise KeyError
+    assert 'cannot save the checkpoint of step 5' in capsys.readouterr().err
 
   def test_max_to_keep_is_checked(self, tmp_path):
     with pytest.raises(ValueError, match='max_to_keep must be at least 1'):

@@ -6,15 +6,20 @@ lie in it by name; their structure (named tuples, optimiser states, dataclasses
 with static fields) comes from a template when they are restored. Masks, and all
 other arrays of booleans, take one bit an entry. With the arrays go the
 checksums of the files: a damaged checkpoint is noticed before it is read, and
-the one before it is used instead.
+the one before it is used instead. What could not be saved, because the disk is
+full, touches none of the checkpoints before it.
 """
 
 from collections.abc import Callable
+import contextlib
 import json
 import logging
 import os
 import pathlib
+import re
+import shutil
 import sys
+from types import TracebackType
 from typing import Any, NamedTuple
 import zlib
 
@@ -25,6 +30,30 @@ from powerprop_jax.train.errors import UserError
 
 _DETAILS = 'powerprop_jax.json'
 _TEMPORARY = '.orbax-checkpoint-tmp'
+
+
+class SaveError(UserError):
+  """A checkpoint could not be written; those before it are as they were.
+
+  Attributes:
+    step: of the checkpoint.
+    reason: what the file system said.
+  """
+
+  def __init__(
+    self, step: int, folder: pathlib.Path, reason: str, latest: int | None
+  ):
+    before = (
+      'There is none before it.'
+      if latest is None
+      else f'The one of step {latest} is complete.'
+    )
+    super().__init__(
+      f'cannot save the checkpoint of step {step} in {folder}: {reason}. '
+      f'{before} Make room for {folder}, then continue with --resume.'
+    )
+    self.step = step
+    self.reason = reason
 
 
 class Restored(NamedTuple):
@@ -108,13 +137,17 @@ class Checkpoints:
 
     Raises:
       ValueError: if there is a checkpoint of a later step.
-      Exception: what made an earlier save in the background fail.
+      SaveError: if this save, or the one before it in the background, fails.
+        After it, this step can be saved.
     """
     if self._damaged:
       self.close()
       self._set_damaged_aside()
     if self._manager is None:
-      self._manager = self._open_manager()
+      try:
+        self._manager = self._open_manager()
+      except OSError as error:
+        raise self._failure(step, error) from error
     latest = self._manager.latest_step()
     if latest is not None and step <= latest:
       if step == latest:
@@ -132,7 +165,22 @@ class Checkpoints:
     }
     self._saving = step, details
     arrays = ocp.args.PyTreeSave(stored_leaves.to_stored(state))
-    self._manager.save(step, args=ocp.args.Composite(state=arrays))
+    try:
+      self._manager.save(step, args=ocp.args.Composite(state=arrays))
+    except Exception as error:
+      raise self._failure(step, error) from error
+
+  def _failure(self, step: int, error: Exception) -> SaveError:
+    """Clears what a failed save left, so that another can be tried."""
+    manager, self._manager = self._manager, None
+    if manager is not None:
+      # Whatever else goes wrong follows from the error.
+      with contextlib.suppress(Exception):
+        manager.close()
+    for remains in self._folder.glob(f'{step}{_TEMPORARY}*'):
+      shutil.rmtree(remains, ignore_errors=True)
+    latest = self.steps()[-1] if self.steps() else None
+    return SaveError(step, self._folder, _reason(error), latest)
 
   def restore_latest(self, template: Any) -> Restored | None:
     """Restores the latest checkpoint that is not damaged.
@@ -163,9 +211,7 @@ class Checkpoints:
           f'state: {error}. Use the settings it was made with.'
         ) from error
       except Exception as error:
-        # orbax, tensorstore and the file system each raise what they like.
-        first_line = str(error).strip().splitlines()[:1]
-        reason = first_line[0][:200] if first_line else type(error).__name__
+        reason = _reason(error)
         self._damaged.append(step)
         self._report(
           f'the checkpoint of step {step} in {self._folder} is damaged '
@@ -198,14 +244,24 @@ class Checkpoints:
     state = stored_leaves.from_stored(arrays, template, is_packed)
     return state, details['metadata']
 
+  def check(self) -> None:
+    """Raises SaveError if a save has failed; does not wait for it to end."""
+    if self._manager is not None and not self._manager.is_saving_in_progress():
+      self.wait()
+
   def wait(self) -> None:
-    """Waits until what was saved is on disk."""
-    if self._manager is not None:
+    """Waits until what was saved is on disk; raises SaveError if it is not."""
+    if self._manager is None:
+      return
+    try:
       self._manager.wait_until_finished()
       self._manager.check_for_errors()
+    except Exception as error:
+      raise self._failure(self._saving[0], error) from error
 
   def close(self) -> None:
-    """Waits, and ends what works in the background."""
+    """Waits as wait does, and ends what works in the background."""
+    self.wait()
     if self._manager is not None:
       self._manager.close()
       self._manager = None
@@ -213,8 +269,18 @@ class Checkpoints:
   def __enter__(self) -> 'Checkpoints':
     return self
 
-  def __exit__(self, *exc_info: object) -> None:
-    self.close()
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    traceback: TracebackType | None,
+  ) -> None:
+    try:
+      self.close()
+    except SaveError as failure:
+      if error is None:
+        raise
+      self._report(str(failure))
 
   def _open_manager(self) -> ocp.CheckpointManager:
     options = ocp.CheckpointManagerOptions(
@@ -247,6 +313,17 @@ class Checkpoints:
         name += '_again'
       os.replace(self._folder / str(step), aside / name)
     self._damaged = []
+
+
+def _reason(error: Exception) -> str:
+  """What went wrong; orbax, tensorstore and the file system raise anything."""
+  code = re.search(r"os_error_code='(\d+)'", str(error))
+  if code:
+    return os.strerror(int(code[1]))
+  if isinstance(error, OSError) and error.strerror:
+    return error.strerror
+  first_line = str(error).strip().splitlines()[:1]
+  return first_line[0][:200] if first_line else type(error).__name__
 
 
 def _read_details(folder: pathlib.Path) -> dict[str, Any]:
@@ -289,7 +366,25 @@ def _is_not_from_orbax(record: logging.LogRecord) -> bool:
   return f'{os.sep}orbax{os.sep}' not in record.pathname
 
 
+def _is_not_of_checkpoint(record: logging.LogRecord) -> bool:
+  return _TEMPORARY not in record.getMessage()
+
+
 def _quieten_orbax() -> None:
   # orbax reports each of its steps through absl's logger; failures that matter
   # are raised. Adding the same filter twice has no effect.
   logging.getLogger('absl').addFilter(_is_not_from_orbax)
+  # When one file cannot be written, which is raised, the loop that waits for
+  # all of them ends, and those that come later complain about that.
+  logging.getLogger('asyncio').addFilter(_is_not_of_checkpoint)
+  before = sys.unraisablehook
+  if getattr(before, '__module__', None) == __name__:
+    return
+
+  def report(unraisable: 'sys.UnraisableHookArgs') -> None:
+    error = unraisable.exc_value
+    is_loop_closed = str(error) == 'Event loop is closed'
+    if not (isinstance(error, RuntimeError) and is_loop_closed):
+      before(unraisable)
+
+  sys.unraisablehook = report

@@ -42,7 +42,8 @@ def run(
       for the compiler's settings; sweeps do not.
 
   Returns:
-    The exit status: 0; 2 after a user's mistake; 130 after an interruption.
+    The exit status: 0; 2 after a user's mistake; 75 after a signal that asked
+    the run to make room, when it can be continued; 130 after an interruption.
   """
   xla_flags.set_cpu_flags(os.environ, static_alpha=static_alpha)
   given = list(sys.argv[1:] if args is None else args)

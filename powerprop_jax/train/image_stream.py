@@ -245,8 +245,9 @@ def _prepare_worker(index: int, count: int) -> None:
   global _worker
   _worker = index
   workers.follow_parent()
-  # A scheduler may send it to all processes; the first one ends the others.
+  # A scheduler may send these to all processes; the first one ends the others.
   signal.signal(signal.SIGTERM, signal.SIG_IGN)
+  signal.signal(signal.SIGUSR1, signal.SIG_IGN)
   try:
     import cv2
   except ImportError:
