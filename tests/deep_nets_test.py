@@ -329,7 +329,7 @@ class DropoutTest(parameterized.TestCase):
 
 class ErrorTest(parameterized.TestCase):
   @parameterized.parameters(
-    (dict(depth=34), 'depth must be 18 or 50, got 34'),
+    (dict(depth=34), 'depth must be 10, 18 or 50, got 34'),
     (dict(stem='mnist'), "'imagenet' or 'cifar', got 'mnist'"),
   )
   def test_unknown_resnets_are_refused(self, settings, message):

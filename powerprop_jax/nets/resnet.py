@@ -1,5 +1,6 @@
-"""ResNet-18 and ResNet-50, for photographs and at the size of CIFAR images."""
+"""ResNet-10, 18 and 50, for photographs and at the size of CIFAR images."""
 
+import functools
 from typing import NamedTuple
 
 import haiku as hk
@@ -34,10 +35,10 @@ class _Depth(NamedTuple):
   block: tuple[_Convolution, ...]
 
 
+_BASIC = (_Convolution(3, 1, True), _Convolution(3, 1, False))
 _DEPTHS = {
-  18: _Depth(
-    (2, 2, 2, 2), (_Convolution(3, 1, True), _Convolution(3, 1, False))
-  ),
+  10: _Depth((1, 1, 1, 1), _BASIC),
+  18: _Depth((2, 2, 2, 2), _BASIC),
   50: _Depth(
     (3, 4, 6, 3),
     (
@@ -71,14 +72,20 @@ class ResNet(hk.Module):
 
   Args:
     num_classes: size of the last axis of the logits.
-    depth: number of layers, 18 or 50.
+    depth: number of layers, 18 or 50; or 10, a ResNet-18 with one block in each
+      group, to try things out.
     stem: 'imagenet' or 'cifar'.
+    width: number of channels, as a multiple of the usual one, rounded; more
+      than 0. Less than 1 gives the small dense networks that sparse ones are
+      compared with.
+    remat: whether to compute the activations inside the blocks once more for
+      their gradients, not to keep them: less memory, about a third more time.
     name: name of the module, by default e.g. 'resnet_50' or 'resnet_50_cifar'.
       Its layers are stem; conv_0, conv_1, perhaps conv_2 and perhaps shortcut
       in group_1/block_0 and so on; logits.
 
   Raises:
-    ValueError: if the depth or the stem is unknown.
+    ValueError: if the depth or the stem is unknown, or no channel is left.
 
   Source:
     He et al., Deep Residual Learning, 2016 (https://arxiv.org/abs/1512.03385),
@@ -102,16 +109,26 @@ class ResNet(hk.Module):
     depth: int = 50,
     stem: str = 'imagenet',
     name: str | None = None,
+    *,
+    width: float = 1.0,
+    remat: bool = False,
   ):
     if depth not in _DEPTHS:
-      raise ValueError(f'depth must be 18 or 50, got {depth}.')
+      raise ValueError(f'depth must be 10, 18 or 50, got {depth}.')
     if stem not in _STEMS:
       raise ValueError(f"stem must be 'imagenet' or 'cifar', got {stem!r}.")
+    channels = tuple(round(width * num) for num in _CHANNELS)
+    if min(channels) < 1:
+      raise ValueError(
+        f'width must leave at least one channel of {_CHANNELS[0]}, got {width}.'
+      )
     suffix = '_cifar' if stem == 'cifar' else ''
     super().__init__(name=name or f'resnet_{depth}{suffix}')
     self._num_classes = num_classes
     self._depth = _DEPTHS[depth]
     self._stem = stem
+    self._channels = channels
+    self._remat = remat
 
   def __call__(self, images: jax.Array, is_training: bool = False) -> jax.Array:
     """Logits [N, num_classes] of images [N, H, W, C].
@@ -126,17 +143,27 @@ class ResNet(hk.Module):
     """
     layers.check_images(images)
     size, stride = (7, 2) if self._stem == 'imagenet' else (3, 1)
-    x = layers.conv(64, size, 'stem', stride=stride, with_bias=False)(images)
+    num_stem = self._channels[0]
+    x = layers.conv(num_stem, size, 'stem', stride=stride, with_bias=False)(
+      images
+    )
     x = jax.nn.relu(layers.norm('stem_norm')(x, is_training))
     if self._stem == 'imagenet':
       x = layers.max_pool(x, size=3)
-    groups = zip(_CHANNELS, self._depth.num_blocks, strict=True)
+    groups = zip(self._channels, self._depth.num_blocks, strict=True)
     for group, (channels, num_blocks) in enumerate(groups, start=1):
       with hk.name_scope(f'group_{group}'):
         for i in range(num_blocks):
           stride = 2 if group > 1 and i == 0 else 1
           with hk.name_scope(f'block_{i}'):
-            x = _block(x, self._depth.block, channels, stride, is_training)
+            block = functools.partial(
+              _block,
+              block=self._depth.block,
+              channels=channels,
+              stride=stride,
+              is_training=is_training,
+            )
+            x = hk.remat(block)(x) if self._remat else block(x)
     return layers.linear(self._num_classes, 'logits')(jnp.mean(x, axis=(1, 2)))
 
 

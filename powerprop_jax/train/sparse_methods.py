@@ -13,6 +13,8 @@ import jax
 import optax
 
 from powerprop_jax.core import distributions
+from powerprop_jax.core import select as select_lib
+from powerprop_jax.core.trees import Select
 from powerprop_jax.optim import aliases
 from powerprop_jax.optim.topology import Regrow
 from powerprop_jax.train.errors import UserError
@@ -22,10 +24,51 @@ Method = Literal[
 ]
 METHODS = get_args(Method)
 
+
+def uniform_dense_stem(
+  theta: Any, sparsity: float, *, select: Select = select_lib.is_weight
+) -> dict[str, float]:
+  """The same sparsity for every leaf but the first convolution, left dense.
+
+  The whole network is then a little denser than 1 - sparsity.
+
+  Args:
+    theta: parameters of a network whose first layer is called 'stem'.
+    sparsity: share of zeros of each other layer, in [0, 1).
+    select: which leaves take part.
+
+  Returns:
+    Sparsity of each selected leaf, keyed 'module/name'.
+
+  Raises:
+    ValueError: if there is no layer 'stem', or as for distributions.uniform.
+
+  Example:
+    >>> import numpy as np
+    >>> theta = {'net/stem': {'w': np.ones((3, 2))},
+    ...          'net/logits': {'w': np.ones((2, 4))}}
+    >>> uniform_dense_stem(theta, 0.5)
+    {'net/logits/w': 0.5, 'net/stem/w': 0.0}
+
+  Source:
+    Evci et al., Rigging the lottery, 2020, section 3(1)
+    (https://arxiv.org/abs/1911.11134).
+  """
+  found = distributions.uniform(theta, sparsity, select=select)
+  stems = [name for name in found if name.endswith('/stem/w')]
+  if found and not stems:
+    raise ValueError(
+      "uniform_dense_stem needs a layer called 'stem'; there are: "
+      f'{", ".join(found)}. Use uniform.'
+    )
+  return found | dict.fromkeys(stems, 0.0)
+
+
 _DISTRIBUTIONS = {
   'uniform': distributions.uniform,
   'er': distributions.er,
   'erk': distributions.erk,
+  'uniform_dense_stem': uniform_dense_stem,
 }
 
 
@@ -34,8 +77,11 @@ class SparseConfig:
   """Which connections there are, and how they move."""
 
   # How the density is shared out between layers, for SNFS and DSR at the start.
-  # Default: erk for SET and RigL, else uniform.
-  distribution: Literal['uniform', 'er', 'erk'] | None = None
+  # Default: erk for SET and RigL, else uniform. In uniform_dense_stem the first
+  # convolution is dense and the others have the density asked for, as in RigL.
+  distribution: Literal['uniform', 'er', 'erk', 'uniform_dense_stem'] | None = (
+    None
+  )
   # Steps from one rewiring to the next. Default: 100 for SET, RigL and
   # Top-KAST, an epoch for SNFS and DSR, a hundredth of the run for pruning.
   period: int | None = None

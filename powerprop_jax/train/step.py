@@ -36,6 +36,7 @@ def make_step(
   *,
   prepare: Prepare = data.to_float,
   augment: Augment | None = None,
+  label_smoothing: float = 0.0,
 ) -> Step:
   """One step of training: step(state, images, labels) -> (state, metrics).
 
@@ -44,13 +45,18 @@ def make_step(
     tx: gradient transformation over φ, e.g. powerprop(optax.sgd(0.1), 2.).
     prepare: turns images into what the network sees, e.g. data.normalise(…).
     augment: (key, images) -> images, before that; None leaves them alone.
+    label_smoothing: share of each label that is spread over all classes alike,
+      in [0, 1).
 
   Returns:
     A pure function. Images are [batch, height, width, channels], float or
     uint8; labels [batch], integer. Metrics are the mean cross-entropy loss, in
     nats, and the accuracy of the batch before the step.
+
+  Raises:
+    ValueError: if label_smoothing is out of range.
   """
-  gradient = _make_gradient(net, prepare, augment)
+  gradient = _make_gradient(net, prepare, augment, label_smoothing)
 
   def step(
     state: TrainState, images: jax.Array, labels: jax.Array
@@ -141,9 +147,16 @@ def make_advance(
 
 
 def _make_gradient(
-  net: hk.TransformedWithState, prepare: Prepare, augment: Augment | None
+  net: hk.TransformedWithState,
+  prepare: Prepare,
+  augment: Augment | None,
+  label_smoothing: float = 0.0,
 ) -> Callable[..., Any]:
   """(theta, state, images, labels) -> (∂L/∂θ, net_state, metrics)."""
+  if not 0 <= label_smoothing < 1:
+    raise ValueError(
+      f'label_smoothing must be in [0, 1), got {label_smoothing:g}.'
+    )
 
   def loss_fn(
     theta: hk.Params,
@@ -156,6 +169,10 @@ def _make_gradient(
       theta, net_state, key, images, is_training=True
     )
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    if label_smoothing:
+      # Cross-entropy is linear in the labels.
+      spread = -jnp.mean(jax.nn.log_softmax(logits), axis=-1)
+      losses = (1 - label_smoothing) * losses + label_smoothing * spread
     return jnp.mean(losses), (net_state, logits)
 
   def gradient(

@@ -1,0 +1,287 @@
+r"""What sparse training costs on ResNet-50: steady steps, and rewiring.
+
+    python -m experiments.benchmarks.resnet_step
+    python -m experiments.benchmarks.resnet_step --device gpu
+
+The first runs on a CPU, with images of 64×64 in batches of 16; the second on a
+GPU, with images of 224×224 in batches of 256, in bfloat16, and says so where no
+GPU is to be had. Random images lie on the device.
+
+plain   the step as anyone would write it with Haiku and Optax: SGD with
+        momentum, no guard, no metrics.
+dense   our step of the same: what experiments/imagenet_resnet50 runs.
+METHOD  the same with a method, uniform, in a step that rewires nothing.
+METHOD, rewires
+        the same where every step rewires, for the methods that do.
+
+All take turns in one process. `/ dense` is the median of ratios of neighbouring
+runs; at most 1.03 is wanted of steady steps on a CPU. `amortised` is what
+rewiring adds to a step on average, once in --period steps, as a share of the
+dense step: less than 0.01 is wanted. `of peak` is the share of --peak that the
+4.089e9 multiplications and additions of an image at 224×224 make, counted
+three times; --peak is in TFLOP/s, of the device and the precision.
+
+The program compiles one step for each row, each of which takes a minute or two
+on two CPU cores, and runs for about an hour there with all methods.
+"""
+
+import dataclasses
+import functools
+import statistics
+import sys
+from typing import Any, Literal
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import optax
+
+from experiments.benchmarks import timing
+from powerprop_jax.report import summary
+from powerprop_jax.train import command, guard, large_scale
+from powerprop_jax.train import state as state_lib
+from powerprop_jax.train.errors import UserError
+from powerprop_jax.train.large_scale import NetConfig, RecipeConfig, Task
+from powerprop_jax.train.precision import Half
+from powerprop_jax.train.schedules import ScheduleConfig
+from powerprop_jax.train.sparse_methods import SparseConfig
+
+# Steps of a run so long that its first period is never over.
+_NEVER = 10**8
+# Multiplications and additions of ResNet-50 at 224×224.
+_FLOPS = 2 * 4_089_184_256
+_REWIRED = ('pruning', 'set', 'rigl', 'snfs', 'top_kast')
+METHODS = ('static', *_REWIRED)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Time of steps of ResNet-50, sparse and dense."""
+
+  # 'cpu' or 'gpu': which sizes the settings below have by default.
+  device: Literal['cpu', 'gpu'] = 'cpu'
+  # Methods beside the dense step.
+  methods: tuple[str, ...] = METHODS
+  # Powers to measure each of them with.
+  alphas: tuple[float, ...] = (1.0, 1.5)
+  # Share of zeros.
+  sparsity: float = 0.9
+  # Examples in a batch. Default: 16, or 256 on a GPU.
+  batch: int | None = None
+  # Side of the images. Default: 64, or 224 on a GPU.
+  image_size: int | None = None
+  # What layers compute with. Default: 'none', or 'bfloat16' on a GPU.
+  half: Half | None = None
+  # Layers and width of the network.
+  depth: Literal[10, 18, 50] = 50
+  width: float = 1.0
+  # Classes.
+  num_classes: int = 1000
+  # Steps in a timed run.
+  steps: int = 2
+  # Timed runs of each.
+  repeats: int = 7
+  # Steps from one rewiring to the next, over which its cost is spread.
+  period: int = 100
+  # Whether to measure rewiring too.
+  rewiring: bool = True
+  # TFLOP/s that the device can do at most. Default: share of peak not given.
+  peak: float | None = None
+
+
+def main(config: Config) -> None:
+  """Prints a table."""
+  _check(config)
+  if config.device == 'gpu' and jax.default_backend() != 'gpu':
+    print(
+      f'There is no GPU here: JAX runs on {jax.default_backend()}. Nothing was '
+      'measured; --device cpu runs at a size for a CPU.'
+    )
+    return
+  is_gpu = config.device == 'gpu'
+  config = dataclasses.replace(
+    config,
+    batch=config.batch or (256 if is_gpu else 16),
+    image_size=config.image_size or (224 if is_gpu else 64),
+    half=config.half or ('bfloat16' if is_gpu else 'none'),
+  )
+  print(
+    f'ResNet-{config.depth}, batch {config.batch} of {config.image_size}×'
+    f'{config.image_size}, half {config.half}, sparsity {config.sparsity:g}; '
+    f'medians of {config.repeats} interleaved runs of {config.steps} steps.\n'
+    f'{timing.environment()}\n'
+  )
+  times = timing.take_turns(_programs(config), config.repeats)
+  print(summary.text_table(rows(config, times)))
+
+
+def _check(config: Config) -> None:
+  for name in config.methods:
+    if name not in METHODS:
+      raise UserError(
+        f'--methods has no {name!r}; there are: {", ".join(METHODS)}.'
+      )
+  for name in ('batch', 'image_size', 'steps', 'repeats', 'period', 'peak'):
+    value = getattr(config, name)
+    if value is not None and not value >= (1 if name != 'peak' else 1e-9):
+      option = name.replace('_', '-')
+      raise UserError(f'--{option} must be at least 1, got {value}.')
+
+
+def rows(
+  config: Config, times: dict[str, timing.Times]
+) -> list[dict[str, Any]]:
+  """What the times amount to.
+
+  Args:
+    config: with batch and image_size.
+    times: by name, as in the table, of runs of config.steps steps.
+
+  Returns:
+    A row for each.
+  """
+  assert config.batch is not None and config.image_size is not None
+  dense = times['dense'].wall
+  found = []
+  for name, (first, wall, _) in times.items():
+    seconds = statistics.median(wall) / config.steps
+    rate = config.batch / seconds
+    row: dict[str, Any] = {
+      'step': name,
+      'ms': round(1e3 * seconds, 2),
+      '/ dense': round(timing.median_ratio(wall, dense), 3),
+      'images/s': round(rate, 1),
+      'amortised': None,
+      'first_s': round(first, 1),
+    }
+    steady = name.removesuffix(', rewires')
+    if steady != name:
+      added = [
+        (a - b) / (c * config.period)
+        for a, b, c in zip(wall, times[steady].wall, dense, strict=True)
+      ]
+      row['amortised'] = round(statistics.median(added), 5)
+    if config.peak is not None:
+      # An image of another size takes work in proportion to its pixels.
+      flops = 3 * _FLOPS * (config.image_size / 224) ** 2 * rate
+      row['of peak'] = round(flops / (config.peak * 1e12), 3)
+    found.append(row)
+  return found
+
+
+def _programs(config: Config) -> dict[str, timing.Program]:
+  """All steps of the table, each with a state of its own."""
+  net = large_scale.make_net(
+    NetConfig(config.depth, config.width, config.half or 'none'),
+    config.num_classes,
+  )
+  assert config.batch is not None and config.image_size is not None
+  side = config.image_size
+  key = jax.random.key(0)
+  images = jax.random.randint(
+    key, (config.batch, side, side, 3), 0, 256, jnp.uint8
+  )
+  labels = jax.random.randint(key, (config.batch,), 0, config.num_classes)
+  theta = large_scale.shapes(net, side)
+  recipe = RecipeConfig(
+    batch_size=config.batch,
+    num_steps=_NEVER,
+    schedule=ScheduleConfig(learning_rate=0.01, warmup=0.0),
+  )
+  programs = {'plain': _plain(net, recipe, config.steps, images, labels)}
+  plan: list[tuple[str, str, float, int]] = [('dense', 'dense', 1.0, 1)]
+  for alpha in config.alphas:
+    for method in config.methods:
+      name = method if alpha == 1 else f'{method}, α = {alpha:g}'
+      plan.append((name, method, alpha, _NEVER // 2))
+      if config.rewiring and method in _REWIRED:
+        plan.append((f'{name}, rewires', method, alpha, 1))
+  for name, method, alpha, period in plan:
+    task = Task(
+      method,  # type: ignore[arg-type]
+      config.sparsity if method != 'dense' else 0.0,
+      'uniform',
+      alpha,
+      # An epoch of many steps, so that the stairs do not fall.
+      config.batch * _NEVER,
+    )
+    sparse = SparseConfig(stop=1.0, period=period, pruning_start=0.0)
+    tx = large_scale.make_tx(recipe, sparse, task, theta)
+    programs[name] = _ours(net, tx, recipe, config.steps, images, labels)
+  return programs
+
+
+def _ours(
+  net: hk.TransformedWithState,
+  tx: optax.GradientTransformation,
+  recipe: RecipeConfig,
+  steps: int,
+  images: jax.Array,
+  labels: jax.Array,
+) -> timing.Program:
+  """Goes some steps on, each a dispatch, as stream_loop does."""
+  first = large_scale.normalise(images[:1])
+  state = jax.jit(
+    lambda: guard.create(state_lib.create(net, tx, jax.random.key(0), first))
+  )()
+  step = jax.jit(
+    guard.guarded(large_scale.make_step(net, tx, recipe)), donate_argnums=0
+  )
+
+  def run() -> Any:
+    nonlocal state
+    for _ in range(steps):
+      state, _ = step(state, images, labels)
+    return state
+
+  return run
+
+
+def _plain(
+  net: hk.TransformedWithState,
+  recipe: RecipeConfig,
+  steps: int,
+  images: jax.Array,
+  labels: jax.Array,
+) -> timing.Program:
+  """The step with nothing of ours but the network."""
+  tx = optax.sgd(0.01, recipe.momentum, recipe.nesterov)
+
+  def loss_fn(theta: Any, net_state: Any, images: Any, labels: Any) -> Any:
+    logits, net_state = net.apply(
+      theta, net_state, None, large_scale.normalise(images), True
+    )
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return jnp.mean(losses), net_state
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  def step(carry: Any, images: jax.Array, labels: jax.Array) -> Any:
+    theta, net_state, opt_state = carry
+    grads, net_state = jax.grad(loss_fn, has_aux=True)(
+      theta, net_state, images, labels
+    )
+    updates, opt_state = tx.update(grads, opt_state)
+    return optax.apply_updates(theta, updates), net_state, opt_state
+
+  first = large_scale.normalise(images[:1])
+  theta, net_state = jax.jit(lambda: net.init(jax.random.key(0), first, True))()
+  carry = theta, net_state, tx.init(theta)
+
+  def run() -> Any:
+    nonlocal carry
+    for _ in range(steps):
+      carry = step(carry, images, labels)
+    return carry
+
+  return run
+
+
+if __name__ == '__main__':
+  sys.exit(
+    command.run(
+      main,
+      {'default': Config()},
+      prog='python -m experiments.benchmarks.resnet_step',
+      description=str(__doc__).split('\n', maxsplit=1)[0],
+    )
+  )

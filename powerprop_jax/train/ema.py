@@ -1,0 +1,113 @@
+"""A running mean of the effective weights, to evaluate instead of the last.
+
+The mean is kept in the optimiser's state, so that checkpoints, sharding and
+whatever skips a step concern it as they concern the momenta.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from powerprop_jax.core import trees
+from powerprop_jax.optim import views
+
+
+class EmaState(NamedTuple):
+  """State of with_ema.
+
+  Attributes:
+    step: number of updates seen, int32 scalar.
+    average: the mean of θ, a tree like the parameters.
+    inner_state: state of the wrapped transformation.
+  """
+
+  step: jax.Array
+  average: Any
+  inner_state: Any
+
+
+def with_ema(
+  inner: optax.GradientTransformation, decay: float
+) -> optax.GradientTransformationExtraArgs:
+  """Keeps a mean of θ beside what inner does, which it leaves alone.
+
+  After step t the mean is d·mean + (1 - d)·θ, with d = min(decay, (1 + t) /
+  (10 + t)): at first it forgets fast, so that it is not biased towards the
+  start. It goes around everything, sparsify and powerprop included.
+
+  Args:
+    inner: gradient transformation over φ.
+    decay: in [0, 1).
+
+  Returns:
+    The transformation; average reads the mean from its state.
+
+  Raises:
+    ValueError: if decay is out of range; from update, without params.
+
+  Example:
+    >>> tx = with_ema(optax.sgd(1.0), 0.9)
+    >>> phi = {'w': jnp.zeros(1)}
+    >>> _, state = tx.update({'w': jnp.array([-1.])}, tx.init(phi), phi)
+    >>> average(phi, state)['w']  # d = 2 / 11 at step 1
+    Array([0.8181818], dtype=float32)
+  """
+  if not 0 <= decay < 1:
+    raise ValueError(f'decay must be in [0, 1), got {decay:g}.')
+  inner = optax.with_extra_args_support(inner)
+
+  def init(params: Any) -> EmaState:
+    inner_state = inner.init(params)
+    theta = views.effective_params(params, inner_state)
+    # Copies: where θ is φ, no array may be in the state of a run twice.
+    return EmaState(
+      jnp.zeros([], jnp.int32), jax.tree.map(jnp.array, theta), inner_state
+    )
+
+  def update(
+    updates: Any, state: EmaState, params: Any = None, **extra_args: Any
+  ) -> tuple[Any, EmaState]:
+    if params is None:
+      raise ValueError(
+        'with_ema needs the parameters: call update(grads, state, params).'
+      )
+    updates, inner_state = inner.update(
+      updates, state.inner_state, params, **extra_args
+    )
+    step = optax.safe_increment(state.step)
+    weight = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
+    theta = views.effective_params(
+      optax.apply_updates(params, updates), inner_state
+    )
+    mean = jax.tree.map(
+      lambda a, t: a + weight.astype(a.dtype) * (t - a), state.average, theta
+    )
+    return updates, EmaState(step, mean, inner_state)
+
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+def average(phi: Any, opt_state: Any) -> Any:
+  """The mean of θ, zero where no connection is; θ itself without with_ema.
+
+  Args:
+    phi: latent parameters.
+    opt_state: the optimiser state that goes with them.
+
+  Returns:
+    Effective parameters, same structure, shapes and dtypes.
+
+  Example:
+    >>> phi = {'w': jnp.ones(1)}
+    >>> average(phi, optax.sgd(1.0).init(phi))['w']
+    Array([1.], dtype=float32)
+  """
+  found = trees.find_states(opt_state, EmaState)
+  if not found:
+    return views.effective_params(phi, opt_state)
+  masks = views.current_masks(phi, opt_state)
+  return jax.tree.map(
+    lambda a, m: jnp.where(m, a, jnp.zeros_like(a)), found[0].average, masks
+  )
