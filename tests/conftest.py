@@ -11,6 +11,9 @@ import chex
 import jax
 import pytest
 
+_FLAGS = os.environ['XLA_FLAGS']
+jax.devices()  # Reads the flags, before a program that a test calls sets more.
+
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 # Modules whose tests run with strict dtype promotion as well. Haiku's BatchNorm
@@ -32,6 +35,13 @@ def _strict_dtype_promotion(request):
     return
   with jax.numpy_dtype_promotion('strict'):
     yield
+
+
+@pytest.fixture(autouse=True)
+def _same_compiler_flags():
+  # Programs set flags for the processes that they start. One started by a later
+  # test would round otherwise than this process, which has read its flags.
+  os.environ['XLA_FLAGS'] = _FLAGS
 
 
 @pytest.fixture(autouse=True)
