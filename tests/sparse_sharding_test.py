@@ -67,10 +67,12 @@ def _run(tx, theta):
     updates, opt_state = tx.update(grads, opt_state, phi)
     return optax.apply_updates(phi, updates), opt_state
 
-  phi, opt_state = views.init(tx, theta)
+  phi, opt_state = jax.block_until_ready(views.init(tx, theta))
   start = opt_state.masks
   for i in range(4):
-    phi, opt_state = step(phi, opt_state, jnp.float32(i))
+    # One program at a time: on few cores, many under way may wait for each
+    # other's devices until XLA gives up and aborts.
+    phi, opt_state = jax.block_until_ready(step(phi, opt_state, jnp.float32(i)))
   return phi, opt_state, start
 
 
