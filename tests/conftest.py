@@ -2,10 +2,19 @@
 
 import os
 
+import jaxlib
+
 # Before JAX starts: it reads the flags once.
 os.environ['XLA_FLAGS'] = (
   os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
 )
+# Eight devices on a few busy cores may wait for each other for longer than the
+# 40 seconds after which XLA aborts. A version that was not tried may not know
+# the flag, and would abort at once.
+if jaxlib.__version__.startswith('0.10.'):
+  os.environ['XLA_FLAGS'] += (
+    ' --xla_cpu_collective_call_terminate_timeout_seconds=600'
+  )
 
 import chex
 import jax
