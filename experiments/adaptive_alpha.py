@@ -59,6 +59,7 @@ from powerprop_jax.report import files
 from powerprop_jax.train import (
   alpha_results,
   alpha_runs,
+  checks,
   combination_runs,
   command,
   data,
@@ -139,20 +140,10 @@ def _identity(config: Config) -> dict[str, Any]:
 def _checked_combinations(config: Config) -> list[Combination]:
   """All runs; refuses settings that do not fit before any of them starts."""
   combination_runs.check_workers(config.workers)
-  several = ['nets', 'methods', 'keys', 'kept', 'epsilons']
+  checks.several(config, 'nets', 'methods', 'keys', 'kept', 'epsilons')
   if 'fixed' in config.methods:
-    several.append('alphas')
-  for name in several:
-    values = getattr(config, name)
-    if not values:
-      raise UserError(f'--{name} needs at least one value.')
-    if len(set(values)) < len(values):
-      raise UserError(f'--{name} must differ from each other, got {values}.')
-  for name in ('epochs', 'look_every', 'batch_size'):
-    if getattr(config, name) < 1:
-      raise UserError(
-        f'{name} must be at least 1, got {getattr(config, name)}.'
-      )
+    checks.several(config, 'alphas')
+  checks.positive(config, 'epochs', 'look_every', 'batch_size')
   for kept in config.kept:
     sweep.kept_to_sparsity(kept)
   for epsilon in config.epsilons:

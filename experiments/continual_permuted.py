@@ -47,6 +47,7 @@ from experiments import continual_permuted_report
 from experiments.continual_permuted_config import PRESETS, Config
 from powerprop_jax.core import reparam
 from powerprop_jax.train import (
+  checks,
   combination_runs,
   command,
   continual_baselines,
@@ -127,21 +128,13 @@ def _identity(config: Config) -> dict[str, Any]:
 def _checked_combinations(config: Config) -> list[Combination]:
   """All runs; refuses settings that do not fit before any of them starts."""
   combination_runs.check_workers(config.workers)
-  for name in ('methods', 'alphas', 'keys'):
-    values = getattr(config, name)
-    if not values:
-      raise UserError(f'--{name} needs at least one value.')
-    if len(set(values)) < len(values):
-      raise UserError(f'--{name} must differ from each other, got {values}.')
+  checks.several(config, 'methods', 'alphas', 'keys')
   if config.rates and len(config.rates) != len(config.alphas):
     raise UserError(
       f'--rates needs one for each of the {len(config.alphas)} alphas, got '
       f'{len(config.rates)}. Leave it away to use one rate for all.'
     )
-  if config.measure_every < 1:
-    raise UserError(
-      f'--measure-every must be at least 1, got {config.measure_every}.'
-    )
+  checks.positive(config, 'measure_every')
   for alpha in config.alphas:
     reparam.check_alpha(alpha)
   for key in config.keys:

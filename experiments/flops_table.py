@@ -40,7 +40,7 @@ from powerprop_jax.report import (
   training_flops,
 )
 from powerprop_jax.report.layer_costs import LayerCost
-from powerprop_jax.train import command
+from powerprop_jax.train import checks, command
 from powerprop_jax.train.errors import UserError
 from powerprop_jax.train.run_folder import RunFolder
 
@@ -134,16 +134,14 @@ def main(config: Config) -> None:
 
 
 def _check(config: Config) -> None:
-  for name in ('sparsities', 'distributions', 'methods', 'lengths'):
-    if not getattr(config, name):
-      raise UserError(f'--{name} needs at least one value.')
+  checks.several(
+    config, 'sparsities', 'distributions', 'methods', 'lengths', differ=False
+  )
   for sparsity in config.sparsities:
     masks.check_sparsity(sparsity, '--sparsities')
-  for name in ('image_size', 'num_channels', 'num_steps', 'pruning_period'):
-    value = getattr(config, name)
-    if value is not None and value < 1:
-      option = name.replace('_', '-')
-      raise UserError(f'--{option} must be at least 1, got {value}.')
+  checks.positive(
+    config, 'image_size', 'num_channels', 'num_steps', 'pruning_period'
+  )
   if not 0 <= config.extra_density <= 1:
     raise UserError(
       f'--extra-density must be in [0, 1], got {config.extra_density}.'

@@ -9,13 +9,20 @@ _powerprop; --recipe.length 5 trains five times as long. On many machines:
     srun python -m experiments.imagenet_resnet50 --preset rigl_90_erk \
         --hosts.coordinator cluster --mesh.mode sharded --out runs/rigl_90
 
+On one machine, for a network that every process of two has a part in:
+
+    python -m powerprop_jax.train.distributed --count 2 -- \
+        python -m experiments.imagenet_resnet50 --preset tiny --data.synthetic
+
+Many runs, such as three keys of seven presets: experiments/launch.
+
 A run that was stopped goes on with --resume, on any number of devices and hosts
 that can share a batch. When it is done, or at any time:
 
     python -m experiments.imagenet_resnet50 --evaluate runs/rigl_90
     python -m experiments.imagenet_resnet50 --evaluate runs/rigl_90/best.npz
 
-best.npz is the network of the best evaluation (train/export.py says what is in
+best.npz is the network of the best evaluation (report/export.py says what is in
 it): the running mean of θ with --recipe.ema, else θ. results.json and the
 report have the scores of the last step.
 
@@ -44,12 +51,12 @@ from experiments.imagenet_resnet50_config import (
   from_identity,
   identity,
 )
-from powerprop_jax.report import summary
+from powerprop_jax.report import export, summary
 from powerprop_jax.train import (
   checkpoint,
+  checks,
   command,
   distributed,
-  export,
   image_run,
   run_folder,
   sharding,
@@ -61,6 +68,11 @@ from powerprop_jax.train.image_run import ImageRun
 from powerprop_jax.train.large_scale import Task
 
 _PROGRAM = 'imagenet_resnet50'
+_PRESET_NAMES = (
+  'A preset is METHOD_SPARSITY_ALLOCATION, such as rigl_90_erk, with 80, 90 or '
+  '95 % zeros, uniform or erk, or dense; with α > 1 the same followed by '
+  '_powerprop. tiny is a small network for a few steps.'
+)
 
 
 def main(config: Config) -> None:
@@ -130,11 +142,9 @@ def _place(config: Config) -> dict[str, Any]:
 
 def _check(config: Config) -> None:
   state_lib.check_key(config.key)
-  for name in ('log_every', 'eval_every', 'save_every', 'max_skipped'):
-    value = getattr(config, name)
-    if value < 1:
-      option = name.replace('_', '-')
-      raise UserError(f'--{option} must be at least 1, got {value}.')
+  checks.positive(
+    config, 'log_every', 'eval_every', 'save_every', 'max_skipped'
+  )
   if config.sparse.distribution is not None:
     raise UserError(
       f'--sparse.distribution {config.sparse.distribution} has no effect here; '
@@ -213,7 +223,7 @@ if __name__ == '__main__':
       main,
       PRESETS,
       prog=f'python -m experiments.{_PROGRAM}',
-      description=str(__doc__).split('\n', maxsplit=1)[0],
+      description=f'{str(__doc__).splitlines()[0]} {_PRESET_NAMES}',
       static_alpha=True,
     )
   )

@@ -8,13 +8,17 @@ from powerprop_jax.report import html, plotting
 from powerprop_jax.train import metrics
 
 _Records = Sequence[Mapping[str, Any]]
-_CURVES = (
-  'loss',
-  'accuracy',
-  'validation_loss',
-  'validation_accuracy',
-  'images_per_second',
-)
+# What is drawn of what is logged, and what the figure calls it. The axis of a
+# name that ends in loss would be logarithmic.
+_CURVES = {
+  'loss': 'loss, training',
+  'validation_loss': 'loss, validation',
+  'images_per_second': 'images per second',
+  'accuracy': 'training accuracy',
+  'validation_accuracy': 'validation accuracy',
+  'validation_top_5': 'top-5 accuracy',
+  'validation_accuracy_ema': 'EMA accuracy',
+}
 
 # Top-1 in per cent by sparsity in per cent, for θ = φ, ResNet-50 at 224 × 224.
 # Evci et al., Rigging the lottery, 2020, figure 2 and table 4; rows marked with
@@ -99,11 +103,7 @@ def write(
   Returns:
     The path of the page.
   """
-  alpha = settings['alpha']
-  looks = [
-    {'alpha': alpha, **record}
-    for record in metrics.read_metrics(path / 'metrics.jsonl')
-  ]
+  looks = metrics.read_metrics(path / 'metrics.jsonl')
   sections = [
     html.Section(
       'Result',
@@ -121,11 +121,18 @@ def write(
   ]
   drawn = [f for f in _CURVES if any(r.get(f) is not None for r in looks)]
   if drawn:
-    figure = plotting.learning_curves(looks, fields=drawn, title=title)
+    figure = _learning_curves(looks, drawn, title, settings['alpha'])
     saved = plotting.save(figure, path / 'learning_curves.png')
-    alt = f'{", ".join(drawn)} against the training step'
+    names = ', '.join(_CURVES[field] for field in drawn)
+    alt = f'{names} against the training step'
     sections.append(
-      html.Section('Learning curves', figures=[html.Figure(saved, alt)])
+      html.Section(
+        'Learning curves',
+        'Training: means over the steps between two lines of the log, with the '
+        'smoothed labels of the recipe. Top-5 and EMA are of the evaluation '
+        'split; EMA is the running mean of θ.',
+        figures=[html.Figure(saved, alt)],
+      )
     )
   return html.write_report(
     path / 'report.html',
@@ -134,3 +141,23 @@ def write(
     config=settings,
     sections=sections,
   )
+
+
+def _learning_curves(
+  looks: _Records, drawn: Sequence[str], title: str, alpha: float
+) -> Any:
+  """A figure of what is logged, all of it over the same steps."""
+  named = [
+    {
+      'alpha': alpha,
+      'step': look['step'],
+      **{_CURVES[field]: look[field] for field in drawn if field in look},
+    }
+    for look in looks
+  ]
+  figure = plotting.learning_curves(
+    named, fields=[_CURVES[field] for field in drawn], title=title
+  )
+  for axes in figure.axes:
+    axes.set_xlim(0, 1.02 * max(look['step'] for look in looks))
+  return figure

@@ -29,9 +29,16 @@ import numpy as np
 
 from powerprop_jax import nets
 from powerprop_jax.report import analysis, html, plotting, records, summary
-from powerprop_jax.train import command, data, lanes, metrics, optimizers, sweep
+from powerprop_jax.train import (
+  checks,
+  command,
+  data,
+  lanes,
+  metrics,
+  optimizers,
+  sweep,
+)
 from powerprop_jax.train.data import DataConfig
-from powerprop_jax.train.errors import UserError
 from powerprop_jax.train.lanes import Lanes
 from powerprop_jax.train.loop import LoopConfig
 from powerprop_jax.train.optimizers import OptimizerConfig
@@ -170,9 +177,7 @@ def main(config: Config) -> None:
 
 def _check(config: Config) -> None:
   lanes.check_at_once(config.lanes_at_once)
-  for name in ('alphas', 'keys', 'kept', 'scopes'):
-    if not getattr(config, name):
-      raise UserError(f'--{name} needs at least one value.')
+  checks.several(config, 'alphas', 'keys', 'kept', 'scopes', differ=False)
   for kept in config.kept:
     sweep.kept_to_sparsity(kept)
   sweep.keep_more_outputs(config.output_factor)

@@ -43,7 +43,15 @@ import numpy as np
 
 from powerprop_jax import nets
 from powerprop_jax.report import analysis, html, plotting, records
-from powerprop_jax.train import command, data, lanes, metrics, optimizers, sweep
+from powerprop_jax.train import (
+  checks,
+  command,
+  data,
+  lanes,
+  metrics,
+  optimizers,
+  sweep,
+)
 from powerprop_jax.train.data import DataConfig
 from powerprop_jax.train.errors import UserError
 from powerprop_jax.train.lanes import Lanes
@@ -177,13 +185,8 @@ def _list(numbers: Sequence[float]) -> str:
 
 def _check(config: Config) -> None:
   lanes.check_at_once(config.lanes_at_once)
-  for name in ('nets', 'alphas', 'keys', 'epsilons', 'kept'):
-    if not getattr(config, name):
-      raise UserError(f'--{name} needs at least one value.')
-  for name in ('nets', 'alphas', 'keys'):
-    values = getattr(config, name)
-    if len(set(values)) < len(values):
-      raise UserError(f'--{name} must differ from each other, got {values}.')
+  checks.several(config, 'nets', 'alphas', 'keys')
+  checks.several(config, 'epsilons', 'kept', differ=False)
   for kept in config.kept:
     sweep.kept_to_sparsity(kept)
   for epsilon in config.epsilons:

@@ -66,3 +66,23 @@ def tfds_dir():
   if not folder:
     pytest.skip('needs real data: set POWERPROP_TFDS_DIR to a TFDS data folder')
   return folder
+
+
+@pytest.fixture(scope='session')
+def images(tmp_path_factory):
+  """A data set of ten JPEG files, for tests that only read it."""
+  import image_files
+
+  return image_files.make_set(
+    tmp_path_factory.mktemp('images'), image_files.examples(image_files.COUNT)
+  )
+
+
+@pytest.fixture(scope='session')
+def damaged(tmp_path_factory):
+  """The same, of which three files are no images."""
+  import image_files
+
+  return image_files.make_set(
+    tmp_path_factory.mktemp('damaged'), image_files.damaged()
+  )

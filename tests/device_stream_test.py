@@ -9,15 +9,6 @@ from powerprop_jax.train.device_stream import DeviceStream
 from powerprop_jax.train.errors import UserError
 from powerprop_jax.train.image_stream import Stream
 
-COUNT = 10
-
-
-@pytest.fixture(scope='module')
-def images(tmp_path_factory):
-  return image_files.make_set(
-    tmp_path_factory.mktemp('images'), image_files.examples(COUNT)
-  )
-
 
 class DeviceStreamTest:
   @pytest.fixture

@@ -8,6 +8,9 @@ from PIL import Image
 from powerprop_jax.train import image_batches, image_set
 from powerprop_jax.train.image_set import Example
 
+# Examples of the sets that tests share, the fixtures images and damaged.
+COUNT = 10
+
 
 def smooth(seed, height, width):
   """An image without detail, which survives compression and resizing."""
@@ -39,7 +42,7 @@ def examples(count, num_classes=5, height=40, width=50):
   ]
 
 
-def damaged(count=10):
+def damaged(count=COUNT):
   """Examples of which 2, 3 and 9 are no images."""
   found = examples(count)
   found[2] = found[2]._replace(data=found[2].data[:300])

@@ -9,14 +9,7 @@ import pytest
 from powerprop_jax.train import image_batches, image_set
 from powerprop_jax.train.errors import UserError
 
-COUNT = 10
-
-
-@pytest.fixture(scope='module')
-def images(tmp_path_factory):
-  return image_files.make_set(
-    tmp_path_factory.mktemp('images'), image_files.examples(COUNT)
-  )
+COUNT = image_files.COUNT
 
 
 class SetTest:

@@ -18,21 +18,7 @@ from powerprop_jax.train import data, image_batches
 from powerprop_jax.train.errors import UserError
 from powerprop_jax.train.image_stream import Stream
 
-COUNT = 10
-
-
-@pytest.fixture(scope='module')
-def images(tmp_path_factory):
-  return image_files.make_set(
-    tmp_path_factory.mktemp('images'), image_files.examples(COUNT)
-  )
-
-
-@pytest.fixture(scope='module')
-def damaged(tmp_path_factory):
-  return image_files.make_set(
-    tmp_path_factory.mktemp('damaged'), image_files.damaged()
-  )
+COUNT = image_files.COUNT
 
 
 class StreamTest:

@@ -22,9 +22,9 @@ from experiments.imagenet_resnet50_config import (
   identity,
 )
 from powerprop_jax.core import masks
+from powerprop_jax.report import export
 from powerprop_jax.train import (
   command,
-  export,
   image_run,
   large_scale,
   sparse_methods,
@@ -257,6 +257,7 @@ class BadInputTest:
     ('args', 'message'),
     [
       (['--preset', 'rigl_90'], "unknown preset 'rigl_90'; there are: dense"),
+      (['--preset', 'rigl_90'], 'more. Near it: rigl_90_erk, rigl_95_erk'),
       ([*SYNTHETIC, '--method', 'lottery'], 'lottery'),
       ([*SYNTHETIC, *ALL_DEVICES, '--recipe.batch-size', '12'],
        'a batch of 12 examples cannot be shared out equally among 8 devices'),

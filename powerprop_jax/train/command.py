@@ -4,8 +4,9 @@ A program is a frozen dataclass of settings and a main(config). Its command line
 is derived by tyro; the comments beside the fields are the help.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 import contextlib
+import difflib
 import io
 import os
 import re
@@ -19,6 +20,9 @@ from powerprop_jax.train.errors import UserError
 
 C = TypeVar('C')
 
+# Presets that a message names.
+_MOST = 20
+
 
 def run(
   main: Callable[[C], None],
@@ -27,7 +31,7 @@ def run(
   prog: str,
   description: str,
   args: Sequence[str] | None = None,
-  static_alpha: bool = False,
+  static_alpha: bool | None = False,
 ) -> int:
   """Parses a command line, runs the program, and reports mistakes in one line.
 
@@ -39,13 +43,14 @@ def run(
     description: what it does, for the help.
     args: the command line; None is that of this process.
     static_alpha: whether the program trains with an α that is a Python number,
-      for the compiler's settings; sweeps do not.
+      for the compiler's settings; sweeps do not. None leaves these alone.
 
   Returns:
     The exit status: 0; 2 after a user's mistake; 75 after a signal that asked
     the run to make room, when it can be continued; 130 after an interruption.
   """
-  xla_flags.set_cpu_flags(os.environ, static_alpha=static_alpha)
+  if static_alpha is not None:
+    xla_flags.set_cpu_flags(os.environ, static_alpha=static_alpha)
   given = list(sys.argv[1:] if args is None else args)
 
   def parse_and_run() -> None:
@@ -79,10 +84,9 @@ def parse(
   name, rest = _take_preset(presets, list(args))
   default = presets[name]
   if len(presets) > 1:
-    choices = ', '.join(presets)
     description += (
       f'\n\n--preset NAME starts from other defaults, those shown below being '
-      f'of {name!r}. Presets: {choices}.'
+      f'of {name!r}. Presets: {_listed(presets)}.'
     )
   errors = io.StringIO()
   try:
@@ -115,12 +119,21 @@ def _take_preset(
       if not equals:
         name = args.pop(0) if args else ''
       if name not in presets:
+        near = difflib.get_close_matches(name, presets, n=4)
+        hint = f' Near it: {", ".join(near)}.' if near else ''
         raise UserError(
-          f'unknown preset {name!r}; there are: {", ".join(presets)}.'
+          f'unknown preset {name!r}; there are: {_listed(presets)}.{hint}'
         )
     else:
       rest.append(arg)
   return name, rest
+
+
+def _listed(presets: Collection[str]) -> str:
+  """Their names, or the first ones where they are too many to read."""
+  first = list(presets)[: len(presets) if len(presets) <= _MOST else _MOST // 2]
+  more = len(presets) - len(first)
+  return ', '.join(first) + (f' and {more} more' if more else '')
 
 
 def _one_line(text: str) -> str:

@@ -2,7 +2,6 @@
 
 import collections
 from collections.abc import Iterator, Mapping
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -105,12 +104,7 @@ class DeviceStream:
   def __enter__(self) -> 'DeviceStream':
     return self
 
-  def __exit__(
-    self,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    traceback: TracebackType | None,
-  ) -> None:
+  def __exit__(self, *exception: object) -> None:
     self.close()
 
 

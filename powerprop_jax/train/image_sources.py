@@ -34,8 +34,9 @@ class ImagesConfig:
   test_batch: int | None = None
   # One batch of random pixels again and again instead, to measure the speed.
   synthetic: bool = False
-  # Classes, and training examples, that random images pretend to have.
+  # Classes that random images pretend to have.
   synthetic_classes: int = 1000
+  # Training examples that random images pretend to be.
   synthetic_examples: int = 1_281_167
 
 

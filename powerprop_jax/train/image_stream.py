@@ -16,7 +16,6 @@ import dataclasses
 import functools
 import signal
 import sys
-from types import TracebackType
 from typing import Any, NamedTuple
 import weakref
 
@@ -164,12 +163,7 @@ class Stream:
   def __enter__(self) -> 'Stream':
     return self
 
-  def __exit__(
-    self,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    traceback: TracebackType | None,
-  ) -> None:
+  def __exit__(self, *exception: object) -> None:
     self.close()
 
 

@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from powerprop_jax.train import checkpoint, metrics
-from powerprop_jax.train.errors import UserError
+from powerprop_jax.train import checkpoint, checks, metrics
 from powerprop_jax.train.run_folder import RunFolder
 
 Records = Sequence[Mapping[str, Any]]
@@ -33,10 +32,8 @@ class LoopConfig:
   steps_per_dispatch: int = 250
 
   def __post_init__(self) -> None:
-    for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      if value < 1:
-        raise UserError(f'{field.name} must be at least 1, got {value}.')
+    names = (field.name for field in dataclasses.fields(self))
+    checks.positive(self, *names, prefix='')
 
 
 def fit(

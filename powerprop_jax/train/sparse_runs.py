@@ -17,6 +17,7 @@ from powerprop_jax.core import trees
 from powerprop_jax.optim import views
 from powerprop_jax.train import (
   augment,
+  checks,
   data,
   lanes,
   optimizers,
@@ -160,15 +161,8 @@ def check_settings(settings: Settings, *several: str) -> None:
     UserError: naming the setting.
   """
   lanes.check_at_once(settings.lanes_at_once)
-  for name in several:
-    values = getattr(settings, name)
-    if not values:
-      raise UserError(f'--{name} needs at least one value.')
-    if len(set(values)) < len(values):
-      raise UserError(f'--{name} must differ from each other, got {values}.')
-  num_test = settings.num_test
-  if num_test is not None and num_test < 1:
-    raise UserError(f'--num-test must be at least 1, got {num_test}.')
+  checks.several(settings, *several)
+  checks.positive(settings, 'num_test')
   lanes.product([1.0], settings.keys)
 
 

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from powerprop_jax.train import checkpoint, metrics, preemption
+from powerprop_jax.train import checkpoint, checks, metrics, preemption
 from powerprop_jax.train.device_stream import DeviceStream
 from powerprop_jax.train.errors import UserError
 from powerprop_jax.train.guard import GuardedState, GuardedStep
@@ -56,10 +56,8 @@ class StreamLoopConfig:
   max_skipped: int = 10
 
   def __post_init__(self) -> None:
-    for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      if value < 1:
-        raise UserError(f'{field.name} must be at least 1, got {value}.')
+    names = (field.name for field in dataclasses.fields(self))
+    checks.positive(self, *names, prefix='')
 
 
 def fit(

@@ -27,7 +27,7 @@ from powerprop_jax.core.masks import Masks
 from powerprop_jax.optim import aliases, sparsify, views
 from powerprop_jax.optim.topology import Topology
 from powerprop_jax.prune import at_init
-from powerprop_jax.train import sparse_methods
+from powerprop_jax.train import checks, sparse_methods
 from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.data_sources import Arrays
 from powerprop_jax.train.errors import UserError
@@ -147,10 +147,8 @@ def check(config: ScoreConfig, num_examples: int) -> None:
   Raises:
     UserError: naming the setting.
   """
-  for field in dataclasses.fields(config):
-    value = getattr(config, field.name)
-    if value < 1:
-      raise UserError(f'{field.name} must be at least 1, got {value}.')
+  names = (field.name for field in dataclasses.fields(config))
+  checks.positive(config, *names, prefix='')
   if config.num_batches * config.batch_size > num_examples:
     raise UserError(
       f'{config.num_batches} batches of {config.batch_size} are more than the '

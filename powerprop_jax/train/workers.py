@@ -52,7 +52,7 @@ def run(
     num_workers, mp_context=context, initializer=follow_parent
   )
   try:
-    with _one_thread():
+    with one_thread():
       pending = {pool.submit(work, item): item for item in items}
     while pending:
       done, _ = futures.wait(
@@ -85,7 +85,7 @@ def follow_parent() -> None:
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
   """The environment for processes that are started meanwhile."""
   flags = os.environ.get('XLA_FLAGS', '')
   wanted = _ONE_THREAD | {'XLA_FLAGS': f'{flags} {_ONE_THREAD["XLA_FLAGS"]}'}
