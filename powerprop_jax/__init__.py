@@ -55,6 +55,7 @@ from powerprop_jax.core.select import (
   selection_table,
 )
 from powerprop_jax.core.topk import top_k_mask, top_k_masks
+from powerprop_jax.core.topk_columns import top_k_columns
 from powerprop_jax.core.trees import Select
 
 # Networks.
@@ -83,6 +84,7 @@ from powerprop_jax.optim.alpha import (
 from powerprop_jax.optim.decay import decay_phi, decay_theta
 from powerprop_jax.optim.powerprop import PowerState, powerprop
 from powerprop_jax.optim.sparsify import sparsify
+from powerprop_jax.optim.topologies.neuron_ablation import Ablation
 from powerprop_jax.optim.topology import Rewiring, SparseState, Topology
 from powerprop_jax.optim.views import (
   current_masks,
@@ -127,6 +129,7 @@ from powerprop_jax.report.training_flops import training_flops
 __version__ = '0.1.0'
 
 __all__ = (
+  'Ablation',
   'AlphaController',
   'AlphaState',
   'Cycle',
@@ -209,6 +212,7 @@ __all__ = (
   'sweep',
   'synflow',
   'synflow_masks',
+  'top_k_columns',
   'top_k_mask',
   'top_k_masks',
   'top_kast',

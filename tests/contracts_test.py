@@ -108,6 +108,9 @@ SPARSE = {
   'rigl_adaptive': lambda inner: _adaptive(
     aliases.rigl(_traced_power(inner), 0.5, regrow='smallest', **_MOVES)
   ),
+  'rigl_fan_in': lambda inner: aliases.rigl(
+    _power(inner), 0.5, structure='constant_fan_in', **_UNIFORM, **_MOVES
+  ),
   'snfs': lambda inner: aliases.snfs(inner, 0.5, **_MOVES),
   'snfs_powerprop': lambda inner: aliases.snfs(
     _power(inner), 0.5, second_moment=0.99, **_MOVES
@@ -155,6 +158,7 @@ PROMISES = {
   'rigl_keep': _ERK,
   'rigl_traced': _HALF,
   'rigl_adaptive': _ERK,
+  'rigl_fan_in': lambda num_updates: (15, 12),  # 3 inputs for each of 5 and 4
   'snfs': _TOTAL,
   'snfs_powerprop': _TOTAL,
   'dsr': _TOTAL,

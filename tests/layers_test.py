@@ -28,9 +28,11 @@ _ALLOWED = {
 _CORE_RANKS = {
   'powers': 0,
   'trees': 0,
+  'counting': 0,
   'reparam': 1,
   'select': 1,
   'topk': 1,
+  'topk_columns': 1,
   'masks': 2,
   'ranking': 2,
   'scores': 2,

@@ -8,7 +8,6 @@ indices. Only counts travel between shards, a tree needs as many rounds as a
 single array, and k can be traced.
 """
 
-from collections.abc import Callable
 import functools
 import math
 from typing import Any, TypeAlias
@@ -18,19 +17,12 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-Count: TypeAlias = int | jax.Array
-# Number of the round, value found so far, how many reach it.
-_State: TypeAlias = tuple[jax.Array, jax.Array, jax.Array]
+from powerprop_jax.core import counting
 
-_DIGIT_BITS = 2  # found in a round; one more takes fewer passes, but more time
+Count: TypeAlias = counting.Count
+
 _MAX_SIZE = 2**31 - 4  # flat indices and the candidates above them fit int32
 _NUM_ROWS = 64  # of a leaf when counted; enough to divide among CPU threads
-_FIRST = 2**31 - 1  # ranks above every flat index
-_INELIGIBLE = -(2**31)  # ranks below every score
-_NAN = _INELIGIBLE + 2**16  # ranks below every number, bfloat16 resolution
-_INFINITY = 0x7F800000  # bits of float32 infinity; NaNs have larger ones
-# Low bits of the keys that are zero for every score of a type.
-_ZERO_BITS = {'float32': 0, 'float16': 13, 'bfloat16': 16}
 
 
 def top_k_mask(
@@ -106,7 +98,7 @@ def top_k_masks(
   eligible = [None] * len(leaves) if among is None else jax.tree.leaves(among)
   if not isinstance(k, jax.Array):
     k = max(0, min(int(k), size))
-  fused = all(map(_is_on_one_device, leaves))
+  fused = all(map(counting.is_on_one_device, leaves))
   masks = _masks(leaves, jnp.asarray(k, jnp.int32), eligible, fused=fused)
   return jax.tree.unflatten(jax.tree.structure(scores), masks)
 
@@ -115,11 +107,7 @@ def _check(
   scores: Any, leaves: list[Any], k: Count, among: Any, size: int
 ) -> None:
   for leaf in leaves:
-    if jnp.result_type(leaf).name not in _ZERO_BITS:
-      raise TypeError(
-        'scores must be float32, bfloat16 or float16, got '
-        f'{jnp.result_type(leaf).name}. Cast them to float32.'
-      )
+    counting.check_dtype(leaf)
   if size > _MAX_SIZE:
     raise ValueError(
       f'Top-k ranks at most {_MAX_SIZE:,} entries, got {size:,}. '
@@ -135,23 +123,7 @@ def _check(
   if structures[0] != structures[1]:
     raise ValueError('among must have the tree structure of scores.')
   for leaf, eligible in zip(leaves, jax.tree.leaves(among), strict=True):
-    if jnp.shape(leaf) != jnp.shape(eligible):
-      raise ValueError(
-        f'among must have the shapes of scores, got {jnp.shape(eligible)} for '
-        f'scores of shape {jnp.shape(leaf)}.'
-      )
-    if jnp.result_type(eligible) != jnp.bool_:
-      raise TypeError(
-        f'among must be boolean, got {jnp.result_type(eligible).name}.'
-      )
-
-
-def _is_on_one_device(leaf: Any) -> bool:
-  """Whether an array certainly has no shards."""
-  if isinstance(leaf, jax.core.Tracer):
-    # An automatic mesh does not show in the type of a traced array.
-    return jax.device_count() == 1
-  return not isinstance(leaf, jax.Array) or len(leaf.sharding.device_set) == 1
+    counting.check_among(leaf, eligible)
 
 
 @functools.partial(jax.jit, static_argnames='fused')
@@ -166,7 +138,7 @@ def _masks(
   scores = [lax.stop_gradient(leaf) for leaf in scores]
   size = sum(leaf.size for leaf in scores)
   k = jnp.clip(k, 0, size)
-  zero_bits = min(_ZERO_BITS[leaf.dtype.name] for leaf in scores)
+  zero_bits = min(counting.ZERO_BITS[leaf.dtype.name] for leaf in scores)
   count = _count_rows if fused else _count
 
   # The barriers keep XLA from moving keys and indices out of the loops: storing
@@ -177,7 +149,9 @@ def _masks(
     )
     return count(_all_keys(leaves, eligible), candidates)
 
-  value, reached = _search(count_keys, k, _INELIGIBLE, size, 32, zero_bits)
+  value, reached = counting.search(
+    count_keys, k, counting.INELIGIBLE, size, 32, zero_bits
+  )
 
   # Scores above the value are kept. Of those at the value, as many as there is
   # room for: if not all of them, a second search finds where to stop.
@@ -188,8 +162,8 @@ def _masks(
     return count(_ranks(leaves, eligible, value, last), candidates)
 
   # With fewer than k eligible scores, all of them are kept.
-  k = jnp.where(value == _INELIGIBLE, reached, k)
-  cut, _ = _search(count_ranks, k, 0, reached, size.bit_length(), 0)
+  k = jnp.where(value == counting.INELIGIBLE, reached, k)
+  cut, _ = counting.search(count_ranks, k, 0, reached, size.bit_length(), 0)
   ranks = _ranks(scores, among, value, jnp.asarray(size - 1, jnp.int32))
   return [
     leaf >= cut if eligible is None else (leaf >= cut) & eligible
@@ -197,78 +171,10 @@ def _masks(
   ]
 
 
-def _search(
-  count_at_least: Callable[[list[jax.Array]], list[jax.Array]],
-  k: jax.Array,
-  lowest: int,
-  reached: Count,
-  num_bits: int,
-  zero_bits: int,
-) -> tuple[jax.Array, jax.Array]:
-  """Finds the k-th largest of some integers, from the highest bits down.
-
-  Stops as soon as it meets a value that exactly k of them reach.
-
-  Args:
-    count_at_least: how many of the integers are at or above each candidate.
-    k: the rank, in [0, reached].
-    lowest: where to start, a multiple of 2**num_bits.
-    reached: how many are at or above lowest.
-    num_bits: the k-th largest is less than 2**num_bits above lowest.
-    zero_bits: how many low bits of the k-th largest are certainly zero.
-
-  Returns:
-    The value, and how many of the integers are at or above it.
-  """
-  first_shift = max(num_bits - _DIGIT_BITS, zero_bits)
-  num_rounds = 1 + -(-(first_shift - zero_bits) // _DIGIT_BITS)
-
-  def cond(state: _State) -> jax.Array:
-    turn, _, reached = state
-    return (turn < num_rounds) & (reached != k)
-
-  def body(state: _State) -> _State:
-    turn, value, reached = state
-    # The last round may ask again for bits that are known; no harm is done.
-    shift = jnp.maximum(first_shift - _DIGIT_BITS * turn, zero_bits)
-    digits = [
-      jnp.asarray(digit, jnp.int32) for digit in range(1, 2**_DIGIT_BITS)
-    ]
-    # From the lowest key, -2^31, the largest digits wrap around as they should.
-    counts = jnp.stack(count_at_least([value + (d << shift) for d in digits]))
-    enough = counts >= k
-    value = value + (jnp.sum(enough, dtype=jnp.int32) << shift)
-    return turn + 1, value, jnp.min(jnp.where(enough, counts, reached))
-
-  start = (
-    jnp.zeros([], jnp.int32),
-    jnp.asarray(lowest, jnp.int32),
-    jnp.asarray(reached, jnp.int32),
-  )
-  _, value, reached = lax.while_loop(cond, body, start)
-  return value, reached
-
-
-def _keys(scores: jax.Array, among: jax.Array | None) -> jax.Array:
-  """int32 of the order of the scores: sign and magnitude to two's complement.
-
-  On bits and not on floats because devices flush subnormal floats to zero.
-  """
-  if scores.dtype == jnp.bfloat16:
-    bits = lax.bitcast_convert_type(scores, jnp.int16).astype(jnp.int32) << 16
-  else:
-    bits = lax.bitcast_convert_type(scores.astype(jnp.float32), jnp.int32)
-  magnitude = bits & 0x7FFFFFFF
-  sign = bits >> 31  # -1 for negative scores
-  keys = (magnitude ^ sign) - sign  # -0.0 and 0.0 both become 0
-  keys = jnp.where(magnitude > _INFINITY, _NAN, keys)
-  return keys if among is None else jnp.where(among, keys, _INELIGIBLE)
-
-
 def _all_keys(
   scores: list[jax.Array], among: list[jax.Array | None]
 ) -> list[jax.Array]:
-  return [_keys(*args) for args in zip(scores, among, strict=True)]
+  return [counting.keys(*args) for args in zip(scores, among, strict=True)]
 
 
 def _ranks(
@@ -290,28 +196,11 @@ def _ranks(
   """
   ranks = []
   for leaf, keys in zip(scores, _all_keys(scores, among), strict=True):
-    # Per axis, because flattening a sharded array would gather it.
-    ranks_of_ties = jnp.broadcast_to(last, leaf.shape)
-    stride = leaf.size
-    for axis, length in enumerate(leaf.shape):
-      stride //= max(length, 1)
-      index = stride * jnp.arange(length, dtype=jnp.int32)
-      ranks_of_ties = ranks_of_ties - _along_axis(index, axis, leaf)
+    ranks_of_ties = counting.countdown(last, leaf, tuple(range(leaf.ndim)))
     ranks_of_ties = jnp.where(keys == value, ranks_of_ties, -1)
-    ranks.append(jnp.where(keys > value, _FIRST, ranks_of_ties))
+    ranks.append(jnp.where(keys > value, counting.FIRST, ranks_of_ties))
     last = last - leaf.size
   return ranks
-
-
-def _along_axis(values: jax.Array, axis: int, like: jax.Array) -> jax.Array:
-  """Repeats a vector along one axis of the shape and sharding of an array."""
-  sharding = jax.typeof(like).sharding
-  return lax.broadcast_in_dim(
-    values,
-    like.shape,
-    (axis,),
-    out_sharding=None if sharding.mesh.empty else sharding,
-  )
 
 
 def _count(
@@ -337,22 +226,11 @@ def _count_rows(
     if leaf.size:
       num_rows = _NUM_ROWS if leaf.size % _NUM_ROWS == 0 else 1
       leaf = leaf.reshape(num_rows, -1)
-      rows = _sum_each([leaf >= c for c in candidates], axis=1)
+      rows = counting.sum_each([leaf >= c for c in candidates], axes=(1,))
       others = rows_of_all.get(num_rows)
       if others is not None:
         rows = [row + other for row, other in zip(rows, others, strict=True)]
       rows_of_all[num_rows] = rows
-  totals = [_sum_each(rows, axis=0) for rows in rows_of_all.values()]
+  totals = [counting.sum_each(rows, axes=(0,)) for rows in rows_of_all.values()]
   zero = jnp.zeros([], jnp.int32)
   return [sum(counts, zero) for counts in zip(*totals, strict=True)]
-
-
-def _sum_each(arrays: list[jax.Array], axis: int) -> list[jax.Array]:
-  """Sums of several arrays of one shape in a single reduction."""
-  zero = jnp.zeros([], jnp.int32)
-  add = lambda a, b: [x + y for x, y in zip(a, b, strict=True)]
-  integers = [array.astype(jnp.int32) for array in arrays]
-  sums: list[jax.Array] = lax.reduce(
-    integers, [zero] * len(arrays), add, (axis,)
-  )
-  return sums

@@ -29,13 +29,27 @@ from powerprop_jax.optim.topology import (
 )
 
 
+class Sparsified(optax.GradientTransformationExtraArgs):
+  """What sparsify returns; it knows what it was made of.
+
+  Attributes:
+    inner: the optimiser inside.
+    topology: which connections exist.
+    regrow: as it was given.
+  """
+
+  inner: optax.GradientTransformationExtraArgs
+  topology: Topology
+  regrow: Regrow | None
+
+
 def sparsify(
   inner: optax.GradientTransformation,
   topology: Topology,
   *,
   regrow: Regrow | None = None,
   key: int | jax.Array = 0,
-) -> optax.GradientTransformationExtraArgs:
+) -> Sparsified:
   """Trains only the connections of a topology, and lets it rewire them.
 
   `update(grads, state, params)` takes grads = ∂L/∂(θ⊙M), dense, as
@@ -165,7 +179,9 @@ def sparsify(
       pins=state.pins,
     )
 
-  return optax.GradientTransformationExtraArgs(init, update)
+  made = Sparsified(init, update)
+  made.inner, made.topology, made.regrow = inner, topology, regrow
+  return made
 
 
 def _rewire_if(

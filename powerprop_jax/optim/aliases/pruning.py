@@ -1,6 +1,7 @@
 """Connections that stay or go: given, random, and magnitude pruning."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,12 @@ from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.trees import Select
 from powerprop_jax.optim import sparsify as sparsify_lib
-from powerprop_jax.optim.topologies import fixed, gradual
+from powerprop_jax.optim.aliases import structures
+from powerprop_jax.optim.aliases.structures import Structure
+from powerprop_jax.optim.topologies import constant_fan_in, fixed, gradual
 from powerprop_jax.optim.topologies.gradual import Scope
 from powerprop_jax.optim.topologies.layers import Distribution
+from powerprop_jax.optim.topology import Topology
 
 Sparsity = float | Mapping[str, float]
 
@@ -23,6 +27,7 @@ def static(
   sparsity: Sparsity | None = None,
   *,
   masks: Masks | None = None,
+  structure: Structure = 'unstructured',
   distribution: Distribution = distributions.erk,
   select: Select = select_lib.is_weight,
   key: int | jax.Array = 0,
@@ -34,6 +39,9 @@ def static(
     sparsity: share of zeros, in [0, 1), or {'module/name': sparsity}, for
       random masks.
     masks: the masks, instead of a sparsity.
+    structure: of random masks; 'constant_fan_in' gives every neuron of a layer
+      as many inputs as any other, the sparsity rounded to that; see
+      topologies.constant_fan_in.
     distribution: shares the sparsity out between leaves.
     select: which leaves random masks are for.
     key: seed of the random masks, an int or a PRNG key.
@@ -42,8 +50,8 @@ def static(
     A gradient transformation over φ; see sparsify.
 
   Raises:
-    ValueError: unless exactly one of sparsity and masks is given; otherwise as
-      for sparsify.
+    ValueError: unless exactly one of sparsity and masks is given, or if given
+      masks shall have a structure; otherwise as for sparsify.
 
   Example:
     >>> theta = {'linear': {'w': jnp.ones((4, 5))}}
@@ -56,12 +64,17 @@ def static(
       'static needs a sparsity or masks, one of the two, got '
       + ('neither.' if masks is None else 'both.')
     )
+  is_constant = structures.is_constant_fan_in(structure)
   if sparsity is None:
+    if is_constant:
+      raise ValueError(
+        "structure='constant_fan_in' draws random masks and needs a sparsity, "
+        'got masks. Leave structure away, these masks are taken as they are.'
+      )
     topology = fixed.given(masks)
   else:
-    topology = fixed.at_random(
-      sparsity, distribution=distribution, select=select
-    )
+    at_random = constant_fan_in.at_random if is_constant else fixed.at_random
+    topology = at_random(sparsity, distribution=distribution, select=select)
   return sparsify_lib.sparsify(inner, topology, key=key)
 
 
@@ -74,6 +87,7 @@ def gradual_pruning(
   period: int = 100,
   power: float = 3,
   scope: Scope = 'layer',
+  structure: Structure = 'unstructured',
   distribution: Distribution = distributions.uniform,
   normalise: bool = False,
   select: Select = select_lib.is_weight,
@@ -89,6 +103,9 @@ def gradual_pruning(
     period: weights are removed every so many steps after start, and at stop.
     power: of the polynomial.
     scope: 'layer', or 'global' to rank all weights together.
+    structure: 'constant_fan_in' ranks the inputs of each neuron by themselves
+      and leaves every neuron of a layer as many as any other; see
+      topologies.constant_fan_in.
     distribution: per layer, shares the sparsity out between leaves.
     normalise: divide scores by the norm of their leaf; see topologies.gradual.
     select: which leaves are pruned.
@@ -119,7 +136,8 @@ def gradual_pruning(
     is_between = (since > 0) & (since < stop - start)
     return (is_between & (since % period == 0)) | (since == stop - start)
 
-  topology = gradual.gradual(
+  topology = _gradual(
+    structure,
     sparsity,
     lambda step: curve(step) / 0.5,
     when,
@@ -137,6 +155,7 @@ def one_shot_pruning(
   *,
   step: int,
   scope: Scope = 'layer',
+  structure: Structure = 'unstructured',
   distribution: Distribution = distributions.uniform,
   normalise: bool = False,
   select: Select = select_lib.is_weight,
@@ -149,6 +168,9 @@ def one_shot_pruning(
       {'module/name': sparsity}.
     step: the first update that is sparse, at least 0.
     scope: 'layer', or 'global' to rank all weights together.
+    structure: 'constant_fan_in' ranks the inputs of each neuron by themselves
+      and leaves every neuron of a layer as many as any other; see
+      topologies.constant_fan_in.
     distribution: per layer, shares the sparsity out between leaves.
     normalise: divide scores by the norm of their leaf; see topologies.gradual.
     select: which leaves are pruned.
@@ -162,7 +184,8 @@ def one_shot_pruning(
   Example:
     >>> tx = one_shot_pruning(optax.sgd(0.1), 0.9, step=5_000)
   """
-  topology = gradual.gradual(
+  topology = _gradual(
+    structure,
     sparsity,
     lambda step: jnp.ones([], jnp.float32),
     schedules.at(step),
@@ -172,3 +195,22 @@ def one_shot_pruning(
     select=select,
   )
   return sparsify_lib.sparsify(inner, topology)
+
+
+def _gradual(
+  structure: Structure,
+  *args: Any,
+  scope: Scope,
+  normalise: bool,
+  **kwargs: Any,
+) -> Topology:
+  """gradual with or without constant fan-in."""
+  if not structures.is_constant_fan_in(structure):
+    return gradual.gradual(*args, scope=scope, normalise=normalise, **kwargs)
+  if scope != 'layer':
+    raise ValueError(
+      "structure='constant_fan_in' ranks the inputs of each neuron by "
+      f"themselves, got scope={scope!r}. Use scope='layer'."
+    )
+  # normalise changes no ranking within a leaf.
+  return constant_fan_in.gradual(*args, **kwargs)

@@ -1,10 +1,8 @@
-"""Connections that move: SET, RigL, SNFS, DSR and Top-KAST."""
+"""Connections that move, also between layers: SNFS, DSR and Top-KAST."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from powerprop_jax.core import distributions, schedules
@@ -12,7 +10,9 @@ from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.schedules import Schedule
 from powerprop_jax.core.trees import Select
 from powerprop_jax.optim import sparsify as sparsify_lib
-from powerprop_jax.optim.topologies import drop_grow, layers
+from powerprop_jax.optim.aliases import structures
+from powerprop_jax.optim.aliases.structures import Structure
+from powerprop_jax.optim.topologies import constant_fan_in_snfs, layers
 from powerprop_jax.optim.topologies import dsr as dsr_lib
 from powerprop_jax.optim.topologies import snfs as snfs_lib
 from powerprop_jax.optim.topologies import top_kast as top_kast_lib
@@ -21,133 +21,6 @@ from powerprop_jax.optim.topologies.top_kast import Norm
 from powerprop_jax.optim.topology import Regrow
 
 Sparsity = float | Mapping[str, float]
-
-
-def sparse_evolution(
-  inner: optax.GradientTransformation,
-  sparsity: Sparsity,
-  *,
-  stop: int,
-  start: int | None = None,
-  period: int = 100,
-  drop_fraction: float | Schedule = 0.3,
-  distribution: Distribution = distributions.erk,
-  replaces_step: bool = False,
-  select: Select = select_lib.is_weight,
-  regrow: Regrow | None = None,
-  key: int | jax.Array = 0,
-) -> optax.GradientTransformationExtraArgs:
-  """SET: drops the smallest weights, grows as many at random.
-
-  Args:
-    inner: any Optax optimiser, with powerprop around it if wanted.
-    sparsity: share of zeros, in [0, 1), or {'module/name': sparsity}.
-    stop: first step at which connections no longer move.
-    start: first step at which they may; None is the first period.
-    period: they move at multiples of it.
-    drop_fraction: share of each layer's connections that moves, in (0, 1); a
-      number falls along half a cosine to 0 at stop, f(t) = f₀ (1 + cos(π t /
-      stop)) / 2, a schedule is taken as it is.
-    distribution: shares the sparsity out between leaves.
-    replaces_step: whether weights stand still at these steps.
-    select: which leaves are masked.
-    regrow: first value of a new connection; see sparsify.
-    key: seed, an int or a PRNG key.
-
-  Returns:
-    A gradient transformation over φ; see sparsify.
-
-  Raises:
-    ValueError: if an argument is out of range.
-
-  Note:
-    The code of RigL takes the gradient step too when SET rewires, as here;
-    JaxPruner skips it (replaces_step=True). The original drops a constant share
-    once an epoch: drop_fraction=constant(0.3), period=steps of an epoch.
-
-  Example:
-    >>> tx = sparse_evolution(optax.sgd(0.1), 0.9, stop=7_500)
-
-  Source:
-    Mocanu et al., Scalable training of artificial neural networks with adaptive
-    sparse connectivity, 2018 (https://arxiv.org/abs/1707.04780).
-  """
-  start = period if start is None else start
-  layers.check_steps(start, stop, period)
-  topology = drop_grow.drop_grow(
-    sparsity,
-    schedules.every(period, start=start, stop=stop),
-    _annealed(drop_fraction, stop),
-    drop_grow.at_random,
-    distribution=distribution,
-    select=select,
-    replaces_step=replaces_step,
-  )
-  return sparsify_lib.sparsify(inner, topology, regrow=regrow, key=key)
-
-
-def rigl(
-  inner: optax.GradientTransformation,
-  sparsity: Sparsity,
-  *,
-  stop: int,
-  start: int | None = None,
-  period: int = 100,
-  drop_fraction: float | Schedule = 0.3,
-  distribution: Distribution = distributions.erk,
-  replaces_step: bool = True,
-  select: Select = select_lib.is_weight,
-  regrow: Regrow | None = None,
-  key: int | jax.Array = 0,
-) -> optax.GradientTransformationExtraArgs:
-  """RigL: drops the smallest weights, grows where the gradient is largest.
-
-  Args:
-    inner: any Optax optimiser, with powerprop around it if wanted.
-    sparsity: share of zeros, in [0, 1), or {'module/name': sparsity}.
-    stop: T_end, first step at which connections no longer move; the paper
-      stops after three quarters of training.
-    start: first step at which they may; None is the first period.
-    period: ΔT; they move at multiples of it.
-    drop_fraction: share of each layer's connections that moves, in (0, 1); a
-      number falls along half a cosine to 0 at stop, f(t) = f₀ (1 + cos(π t /
-      stop)) / 2, a schedule is taken as it is.
-    distribution: shares the sparsity out between leaves.
-    replaces_step: whether weights stand still then, as in algorithm 1.
-    select: which leaves are masked.
-    regrow: first value of a new connection; see sparsify.
-    key: seed of the first masks, an int or a PRNG key.
-
-  Returns:
-    A gradient transformation over φ; see sparsify.
-
-  Raises:
-    ValueError: if an argument is out of range.
-
-  Note:
-    The authors' code moves connections at step 0 already (start=0), lets stop
-    itself count, and anneals from start; PyTorch ports begin at ΔT, as here,
-    since at step 0 there is nothing to learn from magnitudes.
-
-  Example:
-    >>> tx = rigl(optax.sgd(0.1, momentum=0.9), 0.9, stop=7_500)
-
-  Source:
-    Evci et al., Rigging the lottery, 2020, algorithm 1
-    (https://arxiv.org/abs/1911.11134).
-  """
-  start = period if start is None else start
-  layers.check_steps(start, stop, period)
-  topology = drop_grow.drop_grow(
-    sparsity,
-    schedules.every(period, start=start, stop=stop),
-    _annealed(drop_fraction, stop),
-    drop_grow.by_gradient,
-    distribution=distribution,
-    select=select,
-    replaces_step=replaces_step,
-  )
-  return sparsify_lib.sparsify(inner, topology, regrow=regrow, key=key)
 
 
 def top_kast(
@@ -216,6 +89,7 @@ def snfs(
   momentum: float = 0.9,
   second_moment: float | None = None,
   redistribute: bool = True,
+  structure: Structure = 'unstructured',
   distribution: Distribution = distributions.uniform,
   replaces_step: bool = False,
   select: Select = select_lib.is_weight,
@@ -238,6 +112,8 @@ def snfs(
     momentum: β of the topology's own momentum, m ← β m + g.
     second_moment: β₂ to rank by |m|/√v, as with Adam; None ranks by |m|.
     redistribute: whether connections change layers; see topologies.snfs.
+    structure: 'constant_fan_in' gives every neuron of a layer as many inputs as
+      any other; see topologies.constant_fan_in_snfs.
     distribution: shares the sparsity out between leaves at the start.
     replaces_step: whether weights stand still at these steps.
     select: which leaves are masked.
@@ -274,7 +150,12 @@ def snfs(
       )
     lowest = min_drop_fraction / drop_fraction
     drop_fraction = optax.cosine_decay_schedule(drop_fraction, stop, lowest)
-  topology = snfs_lib.snfs(
+  make = (
+    constant_fan_in_snfs.snfs
+    if structures.is_constant_fan_in(structure)
+    else snfs_lib.snfs
+  )
+  topology = make(
     sparsity,
     schedules.every(period, start=start, stop=stop),
     drop_fraction,
@@ -351,12 +232,3 @@ def dsr(
     replaces_step=replaces_step,
   )
   return sparsify_lib.sparsify(inner, topology, regrow=regrow, key=key)
-
-
-def _annealed(drop_fraction: float | Schedule, stop: int) -> Schedule:
-  """A schedule as it is; a number falls along half a cosine to 0 at stop."""
-  layers.check_fraction(drop_fraction, 'drop_fraction')
-  if callable(drop_fraction):
-    return drop_fraction
-  cosine: Any = optax.cosine_decay_schedule(drop_fraction, stop)
-  return lambda step: jnp.asarray(cosine(step), jnp.float32)

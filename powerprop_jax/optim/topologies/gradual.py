@@ -101,7 +101,7 @@ def gradual(
     sizes[ranking.SHARED] = sum(sizes.values())
     done = jnp.asarray(progress(rewiring.step), jnp.float32)
     counts = {
-      name: sizes[name] - _portion(done, sizes[name] - count)
+      name: sizes[name] - portion(done, sizes[name] - count)
       for name, count in kept(rewiring.theta).items()
     }
     ranked = score(rewiring.theta)
@@ -124,7 +124,7 @@ def _sizes(theta: Any, select: Select) -> dict[str, int]:
   return {leaf.path: leaf.value.size for leaf in leaves if select(*leaf)}
 
 
-def _portion(done: jax.Array, count: int) -> jax.Array:
+def portion(done: jax.Array, count: int) -> jax.Array:
   """A share of count, rounded down; all of it, exactly, where done is 1."""
   whole = jnp.asarray(count, jnp.int32)
   return jnp.where(done >= 1, whole, layers.share(done, whole))

@@ -62,6 +62,42 @@ def kept_counts(
 0.99. Lower the sparsity, give this leaf one of its own (overrides of the \
 distribution), or leave it out of select.
   """
+  by_leaf = leaf_sparsities(theta, sparsity, distribution, select)
+  counts = {}
+  sizes = {leaf.path: leaf.value.size for leaf in trees.named_leaves(theta)}
+  for name in by_leaf:
+    # The tolerance is for densities that a distribution makes just one weight.
+    if sizes[name] * (1 - by_leaf[name]) < 1 - 1e-6:
+      raise ValueError(
+        f'{name!r} has {sizes[name]:,} weights and would lose all of them at '
+        f'sparsity {by_leaf[name]:g}. Lower the sparsity, give this leaf one '
+        'of its own (overrides of the distribution), or leave it out of select.'
+      )
+    counts[name] = masks.num_kept(sizes[name], by_leaf[name])
+  return counts
+
+
+def leaf_sparsities(
+  theta: Any,
+  sparsity: float | Mapping[str, float],
+  distribution: Distribution = distributions.erk,
+  select: Select = select_lib.is_weight,
+) -> dict[str, float]:
+  """The sparsity of each selected leaf, in the order of the leaves.
+
+  Args:
+    theta: parameters, or their shapes.
+    sparsity: as for kept_counts.
+    distribution: likewise.
+    select: which leaves are masked.
+
+  Returns:
+    {'module/name': sparsity in [0, 1)}; empty for a tree without leaves.
+
+  Raises:
+    ValueError: if a sparsity is out of range, if the mapping does not name the
+      selected leaves, or from distribution.
+  """
   names = select_lib.selected_names(select, theta)
   if not names:
     return {}
@@ -75,19 +111,9 @@ distribution), or leave it out of select.
       f'the sparsities name {", ".join(sorted(by_leaf))}; they must name '
       f'exactly the selected leaves {", ".join(names)}.'
     )
-  counts = {}
-  sizes = {leaf.path: leaf.value.size for leaf in trees.named_leaves(theta)}
   for name in names:
     masks.check_sparsity(by_leaf[name], f'the sparsity of {name!r}')
-    # The tolerance is for densities that a distribution makes just one weight.
-    if sizes[name] * (1 - by_leaf[name]) < 1 - 1e-6:
-      raise ValueError(
-        f'{name!r} has {sizes[name]:,} weights and would lose all of them at '
-        f'sparsity {by_leaf[name]:g}. Lower the sparsity, give this leaf one '
-        'of its own (overrides of the distribution), or leave it out of select.'
-      )
-    counts[name] = masks.num_kept(sizes[name], by_leaf[name])
-  return counts
+  return {name: by_leaf[name] for name in names}
 
 
 def random_masks(

@@ -151,10 +151,10 @@ def snfs(
 
   def rewire(rewiring: Rewiring) -> tuple[Masks, SparseMomentum]:
     memory, masks = rewiring.memory, rewiring.masks
-    steadiness = _steadiness(memory, is_adaptive)
+    ranked = steadiness(memory, is_adaptive)
     names = select_lib.selected_names(select, rewiring.theta)
     counts, sizes = allocation.counts_and_sizes(masks, names)
-    share = _importances(steadiness, masks, names)
+    share = importances(ranked, masks, names)
     fraction = jnp.asarray(schedule(rewiring.step), jnp.float32)
     dropped = num_to_drop(fraction, counts, sizes, share)
     survivors = ranking.masks_from_counts(
@@ -164,19 +164,18 @@ def snfs(
       select=select,
     )
     room = sizes - counts + dropped
-    grown = num_to_grow(jnp.sum(dropped), memory.correction, share, room)
-    missing = jnp.sum(dropped) - jnp.sum(grown)
-    grown += allocation.allocate(missing, share, room - grown)
-    grown -= allocation.allocate(-missing, grown, grown)
-    new_masks = allocation.grow(survivors, steadiness, grown, select)
-    return new_masks, _corrected(memory, missing)
+    grown, missing = exact_growth(
+      jnp.sum(dropped), memory.correction, share, room
+    )
+    new_masks = allocation.grow(survivors, ranked, grown, select)
+    return new_masks, corrected(memory, missing)
 
   if not redistribute:
     base = drop_grow.drop_grow(
       sparsity,
       when,
       drop_fraction,
-      lambda rewiring: _steadiness(rewiring.memory, is_adaptive),
+      lambda rewiring: steadiness(rewiring.memory, is_adaptive),
       distribution=distribution,
       select=select,
       replaces_step=replaces_step,
@@ -255,7 +254,29 @@ def num_to_grow(
   return jnp.floor(growth).astype(jnp.int32)
 
 
-def _corrected(memory: SparseMomentum, missing: jax.Array) -> SparseMomentum:
+def exact_growth(
+  total: jax.Array, correction: jax.Array, share: jax.Array, room: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """As num_to_grow, with what is then missing or too much put right.
+
+  Args:
+    total: how many connections are to grow in all layers, int32 scalar.
+    correction: c, float32 scalar.
+    share: importance of each layer, float32[L].
+    room: its free places after dropping, int32[L].
+
+  Returns:
+    (grown, missing): int32[L] whose sum is total, and e of step 5, how many
+    num_to_grow left missing.
+  """
+  grown = num_to_grow(total, correction, share, room)
+  missing = total - jnp.sum(grown)
+  grown += allocation.allocate(missing, share, room - grown)
+  grown -= allocation.allocate(-missing, grown, grown)
+  return grown, missing
+
+
+def corrected(memory: SparseMomentum, missing: jax.Array) -> SparseMomentum:
   """Step 5 of snfs."""
   residual = missing.astype(jnp.float32)
   residuals = memory.residuals + residual
@@ -281,7 +302,7 @@ def _decayed(
   return trees.map_selected(visit, select, memory, grads)
 
 
-def _steadiness(memory: SparseMomentum, is_adaptive: bool) -> Any:
+def steadiness(memory: SparseMomentum, is_adaptive: bool) -> Any:
   """|m|, or |m|/(√v + ε): how steadily a connection is pulled one way."""
   if not is_adaptive:
     return scores.magnitude(memory.momentum)
@@ -292,7 +313,7 @@ def _steadiness(memory: SparseMomentum, is_adaptive: bool) -> Any:
   )
 
 
-def _importances(
+def importances(
   steadiness: Any, masks: Masks, names: tuple[str, ...]
 ) -> jax.Array:
   """Mean over the connections of each layer, float32[L], summing to 1."""
