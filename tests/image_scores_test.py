@@ -1,4 +1,4 @@
-"""Scores of streams, and the file that a network is exported to."""
+"""Scores of streams."""
 
 import haiku as hk
 import jax
@@ -7,12 +7,11 @@ import numpy as np
 import optax
 import pytest
 
-from powerprop_jax.train import data, export, image_scores
+from powerprop_jax.train import data, image_scores
 from powerprop_jax.train import state as state_lib
 from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.data_sources import Arrays
 from powerprop_jax.train.errors import UserError
-from powerprop_jax.train.export import Exported
 
 RNG = np.random.default_rng(0)
 
@@ -95,45 +94,3 @@ class SmoothingTest:
   def test_impossible_share_is_refused(self):
     with pytest.raises(ValueError, match=r'\[0, 1\), got 1'):
       self.loss(1.0)
-
-
-class ExportTest:
-  def test_everything_comes_back(self, tmp_path):
-    theta = {'net/a': {'w': jnp.ones((2, 3)), 'b': jnp.zeros(3)}}
-    masks = jax.tree.map(lambda x: x > 0, theta)
-    net_state = {'net/norm/~/mean_ema': {'average': jnp.arange(3.0)}}
-    about = {'step': 8, 'settings': {'alpha': 1.5}}
-    path = export.write(
-      tmp_path / 'best.npz', Exported(theta, masks, net_state, about)
-    )
-    found = export.read(path)
-    jax.tree.map(
-      np.testing.assert_array_equal, found[:3], (theta, masks, net_state)
-    )
-    assert found.about == about
-    # NumPy alone can read it.
-    with np.load(path) as arrays:
-      assert set(arrays.files) == {
-        'about',
-        'theta/net/a/w',
-        'theta/net/a/b',
-        'masks/net/a/w',
-        'masks/net/a/b',
-        'net_state/net/norm/~/mean_ema/average',
-      }
-
-  def test_other_files_are_refused(self, tmp_path):
-    with pytest.raises(UserError, match=r'cannot read .*none\.npz'):
-      export.read(tmp_path / 'none.npz')
-    np.savez(tmp_path / 'other.npz', x=np.zeros(2))
-    with pytest.raises(UserError, match=r'cannot read .*other\.npz'):
-      export.read(tmp_path / 'other.npz')
-    (tmp_path / 'text.npz').write_text('not a file of arrays')
-    with pytest.raises(UserError, match=r'cannot read .*text\.npz'):
-      export.read(tmp_path / 'text.npz')
-
-  def test_masks_of_another_network_are_refused(self, tmp_path):
-    theta = {'net/a': {'w': jnp.ones((2, 3))}}
-    masks = {'net/a': {'w': jnp.ones((3, 2), bool)}}
-    with pytest.raises(ValueError, match='net/a/w'):
-      export.write(tmp_path / 'best.npz', Exported(theta, masks, {}, {}))

@@ -1,94 +1,36 @@
-"""What the benchmark programs share: taking turns, ratios, processes.
+"""What the benchmark programs share: measuring, and processes of their own."""
 
-Programs to compare run one after the other again and again, so that whatever
-else the machine does meets all of them. Ratios are taken between neighbouring
-runs, and their median is what counts.
-"""
-
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from concurrent import futures
 import contextlib
 import multiprocessing
 import os
-import platform
-import statistics
-import time
-from typing import Any, Literal, NamedTuple
-
-import jax
-import numpy as np
+from typing import Any, Literal
 
 from powerprop_jax.train import xla_flags
+from powerprop_jax.train.timing import (
+  Program,
+  Times,
+  environment,
+  median_ratio,
+  run_once,
+  take_turns,
+)
 
-# A program to measure; it may return arrays that are still being computed.
-Program = Callable[[], Any]
+__all__ = (
+  'Flags',
+  'Program',
+  'Times',
+  'environment',
+  'median_ratio',
+  'process_with',
+  'run_once',
+  'take_turns',
+)
 
 # Compiler settings: those JAX comes with, or those of our programs for an α
 # that is a Python number or an array (train/xla_flags.py).
 Flags = Literal['none', 'static', 'traced']
-
-
-class Times(NamedTuple):
-  """Seconds that a program took, one entry a run.
-
-  Attributes:
-    first: the first run, compilation included, which is not in the others.
-    wall: by the clock.
-    cpu: of all processor cores together.
-  """
-
-  first: float
-  wall: list[float]
-  cpu: list[float]
-
-
-def take_turns(
-  programs: Mapping[str, Program], repeats: int
-) -> dict[str, Times]:
-  """Runs programs one after the other, again and again.
-
-  Args:
-    programs: by name.
-    repeats: runs of each that count; one more before them does not.
-
-  Returns:
-    The times of each program, in the order of programs.
-  """
-  found = {
-    name: Times(run_once(program)[0], [], [])
-    for name, program in programs.items()
-  }
-  for _ in range(repeats):
-    for name, program in programs.items():
-      wall, cpu = run_once(program)
-      found[name].wall.append(wall)
-      found[name].cpu.append(cpu)
-  return found
-
-
-def run_once(program: Program) -> tuple[float, float]:
-  """Runs a program to the end: (seconds by the clock, seconds of all cores)."""
-  cpu_start, wall_start = time.process_time(), time.perf_counter()
-  jax.block_until_ready(program())
-  wall = time.perf_counter() - wall_start
-  return wall, time.process_time() - cpu_start
-
-
-def median_ratio(times: Sequence[float], base: Sequence[float]) -> float:
-  """Median of the ratios of neighbouring runs.
-
-  Args:
-    times: seconds, run by run.
-    base: seconds of what to compare with, in the same rounds.
-
-  Returns:
-    The median of times[i] / base[i].
-
-  Example:
-    >>> median_ratio([2.0, 3.0, 8.0], [1.0, 2.0, 2.0])
-    2.0
-  """
-  return statistics.median(a / b for a, b in zip(times, base, strict=True))
 
 
 @contextlib.contextmanager
@@ -125,19 +67,3 @@ def process_with(
       if before is not None:
         os.environ['XLA_FLAGS'] = before
     yield pool
-
-
-def environment() -> str:
-  """One line about the versions and the machine.
-
-  It starts JAX, and so must come after everything that sets flags.
-
-  Returns:
-    Text for the heading of a table.
-  """
-  device = jax.devices()[0]
-  return (
-    f'Python {platform.python_version()}, jax {jax.__version__}, '
-    f'numpy {np.__version__}, {platform.system()} {platform.machine()}, '
-    f'{os.cpu_count()} CPU cores; JAX runs on {device.device_kind}'
-  )

@@ -3,9 +3,12 @@
     powerprop train --alpha 2 --out runs/alpha_2
     powerprop prune runs/alpha_2 --kept 0.1 0.05
     powerprop report runs/alpha_2
+    powerprop export runs/alpha_2 --kept 0.05 --out net.safetensors
+    powerprop bench net.safetensors
 
 Training writes a folder; pruning reads it and writes another; a report is made
-again from what a folder holds. For a comparison of powers with α = 1, run
+again from what a folder holds. An export is a pruned network in one file, and
+bench says how fast it is. For a comparison of powers with α = 1, run
 experiments.one_shot_pruning.
 """
 
@@ -24,9 +27,12 @@ from powerprop_jax import nets
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.report import analysis, plotting, records, summary
 from powerprop_jax.train import (
+  bench_command,
   command,
   data,
+  export_command,
   loop,
+  models,
   optimizers,
   run_folder,
   run_report,
@@ -247,12 +253,7 @@ def _check_prune(config: PruneConfig) -> None:
     raise UserError('--kept needs at least one value.')
   for kept in config.kept:
     sweep.kept_to_sparsity(kept)
-  sweep.keep_more_outputs(config.output_factor)
-  if config.scope == 'global' and config.output_factor != 1:
-    raise UserError(
-      '--output-factor is for --scope layer; with --scope global the output '
-      'layer is ranked with the others, so leave it away.'
-    )
+  models.check_output_factor(config.scope, config.output_factor)
 
 
 def report(config: ReportConfig) -> None:
@@ -269,6 +270,8 @@ _COMMANDS = {
   'train': _Command(train, TrainConfig()),
   'prune': _Command(prune, PruneConfig()),
   'report': _Command(report, ReportConfig()),
+  'export': _Command(export_command.main, export_command.ExportConfig()),
+  'bench': _Command(bench_command.main, bench_command.BenchConfig()),
 }
 
 
@@ -296,7 +299,8 @@ def main(args: Sequence[str] | None = None) -> int:
     prog=f'powerprop {name}',
     description=_about(chosen),
     args=given[1:],
-    static_alpha=name == 'train',
+    # Flags that make powerprop fast make a dense network slower.
+    static_alpha=None if name == 'bench' else name == 'train',
   )
 
 

@@ -16,19 +16,20 @@ from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 
+from powerprop_jax.report import export
+from powerprop_jax.report.exported import Exported
 from powerprop_jax.train import (
   distributed,
-  export,
   guard,
   image_scores,
   image_sources,
+  json_files,
   large_scale,
   sharding,
 )
 from powerprop_jax.train import state as state_lib
 from powerprop_jax.train.device_stream import DeviceStream
 from powerprop_jax.train.errors import UserError
-from powerprop_jax.train.export import Exported
 from powerprop_jax.train.guard import GuardedState
 from powerprop_jax.train.image_sources import Images, ImagesConfig
 from powerprop_jax.train.image_stream import Stream
@@ -297,7 +298,8 @@ class Evaluation:
       return
     about = {'step': step, 'settings': self._settings, 'scores': scores}
     theta, masks, net_state = jax.device_get(gathered)
-    export.write(self._path, Exported(theta, masks, net_state, about))
+    best = Exported(theta, masks, net_state, json_files.to_json(about))
+    export.write(self._path, best, format='npz', overwrite=True)
 
 
 def _batches_seen(state: GuardedState) -> int:
