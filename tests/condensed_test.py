@@ -41,11 +41,12 @@ class SupportTest(parameterized.TestCase):
     theta['linear']['w'] = jnp.where(mask, theta['linear']['w'], 0)
     chex.assert_trees_all_equal(dense, theta)
 
-  def test_positions_are_those_of_the_mask_in_order(self):
+  def test_positions_are_those_of_the_mask_output_by_output(self):
     mask = _mask((2, 3, 4, 5), 0.5)
     positions, shape = condensed.support(jnp.asarray(mask))
     assert positions.dtype == np.int32 and shape == mask.shape
-    np.testing.assert_array_equal(positions, np.flatnonzero(mask))
+    by_output = np.moveaxis(mask, -1, 0)
+    np.testing.assert_array_equal(positions, np.flatnonzero(by_output))
 
   def test_an_empty_layer_has_no_values(self):
     support = condensed.support(np.zeros((2, 3), bool))
@@ -80,11 +81,11 @@ class ProductTest(parameterized.TestCase):
   @parameterized.product(density=(0.0, 0.05, 1.0), num_groups=(1, 3))
   def test_gathers_agree_with_a_dense_product(self, density, num_groups):
     mask = _mask((10, 6), density)
-    positions = jnp.asarray(np.flatnonzero(mask).astype(np.int32))
+    positions = jnp.asarray(np.flatnonzero(mask.T).astype(np.int32))
     x, values = _random(4, 5, num_groups * 10), _random(mask.sum())
     weight = sparse_weight.Condensed(values, positions, mask.shape)
     dense = np.zeros((10, 6), np.float32)
-    dense[mask] = values
+    dense.T[mask.T] = values
 
     def oracle(x, dense):
       size = 6 // num_groups
@@ -104,7 +105,7 @@ class ProductTest(parameterized.TestCase):
     to_x, to_values = jax.vjp(product, x, values)[1](dy)
     expected_x, expected = jax.vjp(oracle, x, jnp.asarray(dense))[1](dy)
     chex.assert_trees_all_close(to_x, expected_x, atol=1e-5)
-    chex.assert_trees_all_close(to_values, expected[mask], atol=1e-5)
+    chex.assert_trees_all_close(to_values, expected.T[mask.T], atol=1e-5)
     np.testing.assert_array_equal(sparse_weight.dense(weight), dense)
 
   def test_half_precision_sums_are_made_in_full(self):
@@ -200,8 +201,11 @@ class LayersTest(parameterized.TestCase):
     theta, net_state = net.init(jax.random.key(0), jnp.ones((1, 400)))
     opt_state = optax.adam(0.1).init(theta)
     held = sum(x.nbytes for x in jax.tree.leaves((theta, net_state, opt_state)))
-    # Values, two moments and positions; the bias and its moments; a counter.
-    assert held == 4 * (4 * support.positions.size + 3 * 500 + 1)
+    # Values and two moments, and three numbers to find each connection by; the
+    # bias and its moments; a counter; where the connections of each output and
+    # input begin.
+    nnz = support.positions.size
+    assert held == 4 * (6 * nnz + 3 * 500 + 1 + 501 + 401)
 
   @parameterized.parameters(0.01, 0.5)
   def test_works_in_scan_and_vmap_with_a_support_of_its_own_each(self, density):

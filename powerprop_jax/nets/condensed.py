@@ -21,7 +21,15 @@ from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core import trees
 from powerprop_jax.core.trees import Select
-from powerprop_jax.nets import layer_parts, sparse_weight
+from powerprop_jax.nets import (
+  kernel_choice,
+  layer_parts,
+  sparse_convolution,
+  sparse_products,
+  sparse_weight,
+)
+from powerprop_jax.nets.kernel_choice import Convolution, Product
+from powerprop_jax.nets.sparse_convolution import Window
 from powerprop_jax.nets.sparse_weight import Condensed, Support
 
 
@@ -55,7 +63,8 @@ def support(mask: Any) -> Support:
       f'a mask of shape {entries.shape} has more entries than int32 can '
       'number; split the layer.'
     )
-  positions = np.flatnonzero(entries).astype(np.int32)
+  by_output = np.moveaxis(entries, -1, 0) if entries.ndim else entries
+  positions = np.flatnonzero(by_output).astype(np.int32)
   return Support(positions, entries.shape)
 
 
@@ -128,8 +137,8 @@ def condense(
         f'{module} has two selected leaves, or one called values already; a '
         'condensed layer holds one weight. Select one with select.'
       )
-    weight = jnp.ravel(found[module].pop(name))
-    found[module]['values'] = weight[where.positions]
+    weight = found[module].pop(name)
+    found[module]['values'] = sparse_weight.gather(weight, where.positions)
   return found
 
 
@@ -176,10 +185,11 @@ class CondensedLinear(hk.Linear):
   """A sparse hk.Linear that holds only its connections.
 
   It computes what hk.Linear with a masked weight computes, and starts with the
-  same weights, as the parameter 'values' [nnz] and the state 'positions' [nnz].
-  The product is done connection by connection or with a transient dense copy
-  of the weight, as
-  sparse_weight.use_gathers says when the program is traced.
+  same weights, as the parameter 'values' [nnz]. Where its connections are is
+  state, an index sorted by output and by input: 'positions', 'in_positions' and
+  'order' [nnz], 'offsets' and 'in_offsets' (sparse_index.Index). The product
+  takes the kernel that kernel_choice.choose names when the program is traced.
+  It cannot be differentiated in forward mode.
 
   The network must be transformed with hk.transform_with_state; the init of
   hk.transform refuses modules with a state.
@@ -209,20 +219,18 @@ class CondensedLinear(hk.Linear):
   ) -> jax.Array:
     """Outputs [..., output_size] of inputs [..., features]."""
     shape = (inputs.shape[-1], self.output_size)
-    init = self.w_init or _usual_init(shape)
-    weight = sparse_weight.get_weight(shape, inputs.dtype, init, self._support)
-    gathers = sparse_weight.use_gathers(weight, math.prod(inputs.shape[:-1]))
-    y = sparse_weight.product(
-      inputs, weight, by_gathers=gathers, precision=precision
-    )
-    return layer_parts.add_bias(self, y)
+    weight = _weight(self, shape, inputs.dtype, self._support)
+    return layer_parts.add_bias(self, _multiply(inputs, weight, precision))
 
 
 class CondensedConv2D(hk.Conv2D):
   """A sparse hk.Conv2D that holds only its connections.
 
-  As CondensedLinear, but always by a transient dense copy of the kernel. On a
-  CPU it cannot be differentiated in forward mode (see convolution.Conv2D).
+  As CondensedLinear; a 1 × 1 kernel is a product at every place. Kernels of
+  other sizes skip their zeros where there is a compiled kernel for it
+  (sparse_convolution.py): on a CPU, without groups or dilation, channels last.
+  Elsewhere the layer makes a transient dense copy of its kernel. On a CPU it
+  cannot be differentiated in forward mode.
 
   Args:
     *args: as hk.Conv2D.
@@ -241,11 +249,85 @@ class CondensedConv2D(hk.Conv2D):
   ) -> jax.Array:
     """Activations of an image or a batch of images, in the data format."""
     shape = layer_parts.kernel_shape(self, inputs)
-    init = self.w_init or _usual_init(shape)
-    weight = sparse_weight.get_weight(shape, inputs.dtype, init, self._support)
-    kernel = sparse_weight.dense(weight)
-    y = layer_parts.convolve(self, inputs, kernel, precision)
+    weight = _weight(self, shape, inputs.dtype, self._support)
+    y = self._convolve(inputs, weight, precision)
     return layer_parts.add_bias(self, y)
+
+  def _convolve(
+    self,
+    inputs: jax.Array,
+    weight: Condensed,
+    precision: lax.Precision | None,
+  ) -> jax.Array:
+    """The layer without bias."""
+    if layer_parts.is_plain(self):
+      x = inputs[jnp.newaxis] if inputs.ndim == 3 else inputs
+      window = layer_parts.window(self, x.shape[1:3])
+      y = _convolve(x, weight, window)
+      if y is not None:
+        return y[0] if inputs.ndim == 3 else y
+    kernel = sparse_weight.dense(weight)
+    return layer_parts.convolve(self, inputs, kernel, precision)
+
+
+def _weight(
+  module: hk.Linear | hk.Conv2D,
+  shape: tuple[int, ...],
+  dtype: Any,
+  support: Support,
+) -> Condensed:
+  init = module.w_init or _usual_init(shape)
+  weight = sparse_weight.get_weight(shape, dtype, init, support, has_index=True)
+  assert isinstance(weight, Condensed)
+  return weight
+
+
+def _multiply(
+  x: jax.Array, weight: Condensed, precision: lax.Precision | None
+) -> jax.Array:
+  """x [..., in] times the weight, by the kernel that is fastest here."""
+  assert weight.connections is not None
+  num_in, num_out = weight.connections.shape
+  kernel = kernel_choice.choose(
+    Product(
+      num_in,
+      num_out,
+      weight.values.size,
+      math.prod(x.shape[:-1]),
+      str(x.dtype),
+    )
+  )
+  if kernel == 'dense':
+    dense = sparse_weight.dense(weight).reshape(num_in, num_out)
+    return jnp.dot(x, dense, precision=precision)
+  return sparse_products.product(x, weight.values, weight.connections, kernel)
+
+
+def _convolve(
+  x: jax.Array, weight: Condensed, window: Window
+) -> jax.Array | None:
+  """Images [N, H, W, C] convolved without making the kernel dense, if it pays.
+
+  Returns:
+    The images, or None if a dense kernel is to be used.
+  """
+  assert weight.connections is not None
+  is_pointwise = window.height == window.width == 1
+  if is_pointwise and not any(map(any, window.pads)):
+    x = x[:, :: window.stride, :: window.stride]
+    return _multiply(x, weight, None)
+  kernel = kernel_choice.choose(
+    Convolution(x.shape, weight.shape[-1], weight.values.size, window)
+  )
+  if kernel != 'native' or x.dtype == jnp.float64:
+    return None
+  y = sparse_convolution.convolve(
+    x.astype(jnp.float32),
+    weight.values.astype(jnp.float32),
+    weight.connections,
+    window,
+  )
+  return y.astype(x.dtype)
 
 
 def _usual_init(shape: tuple[int, ...]) -> hk.initializers.Initializer:

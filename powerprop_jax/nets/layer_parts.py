@@ -13,6 +13,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from powerprop_jax.nets import convolution
+from powerprop_jax.nets.sparse_convolution import Window
 
 
 def kernel_shape(
@@ -108,9 +109,10 @@ def convolve(
     Activations without bias, of the same rank and format.
   """
   x = inputs[jnp.newaxis] if inputs.ndim == 3 else inputs
-  if _is_plain(module) and precision is None:
-    height, width = _pads(module, x.shape[1:3])
-    y = convolution.convolve(x, kernel, module.stride[0], (height, width))
+  on_cpu = jax.default_backend() == 'cpu'
+  if on_cpu and is_plain(module) and precision is None:
+    stride, pads = window(module, x.shape[1:3])[2:]
+    y = convolution.convolve(x, kernel, stride, pads)
   else:
     y = lax.conv_general_dilated(
       x,
@@ -125,15 +127,28 @@ def convolve(
   return y[0] if inputs.ndim == 3 else y
 
 
-def _is_plain(module: hk.Conv2D) -> bool:
-  """Whether convolution.convolve does what the module says, on a CPU."""
+def is_plain(module: hk.Conv2D) -> bool:
+  """Whether it has no groups, no dilation, one stride and channels last."""
   return (
-    jax.default_backend() == 'cpu'
-    and module.channel_index == -1
+    module.channel_index == -1
     and module.feature_group_count == 1
     and set(module.kernel_dilation) == {1}
     and len(set(module.stride)) == 1
   )
+
+
+def window(module: hk.Conv2D, image_shape: Sequence[int]) -> Window:
+  """How the kernel of a plain convolution moves over an image.
+
+  Args:
+    module: the layer; is_plain.
+    image_shape: height and width of the images.
+
+  Returns:
+    The window.
+  """
+  height, width = module.kernel_shape
+  return Window(height, width, module.stride[0], _pads(module, image_shape))
 
 
 def patches(module: hk.Conv2D, inputs: jax.Array) -> jax.Array:

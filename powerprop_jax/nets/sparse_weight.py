@@ -17,12 +17,16 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
+from powerprop_jax.nets import sparse_index, sparse_products
+from powerprop_jax.nets.sparse_index import Index
+
 
 class Support(NamedTuple):
   """Where the connections of one weight are.
 
   Attributes:
-    positions: flat row-major indices into the dense weight, ascending, int32
+    positions: flat indices into the dense weight with its last axis first, so
+      that the connections to an output are side by side; ascending, int32
       [nnz].
     shape: shape of the dense weight: [in, out] of a linear layer, [height,
       width, in, out] of a convolution.
@@ -39,11 +43,14 @@ class Condensed(NamedTuple):
     values: the weights of the connections, [nnz].
     positions: as in Support, but possibly traced.
     shape: shape of the dense weight.
+    connections: as the kernels of products want them; None if the layer has no
+      index.
   """
 
   values: jax.Array
   positions: jax.Array
   shape: tuple[int, ...]
+  connections: Index | None = None
 
 
 # What a layer multiplies with: dense, or as its connections.
@@ -55,6 +62,8 @@ def get_weight(
   dtype: Any,
   init: hk.initializers.Initializer,
   support: Support | None,
+  *,
+  has_index: bool = False,
 ) -> Weight:
   """The weight of the Haiku module that calls: dense, or its connections.
 
@@ -65,6 +74,8 @@ def get_weight(
       dense weight in init, and the values are gathered from it, so that both
       forms of a network start the same from the same key.
     support: where the connections are; None for the dense form.
+    has_index: whether to keep an index of the connections as state too, under
+      the names of the fields of sparse_index.Index.
 
   Returns:
     The parameter 'w', or the parameter 'values' with the state 'positions'.
@@ -80,21 +91,49 @@ def get_weight(
   _check_support(support, shape, module)
 
   def init_values(_: Any, dtype: Any) -> jax.Array:
-    return jnp.ravel(init(shape, dtype))[support.positions]
+    return gather(init(shape, dtype), support.positions)
 
-  def init_positions(*_: Any) -> jax.Array:
-    if not hk.running_init():
-      raise ValueError(
-        f"{module} keeps the positions of its connections as 'positions' in "
-        'the state of the network, which has none. Transform the network with '
-        'hk.transform_with_state and pass apply the state that init gave.'
-      )
-    return jnp.asarray(support.positions)
+  def get_state(name: str, size: int) -> jax.Array:
+    def init_state(*_: Any) -> jax.Array:
+      if not hk.running_init():
+        raise ValueError(
+          f'{module} keeps the positions of its connections as {name!r} in '
+          'the state of the network, which has none. Transform the network '
+          'with hk.transform_with_state and pass apply the state that init '
+          'gave.'
+        )
+      if name == 'positions':
+        return jnp.asarray(support.positions)
+      return jnp.asarray(getattr(_index(support), name))
 
-  size = support.positions.shape
-  values = hk.get_parameter('values', size, dtype, init=init_values)
-  positions = hk.get_state('positions', size, jnp.int32, init=init_positions)
-  return Condensed(values, positions, shape)
+    return hk.get_state(name, (size,), jnp.int32, init=init_state)
+
+  size = support.positions.size
+  values = hk.get_parameter('values', (size,), dtype, init=init_values)
+  positions = get_state('positions', size)
+  if not has_index:
+    return Condensed(values, positions, shape)
+  num_in, num_out = math.prod(shape[:-1]), shape[-1]
+  index = Index(
+    offsets=get_state('offsets', num_out + 1),
+    positions=positions,
+    in_offsets=get_state('in_offsets', num_in + 1),
+    in_positions=get_state('in_positions', size),
+    order=get_state('order', size),
+  )
+  return Condensed(values, positions, shape, index)
+
+
+def gather(weight: jax.Array, positions: Any) -> jax.Array:
+  """The entries of a dense weight at the positions of a Support."""
+  return jnp.ravel(jnp.moveaxis(weight, -1, 0))[positions]
+
+
+def _index(support: Support) -> Index:
+  shape = support.shape
+  return sparse_index.from_positions(
+    support.positions, (math.prod(shape[:-1]), shape[-1])
+  )
 
 
 def _check_support(
@@ -119,11 +158,16 @@ def dense(weight: Weight) -> jax.Array:
   """The weight as a dense array, zero where there is no connection."""
   if not isinstance(weight, Condensed):
     return weight
+  if weight.connections is not None:
+    return sparse_products.dense(weight.values, weight.connections).reshape(
+      weight.shape
+    )
   flat = jnp.zeros(math.prod(weight.shape), weight.values.dtype)
   flat = flat.at[weight.positions].set(
     weight.values, indices_are_sorted=True, unique_indices=True, mode='drop'
   )
-  return flat.reshape(weight.shape)
+  flat = flat.reshape(weight.shape[-1], *weight.shape[:-1])
+  return jnp.moveaxis(flat, 0, -1)
 
 
 def use_gathers(weight: Weight, num_vectors: int) -> bool:
@@ -193,7 +237,7 @@ def gathered_product(
   """
   num_out = weight.shape[-1]
   num_in = math.prod(weight.shape[:-1])
-  rows, columns = jnp.divmod(weight.positions, num_out)
+  columns, rows = jnp.divmod(weight.positions, num_in)
   if num_groups > 1:
     rows += num_in * (columns // (num_out // num_groups))
   # Sums of half precision numbers lose more than those of a matrix product,
@@ -202,5 +246,7 @@ def gathered_product(
   # A vector per connection, so that what is gathered lies side by side.
   by_feature = x.reshape(-1, x.shape[-1]).T.astype(wide)
   terms = by_feature[rows] * weight.values.astype(wide)[:, jnp.newaxis]
-  y = jax.ops.segment_sum(terms, columns, num_out).astype(x.dtype)
+  y = jax.ops.segment_sum(
+    terms, columns, num_out, indices_are_sorted=True
+  ).astype(x.dtype)
   return y.T.reshape(*x.shape[:-1], num_out)

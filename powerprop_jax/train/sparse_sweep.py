@@ -10,7 +10,8 @@ import haiku as hk
 import jax
 import optax
 
-from powerprop_jax.train import data, mask_watch, sweep
+from powerprop_jax.optim.sparsify import Sparsified
+from powerprop_jax.train import condensed, data, mask_watch, sweep
 from powerprop_jax.train import lanes as lanes_lib
 from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.data_sources import Arrays
@@ -34,6 +35,8 @@ def train(
   augment: step_lib.Augment | None = None,
   repeat_update: bool = False,
   at_once: int | None = 1,
+  execution: condensed.Execution = 'masked',
+  make_net: condensed.MakeNet | None = None,
   **options: Any,
 ) -> TrainState:
   """Trains a network once for every key.
@@ -51,7 +54,10 @@ def train(
     prepare: see step.make_step.
     augment: see step.make_step.
     repeat_update: see step.make_advance; only for a dense network.
-    at_once: keys computed side by side; None is all of them.
+    at_once: keys computed side by side; None is all of them. Condensed, they
+      are computed one by one.
+    execution: see condensed.layout.
+    make_net: the network with supports; needed unless execution is 'masked'.
     **options: more arguments of loop.fit.
 
   Returns:
@@ -59,13 +65,24 @@ def train(
   """
   if state is None:
     state = initial_states(net, make_tx, lanes, splits)
-  advance = step_lib.make_advance(
-    net,
-    make_tx(jax.random.key(0)),  # the state has the key that counts
-    repeat_update=repeat_update,
-    prepare=prepare,
-    augment=augment,
-  )
+  tx = make_tx(jax.random.key(0))  # the state has the key that counts
+  layout = condensed.Layout({}, {})
+  if execution != 'masked':
+    assert make_net is not None
+    batch = splits.train.images[: config.batch_size]
+    layout = condensed.layout(
+      state, tx=tx, make_net=make_net, images=batch, execution=execution
+    )
+  if layout.shapes:
+    assert make_net is not None and isinstance(tx, Sparsified)
+    at_once = 1
+    advance = condensed.make_advance(
+      net, make_net, tx, layout, prepare=prepare, augment=augment
+    )
+  else:
+    advance = step_lib.make_advance(
+      net, tx, repeat_update=repeat_update, prepare=prepare, augment=augment
+    )
   score = step_lib.make_evaluate(net, prepare=prepare)
   watch = MaskWatch(state)
 

@@ -16,6 +16,7 @@ from powerprop_jax.report.plotting.alpha import (
 )
 from powerprop_jax.report.plotting.features import class_specialisation
 from powerprop_jax.report.plotting.propagation import signal_propagation
+from powerprop_jax.report.plotting.speed import speed_ups
 from powerprop_jax.report.plotting.style import save
 from powerprop_jax.report.plotting.supports import accuracy_by_support
 from powerprop_jax.report.plotting.training import (
@@ -45,5 +46,6 @@ __all__ = [
   'near_zero_over_steps',
   'save',
   'signal_propagation',
+  'speed_ups',
   'weight_histograms',
 ]

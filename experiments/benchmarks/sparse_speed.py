@@ -1,0 +1,397 @@
+r"""What leaving out the zeros saves: dense, masked and condensed, in one run.
+
+    python -m experiments.benchmarks.sparse_speed --out runs/sparse_speed
+    python -m experiments.benchmarks.sparse_speed --parts accuracy \
+        --data.name mnist --data.dir DIR --out runs/sparse_accuracy
+
+Three parts:
+
+inference  a product with a square matrix of each width. Beside the condensed
+           product there is scipy's CSR matrix, features first, and on a CPU
+           jax.experimental.sparse's BCSR matrix.
+step       a training step (forward, backward, update) of a network of two
+           hidden layers, 784-WIDTH-WIDTH-10, SGD with momentum. masked is a
+           sparsify with masks that never change, condensed the same training
+           held without its zeros (train/condensed.py).
+accuracy   the same network at one width trained until it reaches an accuracy on
+           the test split: seconds in training steps, compilation and looks at
+           the accuracy left out.
+
+The connections are drawn at random, as many in each hidden layer; the last
+layer is dense. What a table compares takes turns in one process, compiled as
+JAX comes; ratios are medians of neighbouring runs, dense over the other, so
+that more is faster. The default takes about ten minutes on two CPU cores.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import dataclasses
+import statistics
+import sys
+import time
+from typing import Any, Literal, NamedTuple, get_args
+
+import haiku as hk
+import jax
+from jax.experimental import sparse as jax_sparse
+import jax.numpy as jnp
+import numpy as np
+import optax
+import scipy.sparse
+
+from experiments.benchmarks import timing
+from powerprop_jax.core import masks as masks_lib
+from powerprop_jax.nets import (
+  forms,
+  kernel_choice,
+  layers,
+  native,
+  sparse_index,
+  sparse_products,
+)
+from powerprop_jax.nets.sparse_weight import Support
+from powerprop_jax.optim import aliases
+from powerprop_jax.report import plotting, summary
+from powerprop_jax.train import command, condensed, data
+from powerprop_jax.train import state as state_lib
+from powerprop_jax.train import step as step_lib
+from powerprop_jax.train.data import DataConfig
+from powerprop_jax.train.data_sources import Arrays
+from powerprop_jax.train.errors import UserError
+from powerprop_jax.train.run_folder import RunFolder
+
+Part = Literal['inference', 'step', 'accuracy']
+Record = dict[str, Any]
+
+_NUM_PIXELS, _NUM_CLASSES = 784, 10
+_STEPS_PER_DISPATCH = 50
+
+
+# state -> test accuracy.
+_Look = Callable[[Any], float]
+
+
+class _Training(NamedTuple):
+  """A training step, the first state, and how it is condensed, if it is."""
+
+  step: step_lib.Step
+  state: Any
+  layout: condensed.Layout | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Dense, masked and condensed layers: time and ratios."""
+
+  # Folder for the tables as data and the figure; made if missing. Default: no
+  # folder, only tables in the terminal.
+  out: str | None = None
+  # What to measure: inference, step, accuracy.
+  parts: tuple[Part, ...] = ('inference', 'step')
+  # Widths of matrices and hidden layers.
+  widths: tuple[int, ...] = (1024, 4096)
+  # Examples in a batch, in inference.
+  batches: tuple[int, ...] = (1, 128)
+  # Examples in a batch, in training.
+  train_batch: int = 128
+  # Shares of zeros.
+  sparsities: tuple[float, ...] = (0.8, 0.9, 0.95, 0.98, 0.99)
+  # Timed runs of each program.
+  repeats: int = 15
+  # accuracy: the data set; digits come with the library, but take no time.
+  data: DataConfig = DataConfig()
+  # accuracy: width of the hidden layers.
+  accuracy_width: int = 4096
+  # accuracy: test accuracy at which the clock stops.
+  accuracy: float = 0.98
+  # accuracy: steps after which a training that has not got there ends.
+  max_steps: int = 8_000
+  # accuracy: learning rate of SGD with momentum 0.9.
+  learning_rate: float = 0.05
+
+
+def main(config: Config) -> None:
+  """Prints the tables."""
+  _check(config)
+  folder = None
+  if config.out is not None:
+    folder = RunFolder(config.out, config, program='sparse_speed')
+  print(timing.environment())
+  print(f'compiled kernels: {native.status()}')
+  found: list[Record] = []
+  for part in config.parts:
+    records = list(_PARTS[part](config))
+    print(f'\n{part}\n{summary.text_table(_shown(records))}', flush=True)
+    found += records
+  if folder is not None:
+    folder.write_results(found)
+    folder.write_json('environment.json', {'environment': timing.environment()})
+    if any('speed_up' in record for record in found):
+      plotting.save(
+        plotting.speed_ups(found, title=timing.environment()),
+        folder.path / 'speed_ups.png',
+      )
+    folder.mark_complete()
+    print(f'\nTables as data and figures: {folder.path}')
+
+
+def _check(config: Config) -> None:
+  for option in ('parts', 'widths', 'batches', 'sparsities'):
+    if not getattr(config, option):
+      raise UserError(f'--{option} needs at least one value.')
+  for part in config.parts:
+    if part not in get_args(Part):
+      known = ', '.join(get_args(Part))
+      raise UserError(f'--parts has no {part!r}; there are: {known}.')
+  for option in ('widths', 'batches'):
+    for value in getattr(config, option):
+      if value < 1:
+        raise UserError(f'--{option} must be at least 1, got {value}.')
+  for option in ('train_batch', 'repeats', 'accuracy_width', 'max_steps'):
+    value = getattr(config, option)
+    if value < 1:
+      name = option.replace('_', '-')
+      raise UserError(f'--{name} must be at least 1, got {value}.')
+  for sparsity in config.sparsities:
+    masks_lib.check_sparsity(sparsity, '--sparsities')
+  if not 0 < config.accuracy < 1:
+    raise UserError(f'--accuracy must be in (0, 1), got {config.accuracy:g}.')
+
+
+def _inference(config: Config) -> Iterator[Record]:
+  """y = x W, of every width, batch and sparsity."""
+  for width in config.widths:
+    for batch in config.batches:
+      for sparsity in config.sparsities:
+        programs = _products(width, batch, sparsity)
+        times = timing.take_turns(programs, config.repeats)
+        place = {'width': width, 'batch': batch, 'sparsity': sparsity}
+        yield from _records('inference', place, times)
+
+
+def _products(
+  width: int, batch: int, sparsity: float
+) -> dict[str, timing.Program]:
+  random = np.random.default_rng(0)
+  mask = random.random((width, width)) >= sparsity
+  weight = np.where(mask, random.standard_normal(mask.shape), 0)
+  weight = weight.astype(np.float32)
+  x = random.standard_normal((batch, width)).astype(np.float32)
+  index = sparse_index.from_positions(np.flatnonzero(mask.T), mask.shape)
+  values = jnp.asarray(weight.T[mask.T])
+  kernel = kernel_choice.choose(
+    kernel_choice.Product(width, width, values.size, batch)
+  )
+  by_output = scipy.sparse.csr_matrix(weight.T)
+  x_columns = np.ascontiguousarray(x.T)
+  by_output_jax = jax_sparse.BCSR.from_scipy_sparse(by_output)
+  rows, columns = jnp.asarray(x), jnp.asarray(x_columns)
+  full, kept = jnp.asarray(weight), jnp.asarray(mask)
+  dense = jax.jit(jnp.matmul)
+  masked = jax.jit(lambda x, w, m: x @ jnp.where(m, w, 0))
+  sparse = jax.jit(
+    lambda x, v, index: sparse_products.product(x, v, index, kernel)
+  )
+  bcsr = jax.jit(lambda a, x: a @ x)
+  found: dict[str, timing.Program] = {
+    'dense': lambda: dense(rows, full),
+    'masked': lambda: masked(rows, full, kept),
+    'condensed': lambda: sparse(rows, values, index),
+    'scipy CSR': lambda: by_output @ x_columns,
+  }
+  # At small batches it takes far longer than all the others.
+  if jax.default_backend() == 'cpu' and batch >= 32:
+    found['BCSR'] = lambda: bcsr(by_output_jax, columns)
+  return found
+
+
+def _step(config: Config) -> Iterator[Record]:
+  """A training step, of every width and sparsity."""
+  random = np.random.default_rng(0)
+  batch = config.train_batch
+  images = jnp.asarray(random.random((batch, 28, 28, 1)), jnp.float32)
+  labels = jnp.asarray(random.integers(0, _NUM_CLASSES, batch))
+  for width in config.widths:
+    for sparsity in config.sparsities:
+      programs = {}
+      for name, training in _trainings(
+        width, sparsity, images, config.learning_rate
+      ).items():
+        step = jax.jit(training.step, donate_argnums=0)
+        programs[name] = _stepper(step, training.state, images, labels)
+      times = timing.take_turns(programs, config.repeats)
+      place = {'width': width, 'batch': batch, 'sparsity': sparsity}
+      yield from _records('step', place, times)
+
+
+def _stepper(
+  step: Callable[..., Any], state: Any, images: jax.Array, labels: jax.Array
+) -> timing.Program:
+  """One step after the other."""
+  held = [state]
+
+  def run() -> Any:
+    held[0], metrics = step(held[0], images, labels)
+    return held[0], metrics
+
+  return run
+
+
+def _trainings(
+  width: int, sparsity: float, images: jax.Array, learning_rate: float
+) -> dict[str, _Training]:
+  """Dense, masked and condensed, from the same first weights."""
+  net = _make_net(width)
+  make_net = lambda supports: _make_net(width, supports)
+  inner = optax.sgd(learning_rate, momentum=0.9)
+  masked = aliases.static(
+    inner, {'linear_0/w': sparsity, 'linear_1/w': sparsity, 'logits/w': 0.0}
+  )
+  key = jax.random.key(0)
+  state = state_lib.create(net, masked, key, images)
+  layout = condensed.layout(
+    state, tx=masked, make_net=make_net, images=images, execution='condensed'
+  )
+  steps = condensed.make_steps(net, make_net, masked, layout)
+  dense = state_lib.create(net, inner, key, images)
+  return {
+    'dense': _Training(step_lib.make_step(net, inner), dense),
+    'masked': _Training(step_lib.make_step(net, masked), state),
+    # Copies: what is not condensed is one array, and steps donate theirs.
+    'condensed': _Training(
+      steps.step,
+      jax.tree.map(jnp.array, condensed.condense(state, layout)),
+      layout,
+    ),
+  }
+
+
+def _make_net(
+  width: int, supports: Mapping[str, Support] | None = None
+) -> hk.TransformedWithState:
+  """784-width-width-10, with rectifiers."""
+
+  def forward(images: jax.Array, is_training: bool) -> jax.Array:
+    del is_training
+    with forms.use(forms.Form(supports=supports)):
+      x = images.reshape(images.shape[0], -1)
+      x = jax.nn.relu(layers.linear(width, 'linear_0')(x))
+      x = jax.nn.relu(layers.linear(width, 'linear_1')(x))
+      return layers.linear(_NUM_CLASSES, 'logits')(x)
+
+  return hk.transform_with_state(forward)
+
+
+def _accuracy(config: Config) -> Iterator[Record]:
+  """Seconds of training until the network is good enough."""
+  splits = data.load(config.data, show_progress=True)
+  images = data.to_float(splits.train.images[: config.train_batch])
+  test = jax.device_put(splits.test)
+  net = _make_net(config.accuracy_width)
+  score = jax.jit(step_lib.make_evaluate(net))
+  place = {
+    'part': 'accuracy',
+    'width': config.accuracy_width,
+    'batch': config.train_batch,
+  }
+  ways = [(0.0, 'dense')] + [(s, 'condensed') for s in config.sparsities]
+  for sparsity, way in ways:
+    training = _trainings(
+      config.accuracy_width, sparsity or 0.5, images, config.learning_rate
+    )[way]
+
+    def look(state: Any, training: _Training = training) -> float:
+      if training.layout is not None:
+        state = condensed.expand(state, training.layout)
+      return float(score(state.theta, {}, test)['accuracy'])
+
+    found = _train(config, training.step, training.state, look, splits)
+    yield {**place, 'sparsity': sparsity, 'way': way, **found}
+
+
+def _train(
+  config: Config, step: step_lib.Step, state: Any, look: _Look, splits: Any
+) -> Record:
+  """Trains until the accuracy is reached; the clock runs in steps alone."""
+  arrays = jax.device_put(splits.train)
+
+  def run(state: Any, arrays: Arrays, indices: jax.Array) -> Any:
+    def body(state: Any, batch: jax.Array) -> Any:
+      return step(state, arrays.images[batch], arrays.labels[batch])
+
+    return jax.lax.scan(body, state, indices)[0]
+
+  def indices(start: int) -> jax.Array:
+    return jnp.asarray(
+      data.batch_indices(
+        0,
+        start,
+        _STEPS_PER_DISPATCH,
+        config.train_batch,
+        len(splits.train.labels),
+      )
+    )
+
+  advance = jax.jit(run, donate_argnums=0).lower(state, arrays, indices(0))
+  compiled = advance.compile()
+  seconds, accuracy = 0.0, 0.0
+  for start in range(0, config.max_steps, _STEPS_PER_DISPATCH):
+    batch = indices(start)
+    begin = time.perf_counter()
+    state = jax.block_until_ready(compiled(state, arrays, batch))
+    seconds += time.perf_counter() - begin
+    accuracy = look(state)
+    if accuracy >= config.accuracy:
+      break
+  return {
+    'steps': int(state.step),
+    'seconds': seconds,
+    'ms_per_step': 1e3 * seconds / int(state.step),
+    'accuracy': accuracy,
+    'reached': accuracy >= config.accuracy,
+  }
+
+
+def _records(
+  part: str, place: Record, times: dict[str, timing.Times]
+) -> Iterator[Record]:
+  """What a table says of each program."""
+  dense = times['dense'].wall
+  for way, found in times.items():
+    yield {
+      'part': part,
+      **place,
+      'way': way,
+      'ms': 1e3 * statistics.median(found.wall),
+      'speed_up': timing.median_ratio(dense, found.wall),
+    }
+
+
+def _shown(records: Sequence[Record]) -> list[Record]:
+  """The records as a table for people."""
+  return [
+    {
+      name: f'{value:.3g}' if isinstance(value, float) else value
+      for name, value in record.items()
+      if name != 'part'
+    }
+    for record in records
+  ]
+
+
+_PARTS: dict[Part, Callable[[Config], Iterator[Record]]] = {
+  'inference': _inference,
+  'step': _step,
+  'accuracy': _accuracy,
+}
+
+
+if __name__ == '__main__':
+  sys.exit(
+    command.run(
+      main,
+      {'default': Config()},
+      prog='python -m experiments.benchmarks.sparse_speed',
+      description=str(__doc__).split('\n', maxsplit=1)[0],
+      static_alpha=None,
+    )
+  )

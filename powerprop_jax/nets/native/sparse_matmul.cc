@@ -1,0 +1,406 @@
+// Products with sparse matrices on a CPU, called from JAX programs.
+//
+// A matrix [rows, columns] is held row by row: offsets[r] to offsets[r + 1] are
+// the entries of row r, and an entry's position is r * columns + column. Both
+// products walk through the entries of a row and take, for each, a vector of
+// `width` examples of one feature, which therefore must lie side by side: x
+// [batch, columns] is first repacked as tiles [tile][column][width]. A tile of
+// some thousand columns stays in the second-level cache of a core.
+//
+// Positions come from the caller and are used as they are: they must lie in
+// their row, and offsets must ascend from 0 to at most the number of entries.
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "common.h"
+
+namespace powerprop {
+namespace {
+
+// The examples of a tile, as vectors.
+template <int kWidth>
+struct Examples {
+  static constexpr int kLanes = kWidth < 16 ? kWidth : 16;
+  static constexpr int kVectors = kWidth / kLanes;
+  using Vector = typename Lanes<kLanes>::Type;
+};
+
+// The most examples of a tile.
+constexpr int kWidest = 64;
+
+// Examples [first, first + width) of a batch; those past its end are zero.
+struct Tile {
+  int64_t first;
+  int64_t width;
+  int64_t used;
+  // Where the tile lies in the packed array, in floats per column.
+  int64_t start;
+};
+
+std::vector<Tile> MakeTiles(int64_t batch) {
+  std::vector<Tile> tiles;
+  for (int64_t first = 0; first < batch;) {
+    int64_t width = kWidest;
+    const int64_t left = batch - first;
+    while (width > 4 && width / 2 >= left) width /= 2;
+    const int64_t start =
+        tiles.empty() ? 0 : tiles.back().start + tiles.back().width;
+    tiles.push_back({first, width, std::min(width, left), start});
+    first += width;
+  }
+  return tiles;
+}
+
+int64_t PackedWidth(const std::vector<Tile>& tiles) {
+  return tiles.back().start + tiles.back().width;
+}
+
+// x [batch, columns] -> packed [column][width] of one tile.
+void PackTile(const float* x, int64_t columns, const Tile& tile, int64_t begin,
+              int64_t end, float* packed) {
+  float block[kBlock][kBlock];
+  for (int64_t c = begin; c < end; c += kBlock) {
+    const int64_t num_columns = std::min(kBlock, end - c);
+    for (int64_t b = 0; b < tile.width; b += kBlock) {
+      const int64_t num_examples = std::min(kBlock, tile.width - b);
+      std::memset(block, 0, sizeof(block));
+      for (int64_t i = 0; i < num_examples && b + i < tile.used; ++i) {
+        std::memcpy(block[i], x + (tile.first + b + i) * columns + c,
+                    num_columns * sizeof(float));
+      }
+      Turn(block, num_examples, num_columns, packed + c * tile.width + b,
+           tile.width);
+    }
+  }
+}
+
+const float* Pack(ffi::ThreadPool& pool, int which, const float* x,
+                  int64_t columns, const std::vector<Tile>& tiles) {
+  float* packed = Scratch(which, columns * PackedWidth(tiles));
+  constexpr int64_t kColumns = 512;
+  const int64_t parts = (columns + kColumns - 1) / kColumns;
+  const auto pack = [&](int64_t i) {
+    const Tile& tile = tiles[i / parts];
+    const int64_t begin = i % parts * kColumns;
+    PackTile(x, columns, tile, begin, std::min(begin + kColumns, columns),
+             packed + tile.start * columns);
+  };
+  const int64_t threads = NumThreads(pool, columns * PackedWidth(tiles));
+  RunInParallel(pool, threads, parts * tiles.size(), pack);
+  return packed;
+}
+
+struct Matrix {
+  int64_t rows;
+  int64_t columns;
+  const int32_t* offsets;
+  const int32_t* positions;
+};
+
+// Blocks of rows with about as many entries each.
+std::vector<int64_t> SplitRows(const Matrix& a, int64_t parts) {
+  std::vector<int64_t> bounds = {0};
+  // A row costs something even if it is empty.
+  const int64_t total = a.offsets[a.rows] + 8 * a.rows;
+  for (int64_t row = 0; row < a.rows; row += kBlock) {
+    const int64_t done = a.offsets[row] + 8 * row;
+    if (row > bounds.back() &&
+        done * parts >= total * static_cast<int64_t>(bounds.size())) {
+      bounds.push_back(row);
+    }
+  }
+  bounds.push_back(a.rows);
+  return bounds;
+}
+
+// One tile of the product for some rows: y[b, r] = sum of values * x[b, c].
+template <int kWidth>
+void MultiplyRows(const Matrix& a, const float* values, const float* packed, const Tile& tile, int64_t begin,
+                  int64_t end, float* y) {
+  constexpr int kVectors = Examples<kWidth>::kVectors;
+  using Vector = typename Examples<kWidth>::Vector;
+  alignas(64) float block[kBlock][kWidth];
+  for (int64_t row = begin; row < end; row += kBlock) {
+    const int64_t num_rows = std::min(kBlock, end - row);
+    for (int64_t i = 0; i < num_rows; ++i) {
+      const float* base = packed - (row + i) * a.columns * kWidth;
+      Vector sums[kVectors] = {};
+      const int64_t last = a.offsets[row + i + 1];
+      for (int64_t e = a.offsets[row + i]; e < last; ++e) {
+        const float value = values[e];
+        const Vector* x = reinterpret_cast<const Vector*>(
+            base + static_cast<int64_t>(a.positions[e]) * kWidth);
+        for (int j = 0; j < kVectors; ++j) sums[j] += value * x[j];
+      }
+      std::memcpy(block[i], sums, sizeof(sums));
+    }
+    for (int64_t b = 0; b < tile.used; ++b) {
+      float* to = y + (tile.first + b) * a.rows + row;
+      if (num_rows == kBlock) {
+        float line[kBlock];
+        for (int64_t i = 0; i < kBlock; ++i) line[i] = block[i][b];
+        std::memcpy(to, line, sizeof(line));
+      } else {
+        for (int64_t i = 0; i < num_rows; ++i) to[i] = block[i][b];
+      }
+    }
+  }
+}
+
+// One example: there is nothing to lay side by side.
+void MultiplyVector(const Matrix& a, const float* values, const float* x,
+                    int64_t begin, int64_t end, float* y) {
+  for (int64_t row = begin; row < end; ++row) {
+    const float* base = x - row * a.columns;
+    float sum = 0;
+    const int64_t last = a.offsets[row + 1];
+    for (int64_t e = a.offsets[row]; e < last; ++e) {
+      sum += values[e] * base[a.positions[e]];
+    }
+    y[row] = sum;
+  }
+}
+
+// values[order[e]] for all entries e.
+const float* Permute(ffi::ThreadPool& pool, const float* values,
+                     const int32_t* order, int64_t size) {
+  float* permuted = Scratch(1, size);
+  constexpr int64_t kEntries = 16384;
+  const int64_t threads = NumThreads(pool, size);
+  const int64_t parts = (size + kEntries - 1) / kEntries;
+  RunInParallel(pool, threads, parts, [&](int64_t i) {
+    const int64_t end = std::min((i + 1) * kEntries, size);
+    for (int64_t e = i * kEntries; e < end; ++e) permuted[e] = values[order[e]];
+  });
+  return permuted;
+}
+
+void Multiply(ffi::ThreadPool& pool, const Matrix& a, const float* values,
+              const float* x, int64_t batch, float* y) {
+  const int64_t work = a.offsets[a.rows] * batch;
+  if (batch == 1) {
+    // These are gathered one by one, and take longer than others.
+    const int64_t threads = NumThreads(pool, 3 * work);
+    const std::vector<int64_t> bounds = SplitRows(a, threads);
+    RunInParallel(pool, threads, bounds.size() - 1, [&](int64_t i) {
+      MultiplyVector(a, values, x, bounds[i], bounds[i + 1], y);
+    });
+    return;
+  }
+  const std::vector<Tile> tiles = MakeTiles(batch);
+  const float* packed = Pack(pool, 0, x, a.columns, tiles);
+  const int64_t threads = NumThreads(pool, work);
+  const std::vector<int64_t> bounds = SplitRows(a, 2 * threads);
+  const int64_t parts = bounds.size() - 1;
+  RunInParallel(pool, threads, parts * tiles.size(), [&](int64_t i) {
+    const Tile& tile = tiles[i / parts];
+    const int64_t begin = bounds[i % parts], end = bounds[i % parts + 1];
+    const float* from = packed + tile.start * a.columns;
+    switch (tile.width) {
+      case 4:
+        return MultiplyRows<4>(a, values, from, tile, begin, end, y);
+      case 8:
+        return MultiplyRows<8>(a, values, from, tile, begin, end, y);
+      case 16:
+        return MultiplyRows<16>(a, values, from, tile, begin, end, y);
+      case 32:
+        return MultiplyRows<32>(a, values, from, tile, begin, end, y);
+      case kWidest:
+        return MultiplyRows<kWidest>(a, values, from, tile, begin, end, y);
+    }
+  });
+}
+
+// One tile of the products of rows: out[e] += y[:, row] . x[:, column].
+template <int kWidth>
+void DotRows(const Matrix& a, const float* packed_y, const float* packed_x,
+             bool is_first, int64_t begin, int64_t end, float* out) {
+  constexpr int kVectors = Examples<kWidth>::kVectors;
+  using Vector = typename Examples<kWidth>::Vector;
+  for (int64_t row = begin; row < end; ++row) {
+    const float* base = packed_x - row * a.columns * kWidth;
+    Vector y[kVectors];
+    std::memcpy(y, packed_y + row * kWidth, sizeof(y));
+    const int64_t last = a.offsets[row + 1];
+    for (int64_t e = a.offsets[row]; e < last; ++e) {
+      const Vector* x = reinterpret_cast<const Vector*>(
+          base + static_cast<int64_t>(a.positions[e]) * kWidth);
+      Vector sums = y[0] * x[0];
+      for (int j = 1; j < kVectors; ++j) sums += y[j] * x[j];
+      const float sum = Sum(sums);
+      out[e] = is_first ? sum : out[e] + sum;
+    }
+  }
+}
+
+void Dot(ffi::ThreadPool& pool, const Matrix& a, const float* y, const float* x,
+         int64_t batch, int64_t size, float* out) {
+  const int64_t used = a.offsets[a.rows];
+  std::memset(out + used, 0, (size - used) * sizeof(float));
+  const std::vector<Tile> tiles = MakeTiles(batch);
+  const float* packed_y = Pack(pool, 0, y, a.rows, tiles);
+  const float* packed_x = Pack(pool, 1, x, a.columns, tiles);
+  const int64_t threads = NumThreads(pool, used * batch);
+  const std::vector<int64_t> bounds = SplitRows(a, 2 * threads);
+  RunInParallel(pool, threads, bounds.size() - 1, [&](int64_t i) {
+    for (const Tile& tile : tiles) {
+      const float* from_y = packed_y + tile.start * a.rows;
+      const float* from_x = packed_x + tile.start * a.columns;
+      const bool is_first = tile.first == 0;
+      const int64_t begin = bounds[i], end = bounds[i + 1];
+      switch (tile.width) {
+        case 4:
+          DotRows<4>(a, from_y, from_x, is_first, begin, end, out);
+          break;
+        case 8:
+          DotRows<8>(a, from_y, from_x, is_first, begin, end, out);
+          break;
+        case 16:
+          DotRows<16>(a, from_y, from_x, is_first, begin, end, out);
+          break;
+        case 32:
+          DotRows<32>(a, from_y, from_x, is_first, begin, end, out);
+          break;
+        case kWidest:
+          DotRows<kWidest>(a, from_y, from_x, is_first, begin, end, out);
+          break;
+      }
+    }
+  });
+}
+
+// Finds the entries of a mask [inputs, outputs] sorted by both its ends: see
+// nets/sparse_index.py. Returns whether there was room for all.
+bool FindEntries(const uint8_t* mask, int64_t inputs, int64_t outputs,
+                 int64_t size, int32_t* offsets, int32_t* positions,
+                 int32_t* in_offsets, int32_t* in_positions, int32_t* order) {
+  int64_t found = 0;
+  std::vector<int32_t> counts(outputs, 0);
+  in_offsets[0] = 0;
+  for (int64_t i = 0; i < inputs; ++i) {
+    const uint8_t* row = mask + i * outputs;
+    for (int64_t o = 0; o < outputs;) {
+      uint64_t eight;
+      if (o + 8 <= outputs) {
+        std::memcpy(&eight, row + o, sizeof(eight));
+        if (eight == 0) {
+          o += 8;
+          continue;
+        }
+      }
+      const int64_t end = std::min(o + 8, outputs);
+      for (; o < end; ++o) {
+        if (!row[o]) continue;
+        if (found == size) return false;
+        in_positions[found++] = static_cast<int32_t>(i * outputs + o);
+        ++counts[o];
+      }
+    }
+    in_offsets[i + 1] = static_cast<int32_t>(found);
+  }
+  offsets[0] = 0;
+  for (int64_t o = 0; o < outputs; ++o) offsets[o + 1] = offsets[o] + counts[o];
+  std::vector<int32_t> next(offsets, offsets + outputs);
+  for (int64_t i = 0; i < inputs; ++i) {
+    for (int64_t e = in_offsets[i]; e < in_offsets[i + 1]; ++e) {
+      const int64_t o = in_positions[e] - i * outputs;
+      const int32_t place = next[o]++;
+      positions[place] = static_cast<int32_t>(o * inputs + i);
+      order[e] = place;
+    }
+  }
+  for (int32_t* rest : {positions, in_positions, order}) {
+    std::fill(rest + found, rest + size,
+              static_cast<int32_t>(inputs * outputs - 1));
+  }
+  return true;
+}
+
+using Floats = ffi::Buffer<ffi::F32>;
+using Ints = ffi::Buffer<ffi::S32>;
+
+ffi::Error MultiplyImpl(ffi::ThreadPool pool, Ints offsets, Ints positions,
+                        Floats values, Ints order, Floats x,
+                        ffi::ResultBuffer<ffi::F32> y) {
+  const int64_t batch = x.dimensions()[0];
+  const Matrix a = {static_cast<int64_t>(offsets.element_count()) - 1,
+                    x.dimensions()[1], offsets.typed_data(),
+                    positions.typed_data()};
+  if (batch == 0 || a.rows == 0) return ffi::Error::Success();
+  const float* in_order = values.typed_data();
+  if (order.element_count() > 0) {
+    in_order = Permute(pool, in_order, order.typed_data(), a.offsets[a.rows]);
+  }
+  Multiply(pool, a, in_order, x.typed_data(), batch, y->typed_data());
+  return ffi::Error::Success();
+}
+
+ffi::Error DotImpl(ffi::ThreadPool pool, Ints offsets, Ints positions, Floats y,
+                   Floats x, ffi::ResultBuffer<ffi::F32> out) {
+  const int64_t batch = x.dimensions()[0];
+  const Matrix a = {static_cast<int64_t>(offsets.element_count()) - 1,
+                    x.dimensions()[1], offsets.typed_data(),
+                    positions.typed_data()};
+  const int64_t size = out->element_count();
+  if (batch == 0 || size == 0) {
+    std::memset(out->typed_data(), 0, size * sizeof(float));
+    return ffi::Error::Success();
+  }
+  Dot(pool, a, y.typed_data(), x.typed_data(), batch, size, out->typed_data());
+  return ffi::Error::Success();
+}
+
+using IntResult = ffi::ResultBuffer<ffi::S32>;
+
+ffi::Error IndexImpl(ffi::Buffer<ffi::PRED> mask, IntResult offsets,
+                     IntResult positions, IntResult in_offsets,
+                     IntResult in_positions, IntResult order) {
+  const bool fits = FindEntries(
+      reinterpret_cast<const uint8_t*>(mask.untyped_data()),
+      mask.dimensions()[0], mask.dimensions()[1], positions->element_count(),
+      offsets->typed_data(), positions->typed_data(), in_offsets->typed_data(),
+      in_positions->typed_data(), order->typed_data());
+  if (fits) return ffi::Error::Success();
+  return ffi::Error::InvalidArgument(
+      "a mask has more connections than there is room for (" +
+      std::to_string(positions->element_count()) + ")");
+}
+
+}  // namespace
+}  // namespace powerprop
+
+namespace ffi = xla::ffi;
+using powerprop::Floats;
+using powerprop::Ints;
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(PowerpropIndex, powerprop::IndexImpl,
+                              ffi::Ffi::Bind()
+                                  .Arg<ffi::Buffer<ffi::PRED>>()
+                                  .Ret<Ints>()
+                                  .Ret<Ints>()
+                                  .Ret<Ints>()
+                                  .Ret<Ints>()
+                                  .Ret<Ints>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(PowerpropMultiply, powerprop::MultiplyImpl,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Ints>()
+                                  .Arg<Ints>()
+                                  .Arg<Floats>()
+                                  .Arg<Ints>()
+                                  .Arg<Floats>()
+                                  .Ret<Floats>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(PowerpropDot, powerprop::DotImpl,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Ints>()
+                                  .Arg<Ints>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Ret<Floats>());

@@ -1,0 +1,71 @@
+"""How much faster networks are without their zeros."""
+
+from collections.abc import Sequence
+
+from matplotlib import ticker
+from matplotlib.figure import Figure
+
+from powerprop_jax.report import records as records_lib
+from powerprop_jax.report.plotting import drawing, style
+from powerprop_jax.report.plotting.style import Look, Scheme
+from powerprop_jax.report.records import Record
+
+# Colour and marker (colours of Okabe and Ito), in the order of the legend.
+_WAYS = {
+  'condensed': ('#d55e00', 'o'),
+  'masked': ('#0072b2', 's'),
+  'scipy CSR': ('#009e73', 'D'),
+  'BCSR': ('#cc79a7', '^'),
+}
+
+
+def speed_ups(records: Sequence[Record], *, title: str = '') -> Figure:
+  """Speed-up over dense against the density, a line for each way to compute.
+
+  Args:
+    records: those of experiments.benchmarks.sparse_speed, with part, width,
+      batch, sparsity, way and speed_up; others are passed over.
+    title: what was measured on what.
+
+  Returns:
+    A figure with a pair of axes for each part, width and batch, both scales
+    logarithmic; a line at 1 is the dense network.
+
+  Raises:
+    ValueError: if no record has these fields.
+  """
+  fields = ('part', 'width', 'batch', 'sparsity', 'way', 'speed_up')
+  points = [
+    {**point, 'density': 1 - point['sparsity']}
+    for point in records_lib.usable(records, *fields)
+    if point['way'] != 'dense'
+  ]
+  ways = {point['way'] for point in points}
+  looks = {
+    way: Look(colour, marker, '-', way)
+    for way, (colour, marker) in _WAYS.items()
+    if way in ways
+  }
+  scheme = Scheme(lambda point: point['way'], looks)
+  place = lambda point: (point['part'], point['width'], point['batch'])
+  places = list(dict.fromkeys(map(place, points)))
+  densities = [point['density'] for point in points]
+  with style.house_style():
+    figure, grid = style.panels(len(places))
+    for axes, where in zip(grid, places, strict=True):
+      here = [point for point in points if place(point) == where]
+      axes.axhline(1, color='0.6', linewidth=0.8)
+      drawing.lines(axes, here, 'density', 'speed_up', scheme)
+      axes.set_yscale('log')
+      axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+      axes.yaxis.set_major_formatter(ticker.FormatStrFormatter('%g'))
+      axes.yaxis.set_minor_locator(ticker.NullLocator())
+      drawing.weights_left_axis(
+        axes, min(densities), max(densities), max_ticks=5
+      )
+      part, width, batch = where
+      axes.set_title(f'{part}, width {width:,}, batch {batch}', fontsize=9.5)
+      drawing.label_first(axes, 'times as fast as dense')
+    note = 'medians of neighbouring runs in one process'
+    style.frame(figure, title, note, style.handles(scheme.looks.values()))
+  return figure
