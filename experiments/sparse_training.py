@@ -104,7 +104,11 @@ def _train(
 
   def train(folder: RunFolder) -> list[dict[str, Any]]:
     trained = sparse_runs.train(
-      config, combination, folder, description=description
+      config,
+      combination,
+      folder,
+      execution=config.execution,
+      description=description,
     )
     return sparse_runs.results(combination, trained)
 

@@ -3,6 +3,7 @@
 import dataclasses
 
 from powerprop_jax.train import sparse_methods
+from powerprop_jax.train.condensed import Execution
 from powerprop_jax.train.data import DataConfig
 from powerprop_jax.train.loop import LoopConfig
 from powerprop_jax.train.optimizers import OptimizerConfig
@@ -52,6 +53,11 @@ class Config:
   )
   # How connections move.
   sparse: SparseConfig = SparseConfig()
+  # masked: weights that do not exist are multiplied too. condensed: they are
+  # left out, with the same numbers but for rounding; for static, SET and RigL.
+  # auto: left out where the method allows it and the layer was measured to be
+  # faster so on this machine.
+  execution: Execution = 'masked'
   # Keys computed side by side; with 1, one after another in the same program.
   lanes_at_once: int | None = 1
 

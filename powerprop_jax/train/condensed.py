@@ -146,8 +146,8 @@ def layout(
     be.
 
   Raises:
-    UserError: if execution is 'condensed' and that cannot be; the message says
-      why.
+    UserError: if execution is 'condensed' and that cannot be, or if nothing is
+      missing yet; the message says why.
   """
   check_execution(execution)
   reason = why_not(tx, state)
@@ -169,6 +169,12 @@ def layout(
   paths = [path for path in shapes if path in tasks]
   if execution == 'auto':
     paths = [path for path in paths if kernel_choice.pays(tasks[path])]
+  if execution == 'condensed' and not paths:
+    raise UserError(
+      'training cannot be condensed: no linear layer or convolution lacks '
+      'connections at its first step. Gradual pruning begins with all of them: '
+      "use execution='masked'."
+    )
   return Layout(
     {path: shapes[path] for path in paths},
     {path: sizes[path] for path in paths},

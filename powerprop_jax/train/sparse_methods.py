@@ -16,6 +16,8 @@ from powerprop_jax.core import distributions
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.trees import Select
 from powerprop_jax.optim import aliases
+from powerprop_jax.optim.aliases.structures import Structure
+from powerprop_jax.optim.topologies.neuron_ablation import Ablation
 from powerprop_jax.optim.topology import Regrow
 from powerprop_jax.train.errors import UserError
 
@@ -94,6 +96,13 @@ class SparseConfig:
   # First value of a new connection. Default: zero for α = 1, otherwise keep
   # (see optim/sparsify.py). Pruning and Top-KAST prescribe their own.
   regrow: Regrow | None = None
+  # constant_fan_in: all neurons of a layer have as many inputs. Not for DSR and
+  # Top-KAST.
+  structure: Structure = 'unstructured'
+  # SET and RigL with constant fan-in: neurons of which less than this share of
+  # the inputs is salient lose all of them, in (0, 1]; never in the layer
+  # 'logits'. Default: neurons stay.
+  ablation: float | None = None
   # SNFS: whether connections move between layers.
   redistribute: bool = True
   # Pruning: share of the run before which the network is dense, in [0, stop).
@@ -160,6 +169,11 @@ def make_tx(
   if method == 'dense' and sparsity:
     raise UserError(f'the dense network has density 1, got {density:g}.')
   _check(config)
+  if config.structure != 'unstructured' and method in ('dsr', 'top_kast'):
+    raise UserError(
+      f'{method} has no structure {config.structure!r}. Leave the structure or '
+      'the method away.'
+    )
   try:
     return _MAKERS[method](inner, sparsity, config, lengths, key)
   except ValueError as error:
@@ -195,6 +209,8 @@ def _check(config: SparseConfig) -> None:
     refuse('stop', 'a share of the run, in (0, 1]')
   if config.drop_fraction is not None and not 0 < config.drop_fraction < 1:
     refuse('drop_fraction', 'in (0, 1)')
+  if config.ablation is not None and not 0 < config.ablation <= 1:
+    refuse('ablation', 'a share of the inputs of a neuron, in (0, 1]')
   if not 0 <= config.pruning_start < 1:
     refuse('pruning_start', 'a share of the run, in [0, 1)')
   if not 1 <= config.backward_factor < float('inf'):
@@ -220,6 +236,13 @@ def _drop_fraction(config: SparseConfig, default: float) -> float:
   return default if config.drop_fraction is None else config.drop_fraction
 
 
+def _ablation(config: SparseConfig) -> Ablation | None:
+  if config.ablation is None:
+    return None
+  hidden = select_lib.exclude(select_lib.is_weight, 'logits')
+  return Ablation(hidden, config.ablation)
+
+
 def _dense(
   inner: Any, sparsity: float, config: SparseConfig, lengths: Lengths, key: Any
 ) -> Any:
@@ -232,7 +255,13 @@ def _static(
 ) -> Any:
   del lengths
   distribution = _distribution(config, 'uniform')
-  return aliases.static(inner, sparsity, distribution=distribution, key=key)
+  return aliases.static(
+    inner,
+    sparsity,
+    structure=config.structure,
+    distribution=distribution,
+    key=key,
+  )
 
 
 def _pruning(
@@ -245,6 +274,7 @@ def _pruning(
     start=round(config.pruning_start * lengths.num_steps),
     stop=_stop(config, lengths, 0.75),
     period=_period(config, max(1, lengths.num_steps // 100)),
+    structure=config.structure,
     distribution=_distribution(config, 'uniform'),
   )
 
@@ -258,6 +288,8 @@ def _set(
     stop=_stop(config, lengths, 0.75),
     period=_period(config, 100),
     drop_fraction=_drop_fraction(config, 0.3),
+    structure=config.structure,
+    ablation=_ablation(config),
     distribution=_distribution(config, 'erk'),
     regrow=config.regrow,
     key=key,
@@ -273,6 +305,8 @@ def _rigl(
     stop=_stop(config, lengths, 0.75),
     period=_period(config, 100),
     drop_fraction=_drop_fraction(config, 0.3),
+    structure=config.structure,
+    ablation=_ablation(config),
     distribution=_distribution(config, 'erk'),
     regrow=config.regrow,
     key=key,
@@ -290,6 +324,7 @@ def _snfs(
     period=_period(config, lengths.steps_per_epoch),
     drop_fraction=_drop_fraction(config, 0.5),
     redistribute=config.redistribute,
+    structure=config.structure,
     distribution=_distribution(config, 'uniform'),
     regrow=config.regrow,
     key=key,

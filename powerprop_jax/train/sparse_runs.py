@@ -26,6 +26,7 @@ from powerprop_jax.train import (
   sweep,
 )
 from powerprop_jax.train import step as step_lib
+from powerprop_jax.train.condensed import Execution, MakeNet
 from powerprop_jax.train.data import DataConfig
 from powerprop_jax.train.data_sources import Arrays
 from powerprop_jax.train.errors import UserError
@@ -219,6 +220,7 @@ def train(
   combination: Combination,
   folder: RunFolder,
   *,
+  execution: Execution = 'masked',
   description: str = '',
 ) -> Trained:
   """Trains a combination for every key, or goes on where the folder stopped.
@@ -227,6 +229,8 @@ def train(
     settings: the settings.
     combination: what to train.
     folder: where metrics and checkpoints go.
+    execution: how training computes with weights that do not exist; see
+      condensed.layout.
     description: what is being trained, for the progress; '' for no progress.
 
   Returns:
@@ -243,6 +247,10 @@ def train(
     folder,
     repeat_update=(
       combination.method == 'dense' and settings.optimizer.is_elementwise
+    ),
+    execution=execution if combination.method != 'dense' else 'masked',
+    make_net=lambda supports: nets.make(
+      settings.net, splits.num_classes, supports=supports
     ),
     description=description,
   )
@@ -269,6 +277,8 @@ def train_net(
   *,
   state: TrainState | None = None,
   repeat_update: bool = False,
+  execution: Execution = 'masked',
+  make_net: MakeNet | None = None,
   description: str = '',
 ) -> Trained:
   """Trains any network for every key, or goes on where the folder stopped.
@@ -281,6 +291,8 @@ def train_net(
     folder: where metrics and checkpoints go.
     state: the stacked states to start from, donated; see sparse_sweep.train.
     repeat_update: see step.make_advance; only for a dense network.
+    execution: see sparse_sweep.train.
+    make_net: see sparse_sweep.train.
     description: what is being trained, for the progress; '' for no progress.
 
   Returns:
@@ -300,6 +312,8 @@ def train_net(
     prepare=prepare,
     augment=augment.crop_and_flip if settings.augment else None,
     repeat_update=repeat_update,
+    execution=execution,
+    make_net=make_net,
     at_once=settings.lanes_at_once,
     description=description,
     show_progress=bool(description),

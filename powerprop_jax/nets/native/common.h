@@ -54,18 +54,51 @@ inline float Sum(Lanes<16>::Type v) {
 // Rows and columns of a block that is turned at a time: a cache line each way.
 constexpr int64_t kBlock = 16;
 
-// to[j * to_stride + i] = from[i][j] for i < rows and j < columns.
-inline void Turn(const float (*from)[kBlock], int64_t rows, int64_t columns,
-                 float* to, int64_t to_stride) {
-  if (rows == kBlock) {
-    for (int64_t j = 0; j < columns; ++j) {
-      float line[kBlock];
-      for (int64_t i = 0; i < kBlock; ++i) line[i] = from[i][j];
-      std::memcpy(to + j * to_stride, line, sizeof(line));
+// Numbers of two vectors in another order; compilers differ in the name.
+#if defined(__clang__)
+#define POWERPROP_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+typedef int32_t FourPlaces __attribute__((vector_size(16)));
+#define POWERPROP_SHUFFLE(a, b, ...) \
+  __builtin_shuffle(a, b, FourPlaces{__VA_ARGS__})
+#endif
+
+// Four rows and columns: to[j * to_stride + i] = from[i * from_stride + j].
+inline void TurnFour(const float* from, int64_t from_stride, float* to,
+                     int64_t to_stride) {
+  using Four = Lanes<4>::Type;
+  Four rows[4];
+  for (int64_t i = 0; i < 4; ++i) {
+    std::memcpy(&rows[i], from + i * from_stride, sizeof(Four));
+  }
+  const Four a = POWERPROP_SHUFFLE(rows[0], rows[2], 0, 4, 1, 5);
+  const Four b = POWERPROP_SHUFFLE(rows[1], rows[3], 0, 4, 1, 5);
+  const Four c = POWERPROP_SHUFFLE(rows[0], rows[2], 2, 6, 3, 7);
+  const Four d = POWERPROP_SHUFFLE(rows[1], rows[3], 2, 6, 3, 7);
+  const Four turned[4] = {
+      POWERPROP_SHUFFLE(a, b, 0, 4, 1, 5), POWERPROP_SHUFFLE(a, b, 2, 6, 3, 7),
+      POWERPROP_SHUFFLE(c, d, 0, 4, 1, 5), POWERPROP_SHUFFLE(c, d, 2, 6, 3, 7)};
+  for (int64_t j = 0; j < 4; ++j) {
+    std::memcpy(to + j * to_stride, &turned[j], sizeof(Four));
+  }
+}
+
+// to[j * to_stride + i] = from[i * from_stride + j] for i < rows and j <
+// columns, at most kBlock of each.
+inline void Turn(const float* from, int64_t from_stride, int64_t rows,
+                 int64_t columns, float* to, int64_t to_stride) {
+  if (rows == kBlock && columns == kBlock) {
+    for (int64_t j = 0; j < kBlock; j += 4) {
+      for (int64_t i = 0; i < kBlock; i += 4) {
+        TurnFour(from + i * from_stride + j, from_stride,
+                 to + j * to_stride + i, to_stride);
+      }
     }
   } else {
     for (int64_t j = 0; j < columns; ++j) {
-      for (int64_t i = 0; i < rows; ++i) to[j * to_stride + i] = from[i][j];
+      for (int64_t i = 0; i < rows; ++i) {
+        to[j * to_stride + i] = from[i * from_stride + j];
+      }
     }
   }
 }

@@ -135,7 +135,8 @@ Planes Pack(ffi::ThreadPool& pool, int which, const Geometry& g,
             std::memset(block[i], 0, sizeof(block[i]));
           }
         }
-        Turn(block, num_places, num_channels, to + c * size + p, size);
+        Turn(block[0], kBlock, num_places, num_channels, to + c * size + p,
+             size);
       }
     }
   });
@@ -230,12 +231,16 @@ void AddRuns(const Geometry& g, const Rows& rows, const float* values,
       std::memcpy(block[i], sums, sizeof(sums));
     }
     const int64_t num_places = std::min(kRun, g.channel_size() - p);
+    float turned[kRun][kBlock];
+    for (int64_t b = 0; b < kRun; b += kBlock) {
+      Turn(block[0] + b, kRun, num_rows, kBlock, turned[b], kBlock);
+    }
     for (int64_t b = 0; b < num_places; ++b) {
       const int64_t image = group * g.group_size + (p + b) / plane;
       const int32_t pixel = map[(p + b) % plane];
       if (pixel < 0 || image >= g.images) continue;
-      float* to = images + (image * pixels + pixel) * channels + first_channel;
-      for (int64_t i = 0; i < num_rows; ++i) to[i] = block[i][b];
+      std::memcpy(images + (image * pixels + pixel) * channels + first_channel,
+                  turned[b], num_rows * sizeof(float));
     }
   }
 }

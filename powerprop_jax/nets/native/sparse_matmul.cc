@@ -72,8 +72,8 @@ void PackTile(const float* x, int64_t columns, const Tile& tile, int64_t begin,
         std::memcpy(block[i], x + (tile.first + b + i) * columns + c,
                     num_columns * sizeof(float));
       }
-      Turn(block, num_examples, num_columns, packed + c * tile.width + b,
-           tile.width);
+      Turn(block[0], kBlock, num_examples, num_columns,
+           packed + c * tile.width + b, tile.width);
     }
   }
 }
@@ -138,15 +138,9 @@ void MultiplyRows(const Matrix& a, const float* values, const float* packed, con
       }
       std::memcpy(block[i], sums, sizeof(sums));
     }
-    for (int64_t b = 0; b < tile.used; ++b) {
-      float* to = y + (tile.first + b) * a.rows + row;
-      if (num_rows == kBlock) {
-        float line[kBlock];
-        for (int64_t i = 0; i < kBlock; ++i) line[i] = block[i][b];
-        std::memcpy(to, line, sizeof(line));
-      } else {
-        for (int64_t i = 0; i < num_rows; ++i) to[i] = block[i][b];
-      }
+    for (int64_t b = 0; b < tile.used; b += kBlock) {
+      Turn(block[0] + b, kWidth, num_rows, std::min(kBlock, tile.used - b),
+           y + (tile.first + b) * a.rows + row, a.rows);
     }
   }
 }
