@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from powerprop_jax import nets
 from powerprop_jax.core import distributions, schedules
 from powerprop_jax.optim import aliases, powerprop, sparsify, views
 from powerprop_jax.optim.topologies import drop_grow, fixed, gradual, top_kast
@@ -192,3 +193,17 @@ class AliasesTest(parameterized.TestCase):
       phi, state = train(start)
       final = float(loss(views.effective_params(phi, state)))
       self.assertLess(final, 0.1 * float(jnp.mean(y**2)))
+
+
+class StreamsTest(parameterized.TestCase):
+  @parameterized.parameters('lenet_300_100', 'lenet_5')
+  def test_masks_do_not_depend_on_weights_of_the_same_key(self, name):
+    # From one stream, the tenth that is kept would be the largest weights.
+    net = nets.make(name, 10)
+    theta, _ = net.init(jax.random.key(0), jnp.zeros((1, 16, 16, 1)), True)
+    masks = aliases.static(optax.sgd(0.1), 0.9, key=0).init(theta).masks
+    for module, leaves in theta.items():
+      kept = leaves['w'][masks[module]['w']]
+      error = jnp.std(leaves['w']) / kept.size**0.5
+      assert abs(jnp.mean(kept)) < 5 * error
+      assert 0.7 < jnp.std(kept) / jnp.std(leaves['w']) < 1.3

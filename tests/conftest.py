@@ -59,6 +59,13 @@ def _fresh_trace_counts():
   chex.clear_trace_counter()
 
 
+@pytest.fixture(autouse=True, scope='module')
+def _forgotten_programs():
+  # Gigabytes of compiled programs that no other module runs.
+  yield
+  jax.clear_caches()
+
+
 @pytest.fixture
 def tfds_dir():
   """Folder of prepared TFDS data sets, or a skip with the reason."""

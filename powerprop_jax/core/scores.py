@@ -14,6 +14,9 @@ import optax
 
 from powerprop_jax.core import trees
 
+# Tells the stream of random scores from all others of the same key.
+_STREAM = 0x5C03E5
+
 
 def magnitude(theta: chex.ArrayTree) -> chex.ArrayTree:
   """|θ|, the score of the paper.
@@ -118,7 +121,9 @@ def random(key: jax.Array, theta: chex.ArrayTree) -> chex.ArrayTree:
   Call it under jax.set_mesh if the shards are on an explicit mesh.
 
   Args:
-    key: PRNG key.
+    key: PRNG key; that which the weights were drawn with will do. The scores
+      come from a stream of their own: of weights and scores from one stream,
+      those with the largest scores could be the largest weights.
     theta: parameters, for structure, shapes and shardings.
 
   Returns:
@@ -128,8 +133,9 @@ def random(key: jax.Array, theta: chex.ArrayTree) -> chex.ArrayTree:
     >>> random(jax.random.key(0), {'w': jnp.zeros((2, 3))})['w'].shape
     (2, 3)
   """
+  own = jax.random.fold_in(key, _STREAM)
   scores: chex.ArrayTree = optax.tree.random_like(
-    key, theta, jax.random.uniform, dtype=jnp.float32
+    own, theta, jax.random.uniform, dtype=jnp.float32
   )
   return scores
 

@@ -64,7 +64,8 @@ def speed_ups(records: Sequence[Record], *, title: str = '') -> Figure:
         axes, min(densities), max(densities), max_ticks=5
       )
       part, width, batch = where
-      axes.set_title(f'{part}, width {width:,}, batch {batch}', fontsize=9.5)
+      name = {'inference': 'product'}.get(part, part)
+      axes.set_title(f'{name} {width:,}, batch {batch}', fontsize=9.5)
       drawing.label_first(axes, 'times as fast as dense')
     note = 'medians of neighbouring runs in one process'
     style.frame(figure, title, note, style.handles(scheme.looks.values()))
