@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import contextvars
 import functools
+import hashlib
 import json
 import math
 import os
@@ -331,18 +332,20 @@ def _bucket(task: Any) -> Any:
 def _times(
   task: Product | Convolution, with_native: bool
 ) -> Mapping[str, float]:
-  path = native.cache_folder() / 'kernel_times.json'
-  key = f'{native.machine()} {jax.__version__} {task}'
+  # A file for each, so that programs that measure at once lose nothing.
+  name = f'{native.machine()} jax {jax.__version__} {task}'
+  digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+  path = native.cache_folder() / f'kernel_times_{digest}.json'
   missing = set() if with_native else {'native'}
   if isinstance(task, Convolution):
     missing.add('loops')
   kernels = [kernel for kernel in _KERNELS if kernel not in missing]
-  known = _read(path).get(key, {})
+  known = _read(path)
   if not {*kernels, _HELD_DENSE} <= set(known):
     # What is being traced must not see this.
     with jax.ensure_compile_time_eval():
       known = _measure(task.runs(kernels))
-    _write(path, key, known)
+    _write(path, name, known)
   return known
 
 
@@ -361,21 +364,20 @@ def _measure(runs: Mapping[str, Run]) -> dict[str, float]:
   return {name: statistics.median(found) for name, found in seconds.items()}
 
 
-def _read(path: pathlib.Path) -> dict[str, Any]:
+def _read(path: pathlib.Path) -> dict[str, float]:
   try:
-    found = json.loads(path.read_text())
-  except (OSError, ValueError):
+    found = json.loads(path.read_text())['seconds']
+  except (OSError, ValueError, KeyError, TypeError):
     return {}
   return found if isinstance(found, dict) else {}
 
 
-def _write(path: pathlib.Path, key: str, seconds: dict[str, float]) -> None:
-  """Adds to the file, if it can be written; it only saves time."""
+def _write(path: pathlib.Path, name: str, seconds: dict[str, float]) -> None:
+  """Makes the file, if it can be written; it only saves time."""
   with contextlib.suppress(OSError):
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({**_read(path), key: seconds}, indent=1, sort_keys=True)
     with tempfile.NamedTemporaryFile(
       'w', dir=path.parent, delete=False
     ) as file:
-      file.write(text)
+      json.dump({'measured': name, 'seconds': seconds}, file, indent=1)
     os.replace(file.name, path)

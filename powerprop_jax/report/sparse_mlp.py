@@ -1,8 +1,9 @@
 """A fully connected network for SciPy and NumPy, without JAX.
 
-At batch 1 SciPy's CSR is the fastest sparse product for a CPU that needs no
-package of its own, ahead of dense ones from 90 % sparsity on, and a call costs
-a few microseconds where one of a compiled JAX function costs tens.
+At batch 1 SciPy's CSR is the fastest sparse product for a CPU that needs
+neither a package of its own nor a compiler, ahead of dense ones from 90 %
+sparsity on. A call costs a few microseconds, where one of a compiled JAX
+function costs tens.
 """
 
 from collections.abc import Mapping, Sequence
