@@ -59,7 +59,13 @@ from powerprop_jax.core.topk_columns import top_k_columns
 from powerprop_jax.core.trees import Select
 
 # Networks.
-from powerprop_jax.nets.condensed import condense, expand, supports
+from powerprop_jax.nets.condensed import (
+  CondensedConv2D,
+  CondensedLinear,
+  condense,
+  expand,
+  supports,
+)
 from powerprop_jax.nets.dct import DctConv2D, DctLinear
 from powerprop_jax.nets.scope import power_scope
 
@@ -132,6 +138,8 @@ __all__ = (
   'Ablation',
   'AlphaController',
   'AlphaState',
+  'CondensedConv2D',
+  'CondensedLinear',
   'Cycle',
   'DctConv2D',
   'DctLinear',
