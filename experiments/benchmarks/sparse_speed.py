@@ -21,7 +21,7 @@ accuracy   the same network at one width trained until it reaches an accuracy on
 The connections are drawn at random, as many in each hidden layer; the last
 layer is dense. What a table compares takes turns in one process, compiled as
 JAX comes; ratios are medians of neighbouring runs, dense over the other, so
-that more is faster. The default takes about ten minutes on two CPU cores.
+that more is faster. The default takes two to four minutes on two CPU cores.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
