@@ -237,6 +237,14 @@ class CondensedConv2D(hk.Conv2D):
     support: where the connections are, of the shape of the kernel, [height,
       width, in / groups, out].
     **kwargs: as hk.Conv2D, but no mask.
+
+  Example:
+    >>> where = support(jnp.ones((3, 3, 1, 2), bool).at[0].set(False))
+    >>> net = hk.transform_with_state(
+    ...   lambda x: CondensedConv2D(2, 3, support=where)(x))
+    >>> theta, _ = net.init(jax.random.key(0), jnp.ones((1, 8, 8, 1)))
+    >>> theta['condensed_conv2_d']['values'].shape
+    (12,)
   """
 
   def __init__(self, *args: Any, support: Support, **kwargs: Any):
