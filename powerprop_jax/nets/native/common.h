@@ -20,6 +20,18 @@ namespace powerprop {
 
 namespace ffi = xla::ffi;
 
+// What programs pass to the kernels and get from them.
+using Floats = ffi::Buffer<ffi::F32>;
+using Ints = ffi::Buffer<ffi::S32>;
+using FloatResult = ffi::ResultBuffer<ffi::F32>;
+using IntResult = ffi::ResultBuffer<ffi::S32>;
+
+// The threads of the program, under a name of ours, so that handlers are bound
+// by their signatures.
+struct Threads : ffi::ThreadPool {
+  Threads(ffi::ThreadPool pool) : ffi::ThreadPool(pool) {}
+};
+
 // Numbers that are added and multiplied together; compilers make several
 // instructions of one where a processor has narrower ones.
 template <int kSize>
@@ -174,5 +186,10 @@ inline float* Scratch(int which, int64_t size) {
 }
 
 }  // namespace powerprop
+
+template <>
+struct xla::ffi::CtxBinding<powerprop::Threads> {
+  using Ctx = xla::ffi::ThreadPool;
+};
 
 #endif  // POWERPROP_JAX_NETS_NATIVE_COMMON_H_

@@ -19,6 +19,13 @@
 #include "common.h"
 
 namespace powerprop {
+
+// How a kernel moves over an image; the rows above it and the columns to its
+// left are padding.
+struct Window {
+  int64_t kernel_height, kernel_width, stride, top, left;
+};
+
 namespace {
 
 // The floats of a run that are computed together.
@@ -33,10 +40,9 @@ inline Vector Load(const float* from) {
   return v;
 }
 
-struct Geometry {
+struct Geometry : Window {
   int64_t images, height, width, channels;
   int64_t out_height, out_width, out_channels;
-  int64_t kernel_height, kernel_width, stride, top, left;
   // Rows and columns of a plane, and images side by side.
   int64_t rows, columns, group_size;
 
@@ -272,16 +278,10 @@ std::vector<PixelMap> InputMaps(const Geometry& g) {
   return maps;
 }
 
-using Floats = ffi::Buffer<ffi::F32>;
-using Ints = ffi::Buffer<ffi::S32>;
-using FloatResult = ffi::ResultBuffer<ffi::F32>;
-
 // x [N, H, W, C], y [N, H', W', D].
 Geometry MakeGeometry(ffi::ThreadPool& pool, ffi::Span<const int64_t> x,
-                      ffi::Span<const int64_t> y, int64_t kernel_height,
-                      int64_t kernel_width, int64_t stride, int64_t top,
-                      int64_t left) {
-  Geometry g;
+                      ffi::Span<const int64_t> y, const Window& window) {
+  Geometry g = {window};
   g.images = x[0];
   g.height = x[1];
   g.width = x[2];
@@ -289,13 +289,8 @@ Geometry MakeGeometry(ffi::ThreadPool& pool, ffi::Span<const int64_t> x,
   g.out_height = y[1];
   g.out_width = y[2];
   g.out_channels = y[3];
-  g.kernel_height = kernel_height;
-  g.kernel_width = kernel_width;
-  g.stride = stride;
-  g.top = top;
-  g.left = left;
-  g.rows = g.out_height + (kernel_height - 1) / stride;
-  g.columns = g.out_width + (kernel_width - 1) / stride;
+  g.rows = g.out_height + (g.kernel_height - 1) / g.stride;
+  g.columns = g.out_width + (g.kernel_width - 1) / g.stride;
   // Enough floats for some runs, and enough groups for all threads.
   const int64_t plane = std::max<int64_t>(g.rows * g.columns, 1);
   const int64_t threads = std::max<int64_t>(pool.num_threads(), 1);
@@ -304,14 +299,10 @@ Geometry MakeGeometry(ffi::ThreadPool& pool, ffi::Span<const int64_t> x,
   return g;
 }
 
-ffi::Error ConvolveImpl(ffi::ThreadPool pool, Ints offsets, Ints positions,
-                        Floats values, Floats x, FloatResult y,
-                        int64_t kernel_height, int64_t kernel_width,
-                        int64_t stride, int64_t top, int64_t left) {
+ffi::Error ConvolveImpl(Threads pool, Ints offsets, Ints positions,
+                        Floats values, Floats x, FloatResult y, Window window) {
   if (y->element_count() == 0) return ffi::Error::Success();
-  const Geometry g = MakeGeometry(pool, x.dimensions(), y->dimensions(),
-                                  kernel_height, kernel_width, stride, top,
-                                  left);
+  const Geometry g = MakeGeometry(pool, x.dimensions(), y->dimensions(), window);
   const Rows rows =
       OutputRows(g, offsets.typed_data(), positions.typed_data());
   const Planes planes = Pack(pool, 0, g, x.typed_data(), g.height * g.width,
@@ -321,15 +312,11 @@ ffi::Error ConvolveImpl(ffi::ThreadPool pool, Ints offsets, Ints positions,
   return ffi::Error::Success();
 }
 
-ffi::Error ToInputImpl(ffi::ThreadPool pool, Ints in_offsets, Ints in_positions,
-                       Floats values, Ints order, Floats dy, FloatResult dx,
-                       int64_t kernel_height, int64_t kernel_width,
-                       int64_t stride, int64_t top, int64_t left) {
+ffi::Error ToInputImpl(Threads pool, Ints in_offsets, Ints in_positions,
+                       Floats values, Ints order, Floats dy, FloatResult dx, Window window) {
   std::memset(dx->typed_data(), 0, dx->size_bytes());
   if (dy.element_count() == 0) return ffi::Error::Success();
-  const Geometry g = MakeGeometry(pool, dx->dimensions(), dy.dimensions(),
-                                  kernel_height, kernel_width, stride, top,
-                                  left);
+  const Geometry g = MakeGeometry(pool, dx->dimensions(), dy.dimensions(), window);
   float* sorted = Scratch(2, std::max<int64_t>(values.element_count(), 1));
   const Rows rows =
       InputRows(g, in_offsets.typed_data(), in_positions.typed_data(),
@@ -342,18 +329,14 @@ ffi::Error ToInputImpl(ffi::ThreadPool pool, Ints in_offsets, Ints in_positions,
   return ffi::Error::Success();
 }
 
-ffi::Error ToValuesImpl(ffi::ThreadPool pool, Ints offsets, Ints positions,
-                        Floats dy, Floats x, FloatResult out,
-                        int64_t kernel_height, int64_t kernel_width,
-                        int64_t stride, int64_t top, int64_t left) {
+ffi::Error ToValuesImpl(Threads pool, Ints offsets, Ints positions,
+                        Floats dy, Floats x, FloatResult out, Window window) {
   float* to = out->typed_data();
   std::memset(to, 0, out->size_bytes());
   if (dy.element_count() == 0 || out->element_count() == 0) {
     return ffi::Error::Success();
   }
-  const Geometry g = MakeGeometry(pool, x.dimensions(), dy.dimensions(),
-                                  kernel_height, kernel_width, stride, top,
-                                  left);
+  const Geometry g = MakeGeometry(pool, x.dimensions(), dy.dimensions(), window);
   const Rows rows =
       OutputRows(g, offsets.typed_data(), positions.typed_data());
   const Planes planes_x = Pack(pool, 0, g, x.typed_data(), g.height * g.width,
@@ -391,51 +374,15 @@ ffi::Error ToValuesImpl(ffi::ThreadPool pool, Ints offsets, Ints positions,
 }  // namespace
 }  // namespace powerprop
 
-namespace ffi = xla::ffi;
-using powerprop::Floats;
-using powerprop::Ints;
+XLA_FFI_REGISTER_STRUCT_ATTR_DECODING(
+    powerprop::Window, xla::ffi::StructMember<int64_t>("kernel_height"),
+    xla::ffi::StructMember<int64_t>("kernel_width"),
+    xla::ffi::StructMember<int64_t>("stride"),
+    xla::ffi::StructMember<int64_t>("top"),
+    xla::ffi::StructMember<int64_t>("left"));
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(PowerpropConvolve, powerprop::ConvolveImpl,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<Ints>()
-                                  .Arg<Ints>()
-                                  .Arg<Floats>()
-                                  .Arg<Floats>()
-                                  .Ret<Floats>()
-                                  .Attr<int64_t>("kernel_height")
-                                  .Attr<int64_t>("kernel_width")
-                                  .Attr<int64_t>("stride")
-                                  .Attr<int64_t>("top")
-                                  .Attr<int64_t>("left"));
-
+XLA_FFI_DEFINE_HANDLER_SYMBOL(PowerpropConvolve, powerprop::ConvolveImpl);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(PowerpropConvolutionToInput,
-                              powerprop::ToInputImpl,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<Ints>()
-                                  .Arg<Ints>()
-                                  .Arg<Floats>()
-                                  .Arg<Ints>()
-                                  .Arg<Floats>()
-                                  .Ret<Floats>()
-                                  .Attr<int64_t>("kernel_height")
-                                  .Attr<int64_t>("kernel_width")
-                                  .Attr<int64_t>("stride")
-                                  .Attr<int64_t>("top")
-                                  .Attr<int64_t>("left"));
-
+                              powerprop::ToInputImpl);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(PowerpropConvolutionToValues,
-                              powerprop::ToValuesImpl,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<Ints>()
-                                  .Arg<Ints>()
-                                  .Arg<Floats>()
-                                  .Arg<Floats>()
-                                  .Ret<Floats>()
-                                  .Attr<int64_t>("kernel_height")
-                                  .Attr<int64_t>("kernel_width")
-                                  .Attr<int64_t>("stride")
-                                  .Attr<int64_t>("top")
-                                  .Attr<int64_t>("left"));
+                              powerprop::ToValuesImpl);

@@ -314,12 +314,9 @@ bool FindEntries(const uint8_t* mask, int64_t inputs, int64_t outputs,
   return true;
 }
 
-using Floats = ffi::Buffer<ffi::F32>;
-using Ints = ffi::Buffer<ffi::S32>;
-
-ffi::Error MultiplyImpl(ffi::ThreadPool pool, Ints offsets, Ints positions,
+ffi::Error MultiplyImpl(Threads pool, Ints offsets, Ints positions,
                         Floats values, Ints order, Floats x,
-                        ffi::ResultBuffer<ffi::F32> y) {
+                        FloatResult y) {
   const int64_t batch = x.dimensions()[0];
   const Matrix a = {static_cast<int64_t>(offsets.element_count()) - 1,
                     x.dimensions()[1], offsets.typed_data(),
@@ -333,8 +330,8 @@ ffi::Error MultiplyImpl(ffi::ThreadPool pool, Ints offsets, Ints positions,
   return ffi::Error::Success();
 }
 
-ffi::Error DotImpl(ffi::ThreadPool pool, Ints offsets, Ints positions, Floats y,
-                   Floats x, ffi::ResultBuffer<ffi::F32> out) {
+ffi::Error DotImpl(Threads pool, Ints offsets, Ints positions, Floats y,
+                   Floats x, FloatResult out) {
   const int64_t batch = x.dimensions()[0];
   const Matrix a = {static_cast<int64_t>(offsets.element_count()) - 1,
                     x.dimensions()[1], offsets.typed_data(),
@@ -347,8 +344,6 @@ ffi::Error DotImpl(ffi::ThreadPool pool, Ints offsets, Ints positions, Floats y,
   Dot(pool, a, y.typed_data(), x.typed_data(), batch, size, out->typed_data());
   return ffi::Error::Success();
 }
-
-using IntResult = ffi::ResultBuffer<ffi::S32>;
 
 ffi::Error IndexImpl(ffi::Buffer<ffi::PRED> mask, IntResult offsets,
                      IntResult positions, IntResult in_offsets,
@@ -367,34 +362,6 @@ ffi::Error IndexImpl(ffi::Buffer<ffi::PRED> mask, IntResult offsets,
 }  // namespace
 }  // namespace powerprop
 
-namespace ffi = xla::ffi;
-using powerprop::Floats;
-using powerprop::Ints;
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(PowerpropIndex, powerprop::IndexImpl,
-                              ffi::Ffi::Bind()
-                                  .Arg<ffi::Buffer<ffi::PRED>>()
-                                  .Ret<Ints>()
-                                  .Ret<Ints>()
-                                  .Ret<Ints>()
-                                  .Ret<Ints>()
-                                  .Ret<Ints>());
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(PowerpropMultiply, powerprop::MultiplyImpl,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<Ints>()
-                                  .Arg<Ints>()
-                                  .Arg<Floats>()
-                                  .Arg<Ints>()
-                                  .Arg<Floats>()
-                                  .Ret<Floats>());
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(PowerpropDot, powerprop::DotImpl,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<Ints>()
-                                  .Arg<Ints>()
-                                  .Arg<Floats>()
-                                  .Arg<Floats>()
-                                  .Ret<Floats>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(PowerpropIndex, powerprop::IndexImpl);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(PowerpropMultiply, powerprop::MultiplyImpl);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(PowerpropDot, powerprop::DotImpl);
