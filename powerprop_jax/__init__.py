@@ -64,6 +64,7 @@ from powerprop_jax.nets.condensed import (
   CondensedLinear,
   condense,
   expand,
+  faster_supports,
   supports,
 )
 from powerprop_jax.nets.dct import DctConv2D, DctLinear
@@ -171,6 +172,7 @@ __all__ = (
   'every',
   'exclude',
   'expand',
+  'faster_supports',
   'flops_table',
   'force',
   'full_masks',

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from powerprop_jax.nets import condensed, sparse_weight
+from powerprop_jax.nets import condensed, kernel_choice, sparse_weight
 from powerprop_jax.optim import aliases, views
 
 
@@ -56,6 +56,36 @@ class SupportTest(parameterized.TestCase):
     assert theta['condensed_linear']['values'].size == 0
     y, _ = net.apply(theta, net_state, None, x)
     np.testing.assert_array_equal(y, np.zeros((4, 3)))
+
+  def test_faster_supports_are_those_measured_to_be(self):
+    masks = {
+      'thin': {'w': _mask((512, 256), 0.01)},
+      'full': {'w': _mask((256, 512), 0.99)},
+      'tiny': {'w': _mask((512, 4), 0.5)},
+    }
+    found = condensed.supports(masks)
+
+    def make_net(supports):
+      def forward(x):
+        for name in masks:
+          support = supports[f'{name}/w']
+          width = support.shape[-1]
+          x = condensed.CondensedLinear(width, support=support, name=name)(x)
+        return x
+
+      return hk.transform_with_state(forward)
+
+    x = jax.ShapeDtypeStruct((64, 512), jnp.float32)
+    tasks = condensed.products(found, make_net, x)
+    assert set(tasks) == set(found)
+    assert tasks['tiny/w'] == kernel_choice.Product(
+      512, 4, int(masks['tiny']['w'].sum()), 64
+    )
+    faster = condensed.faster_supports(found, make_net, x)
+    assert faster == {
+      path: found[path] for path in found if kernel_choice.pays(tasks[path])
+    }
+    assert 'tiny/w' not in faster
 
   def test_bad_masks_are_refused(self):
     with pytest.raises(TypeError, match='must be boolean, got float32'):

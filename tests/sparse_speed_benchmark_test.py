@@ -2,9 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
+import scipy.sparse
 
-from experiments.benchmarks import sparse_speed
+from experiments.benchmarks import mkl, sparse_speed
 from powerprop_jax.train.data import DataConfig
 from powerprop_jax.train.errors import UserError
 
@@ -27,6 +29,7 @@ def test_writes_tables_and_a_figure(tmp_path):
   records = json.loads((tmp_path / 'speed/results.json').read_text())
   ways = {(r['part'], r['batch'], r['way']) for r in records}
   assert ('inference', 32, 'BCSR') in ways and ('step', 8, 'masked') in ways
+  assert ('inference', 1, 'auto') in ways and ('step', 8, 'auto') in ways
   timed = [r for r in records if r['part'] != 'accuracy']
   assert all(r['ms'] > 0 and r['speed_up'] > 0 for r in timed)
   trained = [r for r in records if r['part'] == 'accuracy']
@@ -36,6 +39,15 @@ def test_writes_tables_and_a_figure(tmp_path):
   ]
   assert all(r['steps'] == 200 and r['seconds'] > 0 for r in trained)
   assert (tmp_path / 'speed/speed_ups.png').stat().st_size > 10_000
+
+
+@pytest.mark.skipif(not mkl.is_available(), reason='MKL is not installed')
+@pytest.mark.parametrize('num_vectors', [1, 5])
+def test_mkl_multiplies(num_vectors):
+  matrix = scipy.sparse.random(7, 4, 0.5, 'csr', np.float32, random_state=0)
+  x = np.arange(4.0 * num_vectors, dtype=np.float32).reshape(4, num_vectors)
+  found = mkl.Matrix(matrix, num_vectors)(x)
+  np.testing.assert_allclose(found, matrix @ x, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,16 @@ r"""What leaving out the zeros saves: dense, masked and condensed, in one run.
 Three parts:
 
 inference  a product with a square matrix of each width, in a run as many as
-           take about 20 ms. Beside the condensed product there is scipy's CSR
-           matrix, features first, and on a CPU jax.experimental.sparse's BCSR
-           matrix.
+           take about 20 ms. Beside the condensed product there are, all with
+           features first, scipy's CSR matrix, on a CPU the BCSR matrix of
+           jax.experimental.sparse, and where it is installed (pip install mkl)
+           the product of Intel's MKL, its matrix inspected beforehand.
 step       a training step (forward, backward, update) of a network of two
            hidden layers, 784-WIDTH-WIDTH-10, SGD with momentum. masked is a
            sparsify with masks that never change, condensed the same training
            held without its zeros (train/condensed.py).
+           In both parts auto is condensed where that was measured to be faster
+           (kernel_choice.pays), and otherwise dense, or masked in training.
 accuracy   the same network at one width trained until it reaches an accuracy on
            the test split: seconds in training steps, compilation and looks at
            the accuracy left out.
@@ -40,7 +43,7 @@ import numpy as np
 import optax
 import scipy.sparse
 
-from experiments.benchmarks import timing
+from experiments.benchmarks import mkl, timing
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.nets import (
   forms,
@@ -199,9 +202,8 @@ def _products(
   x = random.standard_normal((batch, width)).astype(np.float32)
   index = sparse_index.from_positions(np.flatnonzero(mask.T), mask.shape)
   values = jnp.asarray(weight.T[mask.T])
-  kernel = kernel_choice.choose(
-    kernel_choice.Product(width, width, values.size, batch)
-  )
+  task = kernel_choice.Product(width, width, values.size, batch)
+  kernel = kernel_choice.choose(task)
   by_output = scipy.sparse.csr_matrix(weight.T)
   x_columns = np.ascontiguousarray(x.T)
   by_output_jax = jax_sparse.BCSR.from_scipy_sparse(by_output)
@@ -219,6 +221,10 @@ def _products(
     'condensed': lambda: sparse(rows, values, index),
     'scipy CSR': lambda: by_output @ x_columns,
   }
+  found['auto'] = found['condensed' if kernel_choice.pays(task) else 'dense']
+  if mkl.is_available():
+    by_output_mkl = mkl.Matrix(by_output, batch)
+    found['MKL'] = lambda: by_output_mkl(x_columns)
   # At small batches it takes far longer than all the others.
   if jax.default_backend() == 'cpu' and batch >= 32:
     found['BCSR'] = lambda: bcsr(by_output_jax, columns)
@@ -260,7 +266,7 @@ def _stepper(
 def _trainings(
   width: int, sparsity: float, images: jax.Array, learning_rate: float
 ) -> dict[str, _Training]:
-  """Dense, masked and condensed, from the same first weights."""
+  """Dense, masked, condensed and auto, from the same first weights."""
   net = _make_net(width, 1 - sparsity)
   make_net = lambda supports: _make_net(width, 1 - sparsity, supports)
   inner = optax.sgd(learning_rate, momentum=0.9)
@@ -269,21 +275,23 @@ def _trainings(
   )
   key = jax.random.key(0)
   state = state_lib.create(net, masked, key, images)
-  layout = condensed.layout(
-    state, tx=masked, make_net=make_net, images=images, execution='condensed'
-  )
-  steps = condensed.make_steps(net, make_net, masked, layout)
   full = _make_net(width)
   dense = state_lib.create(full, inner, key, images)
+
+  def thinned(execution: condensed.Execution) -> _Training:
+    layout = condensed.layout(
+      state, tx=masked, make_net=make_net, images=images, execution=execution
+    )
+    steps = condensed.make_steps(net, make_net, masked, layout)
+    # Copies: what is not condensed is one array, and steps donate theirs.
+    first = jax.tree.map(jnp.array, condensed.condense(state, layout))
+    return _Training(steps.step, first, layout)
+
   return {
     'dense': _Training(step_lib.make_step(full, inner), dense),
     'masked': _Training(step_lib.make_step(net, masked), state),
-    # Copies: what is not condensed is one array, and steps donate theirs.
-    'condensed': _Training(
-      steps.step,
-      jax.tree.map(jnp.array, condensed.condense(state, layout)),
-      layout,
-    ),
+    'condensed': thinned('condensed'),
+    'auto': thinned('auto'),
   }
 
 

@@ -7,9 +7,9 @@ are: `support` reads it from a mask, and `condense` and `expand` turn the
 parameters of one form into those of the other.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import math
-from typing import Any
+from typing import Any, TypeAlias
 
 import haiku as hk
 import jax
@@ -31,6 +31,9 @@ from powerprop_jax.nets import (
 from powerprop_jax.nets.kernel_choice import Convolution, Product
 from powerprop_jax.nets.sparse_convolution import Window
 from powerprop_jax.nets.sparse_weight import Condensed, Support
+
+# A network whose weights at these places are held without their zeros.
+MakeNet: TypeAlias = Callable[[Mapping[str, Support]], hk.TransformedWithState]
 
 
 def support(mask: Any) -> Support:
@@ -95,6 +98,71 @@ def supports(
   names = select_lib.selected_names(select, parameters)
   leaves = {leaf.path: leaf.value for leaf in trees.named_leaves(masks)}
   return {path: support(leaves[path]) for path in names}
+
+
+def faster_supports(
+  supports: Mapping[str, Support],
+  make_net: MakeNet,
+  *inputs: Any,
+  **options: Any,
+) -> dict[str, Support]:
+  """The supports whose layers are faster here without their zeros.
+
+  A layer with many connections is faster dense. What this leaves out, hold
+  dense: condense the rest, and the network is nowhere slower than the dense
+  one. Each shape is timed once on a machine, forward and backward
+  (kernel_choice.py).
+
+  Args:
+    supports: of the layers in question, by 'module/name'.
+    make_net: makes the network whose layers hold these supports.
+    *inputs: of the network, or their shapes: what is faster depends on the
+      batch.
+    **options: other arguments of the network, e.g. is_training.
+
+  Returns:
+    Those of the supports that are worth it, none on other processors than CPUs.
+
+  Example:
+    >>> def make_net(supports):
+    ...   where = supports['linear/w']
+    ...   return hk.transform_with_state(
+    ...     lambda x: CondensedLinear(2, support=where, name='linear')(x))
+    >>> found = {'linear/w': support(jnp.eye(2, dtype=bool))}
+    >>> faster_supports(found, make_net, jnp.ones((1, 2)))  # far too small
+    {}
+  """
+  tasks = products(supports, make_net, *inputs, **options)
+  return {
+    path: where
+    for path, where in supports.items()
+    if path in tasks and kernel_choice.pays(tasks[path])
+  }
+
+
+def products(
+  supports: Mapping[str, Support],
+  make_net: MakeNet,
+  *inputs: Any,
+  **options: Any,
+) -> dict[str, Product | Convolution]:
+  """What the condensed layers of a network compute, without computing it.
+
+  Args:
+    supports: of the layers, by 'module/name'.
+    make_net: makes the network whose layers hold these supports.
+    *inputs: of the network, or their shapes.
+    **options: other arguments of the network, e.g. is_training.
+
+  Returns:
+    A product or a convolution for each layer that holds its connections with an
+    index, by 'module/w'.
+  """
+  net = make_net(supports)
+  with kernel_choice.recorded() as tasks:
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    jax.eval_shape(lambda k, *x: net.init(k, *x, **options), key, *inputs)
+  return tasks
 
 
 def condense(

@@ -18,7 +18,7 @@ In a condensed state a leaf keeps its name and is [1, room]: for everything that
 chooses leaves by name and rank it is still a weight.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 import dataclasses
 import math
 from typing import Any, Literal, NamedTuple, get_args
@@ -30,7 +30,9 @@ import numpy as np
 import optax
 
 from powerprop_jax.core import schedules, trees
-from powerprop_jax.nets import kernel_choice, sparse_index, sparse_products
+from powerprop_jax.nets import condensed as layers
+from powerprop_jax.nets import sparse_index, sparse_products
+from powerprop_jax.nets.condensed import MakeNet
 from powerprop_jax.nets.sparse_index import Index
 from powerprop_jax.nets.sparse_weight import Support
 from powerprop_jax.optim import sparsify as sparsify_lib
@@ -43,9 +45,6 @@ from powerprop_jax.train.state import TrainState
 
 # How training computes with weights that masks remove.
 Execution = Literal['masked', 'condensed', 'auto']
-
-# A network whose weights at these places are held without their zeros.
-MakeNet = Callable[[Mapping[str, Support]], hk.TransformedWithState]
 
 
 class Layout(NamedTuple):
@@ -163,12 +162,13 @@ def layout(
     count = int(entries.sum(axis=1).max())
     if len(shape) in (2, 4) and 0 < count < math.prod(shape):
       shapes[leaf.path], sizes[leaf.path] = shape, count
-  found = Layout(shapes, sizes)
-  tasks = _tasks(found, make_net, images)
+  images = jax.ShapeDtypeStruct(images.shape, jnp.float32)
+  choose = layers.faster_supports if execution == 'auto' else layers.products
+  chosen = choose(
+    Layout(shapes, sizes).supports(), make_net, images, is_training=True
+  )
   # What no layer holds as its connections stays as it is.
-  paths = [path for path in shapes if path in tasks]
-  if execution == 'auto':
-    paths = [path for path in paths if kernel_choice.pays(tasks[path])]
+  paths = [path for path in shapes if path in chosen]
   if execution == 'condensed' and not paths:
     raise UserError(
       'training cannot be condensed: no linear layer or convolution lacks '
@@ -179,16 +179,6 @@ def layout(
     {path: shapes[path] for path in paths},
     {path: sizes[path] for path in paths},
   )
-
-
-def _tasks(layout: Layout, make_net: MakeNet, images: Any) -> dict[str, Any]:
-  """What the layers of a layout compute."""
-  net = make_net(layout.supports())
-  images = jax.ShapeDtypeStruct(images.shape, jnp.float32)
-  with kernel_choice.recorded() as tasks:
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    jax.eval_shape(lambda k, x: net.init(k, x, is_training=True), key, images)
-  return tasks
 
 
 def condense(state: TrainState, layout: Layout) -> TrainState:

@@ -16,6 +16,7 @@ _WAYS = {
   'masked': ('#0072b2', 's'),
   'scipy CSR': ('#009e73', 'D'),
   'BCSR': ('#cc79a7', '^'),
+  'MKL': ('#56b4e9', 'v'),
 }
 
 
@@ -24,7 +25,8 @@ def speed_ups(records: Sequence[Record], *, title: str = '') -> Figure:
 
   Args:
     records: those of experiments.benchmarks.sparse_speed, with part, width,
-      batch, sparsity, way and speed_up; others are passed over.
+      batch, sparsity, way and speed_up; others are passed over, as are ways
+      that are another one of them, such as 'auto'.
     title: what was measured on what.
 
   Returns:
@@ -38,7 +40,7 @@ def speed_ups(records: Sequence[Record], *, title: str = '') -> Figure:
   points = [
     {**point, 'density': 1 - point['sparsity']}
     for point in records_lib.usable(records, *fields)
-    if point['way'] != 'dense'
+    if point['way'] in _WAYS
   ]
   ways = {point['way'] for point in points}
   looks = {
