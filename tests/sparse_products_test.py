@@ -86,6 +86,17 @@ class IndexTest(parameterized.TestCase):
     np.testing.assert_array_equal(np.diff(index.offsets), mask.sum(0))
     np.testing.assert_array_equal(np.diff(index.in_offsets), mask.sum(1))
 
+  @parameterized.product(shape=tuple(_SHAPES), room=(0, 3))
+  def test_connections_go_into_a_dense_matrix_and_back(self, shape, room):
+    mask, w, _, _, _ = _draw(*_SHAPES[shape])
+    index = sparse_index.from_mask(jnp.asarray(mask), int(mask.sum()) + room)
+    values = np.concatenate([w.T[mask.T], np.zeros(room, np.float32)])
+    found = sparse_products.gather(jnp.asarray(w), index)
+    np.testing.assert_array_equal(found, values)
+    # What lies in room that is not used goes nowhere.
+    found = found.at[len(values) - room :].set(7.0)
+    np.testing.assert_array_equal(sparse_products.scatter(found, index), w)
+
 
 class ProductTest(parameterized.TestCase):
   @parameterized.product(kernel=_KERNELS, shape=tuple(_SHAPES))

@@ -96,6 +96,44 @@ def dense(values: jax.Array, index: Index) -> jax.Array:
   return flat.reshape(num_out, num_in).T
 
 
+def scatter(values: jax.Array, index: Index) -> jax.Array:
+  """As dense, row by row: for a copy that is kept, and few connections.
+
+  dense writes column by column and calls the result turned, which a product
+  does not mind; any other use has to turn it.
+
+  Args:
+    values: the connections sorted by output, [nnz].
+    index: where they are.
+
+  Returns:
+    A dense array [in, out].
+  """
+  flat = jnp.zeros(math.prod(index.shape), values.dtype)
+  by_input = values.at[index.order].get(mode='clip')
+  used = jnp.where(is_used(index), by_input, jnp.zeros_like(by_input))
+  flat = flat.at[index.in_positions].add(
+    used, indices_are_sorted=True, mode='promise_in_bounds'
+  )
+  return flat.reshape(index.shape)
+
+
+def gather(weight: jax.Array, index: Index) -> jax.Array:
+  """Undoes scatter.
+
+  Args:
+    weight: dense array [in, out].
+    index: where its connections are.
+
+  Returns:
+    The connections sorted by output, [nnz]; zero where there is only room.
+  """
+  by_input = weight.reshape(-1).at[index.in_positions].get(mode='clip')
+  order = jnp.where(is_used(index), index.order, index.order.size)
+  values = jnp.zeros(index.order.shape, weight.dtype)
+  return values.at[order].set(by_input, mode='drop')
+
+
 def is_used(index: Index) -> jax.Array:
   """Which of the connections that there is room for exist, booleans [nnz]."""
   return jnp.arange(index.positions.size) < index.offsets[-1]

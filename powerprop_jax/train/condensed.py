@@ -206,10 +206,8 @@ def condense(state: TrainState, layout: Layout) -> TrainState:
 
   def gather(path: str, leaf: jax.Array) -> jax.Array:
     index = indices[path]
-    by_output = jnp.moveaxis(leaf, -1, 0).reshape(-1)
-    found = by_output.at[index.positions].get(mode='clip')
-    used = sparse_products.is_used(index)
-    return jnp.where(used, found, jnp.zeros_like(found))[jnp.newaxis]
+    weight = leaf.reshape(index.shape)
+    return sparse_products.gather(weight, index)[jnp.newaxis]
 
   net_state = {module: dict(part) for module, part in state.net_state.items()}
   for path, index in indices.items():
@@ -240,7 +238,7 @@ def expand(state: TrainState, layout: Layout) -> TrainState:
   def scatter(path: str, leaf: jax.Array) -> jax.Array:
     is_mask = leaf.dtype == bool
     values = leaf[0].astype(jnp.int8) if is_mask else leaf[0]
-    dense = sparse_products.dense(values, indices[path])
+    dense = sparse_products.scatter(values, indices[path])
     return dense.reshape(layout.shapes[path]).astype(leaf.dtype)
 
   return _converted(state, layout, scatter, net_state)
