@@ -147,6 +147,7 @@ def test_a_killed_run_continues_to_the_same_results(finished, tmp_path):
     ('--packing.gamma 1.5', 'gamma must be in (0, 1]'),
     ('--packing.densities 1.5', 'got 1.5'),
     ('--packing.budgets 0.5', '--packing.budgets needs one for each'),
+    ('--packing.share 0', 'share must be in (0, 1], got 0'),
     ('--packing.restart zero', "restart='zero'"),
     ('--ewc.strength -1', '--ewc.strength'),
     ('--ewc.num-examples 0', '--ewc.num-examples'),

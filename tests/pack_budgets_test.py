@@ -41,6 +41,20 @@ def test_equal_budgets_of_packnet_use_all_weights_and_are_nested(scope):
     packing.learn(state, config, 4)
 
 
+def test_equal_budgets_of_a_part_leave_the_rest_free():
+  config = packing.config('packnet')
+  state = packing.init(config)
+  for number in range(4):
+    budget = continual.equal_density(number, 4, share=0.4)
+    state, report = packing.learn(
+      state, dataclasses.replace(config, densities=(budget,)), number
+    )
+    # A tenth of 30 and of 20 weights.
+    assert (report.num_new, report.num_kept) == (5, 5 * (number + 1))
+  with pytest.raises(ValueError, match=r'share must be in \(0, 1\], got 1.5'):
+    continual.equal_density(0, 4, share=1.5)
+
+
 def test_packnet_keeps_the_published_fractions():
   """Pruned: half, then three quarters twice, then nothing."""
   state = packing.init(packing.config('packnet'))

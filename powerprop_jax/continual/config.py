@@ -83,7 +83,7 @@ class PackConfig:
       raise ValueError(f'min_free must be at least 1, got {self.min_free}.')
 
 
-def equal_density(index: int, num_tasks: int) -> float:
+def equal_density(index: int, num_tasks: int, share: float = 1.0) -> float:
   """Share of the free weights that gives each of T tasks the same number.
 
   For 'packnet', with densities=(equal_density(k, T),) for task k: 1/T of all
@@ -92,16 +92,21 @@ def equal_density(index: int, num_tasks: int) -> float:
   Args:
     index: k, the tasks before this one.
     num_tasks: T, more than k.
+    share: s, the part of all weights that the T tasks get together, in (0, 1].
+      A task of 'packnet' computes with the weights of all tasks before it, and
+      learns badly where nearly all of them stand still.
 
   Returns:
-    1 / (T-k).
+    s / (T - s k).
 
   Raises:
-    ValueError: if index is not in [0, num_tasks).
+    ValueError: if index is not in [0, num_tasks) or share not in (0, 1].
 
   Example:
     >>> [equal_density(k, 4) for k in (0, 2, 3)]
     [0.25, 0.5, 1.0]
+    >>> round(equal_density(3, 4, share=0.5), 3)
+    0.2
 
   Note:
     The code of PackNet takes other shares: half of the weights for the first
@@ -111,7 +116,9 @@ def equal_density(index: int, num_tasks: int) -> float:
     raise ValueError(
       f'index must be in [0, {num_tasks}), the number of tasks, got {index}.'
     )
-  return 1 / (num_tasks - index)
+  if not 0 < share <= 1:
+    raise ValueError(f'share must be in (0, 1], got {share:g}.')
+  return share / (num_tasks - share * index)
 
 
 def layout_of(config: PackConfig, theta: Any) -> Layout:

@@ -38,6 +38,9 @@ class PackingConfig:
   # Shares of the free weights that PackNet keeps, one for each task. Default:
   # as many weights for each.
   budgets: tuple[float, ...] = ()
+  # Without budgets: part of all weights that PackNet's tasks get together, in
+  # (0, 1]. Late ones learn badly in a network of which little is free.
+  share: float = 1.0
   # Densities from dense to sparse ('scan'), or by halving the grid ('bisect').
   search: How = 'scan'
   # Rank the weights of each layer by themselves, or of all together.
@@ -169,7 +172,7 @@ def _pack_config(
   densities = config.densities
   if name == 'packnet':
     budgets = config.budgets or [
-      continual_lib.equal_density(i, len(problem.stream))
+      continual_lib.equal_density(i, len(problem.stream), config.share)
       for i in range(len(problem.stream))
     ]
     densities = (budgets[number],)
