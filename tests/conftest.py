@@ -8,13 +8,24 @@ import jaxlib
 os.environ['XLA_FLAGS'] = (
   os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
 )
-# Eight devices on a few busy cores may wait for each other for longer than the
-# 40 seconds after which XLA aborts. A version that was not tried may not know
-# the flag, and would abort at once.
+# XLA aborts at flags that it does not know, as versions that were not tried may
+# not.
 if jaxlib.__version__.startswith('0.10.'):
+  # Eight devices on a few busy cores may wait for each other for longer than
+  # the 40 seconds after which XLA aborts.
   os.environ['XLA_FLAGS'] += (
     ' --xla_cpu_collective_call_terminate_timeout_seconds=600'
   )
+  # Most of the suite's time goes into compiling thousands of small programs,
+  # which takes a quarter of it without LLVM's optimisations. What these change
+  # is of LLVM's making: POWERPROP_TEST_OPTIMISED=1 compiles as users do.
+  if os.environ.get('POWERPROP_TEST_OPTIMISED', '0') == '0':
+    os.environ['XLA_FLAGS'] += (
+      ' --xla_backend_optimization_level=0'
+      ' --xla_llvm_disable_expensive_passes=true'
+      ' --xla_cpu_use_fusion_emitters=false'
+      ' --xla_cpu_parallel_codegen_split_count=1'
+    )
 
 import chex
 import jax
