@@ -145,17 +145,43 @@ void MultiplyRows(const Matrix& a, const float* values, const float* packed, con
   }
 }
 
+using Eight = Lanes<8>::Type;
+
+// values[j] * base[positions[j]]. Eight loads, written down one by one, are
+// faster than a gather instruction on many processors.
+inline Eight GatheredProducts(const float* base, const int32_t* positions,
+                              const float* values) {
+  Eight v;
+  std::memcpy(&v, values, sizeof(v));
+  return v * Eight{base[positions[0]], base[positions[1]], base[positions[2]],
+                   base[positions[3]], base[positions[4]], base[positions[5]],
+                   base[positions[6]], base[positions[7]]};
+}
+
 // One example: there is nothing to lay side by side.
 void MultiplyVector(const Matrix& a, const float* values, const float* x,
                     int64_t begin, int64_t end, float* y) {
   for (int64_t row = begin; row < end; ++row) {
     const float* base = x - row * a.columns;
-    float sum = 0;
     const int64_t last = a.offsets[row + 1];
-    for (int64_t e = a.offsets[row]; e < last; ++e) {
-      sum += values[e] * base[a.positions[e]];
+    int64_t e = a.offsets[row];
+    // Two sums: each addition waits for the one before.
+    Eight even = {}, odd = {};
+    for (; e + 16 <= last; e += 16) {
+      even += GatheredProducts(base, a.positions + e, values + e);
+      odd += GatheredProducts(base, a.positions + e + 8, values + e + 8);
     }
-    y[row] = sum;
+    if (e + 8 <= last) {
+      even += GatheredProducts(base, a.positions + e, values + e);
+      e += 8;
+    }
+    float sum = 0, other = 0;
+    for (; e + 2 <= last; e += 2) {
+      sum += values[e] * base[a.positions[e]];
+      other += values[e + 1] * base[a.positions[e + 1]];
+    }
+    if (e < last) sum += values[e] * base[a.positions[e]];
+    y[row] = Sum(even + odd) + (sum + other);
   }
 }
 
