@@ -81,11 +81,14 @@ class SupportTest(parameterized.TestCase):
     assert tasks['tiny/w'] == kernel_choice.Product(
       512, 4, int(masks['tiny']['w'].sum()), 64
     )
-    faster = condensed.faster_supports(found, make_net, x)
-    assert faster == {
-      path: found[path] for path in found if kernel_choice.pays(tasks[path])
-    }
-    assert 'tiny/w' not in faster
+    for backward in (True, False):
+      faster = condensed.faster_supports(found, make_net, x, backward=backward)
+      assert faster == {
+        path: found[path]
+        for path, task in tasks.items()
+        if kernel_choice.pays(task, backward=backward)
+      }
+      assert 'tiny/w' not in faster
 
   def test_bad_masks_are_refused(self):
     with pytest.raises(TypeError, match='must be boolean, got float32'):

@@ -286,10 +286,17 @@ class HelpTest:
 class TimingTest:
   def test_programs_take_turns(self):
     calls = []
-    programs = {name: lambda name=name: calls.append(name) for name in 'ab'}
-    found = timing.take_turns(programs, 3)
-    assert ''.join(calls) == 'abababab'
-    assert [len(times.wall) for times in found.values()] == [3, 3]
+    programs = {name: lambda name=name: calls.append(name) for name in 'abc'}
+    found = timing.take_turns(programs, 9)
+    rounds = [''.join(calls[i : i + 3]) for i in range(0, len(calls), 3)]
+    assert rounds[0] == 'abc' and len(rounds) == 10
+    assert all(sorted(order) == ['a', 'b', 'c'] for order in rounds)
+    # Not always after the same one.
+    assert {'ab', 'cb'} <= {
+      order[i : i + 2] for order in rounds for i in (0, 1)
+    }
+    assert list(found) == ['a', 'b', 'c']
+    assert [len(times.wall) for times in found.values()] == [9, 9, 9]
 
   def test_ratio_is_that_of_neighbours(self):
     assert timing.median_ratio([1.0, 9.0, 4.0], [1.0, 3.0, 2.0]) == 2.0

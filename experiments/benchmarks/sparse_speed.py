@@ -221,7 +221,8 @@ def _products(
     'condensed': lambda: sparse(rows, values, index),
     'scipy CSR': lambda: by_output @ x_columns,
   }
-  found['auto'] = found['condensed' if kernel_choice.pays(task) else 'dense']
+  pays = kernel_choice.pays(task, backward=False)
+  found['auto'] = found['condensed' if pays else 'dense']
   if mkl.is_available():
     by_output_mkl = mkl.Matrix(by_output, batch)
     found['MKL'] = lambda: by_output_mkl(x_columns)

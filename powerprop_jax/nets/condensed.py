@@ -104,20 +104,21 @@ def faster_supports(
   supports: Mapping[str, Support],
   make_net: MakeNet,
   *inputs: Any,
+  backward: bool = True,
   **options: Any,
 ) -> dict[str, Support]:
   """The supports whose layers are faster here without their zeros.
 
   A layer with many connections is faster dense. What this leaves out, hold
   dense: condense the rest, and the network is nowhere slower than the dense
-  one. Each shape is timed once on a machine, forward and backward
-  (kernel_choice.py).
+  one. Each shape is timed once on a machine (kernel_choice.py).
 
   Args:
     supports: of the layers in question, by 'module/name'.
     make_net: makes the network whose layers hold these supports.
     *inputs: of the network, or their shapes: what is faster depends on the
       batch.
+    backward: whether gradients are taken too; False for inference.
     **options: other arguments of the network, e.g. is_training.
 
   Returns:
@@ -136,7 +137,7 @@ def faster_supports(
   return {
     path: where
     for path, where in supports.items()
-    if path in tasks and kernel_choice.pays(tasks[path])
+    if path in tasks and kernel_choice.pays(tasks[path], backward=backward)
   }
 
 

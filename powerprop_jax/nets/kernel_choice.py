@@ -85,8 +85,9 @@ class Product(NamedTuple):
     """Multiplications with a dense matrix."""
     return self.num_entries * self.num_vectors
 
-  def runs(self, kernels: Sequence[str]) -> dict[str, Run]:
-    """A call of each kernel, forward and backward, and 'held dense'."""
+  def runs(self, kernels: Sequence[str], backward: bool) -> dict[str, Run]:
+    """A call of each kernel, perhaps with gradients, and 'held dense'."""
+    make = _both_ways if backward else _one_way
     draw = _Draw(self.num_entries, self.num_connections)
     index = draw.index((self.num_in, self.num_out))
     x = draw.normal(self.num_vectors, self.num_in).astype(self.dtype)
@@ -99,8 +100,8 @@ class Product(NamedTuple):
       )
       for kernel in kernels
     }
-    found = {k: _both_ways(f, x, values, dy) for k, f in by_kernel.items()}
-    return {**found, _HELD_DENSE: _both_ways(jnp.matmul, x, weight, dy)}
+    found = {k: make(f, x, values, dy) for k, f in by_kernel.items()}
+    return {**found, _HELD_DENSE: make(jnp.matmul, x, weight, dy)}
 
 
 class Convolution(NamedTuple):
@@ -139,8 +140,9 @@ class Convolution(NamedTuple):
     out_shape = self.window.out_shape(self.images, self.num_out)
     return self.num_in * math.prod(out_shape)
 
-  def runs(self, kernels: Sequence[str]) -> dict[str, Run]:
-    """A call of each kernel, forward and backward, and 'held dense'."""
+  def runs(self, kernels: Sequence[str], backward: bool) -> dict[str, Run]:
+    """A call of each kernel, perhaps with gradients, and 'held dense'."""
+    make = _both_ways if backward else _one_way
     height, width, stride, pads = self.window
     draw = _Draw(self.num_entries, self.num_connections)
     index = draw.index((self.num_in, self.num_out))
@@ -161,12 +163,12 @@ class Convolution(NamedTuple):
 
     by_kernel = {'native': convolve_connections, 'dense': convolve_copy}
     found = {
-      kernel: _both_ways(by_kernel[kernel], x, values, dy)
+      kernel: make(by_kernel[kernel], x, values, dy)
       for kernel in kernels
       if kernel in by_kernel
     }
     weight = draw.normal(*shape)
-    return {**found, _HELD_DENSE: _both_ways(convolve, x, weight, dy)}
+    return {**found, _HELD_DENSE: make(convolve, x, weight, dy)}
 
 
 class _Draw:
@@ -196,6 +198,14 @@ def _both_ways(
     return y, pull_back(dy)
 
   return functools.partial(run, x, weight, dy)
+
+
+def _one_way(
+  apply: Callable[..., jax.Array], x: jax.Array, weight: jax.Array, dy: Any
+) -> Run:
+  """A call of a layer alone."""
+  del dy
+  return functools.partial(jax.jit(apply), x, weight)
 
 
 @contextlib.contextmanager
@@ -273,36 +283,40 @@ def recorded() -> Iterator[dict[str, Product | Convolution]]:
     _RECORD.reset(token)
 
 
-def pays(task: Product | Convolution) -> bool:
+def pays(task: Product | Convolution, *, backward: bool = True) -> bool:
   """Whether a layer without its zeros is faster than one that has them.
 
   Args:
-    task: the product or convolution in a training step.
+    task: the product or convolution.
+    backward: whether its gradients are taken too, as in training.
 
   Returns:
     True if the best kernel took less than 0.95 of the time of one with a weight
-    that is held dense, forward and backward. False on other backends than CPUs,
-    and for what is too small to be measured.
+    that is held dense. False on other backends than CPUs, and for what is too
+    small to be measured.
   """
   if jax.default_backend() != 'cpu' or task.work < _WORTH_MEASURING:
     return False
-  seconds = times(task)
+  seconds = times(task, backward=backward)
   best = min(seconds[kernel] for kernel in _candidates(task))
   return best < _MARGIN * seconds[_HELD_DENSE]
 
 
-def times(task: Product | Convolution) -> Mapping[str, float]:
-  """Median seconds, forward and backward, of every kernel and of no zeros.
+def times(
+  task: Product | Convolution, *, backward: bool = True
+) -> Mapping[str, float]:
+  """Median seconds of every kernel and of a weight that is held dense.
 
   Measured once on a machine; see native.cache_folder.
 
   Args:
     task: what is computed.
+    backward: whether its gradients are taken too.
 
   Returns:
     {kernel: seconds}, of those that can compute it, and 'held dense'.
   """
-  return _times(_bucket(task), native.is_available())
+  return _times(_bucket(task), native.is_available(), backward)
 
 
 def _candidates(task: Product | Convolution) -> tuple[Kernel, ...]:
@@ -330,10 +344,11 @@ def _bucket(task: Any) -> Any:
 
 @functools.cache
 def _times(
-  task: Product | Convolution, with_native: bool
+  task: Product | Convolution, with_native: bool, backward: bool
 ) -> Mapping[str, float]:
   # A file for each, so that programs that measure at once lose nothing.
-  name = f'{native.machine()} jax {jax.__version__} {task}'
+  ways = 'forward and backward' if backward else 'forward'
+  name = f'{native.machine()} jax {jax.__version__} {task} {ways}'
   digest = hashlib.sha256(name.encode()).hexdigest()[:16]
   path = native.cache_folder() / f'kernel_times_{digest}.json'
   missing = set() if with_native else {'native'}
@@ -344,7 +359,7 @@ def _times(
   if not {*kernels, _HELD_DENSE} <= set(known):
     # What is being traced must not see this.
     with jax.ensure_compile_time_eval():
-      known = _measure(task.runs(kernels))
+      known = _measure(task.runs(kernels, backward))
     _write(path, name, known)
   return known
 

@@ -8,6 +8,7 @@ median is what counts.
 from collections.abc import Callable, Mapping, Sequence
 import os
 import platform
+import random
 import statistics
 import time
 from typing import Any, NamedTuple
@@ -38,6 +39,10 @@ def take_turns(
 ) -> dict[str, Times]:
   """Runs programs one after the other, again and again.
 
+  Each round has another order, the same every time: what a program finds in
+  caches, and threads that another one left awake, change its time by a third
+  where it takes less than a millisecond.
+
   Args:
     programs: by name.
     repeats: runs of each that count; one more before them does not.
@@ -49,9 +54,10 @@ def take_turns(
     name: Times(run_once(program)[0], [], [])
     for name, program in programs.items()
   }
+  shuffled = random.Random(0)
   for _ in range(repeats):
-    for name, program in programs.items():
-      wall, cpu = run_once(program)
+    for name in shuffled.sample(list(programs), len(programs)):
+      wall, cpu = run_once(programs[name])
       found[name].wall.append(wall)
       found[name].cpu.append(cpu)
   return found
