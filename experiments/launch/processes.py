@@ -34,7 +34,7 @@ import tyro
 
 from experiments.launch import sweeps
 from experiments.launch.sweeps import Run
-from powerprop_jax.train import combination_runs, command, preemption, workers
+from powerprop_jax.train import combination_runs, preemption, workers
 from powerprop_jax.train.errors import UserError
 
 _POLL = 0.1  # seconds
@@ -297,15 +297,7 @@ def run(args: Sequence[str] | None = None) -> int:
   Returns:
     The exit status.
   """
-  statuses: list[int] = []
-  status = command.run(
-    lambda config: statuses.append(main(config)),
-    {'default': Config()},
-    prog='python -m experiments.launch.processes',
-    description=str(__doc__).split('\n', maxsplit=1)[0],
-    args=args,
-  )
-  return status or statuses[0]
+  return sweeps.run_launcher('processes', main, Config(), __doc__, args)
 
 
 if __name__ == '__main__':

@@ -26,7 +26,7 @@ import tyro
 from experiments.launch import sweeps
 from experiments.launch.sweeps import Run
 from powerprop_jax.report import files
-from powerprop_jax.train import command, preemption
+from powerprop_jax.train import preemption
 from powerprop_jax.train.errors import UserError
 
 
@@ -136,13 +136,7 @@ def run(args: Sequence[str] | None = None) -> int:
   Returns:
     The exit status.
   """
-  return command.run(
-    main,
-    {'default': Config()},
-    prog='python -m experiments.launch.slurm',
-    description=str(__doc__).split('\n', maxsplit=1)[0],
-    args=args,
-  )
+  return sweeps.run_launcher('slurm', main, Config(), __doc__, args)
 
 
 if __name__ == '__main__':

@@ -25,7 +25,7 @@ from typing import Any, Literal
 import tyro
 
 from experiments.launch import sweeps
-from powerprop_jax.train import command, preemption
+from powerprop_jax.train import preemption
 from powerprop_jax.train.errors import UserError
 
 _POLL = 0.1  # seconds
@@ -160,15 +160,7 @@ def run(args: Sequence[str] | None = None) -> int:
   Returns:
     The exit status.
   """
-  statuses: list[int] = []
-  status = command.run(
-    lambda config: statuses.append(main(config)),
-    {'default': Config()},
-    prog='python -m experiments.launch.submitit_jobs',
-    description=str(__doc__).split('\n', maxsplit=1)[0],
-    args=args,
-  )
-  return status or statuses[0]
+  return sweeps.run_launcher('submitit_jobs', main, Config(), __doc__, args)
 
 
 if __name__ == '__main__':

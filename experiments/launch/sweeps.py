@@ -19,7 +19,7 @@ The program is one whose runs are folders (train/run_folder.py), so that
 room and can be continued (train/preemption.py).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import importlib
 import itertools
@@ -229,3 +229,33 @@ def load(path: str) -> list[Run]:
   found = runs(read(path))
   check(found)
   return found
+
+
+def run_launcher(
+  name: str,
+  main: Callable[[Any], int | None],
+  default: Any,
+  about: str | None,
+  args: Sequence[str] | None,
+) -> int:
+  """A launcher as a program.
+
+  Args:
+    name: of its module in this package.
+    main: config -> exit status; None is 0.
+    default: the config that options change.
+    about: docstring of the module, whose first line --help shows.
+    args: the command line; None is that of this process.
+
+  Returns:
+    The exit status.
+  """
+  statuses: list[int] = []
+  status = command.run(
+    lambda config: statuses.append(main(config) or 0),
+    {'default': default},
+    prog=f'python -m experiments.launch.{name}',
+    description=str(about).split('\n', maxsplit=1)[0],
+    args=args,
+  )
+  return status or statuses[0]

@@ -7,6 +7,7 @@ A setting that is None has the value of the method's own paper or code.
 
 from collections.abc import Callable
 import dataclasses
+import functools
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -279,27 +280,15 @@ def _pruning(
   )
 
 
-def _set(
-  inner: Any, sparsity: float, config: SparseConfig, lengths: Lengths, key: Any
+def _drop_and_grow(
+  alias: Callable[..., Any],
+  inner: Any,
+  sparsity: float,
+  config: SparseConfig,
+  lengths: Lengths,
+  key: Any,
 ) -> Any:
-  return aliases.sparse_evolution(
-    inner,
-    sparsity,
-    stop=_stop(config, lengths, 0.75),
-    period=_period(config, 100),
-    drop_fraction=_drop_fraction(config, 0.3),
-    structure=config.structure,
-    ablation=_ablation(config),
-    distribution=_distribution(config, 'erk'),
-    regrow=config.regrow,
-    key=key,
-  )
-
-
-def _rigl(
-  inner: Any, sparsity: float, config: SparseConfig, lengths: Lengths, key: Any
-) -> Any:
-  return aliases.rigl(
+  return alias(
     inner,
     sparsity,
     stop=_stop(config, lengths, 0.75),
@@ -368,8 +357,8 @@ _MAKERS: dict[str, Callable[..., Any]] = {
   'dense': _dense,
   'static': _static,
   'pruning': _pruning,
-  'set': _set,
-  'rigl': _rigl,
+  'set': functools.partial(_drop_and_grow, aliases.sparse_evolution),
+  'rigl': functools.partial(_drop_and_grow, aliases.rigl),
   'snfs': _snfs,
   'dsr': _dsr,
   'top_kast': _top_kast,
