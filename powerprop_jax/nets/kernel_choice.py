@@ -43,6 +43,7 @@ _WORTH_MEASURING = 1_000_000
 _DENSE_ABOVE = 0.25
 _ROUNDS = 5
 _SECONDS_PER_CALL = 0.5
+_SECONDS_PER_ROUND = 0.005
 # A sparse layer must be this much faster than one that is held dense.
 _MARGIN = 0.95
 _HELD_DENSE = 'held dense'
@@ -365,18 +366,28 @@ def _times(
 
 
 def _measure(runs: Mapping[str, Run]) -> dict[str, float]:
-  """Median seconds of interleaved calls."""
+  """Median seconds of a call, in interleaved rounds of several."""
   for run in runs.values():
-    jax.block_until_ready(run())
-  seconds: dict[str, list[float]] = {name: [] for name in runs}
+    jax.block_until_ready(run())  # compiles
+  num_calls = {}
+  for name, run in runs.items():
+    seconds = _seconds(run, 1)
+    num_calls[name] = max(1, round(_SECONDS_PER_ROUND / seconds))
+  found: dict[str, list[float]] = {name: [] for name in runs}
   for _ in range(_ROUNDS):
     for name, run in runs.items():
       # One long call says enough.
-      if not seconds[name] or seconds[name][0] < _SECONDS_PER_CALL:
-        start = time.perf_counter()
-        jax.block_until_ready(run())
-        seconds[name].append(time.perf_counter() - start)
-  return {name: statistics.median(found) for name, found in seconds.items()}
+      if not found[name] or found[name][0] < _SECONDS_PER_CALL:
+        found[name].append(_seconds(run, num_calls[name]))
+  return {name: statistics.median(times) for name, times in found.items()}
+
+
+def _seconds(run: Run, num_calls: int) -> float:
+  """Seconds of a call, on average."""
+  start = time.perf_counter()
+  for _ in range(num_calls):
+    jax.block_until_ready(run())
+  return (time.perf_counter() - start) / num_calls
 
 
 def _read(path: pathlib.Path) -> dict[str, float]:
