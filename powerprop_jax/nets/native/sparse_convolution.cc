@@ -300,9 +300,11 @@ Geometry MakeGeometry(ffi::ThreadPool& pool, ffi::Span<const int64_t> x,
 }
 
 ffi::Error ConvolveImpl(Threads pool, Ints offsets, Ints positions,
-                        Floats values, Floats x, FloatResult y, Window window) {
+                        Floats values, Floats x, FloatResult y,
+                        Window window) {
   if (y->element_count() == 0) return ffi::Error::Success();
-  const Geometry g = MakeGeometry(pool, x.dimensions(), y->dimensions(), window);
+  const Geometry g = MakeGeometry(pool, x.dimensions(), y->dimensions(),
+                                  window);
   const Rows rows =
       OutputRows(g, offsets.typed_data(), positions.typed_data());
   const Planes planes = Pack(pool, 0, g, x.typed_data(), g.height * g.width,
@@ -313,10 +315,12 @@ ffi::Error ConvolveImpl(Threads pool, Ints offsets, Ints positions,
 }
 
 ffi::Error ToInputImpl(Threads pool, Ints in_offsets, Ints in_positions,
-                       Floats values, Ints order, Floats dy, FloatResult dx, Window window) {
+                       Floats values, Ints order, Floats dy, FloatResult dx,
+                       Window window) {
   std::memset(dx->typed_data(), 0, dx->size_bytes());
   if (dy.element_count() == 0) return ffi::Error::Success();
-  const Geometry g = MakeGeometry(pool, dx->dimensions(), dy.dimensions(), window);
+  const Geometry g = MakeGeometry(pool, dx->dimensions(), dy.dimensions(),
+                                  window);
   float* sorted = Scratch(2, std::max<int64_t>(values.element_count(), 1));
   const Rows rows =
       InputRows(g, in_offsets.typed_data(), in_positions.typed_data(),
@@ -330,13 +334,15 @@ ffi::Error ToInputImpl(Threads pool, Ints in_offsets, Ints in_positions,
 }
 
 ffi::Error ToValuesImpl(Threads pool, Ints offsets, Ints positions,
-                        Floats dy, Floats x, FloatResult out, Window window) {
+                        Floats dy, Floats x, FloatResult out,
+                        Window window) {
   float* to = out->typed_data();
   std::memset(to, 0, out->size_bytes());
   if (dy.element_count() == 0 || out->element_count() == 0) {
     return ffi::Error::Success();
   }
-  const Geometry g = MakeGeometry(pool, x.dimensions(), dy.dimensions(), window);
+  const Geometry g = MakeGeometry(pool, x.dimensions(), dy.dimensions(),
+                                  window);
   const Rows rows =
       OutputRows(g, offsets.typed_data(), positions.typed_data());
   const Planes planes_x = Pack(pool, 0, g, x.typed_data(), g.height * g.width,
