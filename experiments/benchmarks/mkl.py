@@ -10,6 +10,7 @@ import functools
 import pathlib
 import sys
 from typing import Any
+import weakref
 
 import numpy as np
 import scipy.sparse
@@ -70,6 +71,7 @@ class Matrix:
         values,
       )
     )
+    weakref.finalize(self, library.mkl_sparse_destroy, self._handle)
     self._description = _Description(_GENERAL, 0, 0)
     if num_vectors == 1:
       _check(

@@ -93,8 +93,8 @@ def equal_density(index: int, num_tasks: int, share: float = 1.0) -> float:
     index: k, the tasks before this one.
     num_tasks: T, more than k.
     share: s, the part of all weights that the T tasks get together, in (0, 1].
-      A task of 'packnet' computes with the weights of all tasks before it, and
-      learns badly where nearly all of them stand still.
+      Late tasks of 'packnet' learned badly where nearly all weights stood
+      still.
 
   Returns:
     s / (T - s k).

@@ -109,9 +109,9 @@ def faster_supports(
 ) -> dict[str, Support]:
   """The supports whose layers are faster here without their zeros.
 
-  A layer with many connections is faster dense. What this leaves out, hold
-  dense: condense the rest, and the network is nowhere slower than the dense
-  one. Each shape is timed once on a machine (kernel_choice.py).
+  A layer with many connections is faster dense: hold what this leaves out
+  dense, and condense the rest. Each shape is timed once on a machine
+  (kernel_choice.py), and as right as such a measurement is.
 
   Args:
     supports: of the layers in question, by 'module/name'.
