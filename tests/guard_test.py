@@ -2,6 +2,7 @@
 
 import functools
 
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import stream_runs
 from stream_runs import OPTIONS
 
+from powerprop_jax.nets import resnet
 from powerprop_jax.optim import aliases, powerprop
 from powerprop_jax.train import guard, image_batches, sharding
 from powerprop_jax.train import state as state_lib
@@ -135,6 +137,38 @@ class GuardedTest:
       state, _ = step(state, None, None)
     assert float(state.train) == 1
     assert counts(state) == (2, 2)
+
+  def test_compiled_program_stays_small(self):
+    # XLA copies what leads to the decision into each select if it can: twenty
+    # times the program then, and in deeper networks more.
+    net = hk.transform_with_state(
+      lambda x, is_training: resnet.ResNet(5, depth=10, width=0.0625)(
+        x, is_training
+      )
+    )
+    step = step_lib.make_step(
+      net, optax.sgd(0.1, 0.9), prepare=stream_runs.prepare
+    )
+    images, labels = np.zeros((2, 8, 8, 3), np.uint8), np.zeros(2, np.int32)
+    state = jax.eval_shape(
+      lambda key: state_lib.create(
+        net, optax.sgd(0.1, 0.9), key, jnp.zeros((1, 8, 8, 3))
+      ),
+      jax.random.key(0),
+    )
+    guarded_state = jax.eval_shape(guard.create, state)
+    alone, with_guard = (
+      jax.jit(step, compiler_options=OPTIONS)
+      .lower(state, images, labels)
+      .compile()
+      .as_text()
+      .count('\n')
+      for step, state in (
+        (step, state),
+        (guard.guarded(step), guarded_state),
+      )
+    )
+    assert with_guard < 4 * alone
 
   @pytest.mark.parametrize('explicit', [False, True])
   def test_all_devices_agree(self, explicit):

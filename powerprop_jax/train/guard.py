@@ -6,7 +6,6 @@ guard throws such a step away, counts it, and lets the next batch try.
 """
 
 from collections.abc import Callable
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -119,7 +118,12 @@ def _stays_finite(old: Any, new: Any) -> jax.Array:
     for o, n in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True)
     if jnp.issubdtype(n.dtype, jnp.inexact)
   ]
-  return functools.reduce(jnp.logical_and, checks, jnp.asarray(True))
+  if not checks:
+    return jnp.asarray(True)
+  # The smallest of all, by sorting: XLA's CPU compiler would copy any other
+  # way to combine them, with the sums, into each select of _select, and take
+  # five minutes for ResNet-50 instead of a quarter of one.
+  return jax.lax.sort(jnp.stack(checks))[0]
 
 
 def _select(is_new: jax.Array, new: Any, old: Any) -> Any:
