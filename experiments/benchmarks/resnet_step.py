@@ -19,10 +19,11 @@ runs; at most 1.03 is wanted of steady steps on a CPU. `amortised` is what
 rewiring adds to a step on average, once in --period steps, as a share of the
 dense step: less than 0.01 is wanted. `of peak` is the share of --peak that the
 4.089e9 multiplications and additions of an image at 224×224 make, counted
-three times; --peak is in TFLOP/s, of the device and the precision.
+three times; --peak is in TFLOP/s, of the device and the precision. `first_s`
+is the first run, with the initial state and all that must be compiled.
 
-The program compiles one step for each row, each of which takes a minute or two
-on two CPU cores, and runs for about an hour there with all methods.
+The program compiles one step for each row, which takes half a minute to a whole
+one on two CPU cores, and runs for half an hour there with all methods.
 """
 
 import dataclasses
@@ -38,7 +39,7 @@ import optax
 
 from experiments.benchmarks import timing
 from powerprop_jax.report import summary
-from powerprop_jax.train import command, guard, large_scale
+from powerprop_jax.train import command, guard, large_scale, metrics
 from powerprop_jax.train import state as state_lib
 from powerprop_jax.train.errors import UserError
 from powerprop_jax.train.large_scale import NetConfig, RecipeConfig, Task
@@ -111,7 +112,10 @@ def main(config: Config) -> None:
     f'medians of {config.repeats} interleaved runs of {config.steps} steps.\n'
     f'{timing.environment()}\n'
   )
-  times = timing.take_turns(_programs(config), config.repeats)
+  programs = _programs(config)
+  num_runs = len(programs) * (config.repeats + 1)
+  with metrics.Progress('measuring', num_runs, unit='runs') as progress:
+    times = timing.take_turns(programs, config.repeats, progress.update)
   print(summary.text_table(rows(config, times)))
 
 
@@ -220,16 +224,17 @@ def _ours(
   labels: jax.Array,
 ) -> timing.Program:
   """Goes some steps on, each a dispatch, as stream_loop does."""
-  first = large_scale.normalise(images[:1])
-  state = jax.jit(
-    lambda: guard.create(state_lib.create(net, tx, jax.random.key(0), first))
-  )()
   step = jax.jit(
     guard.guarded(large_scale.make_step(net, tx, recipe)), donate_argnums=0
   )
+  state = None
 
   def run() -> Any:
     nonlocal state
+    if state is None:
+      first = large_scale.normalise(images[:1])
+      create = lambda key: guard.create(state_lib.create(net, tx, key, first))
+      state = jax.jit(create)(jax.random.key(0))
     for _ in range(steps):
       state, _ = step(state, images, labels)
     return state
@@ -263,12 +268,15 @@ def _plain(
     updates, opt_state = tx.update(grads, opt_state)
     return optax.apply_updates(theta, updates), net_state, opt_state
 
-  first = large_scale.normalise(images[:1])
-  theta, net_state = jax.jit(lambda: net.init(jax.random.key(0), first, True))()
-  carry = theta, net_state, tx.init(theta)
+  carry = None
 
   def run() -> Any:
     nonlocal carry
+    if carry is None:
+      first = large_scale.normalise(images[:1])
+      init = jax.jit(lambda key: net.init(key, first, True))
+      theta, net_state = init(jax.random.key(0))
+      carry = theta, net_state, tx.init(theta)
     for _ in range(steps):
       carry = step(carry, images, labels)
     return carry

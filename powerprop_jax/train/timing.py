@@ -6,6 +6,7 @@ median is what counts.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import itertools
 import os
 import platform
 import random
@@ -35,7 +36,9 @@ class Times(NamedTuple):
 
 
 def take_turns(
-  programs: Mapping[str, Program], repeats: int
+  programs: Mapping[str, Program],
+  repeats: int,
+  on_run: Callable[[int], object] = lambda num_runs: None,
 ) -> dict[str, Times]:
   """Runs programs one after the other, again and again.
 
@@ -46,20 +49,23 @@ def take_turns(
   Args:
     programs: by name.
     repeats: runs of each that count; one more before them does not.
+    on_run: is told after each run how many have been made.
 
   Returns:
     The times of each program, in the order of programs.
   """
-  found = {
-    name: Times(run_once(program)[0], [], [])
-    for name, program in programs.items()
-  }
+  num_runs = itertools.count(1)
+  found = {}
+  for name, program in programs.items():
+    found[name] = Times(run_once(program)[0], [], [])
+    on_run(next(num_runs))
   shuffled = random.Random(0)
   for _ in range(repeats):
     for name in shuffled.sample(list(programs), len(programs)):
       wall, cpu = run_once(programs[name])
       found[name].wall.append(wall)
       found[name].cpu.append(cpu)
+      on_run(next(num_runs))
   return found
 
 
