@@ -228,10 +228,12 @@ def batch_indices(
   first = start * batch_size
   stop = first + num_steps * batch_size
   epochs = range(first // num_examples, (stop - 1) // num_examples + 1)
-  orders = [_order(key, epoch, num_examples) for epoch in epochs]
-  offset = first - epochs[0] * num_examples
-  stream = np.concatenate(orders)[offset : offset + stop - first]
-  return stream.reshape(num_steps, batch_size)
+  parts = []
+  for epoch in epochs:
+    begin = epoch * num_examples
+    order = _order(key, epoch, num_examples)
+    parts.append(order[max(0, first - begin) : stop - begin])
+  return np.concatenate(parts).reshape(num_steps, batch_size)
 
 
 # A stretch of steps mostly starts in the epoch where the last one ended.
