@@ -98,9 +98,7 @@ def decode(data: bytes, decoder: Decoder | None = None) -> np.ndarray:
   """
   if decoder == 'pillow' or (decoder or fastest()) == 'pillow':
     return np.asarray(_decode_pillow(data, 1, None))
-  import cv2
-
-  return cv2.cvtColor(_decode_opencv(data, 1), cv2.COLOR_BGR2RGB)
+  return _decode_opencv(data, 1)
 
 
 def decode_crop(
@@ -161,28 +159,33 @@ def _crop_opencv(
   _check_size(image.shape[:2], stated, reduction)
   crop = choose(*image.shape[:2])
   top, left, bottom, right = _reduced(crop, reduction)
-  square = cv2.resize(
-    image[top:bottom, left:right], out.shape[:2], interpolation=cv2.INTER_LINEAR
+  resize = functools.partial(
+    cv2.resize,
+    image[top:bottom, left:right],
+    out.shape[:2],
+    interpolation=cv2.INTER_LINEAR,
   )
   if crop.is_mirrored:
-    square = cv2.flip(square, 1)
-  cv2.cvtColor(square, cv2.COLOR_BGR2RGB, dst=out)
+    cv2.flip(resize(), 1, dst=out)
+  else:
+    resize(dst=out)
   return out
 
 
 def _decode_opencv(data: bytes, reduction: int) -> np.ndarray:
   import cv2
 
-  flags = {
-    1: cv2.IMREAD_COLOR,
-    2: cv2.IMREAD_REDUCED_COLOR_2,
-    4: cv2.IMREAD_REDUCED_COLOR_4,
-    8: cv2.IMREAD_REDUCED_COLOR_8,
+  # The flags of these names that reduce say nothing of colours by themselves;
+  # those for colour images would give blue first.
+  flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+  flags |= {
+    1: 0,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
   }[reduction]
   try:
-    image = cv2.imdecode(
-      np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION
-    )
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
   except cv2.error as error:
     raise CorruptImageError(_not_an_image(data)) from error
   if image is None:
