@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -138,7 +139,81 @@ class GuardedTest:
     assert float(state.train) == 1
     assert counts(state) == (2, 2)
 
-  def test_compiled_program_stays_small(self):
+  @pytest.mark.parametrize(
+    ('grad', 'average', 'loss', 'is_made'),
+    [
+      (1.0, 1.0, 1.0, True),
+      (1.0, 1.0, jnp.inf, False),
+      (jnp.nan, 1.0, 1.0, False),
+      (-jnp.inf, 1.0, 1.0, False),
+      (1e20, 1.0, 1.0, False),  # Adam would keep its square for ever
+      (1.0, jnp.nan, 1.0, False),
+    ],
+  )
+  def test_update_is_made_of_finite_numbers_only(
+    self, grad, average, loss, is_made
+  ):
+    net, _ = stream_runs.make_net()
+    tx = aliases.rigl(optax.adam(0.01), 0.5, period=2, stop=9)
+    real = step_lib.make_step(net, tx, prepare=stream_runs.prepare)
+
+    def gradient(state, images, labels):
+      grads, net_state, metrics = real.gradient(state, images, labels)
+      w = grads['hidden']['w']
+      grads = {
+        **grads,
+        'hidden': {**grads['hidden'], 'w': w.at[1, 2].set(grad)},
+      }
+      net_state = {**net_state, 'norm': {'average': jnp.full(3, average)}}
+      return grads, net_state, {**metrics, 'loss': jnp.float32(loss)}
+
+    state = state_lib.create(
+      net, tx, jax.random.key(0), jnp.zeros((1, 8, 8, 3))
+    )
+    state = state._replace(
+      net_state={**state.net_state, 'norm': {'average': jnp.zeros(3)}}
+    )
+    before = stream_runs.to_host(state)
+    step = jax.jit(guard.guarded(step_lib.TrainStep(gradient, real.update)))
+    after, metrics = step(guard.create(state), *batch(0))
+    assert counts(after) == (int(not is_made), int(not is_made))
+    assert int(metrics['num_skipped']) == int(not is_made)
+    if is_made:
+      alone = jax.jit(step_lib.TrainStep(gradient, real.update))
+      expected, _ = alone(state, *batch(0))
+      chex.assert_trees_all_close(
+        stream_runs.to_host(after.train),
+        stream_runs.to_host(expected),
+        rtol=1e-4,
+        atol=1e-7,
+      )
+    else:
+      stream_runs.assert_same(after.train, before)
+
+  def test_weights_that_overflow_end_all_updates(self):
+    net, _ = stream_runs.make_net()
+    rate = 1e30
+    tx = optax.sgd(rate)
+    real = step_lib.make_step(net, tx, prepare=stream_runs.prepare)
+    large = step_lib.TrainStep(
+      real.gradient,
+      lambda state, grads, net_state: real.update(
+        state, jax.tree.map(lambda g: jnp.full_like(g, 1e10), grads), net_state
+      ),
+    )
+    state = guard.create(
+      state_lib.create(net, tx, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    )
+    step = jax.jit(guard.guarded(large))
+    for number in range(3):
+      state, metrics = step(state, *batch(number))
+      # The first one is made; the sum of both is the number of batches.
+      assert counts(state) == (number, number + 1)
+      assert int(state.train.step) == 1
+      assert int(metrics['num_in_a_row']) == number + 1
+
+  @pytest.mark.parametrize('is_whole', [False, True])
+  def test_compiled_program_stays_small(self, is_whole):
     # XLA copies what leads to the decision into each select if it can: twenty
     # times the program then, and in deeper networks more.
     net = hk.transform_with_state(
@@ -146,29 +221,28 @@ class GuardedTest:
         x, is_training
       )
     )
-    step = step_lib.make_step(
-      net, optax.sgd(0.1, 0.9), prepare=stream_runs.prepare
+    tx = optax.sgd(0.1, 0.9)
+    step = step_lib.make_step(net, tx, prepare=stream_runs.prepare)
+    alone = compiled(net, tx, step)
+    checked = guard.guarded((lambda *given: step(*given)) if is_whole else step)
+    with_guard = compiled(net, tx, checked, guard.create)
+    count = lambda program: program.as_text().count('\n')
+    assert count(with_guard) < 4 * count(alone)
+
+  @pytest.mark.parametrize('name', METHODS)
+  def test_no_second_state_is_held(self, name):
+    net = hk.transform_with_state(
+      lambda x, is_training: hk.nets.MLP([512, 5])(hk.Flatten()(x))
     )
-    images, labels = np.zeros((2, 8, 8, 3), np.uint8), np.zeros(2, np.int32)
-    state = jax.eval_shape(
-      lambda key: state_lib.create(
-        net, optax.sgd(0.1, 0.9), key, jnp.zeros((1, 8, 8, 3))
-      ),
-      jax.random.key(0),
-    )
-    guarded_state = jax.eval_shape(guard.create, state)
-    alone, with_guard = (
-      jax.jit(step, compiler_options=OPTIONS)
-      .lower(state, images, labels)
-      .compile()
-      .as_text()
-      .count('\n')
-      for step, state in (
-        (step, state),
-        (guard.guarded(step), guarded_state),
-      )
-    )
-    assert with_guard < 4 * alone
+    tx = METHODS[name](powerprop.powerprop(optax.sgd(0.1, 0.9), 2.0))
+    step = step_lib.make_step(net, tx, prepare=stream_runs.prepare)
+    weights = 4 * 192 * 512
+    room = lambda program: program.memory_analysis().temp_size_in_bytes
+    alone = room(compiled(net, tx, step))
+    whole = guard.guarded(lambda *given: step(*given))
+    assert room(compiled(net, tx, whole, guard.create)) > alone + weights / 5
+    halves = compiled(net, tx, guard.guarded(step), guard.create)
+    assert room(halves) < alone + weights / 10
 
   @pytest.mark.parametrize('explicit', [False, True])
   def test_all_devices_agree(self, explicit):
@@ -203,6 +277,17 @@ class GuardedTest:
       state,
       lies,
     )
+
+
+def compiled(net, tx, step, wrap=lambda state: state):
+  """The program of a step on two images, its state donated."""
+  images, labels = np.zeros((2, 8, 8, 3), np.uint8), np.zeros(2, np.int32)
+  create = lambda key: wrap(
+    state_lib.create(net, tx, key, jnp.zeros((1, 8, 8, 3)))
+  )
+  state = jax.eval_shape(create, jax.random.key(0))
+  step = jax.jit(step, donate_argnums=0, compiler_options=OPTIONS)
+  return step.lower(state, images, labels).compile()
 
 
 def one_bad(number, bad):

@@ -273,7 +273,7 @@ def make_step(
   net: hk.TransformedWithState,
   tx: optax.GradientTransformation,
   config: RecipeConfig,
-) -> step_lib.Step:
+) -> step_lib.TrainStep:
   """One step on uint8 images; see step.make_step."""
   return step_lib.make_step(
     net, tx, prepare=normalise, label_smoothing=config.label_smoothing

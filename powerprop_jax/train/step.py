@@ -9,6 +9,8 @@ step alone, so that a resumed run repeats it.
 """
 
 from collections.abc import Callable
+import dataclasses
+import functools
 from typing import Any
 
 import haiku as hk
@@ -30,6 +32,30 @@ Prepare = Callable[[Any], jax.Array]
 Augment = Callable[[jax.Array, jax.Array], jax.Array]
 
 
+@dataclasses.dataclass(frozen=True)
+class TrainStep:
+  """A step of training and its two halves, for what comes between them.
+
+  It is called like a function: step(state, images, labels) -> (state, metrics).
+
+  Attributes:
+    gradient: (state, images, labels) -> (∂L/∂θ, net_state, metrics).
+    update: (state, ∂L/∂θ, net_state) -> state.
+  """
+
+  gradient: Callable[
+    [TrainState, jax.Array, jax.Array], tuple[hk.Params, hk.State, Metrics]
+  ]
+  update: Callable[[TrainState, hk.Params, hk.State], TrainState]
+
+  def __call__(
+    self, state: TrainState, images: jax.Array, labels: jax.Array
+  ) -> tuple[TrainState, Metrics]:
+    """Both halves, one after the other."""
+    grads, net_state, metrics = self.gradient(state, images, labels)
+    return self.update(state, grads, net_state), metrics
+
+
 def make_step(
   net: hk.TransformedWithState,
   tx: optax.GradientTransformation,
@@ -37,7 +63,7 @@ def make_step(
   prepare: Prepare = data.to_float,
   augment: Augment | None = None,
   label_smoothing: float = 0.0,
-) -> Step:
+) -> TrainStep:
   """One step of training: step(state, images, labels) -> (state, metrics).
 
   Args:
@@ -49,24 +75,23 @@ def make_step(
       in [0, 1).
 
   Returns:
-    A pure function. Images are [batch, height, width, channels], float or
-    uint8; labels [batch], integer. Metrics are the mean cross-entropy loss, in
-    nats, and the accuracy of the batch before the step.
+    A pure function in two halves. Images are [batch, height, width, channels],
+    float or uint8; labels [batch], integer. Metrics are the mean cross-entropy
+    loss, in nats, and the accuracy of the batch before the step.
 
   Raises:
     ValueError: if label_smoothing is out of range.
   """
-  gradient = _make_gradient(net, prepare, augment, label_smoothing)
+  gradient_at = _make_gradient(net, prepare, augment, label_smoothing)
 
-  def step(
+  def gradient(
     state: TrainState, images: jax.Array, labels: jax.Array
-  ) -> tuple[TrainState, Metrics]:
+  ) -> tuple[hk.Params, hk.State, Metrics]:
     # The state's own φ: what sparsify holds at zero need not be masked again.
     theta = views.effective_params(state.phi, state.opt_state, pinned=True)
-    grads, net_state, metrics = gradient(theta, state, images, labels)
-    return _update(tx, grads, state, net_state), metrics
+    return gradient_at(theta, state, images, labels)
 
-  return step
+  return TrainStep(gradient, functools.partial(_update, tx))
 
 
 def make_advance(
@@ -125,12 +150,12 @@ def make_advance(
       grads, net_state, metrics = gradient(
         theta, state, arrays.images[batch], arrays.labels[batch]
       )
-      after = _update(tx, grads, state, net_state)
+      after = _update(tx, state, grads, net_state)
       # Without the barrier the two copies would be found equal and become one
       # again, followed by a pass of its own for θ.
       if repeat_update:
         grads, state = jax.lax.optimization_barrier((grads, state))
-        theta = _update(tx, grads, state, net_state).theta
+        theta = _update(tx, state, grads, net_state).theta
       else:
         theta = after.theta
       return (after, theta), metrics
@@ -151,7 +176,7 @@ def _make_gradient(
   prepare: Prepare,
   augment: Augment | None,
   label_smoothing: float = 0.0,
-) -> Callable[..., Any]:
+) -> Callable[..., tuple[hk.Params, hk.State, Metrics]]:
   """(theta, state, images, labels) -> (∂L/∂θ, net_state, metrics)."""
   if not 0 <= label_smoothing < 1:
     raise ValueError(
@@ -195,8 +220,8 @@ def _make_gradient(
 
 def _update(
   tx: optax.GradientTransformation,
-  grads: hk.Params,
   state: TrainState,
+  grads: hk.Params,
   net_state: hk.State,
 ) -> TrainState:
   updates, opt_state = tx.update(grads, state.opt_state, state.phi)

@@ -223,10 +223,10 @@ class _Run:
     saved = self._saved()
     where = f'the checkpoint of step {saved}' if saved else 'the beginning'
     raise UserError(
-      f'loss or update was not finite in {self.num_in_a_row} steps in a row, '
-      f'the last one being step {number}; the weights are as they were before '
-      f'them. --resume continues from {where}. Should it end the same way, '
-      'start again with a smaller learning rate or a longer warm-up.'
+      f'loss, gradients or weights were not finite in {self.num_in_a_row} '
+      f'steps in a row, the last one being step {number}. --resume continues '
+      f'from {where}. Should it end the same way, start again with a smaller '
+      'learning rate or a longer warm-up.'
     )
 
   def evaluate(self, done: int, state: GuardedState) -> None:
