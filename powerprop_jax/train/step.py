@@ -9,9 +9,8 @@ step alone, so that a resumed run repeats it.
 """
 
 from collections.abc import Callable
-import dataclasses
 import functools
-from typing import Any
+from typing import Any, Protocol, cast, runtime_checkable
 
 import haiku as hk
 import jax
@@ -32,28 +31,57 @@ Prepare = Callable[[Any], jax.Array]
 Augment = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainStep:
-  """A step of training and its two halves, for what comes between them.
+Gradient = Callable[
+  [TrainState, jax.Array, jax.Array], tuple[hk.Params, hk.State, Metrics]
+]
+Update = Callable[[TrainState, hk.Params, hk.State], TrainState]
 
-  It is called like a function: step(state, images, labels) -> (state, metrics).
+
+@runtime_checkable
+class TrainStep(Protocol):
+  """A step that tells its two halves, for what comes between them.
+
+  It is a function: step(state, images, labels) -> (state, metrics).
 
   Attributes:
     gradient: (state, images, labels) -> (∂L/∂θ, net_state, metrics).
     update: (state, ∂L/∂θ, net_state) -> state.
   """
 
-  gradient: Callable[
-    [TrainState, jax.Array, jax.Array], tuple[hk.Params, hk.State, Metrics]
-  ]
-  update: Callable[[TrainState, hk.Params, hk.State], TrainState]
+  gradient: Gradient
+  update: Update
 
   def __call__(
     self, state: TrainState, images: jax.Array, labels: jax.Array
   ) -> tuple[TrainState, Metrics]:
     """Both halves, one after the other."""
-    grads, net_state, metrics = self.gradient(state, images, labels)
-    return self.update(state, grads, net_state), metrics
+
+
+def joined(gradient: Gradient, update: Update) -> TrainStep:
+  """One step of two halves.
+
+  Args:
+    gradient: the first one; see TrainStep.
+    update: the second one.
+
+  Returns:
+    A function that does both and tells them.
+
+  Example:
+    >>> step = joined(lambda x, *_: (1.0, {}, {}), lambda x, g, _: x - g)
+    >>> step(3.0, None, None)
+    (2.0, {})
+  """
+
+  def step(
+    state: TrainState, images: jax.Array, labels: jax.Array
+  ) -> tuple[TrainState, Metrics]:
+    grads, net_state, metrics = gradient(state, images, labels)
+    return update(state, grads, net_state), metrics
+
+  # A function, as tools that look at source code want one.
+  step.__dict__.update(gradient=gradient, update=update)
+  return cast(TrainStep, step)
 
 
 def make_step(
@@ -91,7 +119,7 @@ def make_step(
     theta = views.effective_params(state.phi, state.opt_state, pinned=True)
     return gradient_at(theta, state, images, labels)
 
-  return TrainStep(gradient, functools.partial(_update, tx))
+  return joined(gradient, functools.partial(_update, tx))
 
 
 def make_advance(
