@@ -80,7 +80,8 @@ def guarded(step: Step) -> GuardedStep:
     The update is a loop of at most one turn, which works in place. A choice
     between an old and a new state needs both: with sparse methods, which change
     masks in place, that took 8 to 10 % of a step of ResNet-50 on a CPU, and
-    still does with steps of your own.
+    still does with steps of your own. On a GPU the host waits for the decision,
+    as it does for that to rewire; what this costs has not been measured.
     Learning rates follow the steps that were made, as they are counted in the
     state of the optimiser.
 
