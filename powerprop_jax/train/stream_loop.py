@@ -106,8 +106,9 @@ def fit(
     and the next one tries again, while training goes on: what a run has in
     memory is worth more than a place in a queue. Earlier ones stay. Hosts
     cannot tell the others that they failed, so that several of them stop.
-    No checkpoint is written in a row of skipped steps: the last ones before it
-    would be pushed out by states that may be beyond repair.
+    No checkpoint is written in a row of skipped steps, but at the end and after
+    a signal: the last ones before it would be pushed out by states that may be
+    beyond repair.
     A signal during an evaluation takes effect after it.
   """
   with contextlib.ExitStack() as stack:
