@@ -158,7 +158,7 @@ class ProcessesTest:
     assert '2 of 3 runs are complete.' in printed.out
     assert 'preempted: stopped by a signal, queued again' in printed.out
     [line] = printed.err.strip().splitlines()
-    assert line.startswith('error: bad failed with status 2: error: loss or ')
+    assert line.startswith('error: bad failed with status 2: error: loss, ')
     assert line.endswith(f'See {bad}.log.')
     # Interrupted or not, the run is the same.
     assert (preempted / 'complete.json').exists()
