@@ -119,6 +119,15 @@ class DensityTest(parameterized.TestCase):
       _legend(figure), ['static', 'RigL', 'dense', 'DeepR', 'published']
     )
 
+  def test_published_points_of_other_alphas_are_not_in_the_legend(self):
+    published = [
+      {'method': 'deep_r', 'density': 0.05, 'accuracy': 0.97, 'alpha': 1}
+    ]
+    figure = plotting.accuracy_against_density(
+      _sparse_points(alphas=(2,)), published=published
+    )
+    self.assertEqual(_legend(figure), ['static', 'RigL'])
+
   def test_each_alpha_has_its_axes_on_common_scales(self):
     published = [
       {'method': 'set', 'density': 0.5, 'accuracy': 0.5, 'alpha': 2},

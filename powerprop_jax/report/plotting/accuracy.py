@@ -100,11 +100,12 @@ def accuracy_against_density(
     ValueError: if no record has these fields.
   """
   points = records_lib.usable(records, 'method', 'density', 'accuracy')
+  given = [r['alpha'] for r in points if r.get('alpha') is not None]
+  alphas = sorted(set(given)) or [None]
+  published = [r for r in published if any(_fits(r, a) for a in alphas)]
   shown = [*points, *published]
   scheme = style.by_method(shown)
   found = [*_densities(points), *_densities(published)] or [1.0]
-  given = [r['alpha'] for r in points if r.get('alpha') is not None]
-  alphas = sorted(set(given)) or [None]
   with style.house_style():
     figure, grid = style.panels(len(alphas))
     if len(alphas) == 1:
