@@ -204,6 +204,33 @@ class NotFiniteTest:
     with pytest.raises(UserError, match='continues from the beginning'):
       stream_runs.run(config, open_run(tmp_path))
 
+  def test_infinite_weights_at_the_end_are_not_saved(self, tmp_path, capsys):
+    config = Config(loop=loop())
+    step = stream_runs.overflowing(24)
+    main = lambda: stream_runs.run(config, open_run(tmp_path), step=step)
+    assert run_folder.run_main(main) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert 'weights were not finite in step 24. --resume continues' in line
+    assert 'from the checkpoint of step 18' in line
+    assert stream_runs.steps_of(tmp_path) == [6, 12, 18]
+    assert 'validation_step' not in stream_runs.lines(tmp_path)[-1]
+    # The same numbers as if it had not happened.
+    state = stream_runs.run(config, open_run(tmp_path, resume=True))
+    expected = stream_runs.run(config, open_run(tmp_path / 'whole'))
+    stream_runs.assert_same(state, expected)
+
+  def test_nor_are_they_after_a_signal(self, tmp_path):
+    overflowing = stream_runs.overflowing(20)
+
+    def step(state, images, labels):
+      if int(state.train.step) == 20:
+        signal.raise_signal(signal.SIGTERM)
+      return overflowing(state, images, labels)
+
+    with pytest.raises(preemption.Preempted, match='saved at step 18 of 24'):
+      stream_runs.run(Config(loop=loop()), open_run(tmp_path), step=step)
+    assert stream_runs.steps_of(tmp_path) == [6, 12, 18]
+
 
 class BadInputTest:
   def test_lengths_are_positive(self):

@@ -162,6 +162,28 @@ def run(config, folder, *, step=None, batches=None, evaluate=evaluate):
   )
 
 
+def overflowing(at):
+  """The step, of which that number leaves weights that are not finite.
+
+  As an update does that overflows although its gradient is finite.
+  """
+  *_, compiled_step = compiled(0)
+
+  def step(state, images, labels):
+    state, found = compiled_step(state, images, labels)
+    number = int(state.train.step) + int(state.num_skipped)
+    if number != at:
+      return state, found
+    phi = jax.tree.map(lambda p: jnp.inf * jnp.ones_like(p), state.train.phi)
+    state = state._replace(
+      train=state.train._replace(phi=phi), num_in_a_row=state.num_in_a_row + 1
+    )
+    # A copy, as the state is donated.
+    return state, {**found, 'num_in_a_row': state.num_in_a_row.copy()}
+
+  return step
+
+
 def to_host(state):
   is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
   return jax.tree.map(

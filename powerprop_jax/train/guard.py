@@ -119,6 +119,25 @@ def guarded(step: Step) -> GuardedStep:
   return guarded_step
 
 
+@jax.jit
+def is_finite(state: GuardedState) -> jax.Array:
+  """Whether the weights of a state are finite, so that it is worth keeping.
+
+  Args:
+    state: from a guarded step.
+
+  Returns:
+    A bool scalar, the same on all devices and hosts.
+
+  Example:
+    >>> from powerprop_jax.train.state import TrainState
+    >>> train = TrainState(0, {'w': jnp.array([1.0, jnp.inf])}, {}, (), 0)
+    >>> is_finite(create(train))
+    Array(False, dtype=bool)
+  """
+  return _is_finite(state.train.phi)
+
+
 class _Taken(NamedTuple):
   """What came of a step: whether it was made, and left finite weights."""
 
@@ -143,8 +162,7 @@ def _update_if_sound(
       (carry, given)
     )
     train = step.update(train, grads, net_state)
-    sums = map(_sum, _float_leaves(train.phi))
-    return jnp.asarray(False), train, _all(map(jnp.isfinite, sums))
+    return jnp.asarray(False), train, _is_finite(train.phi)
 
   _, train, is_sound = jax.lax.while_loop(
     lambda carry: carry[0], body, (is_made, train, jnp.asarray(False))
@@ -172,6 +190,10 @@ def _float_leaves(tree: Any) -> list[jax.Array]:
 
 def _sum(leaf: jax.Array) -> jax.Array:
   return jnp.sum(leaf, dtype=jnp.float32)
+
+
+def _is_finite(tree: Any) -> jax.Array:
+  return _all(map(jnp.isfinite, map(_sum, _float_leaves(tree))))
 
 
 def _all(checks: Iterable[jax.Array]) -> jax.Array:

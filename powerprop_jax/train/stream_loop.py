@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from powerprop_jax.train import checkpoint, checks, metrics, preemption
+from powerprop_jax.train import checkpoint, checks, guard, metrics, preemption
 from powerprop_jax.train.device_stream import DeviceStream
 from powerprop_jax.train.errors import UserError
 from powerprop_jax.train.guard import GuardedState, GuardedStep
@@ -96,8 +96,9 @@ def fit(
   Raises:
     Preempted: after SIGTERM or SIGUSR1, when the state is saved; see
       run_folder.run_main, which makes exit status 75 of it.
-    UserError: if config.max_skipped steps in a row were not finite, the stream
-      ends early, or the checkpoint is of other data or another state.
+    UserError: if config.max_skipped steps in a row were not finite, the weights
+      at the end are not, the stream ends early, or the checkpoint is of other
+      data or another state.
     SaveError: if the last checkpoint cannot be written; with several hosts, if
       any cannot.
 
@@ -107,8 +108,8 @@ def fit(
     memory is worth more than a place in a queue. Earlier ones stay. Hosts
     cannot tell the others that they failed, so that several of them stop.
     No checkpoint is written in a row of skipped steps, but at the end and after
-    a signal: the last ones before it would be pushed out by states that may be
-    beyond repair.
+    a signal, and none at all of weights that are not finite: the last ones
+    before it would be pushed out by states that may be beyond repair.
     A signal during an evaluation takes effect after it.
   """
   with contextlib.ExitStack() as stack:
@@ -194,10 +195,19 @@ class _Run:
     evaluates = is_last or done % self.config.eval_every == 0
     saves = is_last or done % self.config.save_every == 0
     self._read(0 if is_due or evaluates or saves else _AHEAD)
+    # Several hosts come to the same answer.
+    is_bad = (
+      (is_due or is_last)
+      and self.num_in_a_row > 0
+      and not guard.is_finite(state)
+    )
     if is_due:
-      # An evaluation may take longer than the scheduler waits.
-      self._save(done, state, is_to_evaluate=evaluates)
+      if not is_bad:
+        # An evaluation may take longer than the scheduler waits.
+        self._save(done, state, is_to_evaluate=evaluates)
       raise preemption.Preempted(self._saved(), self.config.num_steps)
+    if is_bad:
+      self._stop(done)
     if evaluates:
       self.evaluate(done, state)
     if saves and (is_last or not self.num_in_a_row):
@@ -223,11 +233,13 @@ class _Run:
   def _stop(self, number: int) -> None:
     saved = self._saved()
     where = f'the checkpoint of step {saved}' if saved else 'the beginning'
+    steps = f'step {number}'
+    if self.num_in_a_row > 1:
+      steps = f'{self.num_in_a_row} steps in a row, the last one being {steps}'
     raise UserError(
-      f'loss, gradients or weights were not finite in {self.num_in_a_row} '
-      f'steps in a row, the last one being step {number}. --resume continues '
-      f'from {where}. Should it end the same way, start again with a smaller '
-      'learning rate or a longer warm-up.'
+      f'loss, gradients or weights were not finite in {steps}. --resume '
+      f'continues from {where}. Should it end the same way, start again with a '
+      'smaller learning rate or a longer warm-up.'
     )
 
   def evaluate(self, done: int, state: GuardedState) -> None:
