@@ -58,7 +58,7 @@ def power(x: jax.Array, exponent: float | jax.Array) -> jax.Array:
     >>> power(jnp.array([0., 4., 9.]), 1.5)
     Array([ 0.,  8., 27.], dtype=float32)
   """
-  if is_number(exponent) and float(4 * exponent).is_integer():
+  if is_quarters(exponent):
     return _quarters(x, int(4 * exponent))
   exponent = jnp.asarray(exponent, x.dtype)
   # Guarded at the input: the logarithm of 0 or ∞, times an exponent of 0, would
@@ -75,6 +75,16 @@ def power(x: jax.Array, exponent: float | jax.Array) -> jax.Array:
 def is_number(value: Any) -> bool:
   """True for a Python number, which is compiled into the program."""
   return isinstance(value, numbers.Real)
+
+
+def is_quarters(exponent: Any) -> bool:
+  """Whether products and square roots are all that a power needs.
+
+  Example:
+    >>> is_quarters(0.75), is_quarters(0.8), is_quarters(jnp.float32(0.75))
+    (True, False, False)
+  """
+  return is_number(exponent) and float(4 * exponent).is_integer()
 
 
 def _quarters(x: jax.Array, quarters: int) -> jax.Array:

@@ -194,7 +194,16 @@ def _psi_inverse(theta: jax.Array, alpha: Alpha) -> jax.Array:
 
 
 def _psi_derivative(phi: jax.Array, alpha: Alpha) -> jax.Array:
-  x = jnp.abs(widen(phi))
+  x = widen(phi)
   alpha = alpha if powers.is_number(alpha) else jnp.asarray(alpha, x.dtype)
-  slope = alpha * powers.power(x, alpha - 1)
+  exponent = alpha - 1
+  if powers.is_quarters(exponent) and exponent % 1:
+    # α goes under the root, so that nothing but φ is shared with ψ. What is,
+    # XLA makes an array of, for the loops of both to read.
+    scaled = x * alpha ** (1 / (exponent % 1))
+    slope = powers.power(jnp.abs(x), exponent // 1) * powers.power(
+      jnp.abs(scaled), exponent % 1
+    )
+  else:
+    slope = alpha * powers.power(jnp.abs(x), exponent)
   return jnp.broadcast_to(slope, x.shape).astype(phi.dtype)

@@ -95,6 +95,9 @@ def powerprop(
   Note:
     Zero is a critical point for α > 1: ψ′(0) = 0, so a leaf that starts at
     zero would never move. `init` refuses it when it can see the values.
+    sparsify shows φ with zeros outside its masks and ignores steps there. So
+    that ψ′ can be taken at φ itself, it gives `update` both: masked_from =
+    (params, phi). XLA would write down a masked φ that has two uses.
 
   Example:
     >>> tx = powerprop(optax.sgd(0.1), alpha=2.)
@@ -132,7 +135,12 @@ def powerprop(
     return dataclasses.replace(power, inner_state=inner_state)
 
   def update(
-    updates: Any, state: PowerState, params: Any = None, **extra_args: Any
+    updates: Any,
+    state: PowerState,
+    params: Any = None,
+    *,
+    masked_from: tuple[Any, Any] | None = None,
+    **extra_args: Any,
   ) -> tuple[Any, PowerState]:
     if params is None:
       raise ValueError(
@@ -151,7 +159,7 @@ def powerprop(
       updates, inner_state = inner.update(
         grads, state.inner_state, theta, **extra_args
       )
-      updates = _times_slope(updates, phi, state)
+      updates = _times_slope(updates, _unmasked(phi, masked_from), state)
     return updates, dataclasses.replace(state, inner_state=inner_state)
 
   return optax.GradientTransformationExtraArgs(init, update)
@@ -223,6 +231,18 @@ def alpha_lookup(alpha: Any) -> Callable[[str], Any]:
   if by_path is None:
     return lambda path: value(alpha)
   return lambda path: value(by_path[path])
+
+
+def _unmasked(phi: Any, masked_from: tuple[Any, Any] | None) -> Any:
+  """φ with the leaves of masked_from[1] where it has those of masked_from[0].
+
+  The same arrays, not equal ones: what lies between may have changed them.
+  """
+  if masked_from is None:
+    return phi
+  masked, whole = map(jax.tree.leaves, masked_from)
+  known = {id(m): w for m, w in zip(masked, whole, strict=True)}
+  return jax.tree.map(lambda p: known.get(id(p), p), phi)
 
 
 def _times_slope(updates: Any, phi: Any, state: PowerState) -> Any:

@@ -156,11 +156,11 @@ def sparsify(
     if topology.penalise is not None:
       theta = _to_theta(phi, inner_state)
       grads = topology.penalise(grads, theta, masks, memory)
+    shown = _masked(start, trained)
+    if _power_state(inner_state) is not None:
+      extra_args = {**extra_args, 'masked_from': (shown, start)}
     delta, new_inner_state = inner.update(
-      _masked(grads, trained),
-      inner_state,
-      _masked(start, trained),
-      **extra_args,
+      _masked(grads, trained), inner_state, shown, **extra_args
     )
     if topology.replaces_step:
       delta, new_inner_state = jax.tree.map(
