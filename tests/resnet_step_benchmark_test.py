@@ -42,15 +42,16 @@ def test_prints_a_row_for_each_step(capsys):
 
 def test_ratios_and_shares_are_those_of_the_times():
   times = {
-    'plain': timing.Times(9.0, [1.0, 1.0, 1.0], []),
-    'dense': timing.Times(9.0, [1.0, 2.0, 4.0], []),
-    'rigl': timing.Times(9.0, [1.0, 2.2, 4.0], []),
-    'rigl, rewires': timing.Times(9.0, [2.0, 4.2, 8.0], []),
+    'plain': timing.Times(9.0, [1.0, 1.0, 1.0], [2.0, 2.0, 2.0]),
+    'dense': timing.Times(9.0, [1.0, 2.0, 4.0], [2.0, 2.0, 2.0]),
+    'rigl': timing.Times(9.0, [1.0, 2.2, 4.0], [2.0, 2.5, 3.0]),
+    'rigl, rewires': timing.Times(9.0, [2.0, 4.2, 8.0], [2.0, 2.0, 2.0]),
   }
   config = dataclasses.replace(TINY, image_size=224, period=100)
   found = {row['step']: row for row in resnet_step.rows(config, times)}
   assert found['plain']['/ dense'] == 0.5
   assert found['rigl']['/ dense'] == 1.0
+  assert found['rigl']['cpu / dense'] == 1.25
   assert found['rigl']['ms'] == 2200.0
   assert found['rigl, rewires']['amortised'] == 0.01
   assert found['rigl']['amortised'] is None

@@ -17,6 +17,8 @@ METHOD, rewires
 All take turns in one process, with the compiler's settings that
 experiments/imagenet_resnet50 has, `plain` too. `/ dense` is the median of
 ratios of neighbouring runs; at most 1.03 is wanted of steady steps on a CPU.
+`cpu / dense` is that of the time of all cores, which says more on a machine
+where others disturb, and nothing of a GPU.
 `amortised` is what rewiring adds to a step on average, once in --period steps,
 as a share of the dense step: less than 0.01 is wanted. `of peak` is the share
 of --peak that the 4.089e9 multiplications and additions of an image at 224×224
@@ -147,15 +149,16 @@ def rows(
     A row for each.
   """
   assert config.batch is not None and config.image_size is not None
-  dense = times['dense'].wall
+  _, dense, dense_cpu = times['dense']
   found = []
-  for name, (first, wall, _) in times.items():
+  for name, (first, wall, cpu) in times.items():
     seconds = statistics.median(wall) / config.steps
     rate = config.batch / seconds
     row: dict[str, Any] = {
       'step': name,
       'ms': round(1e3 * seconds, 2),
       '/ dense': round(timing.median_ratio(wall, dense), 3),
+      'cpu / dense': round(timing.median_ratio(cpu, dense_cpu), 3),
       'images/s': round(rate, 1),
       'amortised': None,
       'first_s': round(first, 1),
