@@ -103,10 +103,12 @@ class StreamTest:
 
 
 PROGRAM = """
-import multiprocessing, sys, time
+import multiprocessing, signal, sys, time
 from powerprop_jax.train import image_batches, image_set, image_stream
 
 if __name__ == '__main__':
+  # A shell that runs the tests in the background has Ctrl-C ignored.
+  signal.signal(signal.SIGINT, signal.default_int_handler)
   images = image_set.open_set('tiny', sys.argv[1], 'train')
   batches = image_batches.training_batches(images, batch_size=4, image_size=8)
   stream = image_stream.Stream(batches, num_workers=2)
