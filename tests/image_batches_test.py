@@ -1,5 +1,7 @@
 """Batches have the examples they should, cropped as they should be."""
 
+import functools
+
 import image_files
 import numpy as np
 import pytest
@@ -26,13 +28,11 @@ class TrainingTest:
       assert image_files.indices(batch.images) == order[number].tolist()
       assert batch.labels.tolist() == (order[number] % 5).tolist()
       assert batch.images.dtype == np.uint8 and batch.labels.dtype == np.int32
+      draws = image_crops.random_draws(3, 4 * number, 4)
       for row, index in enumerate(order[number].tolist()):
-        generator = np.random.default_rng(
-          (3, (4 * number + row) // COUNT, index + 1)
-        )
         expected = image_decode.decode_crop(
           examples[index].data,
-          lambda h, w, g=generator: image_crops.random_crop(g, h, w),
+          functools.partial(image_crops.random_crop, draws[row]),
           8,
         )
         np.testing.assert_array_equal(batch.images[row], expected)

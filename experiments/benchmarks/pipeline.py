@@ -3,13 +3,13 @@ r"""How fast the input pipeline is, against the decoder alone.
     python -m experiments.benchmarks.pipeline --dir DIR
     python -m experiments.benchmarks.pipeline --dir DIR --enlarge 1.72
 
-measures three things on the same image files, each in turn again and again:
+measures three things on the same image files, in rounds of another order each:
 
 whole     one process decodes whole files that are in its memory.
 crop      one process decodes what it needs of each file for a random crop,
           resizes and perhaps mirrors it.
 pipeline  workers read files from disk in a random order, do the same as `crop`,
-          and hand over batches.
+          and hand over batches. They wait while other programs are measured.
 
 `per s` is images by the clock, for each worker; `per CPU s` is images for each
 second that a processor core spent in the process, or in the workers, which
@@ -20,7 +20,7 @@ A pipeline is wanted that has 0.9 of the speed of the decoder for each worker.
 image, in microseconds. With --enlarge,
 the files are first decoded, enlarged and encoded again, in a temporary folder:
 1.72 gives images that were scaled to 0.58 their sizes back. Takes
-about three minutes on two CPU cores.
+two minutes on two CPU cores.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,13 +30,12 @@ import functools
 import io
 import os
 import pathlib
+import random
 import statistics
 import sys
 import tempfile
 import time
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from experiments.benchmarks import timing
 from powerprop_jax.report import summary
@@ -79,7 +78,7 @@ class Config:
   # Quality of the JPEG files if they are.
   quality: int = 98
   # Runs of each program.
-  repeats: int = 5
+  repeats: int = 15
   # File for the results, as JSON; must not exist.
   out: pathlib.Path | None = None
 
@@ -109,13 +108,16 @@ def main(config: Config) -> None:
     count = min(config.files, images.num_examples)
     examples = image_set.read(images, range(count))
     files = [example.data for example in examples]
-    programs = _programs(config, images, files)
+    programs = _programs(config, images, files, stack)
     print(timing.environment())
     print(_describe(config, images, files), flush=True)
+    for program in programs.values():
+      program()  # starts workers and fills caches
     speeds: dict[str, list[Speed]] = {name: [] for name in programs}
+    shuffled = random.Random(0)
     for _ in range(config.repeats):
-      for name, program in programs.items():
-        speeds[name].append(program())
+      for name in shuffled.sample(list(programs), len(programs)):
+        speeds[name].append(programs[name]())
   records = _records(speeds)
   print(summary.text_table([_row(record) for record in records]))
   for record in records:
@@ -187,8 +189,12 @@ def enlarged(images: ImageSet, folder: str, config: Config) -> ImageSet:
 
 
 def _programs(
-  config: Config, images: ImageSet, files: Sequence[bytes]
+  config: Config,
+  images: ImageSet,
+  files: Sequence[bytes],
+  stack: contextlib.ExitStack,
 ) -> dict[str, Callable[[], Speed]]:
+  """The programs by name; the stack closes their streams."""
   programs: dict[str, Callable[[], Speed]] = {}
   size = config.image_size
   for decoder in _decoders():
@@ -198,8 +204,15 @@ def _programs(
     programs[f'crop, {decoder}'] = crop
   for count in config.workers:
     noun = 'worker' if count == 1 else 'workers'
-    pipeline = functools.partial(_run_pipeline, config, images, count)
-    programs[f'pipeline, {count} {noun}'] = pipeline
+    batches = image_batches.training_batches(
+      images, batch_size=config.batch_size, image_size=size
+    )
+    stream = stack.enter_context(
+      image_stream.Stream(batches, num_workers=count)
+    )
+    programs[f'pipeline, {count} {noun}'] = functools.partial(
+      _run_pipeline, config, stream, _start_workers(stream), count
+    )
   return programs
 
 
@@ -225,44 +238,56 @@ def _decode_crops(
   files: Sequence[bytes], image_size: int, decoder: Decoder
 ) -> Speed:
   wall, cpu = time.perf_counter(), time.process_time()
-  for index, file in enumerate(files):
-
-    def choose(height: int, width: int, index: int = index) -> image_crops.Crop:
-      generator = np.random.default_rng((0, 0, index + 1))
-      return image_crops.random_crop(generator, height, width)
-
+  draws = image_crops.random_draws(0, 0, len(files))
+  for drawn, file in zip(draws, files, strict=True):
+    choose = functools.partial(image_crops.random_crop, drawn)
     image_decode.decode_crop(file, choose, image_size, decoder)
   return _speed(len(files), wall, cpu)
 
 
-def _run_pipeline(config: Config, images: ImageSet, num_workers: int) -> Speed:
-  batches = image_batches.training_batches(
-    images, batch_size=config.batch_size, image_size=config.image_size
-  )
-  with image_stream.Stream(batches, num_workers=num_workers) as stream:
-    # Until the workers run, and nothing is left of what they made meanwhile.
-    for _ in range(3 * num_workers + 1):
-      next(stream)
-    wall, cpu = time.perf_counter(), time.process_time()
-    workers_cpu = _workers_cpu()
-    for _ in range(config.batches):
-      next(stream)
-    count = config.batches * config.batch_size
-    alone = _speed(count, wall, cpu)
-    if not num_workers:
-      return alone
-    workers_cpu = _workers_cpu() - workers_cpu
-  return Speed(
-    alone.wall / num_workers, count / max(1e-6, workers_cpu), 1 / alone.cpu
-  )
-
-
-def _workers_cpu() -> float:
-  """Seconds that cores have spent in the children of this process."""
+def _start_workers(stream: image_stream.Stream) -> list[Any]:
+  """The processes that a stream starts for its first batch."""
   import psutil  # comes with grain
 
-  times = [p.cpu_times() for p in psutil.Process().children()]
+  others = psutil.Process().children()
+  next(stream)
+  return [p for p in psutil.Process().children() if p not in others]
+
+
+def _run_pipeline(
+  config: Config, stream: image_stream.Stream, workers: list[Any], count: int
+) -> Speed:
+  # Until nothing is left of what the workers made meanwhile.
+  for _ in range(3 * count + 1):
+    next(stream)
+  wall, cpu = time.perf_counter(), time.process_time()
+  workers_cpu = _cpu_of(workers)
+  for _ in range(config.batches):
+    next(stream)
+  num_images = config.batches * config.batch_size
+  alone = _speed(num_images, wall, cpu)
+  if not count:
+    return alone
+  workers_cpu = _cpu_of(workers) - workers_cpu
+  _wait_for_rest(workers)
+  return Speed(
+    alone.wall / count, num_images / max(1e-6, workers_cpu), 1 / alone.cpu
+  )
+
+
+def _cpu_of(workers: list[Any]) -> float:
+  """Seconds that cores have spent in processes."""
+  times = [worker.cpu_times() for worker in workers]
   return sum(t.user + t.system for t in times)
+
+
+def _wait_for_rest(workers: list[Any]) -> None:
+  """Until workers have made all the batches that they may make ahead."""
+  is_busy = True
+  while is_busy:
+    before = _cpu_of(workers)
+    time.sleep(0.1)
+    is_busy = _cpu_of(workers) - before > 0.02
 
 
 def _speed(count: int, wall: float, cpu: float) -> Speed:

@@ -5,7 +5,7 @@ how each is cropped. So a stream of them can start anywhere, and is the same
 with any number of worker processes; see image_stream.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 import functools
 import sys
 from typing import NamedTuple
@@ -21,6 +21,9 @@ from powerprop_jax.train.image_set import Example, ImageSet
 
 # Numbers of batches that only the patience of the user ends.
 ENDLESS = sys.maxsize
+# Files that are read before the first of them is decoded: more would leave the
+# cache of the processor, with fewer the code that reads them would.
+_READ_AT_ONCE = 16
 # Damaged files in a row after which the data set is taken to be damaged.
 _MAX_SKIPS = 100
 
@@ -246,7 +249,7 @@ def _training_batch(
   key: int,
   host_index: int,
   host_count: int,
-  crop: Callable[[np.random.Generator, int, int], Crop],
+  crop: Callable[[Sequence[float], int, int], Crop],
   decoder: Decoder,
   number: int,
   batch: Arrays,
@@ -254,25 +257,25 @@ def _training_batch(
   total = batch_size * host_count
   first = host_index * batch_size
   indices = data.batch_indices(key, number, 1, total, images.num_examples)[0]
-  indices = indices[first : first + batch_size]
+  indices = indices[first : first + batch_size].tolist()
+  draws = image_crops.random_draws(key, number * total + first, batch_size)
   skipped: Skipped = []
-  examples = image_set.read(images, indices.tolist())
-  for row, (index, example) in enumerate(
-    zip(indices.tolist(), examples, strict=True)
-  ):
-    epoch = (number * total + first + row) // images.num_examples
-
-    def choose(
-      height: int, width: int, epoch: int = epoch, index: int = index
-    ) -> Crop:
-      # NumPy takes (key, epoch, 0) for (key, epoch), the seed of the order.
-      generator = np.random.default_rng((key, epoch, index + 1))
-      return crop(generator, height, width)
-
+  for row, example in enumerate(_read(images, indices)):
     batch.labels[row] = _first_good(
-      images, index, example, choose, decoder, batch.images[row], skipped
+      images,
+      indices[row],
+      example,
+      functools.partial(crop, draws[row]),
+      decoder,
+      batch.images[row],
+      skipped,
     )
   return skipped
+
+
+def _read(images: ImageSet, indices: Sequence[int]) -> Iterator[Example]:
+  for start in range(0, len(indices), _READ_AT_ONCE):
+    yield from image_set.read(images, indices[start : start + _READ_AT_ONCE])
 
 
 def _first_good(
@@ -316,8 +319,7 @@ def _evaluation_batch(
   batch.images[:] = 0
   batch.labels[:] = -1
   skipped: Skipped = []
-  examples = image_set.read(images, range(first, stop)) if first < stop else []
-  for row, example in enumerate(examples):
+  for row, example in enumerate(_read(images, range(first, stop))):
     try:
       image_decode.decode_crop(
         example.data, choose, image_size, decoder, batch.images[row]

@@ -4,12 +4,15 @@ Crops are chosen from the size of an image alone, before it is decoded, so that
 a decoder may leave out the detail that the crop does not need.
 """
 
+from collections.abc import Sequence
 import math
 from typing import NamedTuple
 
 import numpy as np
 
 _TRIES = 10
+# Random numbers that a random crop takes: four for each try, one to mirror it.
+_NUM_DRAWS = 4 * _TRIES + 1
 
 
 class Crop(NamedTuple):
@@ -30,8 +33,32 @@ class Crop(NamedTuple):
   is_mirrored: bool = False
 
 
+def random_draws(key: int, start: int, count: int) -> list[list[float]]:
+  """Random numbers for random_crop, for the images of a part of a stream.
+
+  They depend on the key and on the number of the image alone. Drawing for many
+  images at once takes a twentieth of the time that a generator for each takes.
+
+  Args:
+    key: seed of the stream, at least 0.
+    start: number of the first image, at least 0.
+    count: number of images, at least 0.
+
+  Returns:
+    For each image, numbers uniform in [0, 1).
+
+  Example:
+    >>> random_draws(0, 3, 2) == random_draws(0, 0, 5)[3:]
+    True
+  """
+  # Apart from the orders of data.batch_indices, whose seeds are (key, epoch).
+  bits = np.random.PCG64(np.random.SeedSequence(key, spawn_key=(1,)))
+  bits.advance(start * _NUM_DRAWS)
+  return np.random.Generator(bits).random((count, _NUM_DRAWS)).tolist()
+
+
 def random_crop(
-  generator: np.random.Generator,
+  draws: Sequence[float],
   height: int,
   width: int,
   *,
@@ -46,7 +73,7 @@ def random_crop(
   is in ratio is taken.
 
   Args:
-    generator: where randomness comes from.
+    draws: random numbers of the image, one of random_draws.
     height: of the image, at least 1.
     width: of the image, at least 1.
     scale: smallest and largest share of the area, in (0, 1].
@@ -56,19 +83,18 @@ def random_crop(
     The crop, inside the image.
 
   Example:
-    >>> generator = np.random.default_rng(0)
-    >>> random_crop(generator, 100, 100, scale=(1, 1), ratio=(1, 1))[:4]
+    >>> [draws] = random_draws(key=0, start=0, count=1)
+    >>> random_crop(draws, 100, 100, scale=(1, 1), ratio=(1, 1))[:4]
     (0, 0, 100, 100)
 
   Source:
     Szegedy et al., Going Deeper with Convolutions, 2015, section 6
     (https://arxiv.org/abs/1409.4842).
   """
-  # All at once: a call of the generator costs more than the numbers.
-  draws = generator.random(4 * _TRIES + 1)
-  is_mirrored = bool(draws[-1] < 0.5)
+  is_mirrored = draws[-1] < 0.5
   low, high = math.log(ratio[0]), math.log(ratio[1])
-  for share, shape, down, right in draws[:-1].reshape(_TRIES, 4).tolist():
+  for at in range(0, 4 * _TRIES, 4):
+    share, shape, down, right = draws[at : at + 4]
     area = height * width * (scale[0] + share * (scale[1] - scale[0]))
     aspect = math.exp(low + shape * (high - low))
     columns = max(1, round(math.sqrt(area * aspect)))

@@ -142,7 +142,7 @@ def decode_crop(
   crop = choose(*stated)
   # Enough pixels must remain that the crop is not enlarged on that account.
   room = min(crop.height, crop.width) // size
-  reduction = next((r for r in _REDUCTIONS if r <= room), 1)
+  reduction = next(r for r in _REDUCTIONS if r <= room) if room > 1 else 1
   return crop_with(data, stated, reduction, lambda *_: crop, out)
 
 
@@ -159,31 +159,18 @@ def _crop_opencv(
   _check_size(image.shape[:2], stated, reduction)
   crop = choose(*image.shape[:2])
   top, left, bottom, right = _reduced(crop, reduction)
-  resize = functools.partial(
-    cv2.resize,
-    image[top:bottom, left:right],
-    out.shape[:2],
-    interpolation=cv2.INTER_LINEAR,
-  )
+  part = image[top:bottom, left:right]
   if crop.is_mirrored:
-    cv2.flip(resize(), 1, dst=out)
-  else:
-    resize(dst=out)
+    # Before it is resized, while it is in the cache, where out may not be.
+    part = cv2.flip(part, 1)
+  cv2.resize(part, out.shape[:2], dst=out, interpolation=cv2.INTER_LINEAR)
   return out
 
 
 def _decode_opencv(data: bytes, reduction: int) -> np.ndarray:
   import cv2
 
-  # The flags of these names that reduce say nothing of colours by themselves;
-  # those for colour images would give blue first.
-  flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-  flags |= {
-    1: 0,
-    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
-    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
-    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
-  }[reduction]
+  flags = _opencv_flags()[reduction]
   try:
     image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
   except cv2.error as error:
@@ -191,6 +178,23 @@ def _decode_opencv(data: bytes, reduction: int) -> np.ndarray:
   if image is None:
     raise CorruptImageError(_not_an_image(data))
   return image
+
+
+@functools.cache
+def _opencv_flags() -> dict[int, int]:
+  """How to decode at full size, a half, a quarter and an eighth."""
+  import cv2
+
+  # The flags of these names that reduce say nothing of colours by themselves;
+  # those for colour images would give blue first.
+  reductions = {
+    1: 0,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
+  }
+  flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+  return {by: flags | reduction for by, reduction in reductions.items()}
 
 
 def _crop_pillow(

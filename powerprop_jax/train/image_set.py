@@ -19,8 +19,10 @@ from powerprop_jax.train.errors import UserError
 
 # That wait for disks at the same time.
 _NUM_THREADS = 8
-# Seconds that reading an example may take; from memory it takes 20 to 60 µs.
+# Seconds that reading an example may take, from memory 20 to 60 µs, and seconds
+# that all of them may take beyond that: another process may have had the core.
 _PATIENCE = 2e-4
+_SLACK = 2e-3
 
 
 class ImageSet(NamedTuple):
@@ -116,7 +118,7 @@ def read(images: ImageSet, indices: Sequence[int]) -> list[Example]:
   # starts up to 64 threads each time.
   start = time.perf_counter()
   for index in indices:
-    if time.perf_counter() - start > _PATIENCE * (len(found) + 1):
+    if time.perf_counter() - start > _SLACK + _PATIENCE * len(found):
       return found + list(_threads().map(read_one, indices[len(found) :]))
     found.append(read_one(index))
   return found
