@@ -102,6 +102,29 @@ class StreamTest:
       Stream(image_files.training(images), num_workers=-1)
 
 
+@pytest.mark.parametrize('times', [1, 2])
+def test_an_interrupt_waits_for_a_batch_a_second_one_does_not(times):
+  made = []
+
+  def fill(number, batch):
+    for _ in range(times):
+      signal.raise_signal(signal.SIGINT)
+    made.append(number)
+    return []
+
+  batches = image_batches.synthetic_batches(
+    batch_size=2, image_size=8, num_classes=3
+  )
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  try:
+    with pytest.raises(KeyboardInterrupt):
+      next(Stream(batches._replace(fill=fill)))
+    assert made == ([0] if times == 1 else [])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+  finally:
+    signal.signal(signal.SIGINT, before)
+
+
 PROGRAM = """
 import multiprocessing, signal, sys, time
 from powerprop_jax.train import image_batches, image_set, image_stream

@@ -12,10 +12,13 @@ any number of hosts that have the same batch together.
 """
 
 from collections.abc import Iterator, Mapping
+import contextlib
 import dataclasses
 import functools
 import signal
 import sys
+import threading
+from types import FrameType
 from typing import Any, NamedTuple
 import weakref
 
@@ -99,7 +102,8 @@ class Stream:
       if not self._open:
         self._open.append(_open(self.batches, self._number, self._workers))
       iterator, slots = self._open[0]
-      made = next(iterator)
+      with _interrupt_later():
+        made = next(iterator)
       images = made.images
       if images is None:
         images = slots.copy_and_free(made.slot)
@@ -247,6 +251,37 @@ def _prepare_worker(index: int, count: int) -> None:
   except ImportError:
     return
   cv2.setNumThreads(0)
+
+
+@contextlib.contextmanager
+def _interrupt_later() -> Iterator[None]:
+  """Lets Ctrl-C wait for the end of a block; a second one does not wait.
+
+  Grain's thread hands over batches in a queue of Python's. Where its reader is
+  interrupted between taking one and saying that there is room, the thread waits
+  for ever, and grain's close waits for the thread.
+  """
+  handler = signal.default_int_handler
+  if (
+    threading.current_thread() is not threading.main_thread()
+    or signal.getsignal(signal.SIGINT) is not handler
+  ):
+    yield
+    return
+  caught = []
+
+  def catch(number: int, frame: FrameType | None) -> None:
+    del frame
+    caught.append(number)
+    signal.signal(signal.SIGINT, handler)
+
+  signal.signal(signal.SIGINT, catch)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGINT, handler)
+    if caught:
+      raise KeyboardInterrupt
 
 
 def _close_all(sources: list[_Source]) -> None:
