@@ -1,17 +1,41 @@
 """Crops lie in the image, and decoders give the pixels that files have."""
 
+import concurrent.futures
+import functools
+import subprocess
+import sys
+import threading
+import types
+
 import image_files
 import numpy as np
 from PIL import Image
 import pytest
 
-from powerprop_jax.train import image_crops, image_decode
+from powerprop_jax.train import image_crops, image_decode, image_regions
 from powerprop_jax.train.errors import UserError
 from powerprop_jax.train.image_crops import Crop
 from powerprop_jax.train.image_decode import CorruptImageError
 
 SIZES = [(1, 1), (1, 300), (300, 1), (50, 40), (375, 500)]
-both = pytest.mark.parametrize('decoder', image_decode.DECODERS)
+
+
+def decoders(*names):
+  """Decoders to test with; those that are not installed are skipped."""
+  return [
+    pytest.param(
+      name,
+      marks=pytest.mark.skipif(
+        name not in image_decode.installed(), reason=f'{name} is not installed'
+      ),
+    )
+    for name in names
+  ]
+
+
+each = pytest.mark.parametrize('decoder', decoders(*image_decode.DECODERS))
+# All but the slowest one, whose crops others are compared with.
+faster = pytest.mark.parametrize('decoder', decoders('nvimgcodec', 'opencv'))
 
 
 def whole(height, width):
@@ -112,7 +136,7 @@ def real_files(tfds_dir, count):
 
 
 class DecodeTest:
-  @both
+  @each
   @pytest.mark.parametrize('size', [(1, 1), (45, 61), (64, 48)])
   def test_pixels_are_red_green_and_blue(self, decoder, size):
     pixels = image_files.smooth(1, *size)
@@ -121,20 +145,20 @@ class DecodeTest:
     file = image_files.encode(pixels, quality=100, subsampling=0)
     assert difference(image_decode.decode(file, decoder), pixels) <= 4
 
-  @both
+  @each
   def test_grayscale_has_three_equal_channels(self, decoder):
     file = image_files.encode(image_files.smooth(2, 30, 40), mode='L')
     square = image_decode.decode_crop(file, whole, 16, decoder)
     assert square.shape == (16, 16, 3)
     assert (square == square[..., :1]).all()
 
-  @both
+  @each
   def test_cmyk_becomes_rgb(self, decoder):
     pixels = image_files.smooth(3, 30, 40)
     file = image_files.encode(pixels, mode='CMYK', quality=100, subsampling=0)
     assert difference(image_decode.decode(file, decoder), pixels) <= 6
 
-  @both
+  @each
   def test_noted_rotation_is_ignored(self, decoder):
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -142,14 +166,15 @@ class DecodeTest:
     file = image_files.encode(pixels, exif=exif)
     assert image_decode.decode(file, decoder).shape == (30, 40, 3)
 
-  def test_decoders_agree_on_real_files(self, tfds_dir):
+  @faster
+  def test_decoders_agree_on_real_files(self, decoder, tfds_dir):
     for file in real_files(tfds_dir, 30):
-      one, other = (image_decode.decode(file, d) for d in image_decode.DECODERS)
+      one, other = (image_decode.decode(file, d) for d in (decoder, 'pillow'))
       assert difference(one, other) == 0
 
 
 class DecodeCropTest:
-  @both
+  @each
   def test_the_part_asked_for_is_cut_out(self, decoder):
     pixels = image_files.smooth(5, 40, 60)
     file = image_files.encode(pixels, 'PNG')
@@ -162,7 +187,7 @@ class DecodeCropTest:
       expected = expected[:, ::-1] if mirrored else expected
       assert difference(square, expected) == 0
 
-  @both
+  @each
   @pytest.mark.parametrize('reduction', [1, 2, 4, 8])
   @pytest.mark.parametrize('mirrored', [False, True])
   def test_decoding_at_reduced_size_gives_the_same_image(
@@ -181,16 +206,17 @@ class DecodeCropTest:
     slope += np.abs(np.diff(pixels.astype(int), axis=0)).max()
     assert np.abs(square - expected).max() <= 4 + (reduction - 1) * slope
 
-  def test_decoders_agree_where_nothing_is_left_out(self, tfds_dir):
+  @faster
+  def test_decoders_agree_where_nothing_is_left_out(self, decoder, tfds_dir):
     crop = Crop(3, 5, 50, 45, True)
     for file in real_files(tfds_dir, 20):
       one, other = (
-        image_decode.decode_crop(file, lambda *_: crop, 64, decoder)
-        for decoder in image_decode.DECODERS
+        image_decode.decode_crop(file, lambda *_: crop, 64, d)
+        for d in (decoder, 'pillow')
       )
       assert difference(one, other) <= 2
 
-  @both
+  @each
   def test_any_size_becomes_a_square(self, decoder):
     for size in SIZES:
       for file_format in ('JPEG', 'PNG'):
@@ -204,7 +230,7 @@ class DecodeCropTest:
 class CorruptTest:
   FILE = image_files.encode(image_files.smooth(8, 90, 70))
 
-  @both
+  @each
   @pytest.mark.parametrize(
     'file',
     [
@@ -225,7 +251,7 @@ class CorruptTest:
     with pytest.raises(CorruptImageError, match=f'^{len(file)} bytes'):
       image_decode.decode(file, decoder)
 
-  @both
+  @each
   def test_any_change_gives_an_image_or_that_error(self, decoder):
     random = np.random.default_rng(0)
     for _ in range(100):
@@ -241,18 +267,116 @@ class CorruptTest:
       assert square.shape == (8, 8, 3)
 
 
+@pytest.mark.parametrize('decoder', decoders('nvimgcodec'))
+class RegionTest:
+  """What decodes a part alone gives the same pixels as what decodes all."""
+
+  @pytest.mark.parametrize('size', [224, 64, 8])
+  def test_random_crops_of_real_files(self, decoder, size, tfds_dir):
+    files = real_files(tfds_dir, 60)
+    for file, draws in zip(
+      files, image_crops.random_draws(0, 0, 60), strict=True
+    ):
+      choose = functools.partial(image_crops.random_crop, draws)
+      one, other = (
+        image_decode.decode_crop(file, choose, size, d)
+        for d in (decoder, 'opencv')
+      )
+      assert difference(one, other) == 0
+
+  @pytest.mark.parametrize('mode', ['RGB', 'L', 'CMYK'])
+  @pytest.mark.parametrize(
+    'settings',
+    [{'subsampling': s} for s in (0, 1, 2)] + [{'progressive': True}],
+    ids=str,
+  )
+  def test_all_kinds_of_files(self, decoder, mode, settings):
+    pixels = image_files.smooth(9, 83, 117)
+    file = image_files.encode(pixels, mode=mode, **settings)
+    random = np.random.default_rng(0)
+    for draws in image_crops.random_draws(0, 0, 30):
+      choose = functools.partial(image_crops.random_crop, draws)
+      size = int(random.integers(1, 90))
+      one, other = (
+        image_decode.decode_crop(file, choose, size, d)
+        for d in (decoder, 'opencv')
+      )
+      assert difference(one, other) == 0
+
+  def test_only_what_is_needed_of_a_file_is_missed(self, decoder):
+    pixels = image_files.smooth(8, 160, 70)
+    file = image_files.encode(pixels)
+    damaged = file[: len(file) * 3 // 4]
+    top, bottom = Crop(0, 0, 60, 70, False), Crop(100, 0, 60, 70, False)
+    one, other = (
+      image_decode.decode_crop(f, lambda *_: top, 64, decoder)
+      for f in (file, damaged)
+    )
+    assert difference(one, other) == 0
+    with pytest.raises(CorruptImageError):
+      image_decode.decode_crop(damaged, lambda *_: bottom, 64, decoder)
+
+  def test_parts_that_a_file_lacks_cannot_be_had(self, decoder):
+    file = image_files.encode(image_files.smooth(8, 30, 40))
+    assert image_regions.decode(file, 0, 0, 30, 40).shape == (30, 40, 3)
+    assert image_regions.decode(file, 0, 0, 31, 40) is None
+    assert image_regions.decode(file, 0, 10, 30, 41) is None
+
+  def test_threads_decode_at_once(self, decoder):
+    file = image_files.encode(image_files.smooth(8, 90, 70))
+    whole_image = image_decode.decode(file)
+
+    def agree(key):
+      random = np.random.default_rng(key)
+      for _ in range(300):
+        top, left = random.integers(0, (60, 50)).tolist()
+        part = image_regions.decode(file, top, left, top + 25, left + 18)
+        expected = whole_image[top : top + 25, left : left + 18]
+        assert difference(part, expected) == 0
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+      list(pool.map(agree, range(8)))
+
+  def test_nothing_is_printed(self, decoder):
+    program = (
+      'from powerprop_jax.train import image_regions;'
+      'assert image_regions.decode(b"no image", 0, 0, 1, 1) is None;'
+      'import sys; print("visible", file=sys.stderr)'
+    )
+    done = subprocess.run(
+      [sys.executable, '-c', program], capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr) == ('', 'visible\n')
+
+
 class FastestTest:
-  def test_opencv_comes_before_pillow(self, monkeypatch):
+  def test_what_is_missing_is_not_used(self, monkeypatch):
     missing = set()
     monkeypatch.setattr(
       image_decode.importlib.util,
       'find_spec',
       lambda name: None if name in missing else name,
     )
-    fastest = image_decode.fastest.__wrapped__
-    assert fastest() == 'opencv'
+    monkeypatch.setattr(
+      image_decode.image_regions, 'is_available', lambda: 'nv' not in missing
+    )
+    monkeypatch.setattr(
+      image_decode, 'installed', image_decode.installed.__wrapped__
+    )
+    assert image_decode.fastest() == 'nvimgcodec'
+    missing.add('nv')
+    assert image_decode.fastest() == 'opencv'
     missing.add('cv2')
-    assert fastest() == 'pillow'
+    assert image_decode.fastest() == 'pillow'
+    missing.remove('nv')
+    assert image_decode.installed() == ('pillow',)
     missing.add('PIL')
     with pytest.raises(UserError, match='OpenCV or Pillow, and neither is'):
-      fastest()
+      image_decode.fastest()
+
+  @pytest.mark.parametrize('module', [None, object()], ids=['none', 'old'])
+  def test_an_old_nvimgcodec_is_not_used(self, monkeypatch, module):
+    monkeypatch.setattr(image_regions, '_of_thread', threading.local())
+    monkeypatch.setitem(sys.modules, 'nvidia', types.ModuleType('nvidia'))
+    monkeypatch.setitem(sys.modules, 'nvidia.nvimgcodec', module)
+    assert not image_regions.is_available()

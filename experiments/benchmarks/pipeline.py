@@ -196,10 +196,12 @@ def _programs(
 ) -> dict[str, Callable[[], Speed]]:
   """The programs by name; the stack closes their streams."""
   programs: dict[str, Callable[[], Speed]] = {}
+  _use_one_core()
   size = config.image_size
-  for decoder in _decoders():
-    whole = functools.partial(_decode_whole, files, decoder)
-    programs[f'whole, {decoder}'] = whole
+  for decoder in image_decode.installed():
+    if decoder != 'nvimgcodec':  # which decodes parts alone for us
+      whole = functools.partial(_decode_whole, files, decoder)
+      programs[f'whole, {decoder}'] = whole
     crop = functools.partial(_decode_crops, files, size, decoder)
     programs[f'crop, {decoder}'] = crop
   for count in config.workers:
@@ -216,15 +218,12 @@ def _programs(
   return programs
 
 
-def _decoders() -> list[Decoder]:
-  """The fastest one, and those after it that are installed."""
-  start = image_decode.DECODERS.index(image_decode.fastest())
-  found = list(image_decode.DECODERS[start:])
-  if 'opencv' in found:
+def _use_one_core() -> None:
+  """As a worker does."""
+  if 'opencv' in image_decode.installed():
     import cv2
 
-    cv2.setNumThreads(0)  # one core, as in a worker
-  return found
+    cv2.setNumThreads(0)
 
 
 def _decode_whole(files: Sequence[bytes], decoder: Decoder) -> Speed:
@@ -298,15 +297,18 @@ def _speed(count: int, wall: float, cpu: float) -> Speed:
 
 
 def _records(speeds: dict[str, list[Speed]]) -> list[dict[str, Any]]:
-  best = image_decode.fastest()
+  whole = next(
+    runs for name, runs in speeds.items() if name.startswith('whole')
+  )
+  crop = speeds[f'crop, {image_decode.fastest()}']
   return [
     {
       'program': name,
       'per_second': statistics.median(run.wall for run in runs),
       'per_cpu_second': statistics.median(run.cpu for run in runs),
       'main_seconds': statistics.median(run.main for run in runs),
-      'to_whole': _median_ratio(runs, speeds[f'whole, {best}']),
-      'to_crop': _median_ratio(runs, speeds[f'crop, {best}']),
+      'to_whole': _median_ratio(runs, whole),
+      'to_crop': _median_ratio(runs, crop),
       'runs': [run._asdict() for run in runs],
     }
     for name, runs in speeds.items()
