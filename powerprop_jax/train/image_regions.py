@@ -58,6 +58,8 @@ def decode(
   except RuntimeError:  # no header that it can read
     return None
   image = codec.decoder.decode(part, params=codec.params)
+  # Version 0.9 loses the 32 bytes of an integer here: 41 MB in an epoch of
+  # ImageNet, in all workers together.
   return None if image is None else np.asarray(image)
 
 
