@@ -63,7 +63,6 @@ from powerprop_jax.train import (
   combination_runs,
   command,
   data,
-  json_files,
   lanes,
   optimizers,
   sweep,
@@ -101,40 +100,33 @@ class Combination(NamedTuple):
 def main(config: Config) -> None:
   """Trains every combination and writes what came out."""
   combinations = _checked_combinations(config)
+  settings = combination_runs.settings(config)
   folder = RunFolder(
-    config.out, _identity(config), program=_PROGRAM, resume=config.resume
+    config.out, settings, program=_PROGRAM, resume=config.resume
   )
-  found: dict[Combination, list[dict[str, Any]]] = {}
-  for combination, results in combination_runs.run_all(
+  found = combination_runs.run_all(
     functools.partial(_run, config),
     combinations,
     config.out,
     config.workers,
     _problem(config, config.nets[0]).loop.num_steps,
-  ):
-    found[combination] = results
-    _print(config, combination, results)
-  # In the order of the settings, whatever was done first.
+    functools.partial(_print, config),
+  )
   results = [
-    {**c._asdict(), **record} for c in combinations for record in found[c]
+    {**c._asdict(), **record}
+    for c, records in found.items()
+    for record in records
   ]
   folder.write_results(results)
   adaptive_alpha_report.write(
     folder.path,
     config,
-    _identity(config),
+    settings,
     results,
     {c: _read_weights(config, c) for c in combinations},
   )
   folder.mark_complete()
   print(f'\nFigures and report: {folder.path / "report.html"}')
-
-
-def _identity(config: Config) -> dict[str, Any]:
-  """The settings on which the results depend."""
-  settings = json_files.to_json(config)
-  # How many processes share the work may change when it is resumed.
-  return {k: v for k, v in settings.items() if k != 'workers'}
 
 
 def _checked_combinations(config: Config) -> list[Combination]:
@@ -221,7 +213,7 @@ def _run(
       print(f'{combination.name}: {note}', flush=True)
     return alpha_results.results(problem, trained, config.kept, config.epsilons)
 
-  settings = _identity(config) | combination._asdict()
+  settings = combination_runs.settings(config) | combination._asdict()
   return combination_runs.once(
     train, config.out, combination, settings, _PROGRAM
   )

@@ -55,7 +55,6 @@ from powerprop_jax.train import (
   continual_packing,
   continual_runs,
   continual_streams,
-  json_files,
   optimizers,
 )
 from powerprop_jax.train import state as state_lib
@@ -88,41 +87,34 @@ class Combination(NamedTuple):
 def main(config: Config) -> None:
   """Runs every combination and writes what came out."""
   combinations = _checked_combinations(config)
+  settings = combination_runs.settings(config)
   folder = RunFolder(
-    config.out, _identity(config), program=_PROGRAM, resume=config.resume
+    config.out, settings, program=_PROGRAM, resume=config.resume
   )
   num_tasks = len(continual_streams.load(config.stream, config.data))
-  found: dict[Combination, list[dict[str, Any]]] = {}
-  for combination, results in combination_runs.run_all(
+  found = combination_runs.run_all(
     functools.partial(_run, config),
     combinations,
     config.out,
     config.workers,
     num_tasks,
-  ):
-    found[combination] = results
-    _print(combination, results)
-  # In the order of the settings, whatever was done first.
+    _print,
+  )
   results = [
-    {**c._asdict(), **record} for c in combinations for record in found[c]
+    {**c._asdict(), **record}
+    for c, records in found.items()
+    for record in records
   ]
   folder.write_results(results)
   continual_permuted_report.write(
     folder.path,
     _title(config, num_tasks),
-    _identity(config),
+    settings,
     results,
     _weights(config, combinations),
   )
   folder.mark_complete()
   print(f'\nFigures and report: {folder.path / "report.html"}')
-
-
-def _identity(config: Config) -> dict[str, Any]:
-  """The settings on which the results depend."""
-  settings = json_files.to_json(config)
-  # How many processes share the work may change when it is resumed.
-  return {k: v for k, v in settings.items() if k != 'workers'}
 
 
 def _checked_combinations(config: Config) -> list[Combination]:
@@ -200,7 +192,7 @@ def _run(
       description=description,
     )
 
-  settings = _identity(config) | combination._asdict()
+  settings = combination_runs.settings(config) | combination._asdict()
   return combination_runs.once(
     learn, config.out, combination, settings, _PROGRAM
   )

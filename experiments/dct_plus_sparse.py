@@ -46,7 +46,6 @@ import sys
 from typing import Any
 
 import jax
-import numpy as np
 
 from experiments import (
   dct_plus_sparse_costs,
@@ -61,7 +60,6 @@ from powerprop_jax.train import (
   combination_runs,
   command,
   data,
-  json_files,
   sparse_runs,
   supports,
 )
@@ -74,23 +72,19 @@ _PROGRAM = 'dct_plus_sparse'
 def main(config: Config) -> None:
   """Trains every combination and writes what came out."""
   chosen = _check(config)
+  settings = _settings(config)
   folder = RunFolder(
-    config.out, _identity(config), program=_PROGRAM, resume=config.resume
+    config.out, settings, program=_PROGRAM, resume=config.resume
   )
-  found: dict[Combination, list[dict[str, Any]]] = {}
-  for combination, results in combination_runs.run_all(
+  found = combination_runs.run_all(
     functools.partial(_train, config),
     chosen,
     config.out,
     config.workers,
     config.loop.num_steps,
-  ):
-    found[combination] = results
-    accuracies = [r['accuracy'] for r in results if 'accuracy' in r]
-    if accuracies:
-      print(f'{combination.name}: test accuracy {np.mean(accuracies):.4f}')
-  # In the order of the settings, whatever was done first.
-  results = [record for c in chosen for record in found[c]]
+    sparse_runs.print_accuracy,
+  )
+  results = [record for records in found.values() for record in records]
   if not results:
     raise UserError(
       'there is no network to report: no support was found. Raise --densities, '
@@ -107,7 +101,7 @@ def main(config: Config) -> None:
     folder.path,
     f'{config.net} on {config.data.name}',
     sparse_runs.load(config).num_classes,
-    _identity(config),
+    settings,
     results,
     costs,
   )
@@ -115,12 +109,9 @@ def main(config: Config) -> None:
   print(f'\nFigures and report: {folder.path / "report.html"}')
 
 
-def _identity(config: Config) -> dict[str, Any]:
-  """The settings on which the results depend."""
-  settings = json_files.to_json(config)
-  # How many processes share the work, and what is timed, may change.
-  left_out = ('workers', 'timed_steps')
-  return {k: v for k, v in settings.items() if k not in left_out}
+def _settings(config: Config) -> dict[str, Any]:
+  """What the results depend on; the times of steps are measured again."""
+  return combination_runs.settings(config, 'timed_steps')
 
 
 def _check(config: Config) -> list[Combination]:
@@ -192,7 +183,7 @@ def _train(
     ),
     config.out,
     combination,
-    _identity(config) | combination._asdict(),
+    _settings(config) | combination._asdict(),
     _PROGRAM,
   )
 

@@ -29,14 +29,11 @@ import functools
 import sys
 from typing import Any
 
-import numpy as np
-
 from experiments import sparse_training_report
 from experiments.sparse_training_config import PRESETS, Config
 from powerprop_jax.train import (
   combination_runs,
   command,
-  json_files,
   sparse_runs,
 )
 from powerprop_jax.train.run_folder import RunFolder
@@ -52,28 +49,25 @@ def main(config: Config) -> None:
     config.methods, config.densities, config.alphas
   )
   sparse_runs.check_combinations(config, combinations)
+  settings = combination_runs.settings(config)
   folder = RunFolder(
-    config.out, _identity(config), program=_PROGRAM, resume=config.resume
+    config.out, settings, program=_PROGRAM, resume=config.resume
   )
-  found: dict[Combination, list[dict[str, Any]]] = {}
-  for combination, results in combination_runs.run_all(
+  found = combination_runs.run_all(
     functools.partial(_train, config),
     combinations,
     config.out,
     config.workers,
     config.loop.num_steps,
-  ):
-    found[combination] = results
-    accuracies = [record['accuracy'] for record in results]
-    print(f'{combination.name}: test accuracy {np.mean(accuracies):.4f}')
-  # In the order of the settings, whatever was done first.
-  results = [record for c in combinations for record in found[c]]
+    sparse_runs.print_accuracy,
+  )
+  results = [record for records in found.values() for record in records]
   folder.write_results(results)
   sparse_training_report.write(
     folder.path,
     f'{config.net} on {config.data.name}',
     (config.net, config.data.name),
-    _identity(config),
+    settings,
     results,
     [
       {**record, 'method': c.method, 'total_density': c.density}
@@ -83,13 +77,6 @@ def main(config: Config) -> None:
   )
   folder.mark_complete()
   print(f'\nFigures and report: {folder.path / "report.html"}')
-
-
-def _identity(config: Config) -> dict[str, Any]:
-  """The settings on which the results depend."""
-  settings = json_files.to_json(config)
-  # How many processes share the work may change when it is resumed.
-  return {k: v for k, v in settings.items() if k != 'workers'}
 
 
 def _check(config: Config) -> None:
@@ -112,7 +99,7 @@ def _train(
     )
     return sparse_runs.results(combination, trained)
 
-  settings = _identity(config) | combination._asdict()
+  settings = combination_runs.settings(config) | combination._asdict()
   return combination_runs.once(
     train, config.out, combination, settings, _PROGRAM
   )

@@ -2,7 +2,6 @@
 
 import collections
 import functools
-import json
 
 import numpy as np
 import programs
@@ -10,7 +9,6 @@ import pytest
 
 from experiments import class_specialisation, class_specialisation_report
 from powerprop_jax.report.features import LayerFeatures
-from powerprop_jax.train import json_files
 
 TINY = [
   '--net=mlp',
@@ -120,16 +118,10 @@ def test_bad_input_is_one_line_and_nothing_is_written(
   args, named, tmp_path, capsys
 ):
   out = tmp_path / 'run'
-  assert run(*args.split(), '--out', out) == 2
-  error = capsys.readouterr().err
-  assert error.startswith('error: ')
-  assert error.count('\n') == 1
-  assert named in error
+  assert named in programs.error(run(*args.split(), '--out', out), capsys)
   assert not out.exists()
 
 
 @pytest.mark.parametrize('name', class_specialisation.PRESETS)
 def test_presets_survive_their_record(name):
-  config = class_specialisation.PRESETS[name]
-  stored = json.loads(json.dumps(json_files.to_json(config)))
-  assert json_files.from_json(type(config), stored) == config
+  assert programs.survives_its_record(class_specialisation.PRESETS[name])

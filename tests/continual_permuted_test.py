@@ -1,7 +1,6 @@
 """The program of continual learning writes what it promises, also in pieces."""
 
 import functools
-import json
 import os
 import pathlib
 import signal
@@ -16,7 +15,7 @@ import pytest
 from experiments import continual_permuted, continual_permuted_report
 from experiments.continual_permuted_config import PRESETS
 from powerprop_jax.report.plotting import continual as plotting
-from powerprop_jax.train import continual_streams, json_files
+from powerprop_jax.train import continual_streams
 from powerprop_jax.train.data import DataConfig
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -162,19 +161,13 @@ def test_bad_input_is_one_line_and_nothing_is_written(
   args, named, tmp_path, capsys
 ):
   out = tmp_path / 'run'
-  assert run(*args.split(), '--out', out) == 2
-  error = capsys.readouterr().err
-  assert error.startswith('error: ')
-  assert error.count('\n') == 1
-  assert named in error
+  assert named in programs.error(run(*args.split(), '--out', out), capsys)
   assert not out.exists()
 
 
 @pytest.mark.parametrize('name', PRESETS)
 def test_presets_survive_their_record(name):
-  config = PRESETS[name]
-  stored = json.loads(json.dumps(json_files.to_json(config)))
-  assert json_files.from_json(type(config), stored) == config
+  assert programs.survives_its_record(PRESETS[name])
 
 
 @pytest.mark.parametrize('kind', ['rotated', 'split'])

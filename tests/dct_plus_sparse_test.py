@@ -14,7 +14,6 @@ from experiments.dct_plus_sparse_config import PRESETS
 from powerprop_jax.optim import views
 from powerprop_jax.train import (
   data,
-  json_files,
   metrics,
   sparse_runs,
   supports,
@@ -196,11 +195,10 @@ def test_scored_supports_are_refused_for_the_transform_alone(
   name, tmp_path, capsys
 ):
   out = tmp_path / 'run'
-  assert run(*TINY, '--supports', name, '--networks', 'dct', '--out', out) == 2
-  error = capsys.readouterr().err
+  refused = run(*TINY, '--supports', name, '--networks', 'dct', '--out', out)
+  error = programs.error(refused, capsys)
   assert error.startswith('error: the weights beside a cosine transform start')
   assert name in error
-  assert error.count('\n') == 1
   assert not out.exists()
 
 
@@ -228,19 +226,15 @@ def test_bad_input_is_one_line_and_nothing_is_written(
   args, named, tmp_path, capsys
 ):
   out = tmp_path / 'run'
-  assert run(*TINY, *args.split(), '--out', out) == 2
-  error = capsys.readouterr().err
-  assert error.startswith('error: ')
-  assert error.count('\n') == 1
-  assert named in error
+  assert named in programs.error(
+    run(*TINY, *args.split(), '--out', out), capsys
+  )
   assert not out.exists()
 
 
 @pytest.mark.parametrize('name', PRESETS)
 def test_presets_survive_their_record(name):
-  config = PRESETS[name]
-  stored = json.loads(json.dumps(json_files.to_json(config)))
-  assert json_files.from_json(type(config), stored) == config
+  assert programs.survives_its_record(PRESETS[name])
 
 
 def test_presets_compare_both_networks_and_have_the_epochs_of_the_recipe():

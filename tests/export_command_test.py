@@ -4,6 +4,7 @@ import json
 
 import jax
 import numpy as np
+import programs
 import pytest
 
 from experiments import one_shot_pruning
@@ -31,11 +32,7 @@ def main(*args):
 def refused(capsys, *args):
   """The one line that a mistake gets."""
   capsys.readouterr()
-  assert cli.main([str(arg) for arg in args]) == 2
-  error = capsys.readouterr().err
-  assert error.startswith('error: ')
-  assert error.count('\n') == 1
-  return error
+  return programs.error(cli.main([str(arg) for arg in args]), capsys)
 
 
 @pytest.fixture(scope='module')

@@ -2,7 +2,7 @@
 
 import json
 
-from powerprop_jax.train import command
+from powerprop_jax.train import command, json_files
 
 
 def run(program, *args, static_alpha=False):
@@ -20,3 +20,18 @@ def run(program, *args, static_alpha=False):
 def results(out):
   """The records that a run has written into its folder."""
   return json.loads((out / 'results.json').read_text())
+
+
+def error(status, capsys):
+  """What a call that was refused has printed: one line."""
+  assert status == 2
+  printed = capsys.readouterr().err
+  assert printed.startswith('error: ')
+  assert printed.count('\n') == 1
+  return printed
+
+
+def survives_its_record(config):
+  """Whether settings are the same when they are read from a JSON file."""
+  stored = json.loads(json.dumps(json_files.to_json(config)))
+  return json_files.from_json(type(config), stored) == config

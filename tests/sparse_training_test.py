@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import os
 import pathlib
 import signal
@@ -16,7 +15,7 @@ import pytest
 
 from experiments import sparse_training
 from experiments.sparse_training_config import PRESETS
-from powerprop_jax.train import json_files, metrics
+from powerprop_jax.train import metrics
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = [
@@ -178,11 +177,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(
   args, named, tmp_path, capsys
 ):
   out = tmp_path / 'run'
-  assert run(*args.split(), '--out', out) == 2
-  error = capsys.readouterr().err
-  assert error.startswith('error: ')
-  assert error.count('\n') == 1
-  assert named in error
+  assert named in programs.error(run(*args.split(), '--out', out), capsys)
   assert not out.exists()
 
 
@@ -197,9 +192,7 @@ def test_augmentation_of_images_that_are_too_small_is_refused(tmp_path, capsys):
 
 @pytest.mark.parametrize('name', PRESETS)
 def test_presets_survive_their_record(name):
-  config = PRESETS[name]
-  stored = json.loads(json.dumps(json_files.to_json(config)))
-  assert json_files.from_json(type(config), stored) == config
+  assert programs.survives_its_record(PRESETS[name])
 
 
 def test_mnist_presets_have_the_epochs_of_the_recipe():

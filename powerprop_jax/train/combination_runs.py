@@ -10,7 +10,7 @@ import functools
 import pathlib
 from typing import Any, Protocol, TypeVar
 
-from powerprop_jax.train import metrics, workers
+from powerprop_jax.train import json_files, metrics, workers
 from powerprop_jax.train.errors import UserError
 from powerprop_jax.train.run_folder import RunFolder
 
@@ -39,13 +39,29 @@ def check_workers(num_workers: int) -> None:
     raise UserError(f'--workers must be at least 1, got {num_workers}.')
 
 
+def settings(config: Any, *left_out: str) -> dict[str, Any]:
+  """What the results of a program depend on.
+
+  Args:
+    config: its settings, a dataclass.
+    left_out: those that change nothing beside `workers`, the number of
+      processes that share the work.
+
+  Returns:
+    All others, as JSON holds them.
+  """
+  every = json_files.to_json(config)
+  return {k: v for k, v in every.items() if k not in ('workers', *left_out)}
+
+
 def run_all(
   work: Callable[[str, C], Records],
   combinations: Sequence[C],
   out: str,
   num_workers: int,
   num_steps: int,
-) -> Iterator[tuple[C, Records]]:
+  when_done: Callable[[C, Records], None],
+) -> dict[C, Records]:
   """Does the work for every combination.
 
   Args:
@@ -57,10 +73,29 @@ def run_all(
     num_workers: with 1, one after another in this process; otherwise so many
       at a time, each in a process of its own with one thread.
     num_steps: training steps of each combination, for the progress.
+    when_done: (combination, results) -> None, called for each of them as soon
+      as it is done, to print what came out.
 
-  Yields:
-    (combination, results), in the order in which they are done.
+  Returns:
+    The results of each combination, in the order of the combinations.
   """
+  found: dict[C, Records] = {}
+  for combination, results in _run_all(
+    work, combinations, out, num_workers, num_steps
+  ):
+    found[combination] = results
+    when_done(combination, results)
+  return {combination: found[combination] for combination in combinations}
+
+
+def _run_all(
+  work: Callable[[str, C], Records],
+  combinations: Sequence[C],
+  out: str,
+  num_workers: int,
+  num_steps: int,
+) -> Iterator[tuple[C, Records]]:
+  """Combinations and results in the order in which they are done."""
   if num_workers == 1:
     for number, combination in enumerate(combinations, start=1):
       description = f'{number}/{len(combinations)} {combination.name}'

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 import haiku as hk
 import jax
+import numpy as np
 
 from powerprop_jax import nets
 from powerprop_jax.core import select as select_lib
@@ -26,6 +27,7 @@ from powerprop_jax.train import (
   sweep,
 )
 from powerprop_jax.train import step as step_lib
+from powerprop_jax.train.combination_runs import Named
 from powerprop_jax.train.condensed import Execution, MakeNet
 from powerprop_jax.train.data import DataConfig
 from powerprop_jax.train.data_sources import Arrays
@@ -344,6 +346,13 @@ def results(combination: Combination, trained: Trained) -> list[dict[str, Any]]:
   found = sparse_sweep.results(net, state, runs, splits, prepare=prepare)
   place = {'method': combination.method, 'density': combination.density}
   return [{**place, **record} for record in found]
+
+
+def print_accuracy(combination: Named, records: list[dict[str, Any]]) -> None:
+  """A line for people, if networks were trained."""
+  accuracies = [r['accuracy'] for r in records if 'accuracy' in r]
+  if accuracies:
+    print(f'{combination.name}: test accuracy {np.mean(accuracies):.4f}')
 
 
 def shapes(net: hk.TransformedWithState, splits: data.Splits) -> Any:
