@@ -308,6 +308,41 @@ class ContractTest(parameterized.TestCase):
     )
 
 
+@pytest.mark.parametrize(
+  ('transformation', 'inner', 'wrapper'),
+  [case for case in CASES if case[0] in SPARSE and case[1] in _FEW]
+  + [(row, 'adam', 'bare') for row in SPARSE],
+)
+def test_an_update_that_is_written_twice_is_the_same(
+  transformation, inner, wrapper
+):
+  tx = optax.with_extra_args_support(_build(transformation, inner, wrapper))
+
+  def train(is_repeated):
+    @_jit
+    def step(phi, opt_state):
+      grads = jax.grad(_loss)(views.effective_params(phi, opt_state))
+      extra_args = {'repeat_update': True} if is_repeated else {}
+      updates, opt_state = tx.update(grads, opt_state, phi, **extra_args)
+      return optax.apply_updates(phi, updates), opt_state
+
+    phi, opt_state = views.init(tx, _theta())
+    for _ in range(9):
+      phi, opt_state = step(phi, opt_state)
+    return phi, opt_state
+
+  once, twice = train(False), train(True)
+  chex.assert_trees_all_equal(
+    *(views.current_masks(*state) for state in (once, twice))
+  )
+  chex.assert_trees_all_close(
+    *(views.effective_params(*state) for state in (once, twice)),
+    rtol=1e-4,
+    atol=1e-6,
+  )
+  chex.assert_trees_all_equal_shapes_and_dtypes(once, twice)
+
+
 @pytest.mark.parametrize('inner', tuple(INNERS))
 def test_slots_of_reborn_weights_start_anew(inner):
   """And nothing else in the state moves, as RigL replaces the step."""

@@ -13,7 +13,7 @@ import pytest
 from powerprop_jax import nets
 from powerprop_jax.core import reparam
 from powerprop_jax.optim import aliases, powerprop, views
-from powerprop_jax.train import data, state, step
+from powerprop_jax.train import data, ema, state, step
 from powerprop_jax.train.data_sources import Arrays
 from powerprop_jax.train.errors import UserError
 
@@ -35,8 +35,11 @@ def make_state(net, tx=TX, seed=0):
 
 
 def without_key(train_state):
-  """The same with the key as numbers, which can be compared."""
-  return train_state._replace(key=jax.random.key_data(train_state.key))
+  """The same with keys as numbers, which can be compared."""
+  is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+  return jax.tree.map(
+    lambda x: jax.random.key_data(x) if is_key(x) else x, train_state
+  )
 
 
 @hk.transform_with_state
@@ -130,6 +133,32 @@ class StepTest:
     )
     # Were it in training mode, a batch would see its own statistics.
     chex.assert_trees_all_close(whole, single, rtol=1e-5)
+
+
+@pytest.mark.parametrize('row', ['dense', 'powerprop', 'traced', 'rigl', 'ema'])
+def test_steps_with_the_update_written_twice_are_the_same(row):
+  inner = optax.chain(
+    optax.add_decayed_weights(1e-3), optax.sgd(0.1, 0.9, nesterov=True)
+  )
+  power = powerprop.powerprop(inner, 1.5)
+  sparse = aliases.rigl(power, 0.5, stop=8, period=3)
+  tx = {
+    'dense': inner,
+    'powerprop': power,
+    'traced': powerprop.powerprop(inner, jnp.float32(1.7)),
+    'rigl': sparse,
+    'ema': ema.with_ema(sparse, 0.9),
+  }[row]
+  net, arrays = nets.make('mlp', 3), make_arrays(6)
+  found = []
+  for repeat_update in (False, True):
+    one_step = jax.jit(step.make_step(net, tx, repeat_update=repeat_update))
+    state = make_state(net, tx)
+    for _ in range(7):
+      state, _ = one_step(state, *arrays)
+    found.append(without_key(state))
+  chex.assert_trees_all_close(*found, rtol=1e-4, atol=1e-5)
+  chex.assert_trees_all_equal_shapes_and_dtypes(*found)
 
 
 class AdvanceTest:

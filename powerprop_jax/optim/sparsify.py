@@ -92,6 +92,8 @@ def sparsify(
     steps included. Gradients may be accumulated by an optax.MultiSteps inside
     or outside; outside, Optax computes a rewiring at every mini-step before the
     one that counts, and a NaN in the sum stays there.
+    `update` takes repeat_update=True, which writes inner down twice for a
+    compiler that fuses loops with several outputs; see train.step.make_step.
 
   Example:
     >>> from powerprop_jax.optim.topologies import fixed
@@ -135,7 +137,12 @@ def sparsify(
     )
 
   def update(
-    updates: Any, state: SparseState, params: Any = None, **extra_args: Any
+    updates: Any,
+    state: SparseState,
+    params: Any = None,
+    *,
+    repeat_update: bool = False,
+    **extra_args: Any,
   ) -> tuple[Any, SparseState]:
     if params is None:
       raise ValueError(
@@ -153,15 +160,21 @@ def sparsify(
         due, inner, topology, mode, state, memory, grads, phi
       )
     trained = topology.trainable(masks, memory)
-    if topology.penalise is not None:
-      theta = _to_theta(phi, inner_state)
-      grads = topology.penalise(grads, theta, masks, memory)
-    shown = _masked(start, trained)
-    if _power_state(inner_state) is not None:
-      extra_args = {**extra_args, 'masked_from': (shown, start)}
-    delta, new_inner_state = inner.update(
-      _masked(grads, trained), inner_state, shown, **extra_args
-    )
+
+    def propose(grads: Any, phi: Any, start: Any, inner_state: Any) -> Any:
+      if topology.penalise is not None:
+        theta = _to_theta(phi, inner_state)
+        grads = topology.penalise(grads, theta, masks, memory)
+      shown = _masked(start, trained)
+      more = extra_args
+      if _power_state(inner_state) is not None:
+        more = {**more, 'masked_from': (shown, start)}
+      return inner.update(_masked(grads, trained), inner_state, shown, **more)
+
+    given = grads, phi, start, inner_state
+    delta, new_inner_state = propose(*given)
+    if repeat_update:
+      _, new_inner_state = propose(*jax.lax.optimization_barrier(given))
     if topology.replaces_step:
       delta, new_inner_state = jax.tree.map(
         lambda old, new: jnp.where(due, old, new),

@@ -28,6 +28,7 @@ from powerprop_jax.train import (
   precision,
   schedules,
   sparse_methods,
+  xla_flags,
 )
 from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.errors import UserError
@@ -276,7 +277,11 @@ def make_step(
 ) -> step_lib.TrainStep:
   """One step on uint8 images; see step.make_step."""
   return step_lib.make_step(
-    net, tx, prepare=normalise, label_smoothing=config.label_smoothing
+    net,
+    tx,
+    prepare=normalise,
+    label_smoothing=config.label_smoothing,
+    repeat_update=xla_flags.fuses_loops(),
   )
 
 

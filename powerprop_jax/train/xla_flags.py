@@ -6,6 +6,7 @@ put them into the environment variable XLA_FLAGS.
 """
 
 from collections.abc import MutableMapping
+import os
 
 import jaxlib
 
@@ -15,9 +16,8 @@ _WIDE_VECTORS = {'--xla_cpu_prefer_vector_width': '512'}
 # Loops with several outputs write φ and θ in one pass over the weights (see
 # step.make_advance). Where α is an array, and the loop holds a general power,
 # they were slower than two passes.
-_SEVERAL_OUTPUTS = {
-  '--xla_backend_extra_options': 'xla_cpu_use_multi_output_fusion=true'
-}
+_FUSION = 'xla_cpu_use_multi_output_fusion=true'
+_SEVERAL_OUTPUTS = {'--xla_backend_extra_options': _FUSION}
 
 # XLA aborts on flags it does not know, so only versions that were tried get
 # them.
@@ -48,3 +48,16 @@ def set_cpu_flags(
     if name not in flags:
       flags = f'{flags} {name}={value}'
   environment['XLA_FLAGS'] = flags.strip()
+
+
+def fuses_loops() -> bool:
+  """Whether steps that run on this machine fuse loops with several outputs.
+
+  Returns:
+    True if JAX runs on a CPU, with the setting of set_cpu_flags that does it.
+    The question makes JAX choose its devices.
+  """
+  import jax
+
+  is_set = _FUSION in os.environ.get('XLA_FLAGS', '')
+  return is_set and jax.default_backend() == 'cpu'
