@@ -249,13 +249,19 @@ class CreateTest:
 
 class TrainingTest:
   @pytest.mark.parametrize(
-    ('data', 'model', 'explicit'), [(8, 1, False), (4, 2, True)]
+    ('data', 'model', 'explicit', 'repeat_update'),
+    [(8, 1, False, False), (4, 2, True, False), (4, 2, True, True)],
   )
-  def test_steps_are_those_of_one_device(self, data, model, explicit):
+  def test_steps_are_those_of_one_device(
+    self, data, model, explicit, repeat_update
+  ):
     net, tx, _, arrays = make_problem()
     mesh, state, shardings = make_state(data, model, explicit=explicit)
     step = sharding.on_mesh(
-      step_lib.make_step(net, tx), shardings, mesh, compiler_options=OPTIONS
+      step_lib.make_step(net, tx, repeat_update=repeat_update),
+      shardings,
+      mesh,
+      compiler_options=OPTIONS,
     )
     batches = [
       sharding.put_batch(Arrays(*parts), mesh)

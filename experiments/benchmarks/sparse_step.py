@@ -16,7 +16,8 @@ lanes  as loop, several networks at once by jax.vmap; for lenet_300_100 only.
 
 All steps of a table take turns in one process, compiled as JAX comes;
 --with-flags adds them in a second one with the compiler flags that the programs
-of this library set (train/xla_flags.py), against the same baseline. The dense
+of this library set (train/xla_flags.py), against the same baseline, as they are
+and with the update written twice (train/step.make_step). The dense
 step runs twice, so that the second row shows how far a ratio can be trusted.
 
 The cost depends on the number of weights only, and the dense step on batch and
@@ -209,10 +210,12 @@ def _prepare(config: Config, net_name: str, way: Way, with_flags: bool) -> None:
     key, (setting.num_steps, *lanes, setting.batch), 0, num_examples
   )
 
-  def program(tx: optax.GradientTransformation, view: _View) -> timing.Program:
+  def program(
+    tx: optax.GradientTransformation, view: _View, repeat_update: bool = False
+  ) -> timing.Program:
     """Goes some steps on with a network of its own."""
     carry = (*views.init(tx, theta), jax.tree.map(jnp.array, net_state))
-    step = make_step(net, tx, view)
+    step = make_step(net, tx, view, repeat_update=repeat_update)
     if way == 'own':
       return _own(step, carry, [(images[row], labels[row]) for row in rows])
     if way == 'lanes':
@@ -227,11 +230,19 @@ def _prepare(config: Config, net_name: str, way: Way, with_flags: bool) -> None:
   view = functools.partial(views.effective_params, pinned=way != 'own')
   for name in config.methods:
     tx = METHODS[name](inner, config.sparsity)
-    _PROGRAMS[f'{name}, our flags' if with_flags else name] = program(tx, view)
+    if not with_flags:
+      _PROGRAMS[name] = program(tx, view)
+      continue
+    _PROGRAMS[f'{name}, our flags'] = program(tx, view)
+    _PROGRAMS[f'{name}, our flags, twice'] = program(tx, view, True)
 
 
 def make_step(
-  net: hk.TransformedWithState, tx: optax.GradientTransformation, view: _View
+  net: hk.TransformedWithState,
+  tx: optax.GradientTransformation,
+  view: _View,
+  *,
+  repeat_update: bool = False,
 ) -> _Step:
   """The step of the README, for a network with a state.
 
@@ -239,11 +250,14 @@ def make_step(
     net: a network from nets.make.
     tx: gradient transformation over φ.
     view: (φ, state of the optimiser) -> θ.
+    repeat_update: have sparsify write what is inside it twice.
 
   Returns:
     step((φ, state of the optimiser, state of the network), images, labels),
     which gives the three after it.
   """
+  extra_args = {'repeat_update': True} if repeat_update else {}
+  update = optax.with_extra_args_support(tx).update
 
   def step(carry: _Carry, images: jax.Array, labels: jax.Array) -> _Carry:
     phi, opt_state, net_state = carry
@@ -254,7 +268,7 @@ def make_step(
       return jnp.mean(losses), after
 
     grads, after = jax.grad(loss_fn, has_aux=True)(view(phi, opt_state))
-    updates, opt_state = tx.update(grads, opt_state, phi)
+    updates, opt_state = update(grads, opt_state, phi, **extra_args)
     return optax.apply_updates(phi, updates), opt_state, after
 
   return step
