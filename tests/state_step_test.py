@@ -204,21 +204,17 @@ class AdvanceTest:
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before.phi))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == shapes
 
-  def test_writing_the_update_twice_is_refused_with_a_topology(self):
-    net, arrays = nets.make('mlp', 3), make_arrays(6)
-    tx = aliases.static(optax.sgd(0.1), 0.5)
-    advance = step.make_advance(net, tx, repeat_update=True)
-    rows = data.batch_indices(0, 0, 1, 5, 6)
-    with pytest.raises(ValueError, match='Leave repeat_update away'):
-      advance(make_state(net, tx), arrays, rows)
-
+  @pytest.mark.parametrize('repeat_update', [False, True])
   @pytest.mark.parametrize('alpha', [1.0, 2.0])
-  def test_rewiring_steps_in_a_dispatch_are_those_one_by_one(self, alpha):
+  def test_rewiring_steps_in_a_dispatch_are_those_one_by_one(
+    self, alpha, repeat_update
+  ):
     net, arrays = nets.make('mlp', 3), make_arrays(30)
     inner = powerprop.powerprop(optax.sgd(0.1, momentum=0.9), alpha)
     tx = aliases.rigl(inner, 0.5, stop=8, period=3)
     rows = data.batch_indices(0, 0, 8, 5, 30)
-    many, _ = jax.jit(step.make_advance(net, tx))(
+    advance = step.make_advance(net, tx, repeat_update=repeat_update)
+    many, _ = jax.jit(advance)(
       make_state(net, tx), jax.tree.map(jnp.asarray, arrays), rows
     )
     one, one_step = make_state(net, tx), jax.jit(step.make_step(net, tx))

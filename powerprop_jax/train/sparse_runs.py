@@ -25,6 +25,7 @@ from powerprop_jax.train import (
   sparse_methods,
   sparse_sweep,
   sweep,
+  xla_flags,
 )
 from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.combination_runs import Named
@@ -247,9 +248,8 @@ def train(
     _maker(settings, combination, theta, len(splits.train.labels)),
     combination,
     folder,
-    repeat_update=(
-      combination.method == 'dense' and settings.optimizer.is_elementwise
-    ),
+    repeat_update=settings.optimizer.is_elementwise
+    and (combination.method == 'dense' or xla_flags.fuses_loops()),
     execution=execution if combination.method != 'dense' else 'masked',
     make_net=lambda supports: nets.make(
       settings.net, splits.num_classes, supports=supports
@@ -292,7 +292,7 @@ def train_net(
     place: its name, for people, and its α.
     folder: where metrics and checkpoints go.
     state: the stacked states to start from, donated; see sparse_sweep.train.
-    repeat_update: see step.make_advance; only for a dense network.
+    repeat_update: see step.make_advance.
     execution: see sparse_sweep.train.
     make_net: see sparse_sweep.train.
     description: what is being trained, for the progress; '' for no progress.

@@ -53,7 +53,7 @@ def train(
       initial_states gives.
     prepare: see step.make_step.
     augment: see step.make_step.
-    repeat_update: see step.make_advance; only for a dense network.
+    repeat_update: see step.make_advance.
     at_once: keys computed side by side; None is all of them. Condensed, they
       are computed one by one.
     execution: see condensed.layout.

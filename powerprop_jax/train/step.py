@@ -151,30 +151,27 @@ def make_advance(
     tx: gradient transformation over φ.
     repeat_update: write the update down twice, once for φ and once for θ, so
       that a compiler which fuses loops with several outputs makes one loop of
-      both. Right for optimisers that are a few elementwise operations, such as
-      SGD with or without momentum; others would be computed twice, and with
-      sparsify, which would rewire twice, it is refused.
+      both; with sparsify, which carries no θ, as in make_step. Right for
+      optimisers that are a few elementwise operations, such as SGD with or
+      without momentum; others would be computed twice.
     prepare: as for make_step.
     augment: as for make_step.
 
   Returns:
     A function to jit with its first argument donated. indices is
     int32[num_steps, batch], rows of the data to train on; metrics are the means
-    over these steps. It raises a ValueError if repeat_update is asked for and
-    the state holds a sparsify.
+    over these steps.
   """
-  step = make_step(net, tx, prepare=prepare, augment=augment)
+  options: Any = {'prepare': prepare, 'augment': augment}
+  dense_step = make_step(net, tx, **options)
+  sparse_step = make_step(net, tx, repeat_update=repeat_update, **options)
   gradient = _make_gradient(net, prepare, augment)
 
   def advance(
     state: TrainState, arrays: Arrays, indices: jax.Array
   ) -> tuple[TrainState, Metrics]:
     is_sparse = topology.find_sparse_state(state.opt_state) is not None
-    if repeat_update and is_sparse:
-      raise ValueError(
-        'repeat_update writes the update down twice, and sparsify would choose '
-        'connections twice. Leave repeat_update away.'
-      )
+    step = sparse_step if is_sparse else dense_step
 
     def body(state: TrainState, batch: jax.Array) -> tuple[TrainState, Metrics]:
       return step(state, arrays.images[batch], arrays.labels[batch])
