@@ -174,6 +174,7 @@ def sparsify(
     given = grads, phi, start, inner_state
     delta, new_inner_state = propose(*given)
     if repeat_update:
+      # Without the barrier the two would be found equal and become one again.
       _, new_inner_state = propose(*jax.lax.optimization_barrier(given))
     if topology.replaces_step:
       delta, new_inner_state = jax.tree.map(

@@ -269,7 +269,7 @@ def _update(
   updates, opt_state = tx.update(*given, **extra_args)
   phi = optax.apply_updates(state.phi, updates)
   if repeat_update and not is_sparse:
-    # Without the barrier the two would be found equal and become one again.
+    # As in sparsify: without the barrier the two would become one again.
     _, opt_state = tx.update(*jax.lax.optimization_barrier(given))
   return state._replace(
     step=state.step + 1, phi=phi, net_state=net_state, opt_state=opt_state
