@@ -349,6 +349,21 @@ class RegionTest:
     assert (done.stdout, done.stderr) == ('', 'visible\n')
 
 
+def unusable_codec():
+  """A module that cannot make a decoder on this machine."""
+
+  def refuse(**options):
+    del options
+    raise RuntimeError('no')
+
+  return types.SimpleNamespace(
+    Decoder=refuse,
+    Backend=str,
+    BackendKind=types.SimpleNamespace(CPU_ONLY=0),
+    NVIMGCODEC_DEVICE_CPU_ONLY=-1,
+  )
+
+
 class FastestTest:
   def test_what_is_missing_is_not_used(self, monkeypatch):
     missing = set()
@@ -374,8 +389,14 @@ class FastestTest:
     with pytest.raises(UserError, match='OpenCV or Pillow, and neither is'):
       image_decode.fastest()
 
-  @pytest.mark.parametrize('module', [None, object()], ids=['none', 'old'])
-  def test_an_old_nvimgcodec_is_not_used(self, monkeypatch, module):
+  @pytest.mark.parametrize(
+    'module',
+    [None, object(), unusable_codec()],
+    ids=['none', 'old', 'unusable'],
+  )
+  def test_an_nvimgcodec_that_does_not_work_is_not_used(
+    self, monkeypatch, module
+  ):
     monkeypatch.setattr(image_regions, '_of_thread', threading.local())
     monkeypatch.setitem(sys.modules, 'nvidia', types.ModuleType('nvidia'))
     monkeypatch.setitem(sys.modules, 'nvidia.nvimgcodec', module)

@@ -23,7 +23,7 @@ def is_available() -> bool:
   """Whether nvImageCodec is installed, in a version that needs no GPU."""
   try:
     _codec()
-  except (ImportError, AttributeError):
+  except (ImportError, AttributeError, RuntimeError):
     return False
   return True
 
