@@ -14,13 +14,14 @@ pipeline  workers read files from disk in a random order, do the same as `crop`,
 `per s` is images by the clock, for each worker; `per CPU s` is images for each
 second that a processor core spent in the process, or in the workers, which
 other work on the machine disturbs less. `/ whole` and `/ crop` compare `per CPU
-s` with that of the faster decoder in the same round; their medians are printed.
-A pipeline is wanted that has 0.9 of the speed of the decoder for each worker.
-`main` is the time that the process which is handed the batches spends on each
-image, in microseconds. With --enlarge,
-the files are first decoded, enlarged and encoded again, in a temporary folder:
-1.72 gives images that were scaled to 0.58 their sizes back. Takes
-two minutes on two CPU cores.
+s` with that of the fastest decoder of whole files and of crops in the same
+round; their medians are printed. A pipeline is wanted that has 0.9 of the speed
+of the decoder for each worker. `main` is the time that the process which is
+handed the batches spends on each image, in microseconds.
+
+With --enlarge the files are first decoded, enlarged and encoded again, in a
+temporary folder: 1.72 gives images that were scaled to 0.58 their sizes back.
+Takes two minutes on two CPU cores.
 """
 
 from collections.abc import Callable, Sequence
