@@ -168,7 +168,7 @@ class RefusalsTest(parameterized.TestCase):
 
   def test_selecting_nothing_lists_the_leaves(self):
     tx = aliases.static(optax.sgd(0.1), 0.5, select=select.by_regex('kernel'))
-    with self.assertRaisesRegex(ValueError, 'a/b, a/w'):
+    with self.assertRaisesRegex(ValueError, r'a/b float32.*, a/w float32'):
       tx.init(_small())
 
   def test_counts_need_shapes_only(self):

@@ -177,7 +177,7 @@ class PowerpropTest(parameterized.TestCase):
         tx = powerprop.powerprop(optax.adam(0.1), alpha, form=form)
         phi, opt_state = views.init(tx, _theta())
         _, opt_state = _run(tx, phi, opt_state, steps=1)
-        self.assertEqual(opt_state.form, form)
+        self.assertEqual(opt_state.form.value, form)
 
   def test_a_weight_at_zero_stays_and_its_neighbours_move(self):
     tx = powerprop.powerprop(optax.sgd(0.1), 2.0)
@@ -242,7 +242,7 @@ class RefusalsTest(parameterized.TestCase):
 
   def test_selecting_nothing(self):
     tx = powerprop.powerprop(optax.sgd(0.1), 2.0, select.by_regex('kernel'))
-    with self.assertRaisesRegex(ValueError, 'linear_0/b, linear_0/w'):
+    with self.assertRaisesRegex(ValueError, r'linear_0/b .*, linear_0/w fl'):
       tx.init(_theta())
 
   def test_a_dead_leaf(self):

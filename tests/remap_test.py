@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from powerprop_jax.core import reparam, select
+from powerprop_jax.core.trees import Static
 from powerprop_jax.optim import remap
-from powerprop_jax.optim.powerprop import PowerState, Static
+from powerprop_jax.optim.powerprop import PowerState
 
 _PAIRS = (
   (1.0, 2.0),
@@ -24,7 +25,7 @@ _PAIRS = (
 
 
 def _power(alpha):
-  return PowerState(alpha, None, select.is_weight)
+  return PowerState(alpha, None, Static(select.is_weight))
 
 
 def _remap(phi, old, new):

@@ -96,7 +96,7 @@ def init_pack(
   protected_lib.with_protection(opt_state)  # refuses another optimiser
   layout = config_lib.layout_of(config, theta)
   powers = trees.find_states(opt_state, PowerState)
-  power = dataclasses.replace(powers[0], inner_state=()) if powers else ()
+  power = powers[0]._replace(inner_state=()) if powers else ()
   config_lib.restart_rule(config, power)
   leaves = state_lib.leaves_by_path(phi)
   scales = state_lib.leaves_by_path(regrow.scales(theta))

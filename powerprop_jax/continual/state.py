@@ -21,8 +21,9 @@ import optax
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import trees
 from powerprop_jax.core.masks import Masks, PackedMask
+from powerprop_jax.core.trees import Static
 from powerprop_jax.optim import views
-from powerprop_jax.optim.powerprop import PowerState, Static
+from powerprop_jax.optim.powerprop import PowerState
 
 TaskId: TypeAlias = int | str
 Private = Literal['freeze', 'per_task']

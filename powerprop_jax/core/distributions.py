@@ -2,7 +2,8 @@
 
 Each function maps parameters and one sparsity to a sparsity per selected leaf,
 {'module/name': sparsity}, such that together the leaves have the sparsity asked
-for. Only shapes matter, so jax.ShapeDtypeStruct leaves do as well as arrays.
+for, to the last weight: kept_counts rounds them together. Only shapes matter,
+so jax.ShapeDtypeStruct leaves do as well as arrays.
 
 A leaf may be fixed by an override, {pattern: sparsity}. The others then make up
 for it: fixing the last layer at a low sparsity makes the rest sparser.
@@ -19,6 +20,43 @@ from powerprop_jax.core.trees import Select
 
 # Sparsities by pattern: the first pattern found in 'module/name' counts.
 Overrides = Mapping[str, float]
+
+
+class Shares(dict[str, float]):
+  """Sparsity of each leaf, as a part of one sparsity of them all.
+
+  Attributes:
+    counts: how many weights each leaf keeps, together as many as the sparsity
+      of them all says.
+  """
+
+  counts: dict[str, int]
+
+
+def kept_counts(
+  by_leaf: Mapping[str, float], sizes: Mapping[str, int]
+) -> dict[str, int]:
+  """How many weights each leaf keeps.
+
+  Args:
+    by_leaf: {'module/name': sparsity}. What a distribution returns is rounded
+      together: the leaves keep masks.num_kept of all their weights. In any
+      other mapping each leaf has the num_kept of its own.
+    sizes: number of weights of each leaf.
+
+  Returns:
+    {'module/name': count}, at least 1 for each leaf that has weights.
+
+  Example:
+    >>> import numpy as np
+    >>> theta = {'a': {'w': np.ones((5, 3))}, 'b': {'w': np.ones((5, 3))}}
+    >>> shares, sizes = uniform(theta, 0.9), {'a/w': 15, 'b/w': 15}
+    >>> kept_counts(shares, sizes), kept_counts(dict(shares), sizes)
+    ({'a/w': 2, 'b/w': 1}, {'a/w': 2, 'b/w': 2})
+  """
+  if isinstance(by_leaf, Shares):
+    return by_leaf.counts
+  return {name: masks.num_kept(sizes[name], by_leaf[name]) for name in by_leaf}
 
 
 def uniform(
@@ -139,10 +177,10 @@ def erk(
     ValueError: as for uniform.
 
   Note:
-    The budget here is exactly (1 - sparsity) of all weights. RigL's code rounds
-    it up to a whole number layer by layer (less than one weight a layer), and
-    takes layers with a given sparsity out of the budget; here they count, so
-    the network as a whole has the sparsity asked for.
+    The budget here is exactly (1 - sparsity) of all weights; see kept_counts.
+    RigL's code rounds it up to a whole number layer by layer (less than one
+    weight a layer), and takes layers with a given sparsity out of the budget;
+    here they count, so the network as a whole has the sparsity asked for.
 
   Example:
     >>> import numpy as np
@@ -338,7 +376,38 @@ def _share_out(
 
   # A density below one in 2^53 would round to the sparsity 1, which is none.
   below_one = math.nextafter(1.0, 0.0)
-  return {name: min(float(1 - density[name]), below_one) for name in names}
+  shares = Shares(
+    {name: min(float(1 - density[name]), below_one) for name in names}
+  )
+  given = {name: masks.num_kept(sizes[name], fixed[name]) for name in fixed}
+  exact = {
+    name: density[name] * sizes[name] for name in names if name not in given
+  }
+  total = masks.num_kept(sum(sizes.values()), sparsity) - sum(given.values())
+  rounded = _rounded(exact, total, sizes)
+  shares.counts = {name: (given | rounded)[name] for name in names}
+  return shares
+
+
+def _rounded(
+  exact: Mapping[str, Fraction], total: int, sizes: Mapping[str, int]
+) -> dict[str, int]:
+  """Whole numbers near to exact, at least 1, that sum to total if they can.
+
+  Rounded down, and then up where most was lost.
+  """
+  counts = {
+    name: max(math.floor(value), min(1, sizes[name]))
+    for name, value in exact.items()
+  }
+  lost = lambda name: exact[name] - counts[name]
+  while (missing := total - sum(counts.values())) != 0:
+    step = 1 if missing > 0 else -1
+    free = [n for n in counts if 1 <= counts[n] + step <= sizes[n]]
+    if not free:
+      break
+    counts[(max if missing > 0 else min)(free, key=lost)] += step
+  return counts
 
 
 def _sum_over_product(shape: Sequence[int]) -> Fraction:

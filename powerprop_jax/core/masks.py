@@ -5,8 +5,10 @@ the connection exists. A leaf that is never pruned is all True, so that no
 function needs a special case.
 """
 
+from collections.abc import Iterable
 import decimal
 import math
+import numbers
 from typing import Any, NamedTuple, TypeAlias
 
 import chex
@@ -20,14 +22,16 @@ from powerprop_jax.core.trees import Select
 
 Masks: TypeAlias = chex.ArrayTree
 
+_INT32_END = 2**31
+
 
 def num_kept(size: int, sparsity: float) -> int:
   """Number of weights left when floor(size * sparsity) of them are removed.
 
   The one place that turns a sparsity into a count. The sparsity is read as the
   decimal that it prints as: 0.29 of 100 weights are 29, although the product of
-  the floats is below 29. At sparsity 0 all weights are left; at least one is
-  left of any layer that has weights.
+  the floats is below 29. 1/3 of 3 weights is one. At sparsity 0 all weights are
+  left; at least one is left of any layer that has weights.
 
   Args:
     size: number of weights, at least 0.
@@ -51,9 +55,10 @@ def num_kept(size: int, sparsity: float) -> int:
   if size < 0:
     raise ValueError(f'size must be at least 0, got {size}.')
   # str of a NumPy scalar gives its shortest decimal: 0.1 for np.float32(0.1).
-  # Twelve places are more than any count needs, and read 1 - 0.9 as 0.1.
-  exact = round(decimal.Decimal(str(sparsity)), 12)
-  return size - math.floor(exact * size)
+  # A 1e-12 more, which changes no count of fewer than 1e12 weights, reads
+  # 1 - 0.9 as 0.1 and 0.3333333333333333 as a third.
+  share = decimal.Decimal(str(sparsity)) + decimal.Decimal('1e-12')
+  return max(size - math.floor(share * size), min(size, 1))
 
 
 def check_sparsity(sparsity: float, name: str = 'sparsity') -> None:
@@ -65,6 +70,7 @@ def check_sparsity(sparsity: float, name: str = 'sparsity') -> None:
 
   Raises:
     ValueError: naming it and showing its value.
+    TypeError: if it is no number.
 
   Example:
     >>> check_sparsity(1.0)
@@ -72,6 +78,8 @@ def check_sparsity(sparsity: float, name: str = 'sparsity') -> None:
       ...
     ValueError: sparsity must be in [0, 1), got 1.0.
   """
+  if not isinstance(sparsity, numbers.Real) and not hasattr(sparsity, 'dtype'):
+    raise TypeError(f'{name} must be a number in [0, 1), got {sparsity!r}.')
   if not 0 <= sparsity < 1:
     raise ValueError(f'{name} must be in [0, 1), got {sparsity}.')
 
@@ -200,10 +208,9 @@ def density(masks: Masks, *, select: Select | None = None) -> jax.Array:
     >>> density({'w': jnp.array([True, False]), 'b': jnp.array([True, True])})
     Array(0.75, dtype=float32)
   """
-  leaves = _selected(masks, select)
-  size = sum(leaf.size for leaf in leaves.values())
-  kept = [jnp.sum(leaf, dtype=jnp.int32) for leaf in leaves.values()]
-  return _share(sum(kept, jnp.zeros([], jnp.int32)), size)
+  leaves = _selected(masks, select).values()
+  size = sum(leaf.size for leaf in leaves)
+  return _share(_total(map(_count, leaves), size), size)
 
 
 def sparsity(masks: Masks, *, select: Select | None = None) -> jax.Array:
@@ -276,18 +283,17 @@ def overlap(a: Masks, b: Masks, *, select: Select | None = None) -> Overlaps:
   """
   check_same_shapes(a, b, 'a', 'b')
   others = _selected(b, select)
-  count = lambda x: jnp.sum(x, dtype=jnp.int32)
   counts = {
-    path: (count(leaf == others[path]), count(leaf & others[path]), count(leaf))
+    path: tuple(map(_count, (leaf == others[path], leaf & others[path], leaf)))
     for path, leaf in _selected(a, select).items()
   }
   sizes = {path: leaf.size for path, leaf in others.items()}
-  zero = jnp.zeros([], jnp.int32)
+  size = sum(sizes.values())
   equal, both, kept = (
-    sum((c[i] for c in counts.values()), zero) for i in range(3)
+    _total((c[i] for c in counts.values()), size) for i in range(3)
   )
   return Overlaps(
-    Overlap(_share(equal, sum(sizes.values())), _share(both, kept)),
+    Overlap(_share(equal, size), _share(both, kept)),
     {
       path: Overlap(_share(c[0], sizes[path]), _share(c[1], c[2]))
       for path, c in counts.items()
@@ -392,9 +398,25 @@ def _selected(masks: Masks, select: Select | None) -> dict[str, jax.Array]:
   return {path: leaves[path] for path in names}
 
 
+def _count(mask: jax.Array) -> jax.Array:
+  """How many entries are True: int32, or float32 where that could overflow."""
+  if mask.size < _INT32_END:
+    return jnp.sum(mask, dtype=jnp.int32)
+  return jnp.sum(jnp.sum(mask, axis=-1, dtype=jnp.int32), dtype=jnp.float32)
+
+
+def _total(counts: Iterable[jax.Array], size: int) -> jax.Array:
+  """Their sum, when it is at most size; likewise exact as long as that fits."""
+  dtype = jnp.int32 if size < _INT32_END else jnp.float32
+  return sum((c.astype(dtype) for c in counts), jnp.zeros([], dtype))
+
+
 def _share(part: jax.Array, whole: int | jax.Array) -> jax.Array:
   """part / whole, 1 where both are 0."""
-  part, whole = (jnp.asarray(x).astype(jnp.float32) for x in (part, whole))
+  part, whole = (
+    jnp.float32(x) if isinstance(x, int) else x.astype(jnp.float32)
+    for x in (part, whole)
+  )
   return jnp.where(
     whole == 0, jnp.ones_like(part), part / jnp.maximum(whole, 1)
   )

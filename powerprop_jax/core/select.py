@@ -6,6 +6,7 @@ what was chosen. By default that is the weights of linear and convolutional
 layers: biases, norm parameters and embeddings take part only when asked for.
 """
 
+import dataclasses
 import re
 from typing import Any
 
@@ -63,13 +64,7 @@ def by_regex(*patterns: str) -> Select:
   """
   if not patterns:
     raise ValueError('by_regex needs at least one pattern, got none.')
-  compiled = [compile_pattern(pattern) for pattern in patterns]
-
-  def select(module_name: str, name: str, value: jax.Array) -> bool:
-    path = trees.join_name(module_name, name)
-    return _is_floating(value) and any(p.search(path) for p in compiled)
-
-  return select
+  return _ByRegex(tuple(compile_pattern(pattern) for pattern in patterns))
 
 
 def exclude(select: Select, *patterns: str) -> Select:
@@ -87,13 +82,28 @@ def exclude(select: Select, *patterns: str) -> Select:
     >>> inner_layers('net/logits', 'w', jnp.zeros((2, 3)))
     False
   """
-  excluded = by_regex(*patterns)
+  return _Exclude(select, by_regex(*patterns))
 
-  def narrower(module_name: str, name: str, value: jax.Array) -> bool:
-    chosen = select(module_name, name, value)
-    return chosen and not excluded(module_name, name, value)
 
-  return narrower
+# Predicates travel in states as part of their structure. As values, unlike
+# closures, they are equal where they are built twice, and can be pickled.
+@dataclasses.dataclass(frozen=True)
+class _ByRegex:
+  compiled: tuple[re.Pattern[str], ...]
+
+  def __call__(self, module_name: str, name: str, value: jax.Array) -> bool:
+    path = trees.join_name(module_name, name)
+    return _is_floating(value) and any(p.search(path) for p in self.compiled)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Exclude:
+  select: Select
+  excluded: Select
+
+  def __call__(self, module_name: str, name: str, value: jax.Array) -> bool:
+    chosen = self.select(module_name, name, value)
+    return chosen and not self.excluded(module_name, name, value)
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:
@@ -119,22 +129,39 @@ def selected_names(select: Select, tree: Any) -> tuple[str, ...]:
 
   Raises:
     ValueError: if the tree has leaves and none is selected; the message lists
-      the names that were available.
+      what was available. If a leaf is selected that is not floating-point.
+    TypeError: if select is no function.
 
   Example:
     >>> selected_names(is_weight, {'linear': {'w': jnp.ones((2, 2)),
     ...                                       'b': jnp.ones(2)}})
     ('linear/w',)
   """
+  if not callable(select):
+    raise TypeError(
+      'select must be a function of (module name, name, value), got '
+      f'{select!r}. Write select=by_regex({str(select)!r}).'
+    )
   leaves = list(trees.named_leaves(tree))
-  chosen = tuple(leaf.path for leaf in leaves if select(*leaf))
+  chosen = [leaf for leaf in leaves if select(*leaf)]
   if leaves and not chosen:
     raise ValueError(
       'select chose none of the leaves. Available: '
-      + ', '.join(leaf.path for leaf in leaves)
-      + ". For leaves not called 'w', pass select=by_regex('pattern')."
+      + ', '.join(f'{leaf.path} {_described(leaf.value)}' for leaf in leaves)
+      + ". By default these are leaves called 'w' with two axes or more and "
+      "floating point; for others pass select=by_regex('pattern')."
     )
-  return chosen
+  for leaf in chosen:
+    if not _is_floating(leaf.value):
+      raise ValueError(
+        f'select chose {leaf.path!r}, which is {_described(leaf.value)}: only '
+        'floating-point leaves can be pruned or reparameterised. Leave it out.'
+      )
+  return tuple(leaf.path for leaf in chosen)
+
+
+def _described(value: Any) -> str:
+  return f'{value.dtype}[{",".join(map(str, value.shape))}]'
 
 
 def selection_table(select: Select, tree: Any) -> str:

@@ -5,7 +5,8 @@ library that speaks of a leaf speaks of that pair; for other containers the
 module name is the path above the last key, joined by '/'.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
+import functools
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -33,6 +34,52 @@ class NamedLeaf(NamedTuple):
   def path(self) -> str:
     """'module_name/name', the form that patterns are matched against."""
     return join_name(self.module_name, self.name)
+
+
+class Static(tuple[()]):
+  """A value that belongs to a program, not to its data: a tree without leaves.
+
+  As part of a state it is compiled in, and another value is another structure.
+  It is a named tuple without fields, as optax.EmptyState is, so that whatever
+  stores states knows how to go through it. As structures are told apart by
+  their types, each value has a type of its own.
+
+  Attributes:
+    value: any hashable value.
+
+  Example:
+    >>> Static(2.0), Static(2.0) == Static(2.0), Static(2.0) == Static(3.0)
+    (Static(2.0), True, False)
+    >>> jax.tree.leaves(Static(2.0))
+    []
+  """
+
+  _fields = ()
+  value: Any
+
+  def __new__(cls, *value: Hashable) -> 'Static':
+    """Static(value); without a value, of a type that has one already."""
+    return super().__new__(_static_type(*value) if value else cls)
+
+  def __reduce__(self) -> Any:
+    return Static, (self.value,)
+
+  def __eq__(self, other: object) -> bool:
+    return type(self) is type(other)
+
+  def __hash__(self) -> int:
+    return hash(type(self))
+
+  def __repr__(self) -> str:
+    return f'Static({self.value!r})'
+
+
+# typed: 1, 1.0 and True are equal, but not the same.
+@functools.lru_cache(maxsize=None, typed=True)
+def _static_type(value: Hashable) -> type[Static]:
+  # A property: a function as the attribute of a class would become a method.
+  attributes = {'value': property(lambda self: value)}
+  return type(f'Static({value!r})', (Static,), attributes)
 
 
 def join_name(module_name: str, name: str) -> str:

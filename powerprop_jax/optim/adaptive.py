@@ -5,7 +5,6 @@
 α is an array of the state, so that nothing is compiled again when it changes.
 """
 
-import dataclasses
 import operator
 from typing import Any, NamedTuple
 
@@ -15,11 +14,12 @@ import optax
 
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import trees
+from powerprop_jax.core.trees import Static
 from powerprop_jax.optim import powerprop as powerprop_lib
 from powerprop_jax.optim import remap
 from powerprop_jax.optim import topology as topology_lib
 from powerprop_jax.optim.alpha import AlphaController
-from powerprop_jax.optim.powerprop import PowerState, Static
+from powerprop_jax.optim.powerprop import PowerState
 from powerprop_jax.optim.remap import Hold
 
 
@@ -158,7 +158,7 @@ def _control_if(
   A loop of at most one turn, not a condition, for the reasons that sparsify
   gives: under vmap it runs only if some lane needs it.
   """
-  power = dataclasses.replace(_only_power_state(inner_state), inner_state=None)
+  power = _only_power_state(inner_state)._replace(inner_state=None)
   sparse = topology_lib.find_sparse_state(inner_state)
   # Half-precision gradients give half-precision steps, too coarse for φ′ - φ.
   updates = jax.tree.map(
@@ -174,7 +174,7 @@ def _control_if(
     # Or XLA computes at every step what the loop needs of its surroundings.
     carry, (phi, masks) = jax.lax.optimization_barrier((carry, outer))
     due, updates, alpha, controller_state = carry
-    old = dataclasses.replace(power, alpha=alpha)
+    old = power._replace(alpha=alpha)
     stepped = optax.apply_updates(phi, updates)
     theta = powerprop_lib.to_theta(stepped, old)
     if masks is None:
@@ -186,7 +186,7 @@ def _control_if(
     )
     new_alpha = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), new_alpha)
     if hold == 'theta':
-      new = dataclasses.replace(power, alpha=new_alpha)
+      new = power._replace(alpha=new_alpha)
       moved = remap.remap(stepped, old, new)
       updates = jax.tree.map(
         lambda m, p, u: (m - p).astype(u.dtype), moved, phi, updates

@@ -45,7 +45,8 @@ def decay_theta(
     A gradient transformation without state.
 
   Raises:
-    ValueError: if rate is negative or not finite.
+    ValueError: if rate is negative or not finite; from `init`, if nothing is
+      selected.
 
   Example:
     >>> tx = decay_theta(0.5)
@@ -58,7 +59,7 @@ def decay_theta(
   _check_rate(rate)
 
   def init(params: Any) -> optax.EmptyState:
-    del params
+    select_lib.selected_names(select, params)
     return optax.EmptyState()
 
   def update(
@@ -81,7 +82,7 @@ def decay_phi(
 
   A different regulariser from decay of θ: (rate/2) Σφ² is (rate/2) Σ|θ|^(2/α),
   for α = 2 an L1 penalty on θ, which drives small weights to zero. Goes outside
-  powerprop, where the parameters are φ:
+  powerprop, where the parameters are φ, and inside sparsify:
   `optax.chain(powerprop(optax.adam(lr), alpha=2.), decay_phi(1e-4, lr))`.
 
   Args:
@@ -95,7 +96,8 @@ def decay_phi(
     A gradient transformation that counts its steps.
 
   Raises:
-    ValueError: if rate is negative or not finite.
+    ValueError: if rate is negative or not finite; from `init`, if nothing is
+      selected.
 
   Example:
     >>> tx = decay_phi(0.5, learning_rate=0.1)
@@ -108,7 +110,7 @@ def decay_phi(
   _check_rate(rate)
 
   def init(params: Any) -> DecayPhiState:
-    del params
+    select_lib.selected_names(select, params)
     return DecayPhiState(jnp.zeros([], jnp.int32))
 
   def update(

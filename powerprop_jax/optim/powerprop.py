@@ -9,8 +9,8 @@ factor away again.
 """
 
 from collections.abc import Callable
-import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,8 @@ import optax
 
 from powerprop_jax.core import powers, reparam, trees
 from powerprop_jax.core import select as select_lib
-from powerprop_jax.core.trees import Select
+from powerprop_jax.core.masks import Masks
+from powerprop_jax.core.trees import Select, Static
 from powerprop_jax.optim import topology
 
 Form = Literal['recommended', 'naive']
@@ -26,37 +27,21 @@ _FORMS = ('recommended', 'naive')
 _TRACER = jax.core.Tracer
 
 
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
-class Static:
-  """A number that belongs to the program, not to its data: a leafless tree.
-
-  Attributes:
-    value: the number.
-  """
-
-  value: float
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class PowerState:
+class PowerState(NamedTuple):
   """State of powerprop.
 
   Attributes:
     alpha: the power: Static, a float32 scalar, or a tree of these by leaf.
     inner_state: state of the wrapped optimiser.
-    select: which leaves are reparameterised.
+    select: which leaves are reparameterised, Static.
     form: whether the state of the optimiser lives in θ-space ('recommended')
-      or in φ-space ('naive').
+      or in φ-space ('naive'), Static.
   """
 
   alpha: Any
   inner_state: Any
-  select: Select = dataclasses.field(metadata={'static': True})
-  form: Form = dataclasses.field(
-    default='recommended', metadata={'static': True}
-  )
+  select: Static
+  form: Static = Static('recommended')
 
 
 def powerprop(
@@ -120,7 +105,7 @@ def powerprop(
     phi = params
     # A copy: the state may be donated, the caller's array must survive.
     state_alpha = jax.tree.map(lambda a: jnp.array(a, copy=True), alpha)
-    power = PowerState(state_alpha, None, select, form)
+    power = PowerState(state_alpha, None, Static(select), Static(form))
     if select_lib.selected_names(select, phi):
       _check_alpha_covers(power, phi)
       _check_no_dead_leaf(power, phi)
@@ -132,7 +117,7 @@ def powerprop(
         'weight must reach φ as it is. Write sparsify(powerprop(inner, alpha), '
         'topology), or rigl(powerprop(inner, alpha), ...).'
       )
-    return dataclasses.replace(power, inner_state=inner_state)
+    return power._replace(inner_state=inner_state)
 
   def update(
     updates: Any,
@@ -160,7 +145,7 @@ def powerprop(
         grads, state.inner_state, theta, **extra_args
       )
       updates = _times_slope(updates, _unmasked(phi, masked_from), state)
-    return updates, dataclasses.replace(state, inner_state=inner_state)
+    return updates, state._replace(inner_state=inner_state)
 
   return optax.GradientTransformationExtraArgs(init, update)
 
@@ -250,7 +235,7 @@ def _times_slope(updates: Any, phi: Any, state: PowerState) -> Any:
   alpha_of = alpha_lookup(state.alpha)
 
   def visit(module_name: str, name: str, p: Any, u: Any) -> Any:
-    if not state.select(module_name, name, p):
+    if not state.select.value(module_name, name, p):
       return u
     alpha = alpha_of(trees.join_name(module_name, name))
     slope = reparam.psi_derivative(reparam.widen(p), alpha)
@@ -263,7 +248,7 @@ def _map_power(fn: Callable[..., Any], tree: Any, state: PowerState) -> Any:
   alpha_of = alpha_lookup(state.alpha)
 
   def visit(module_name: str, name: str, value: Any) -> Any:
-    if not state.select(module_name, name, value):
+    if not state.select.value(module_name, name, value):
       return value
     return fn(value, alpha_of(trees.join_name(module_name, name)))
 
@@ -286,7 +271,7 @@ def _check_alpha_covers(state: PowerState, phi: Any) -> None:
   given = _alpha_by_path(state.alpha)
   if given is None:
     return
-  selected = select_lib.selected_names(state.select, phi)
+  selected = select_lib.selected_names(state.select.value, phi)
   missing = [path for path in selected if path not in given]
   known = {leaf.path for leaf in trees.named_leaves(phi)}
   unknown = sorted(given.keys() - known)
@@ -300,16 +285,11 @@ def _check_alpha_covers(state: PowerState, phi: Any) -> None:
 
 def _check_no_dead_leaf(state: PowerState, phi: Any) -> None:
   """Refuses selected leaves that are all zeros although their α > 1."""
-  alpha_of = alpha_lookup(state.alpha)
-  dead = []
-  for leaf in trees.named_leaves(phi):
-    if not (state.select(*leaf) and isinstance(leaf.value, jax.Array)):
-      continue
-    alpha = alpha_of(leaf.path)
-    if isinstance(leaf.value, _TRACER) or isinstance(alpha, _TRACER):
-      continue
-    if leaf.value.size and alpha > 1 and not jnp.any(leaf.value):
-      dead.append((repr(leaf.path), f'{float(alpha):g}'))
+  dead = [
+    (repr(leaf.path), f'{alpha:g}')
+    for leaf, alpha in _known_above_one(state, phi)
+    if leaf.value.size and not jnp.any(leaf.value)
+  ]
   if dead:
     paths, alphas = zip(*dead, strict=True)
     raise ValueError(
@@ -319,3 +299,56 @@ def _check_no_dead_leaf(state: PowerState, phi: Any) -> None:
       'with something else, for instance nets.make(..., w_init=...), or leave '
       'it out: select=exclude(is_weight, pattern).'
     )
+
+
+def warn_of_zeros(
+  phi: Any, state: PowerState | None, masks: Masks | None
+) -> None:
+  """Warns of weights that could never train: at exactly zero under α > 1.
+
+  Args:
+    phi: latent parameters of the start.
+    state: the state of powerprop, if there is one.
+    masks: the connections that exist; None are all.
+
+  Warns:
+    UserWarning: with the numbers, for leaves where they are more than one in a
+      thousand. Random initialisers draw a zero now and then.
+  """
+  if state is None:
+    return
+  of_leaf = dict.fromkeys((leaf.path for leaf in trees.named_leaves(phi)), True)
+  if masks is not None:
+    of_leaf = {leaf.path: leaf.value for leaf in trees.named_leaves(masks)}
+  dead = []
+  for leaf, _ in _known_above_one(state, phi):
+    count = int(jnp.sum((leaf.value == 0) & of_leaf[leaf.path]))
+    if 1000 * count > leaf.value.size:
+      dead.append(f'{count:,} of {leaf.value.size:,} weights of {leaf.path!r}')
+  if dead:
+    warnings.warn(
+      f'{", ".join(dead)} start at exactly zero, where powerpropagation with '
+      'alpha > 1 multiplies every step by ψ′(0) = 0: they will not train. '
+      'Initialise them with something else, however small, or leave the leaf '
+      'out: select=exclude(is_weight, pattern).',
+      stacklevel=3,
+    )
+
+
+def _known_above_one(
+  state: PowerState, phi: Any
+) -> list[tuple[trees.NamedLeaf, float]]:
+  """Selected leaves with α > 1, where both can be looked at."""
+  alpha_of = alpha_lookup(state.alpha)
+  selected = [
+    (leaf, alpha_of(leaf.path))
+    for leaf in trees.named_leaves(phi)
+    if state.select.value(*leaf) and isinstance(leaf.value, jax.Array)
+  ]
+  return [
+    (leaf, float(alpha))
+    for leaf, alpha in selected
+    if not isinstance(leaf.value, _TRACER)
+    and not isinstance(alpha, _TRACER)
+    and alpha > 1
+  ]

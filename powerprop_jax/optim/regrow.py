@@ -12,7 +12,9 @@ import optax
 
 from powerprop_jax.core import trees
 from powerprop_jax.core.masks import Masks
-from powerprop_jax.optim.powerprop import PowerState, Static
+from powerprop_jax.core.trees import Static
+from powerprop_jax.optim import powerprop
+from powerprop_jax.optim.powerprop import PowerState
 from powerprop_jax.optim.topology import Regrow, Topology
 
 
@@ -34,7 +36,7 @@ def resolve(
   """
   if topology.regrow is not None:
     return topology.regrow
-  is_powered = not _is_certainly_one(inner_state)
+  is_powered = not is_certainly_one(inner_state)
   if regrow is None:
     return 'keep' if is_powered else 'zero'
   if regrow == 'zero' and is_powered:
@@ -46,7 +48,7 @@ def resolve(
   return regrow
 
 
-def _is_certainly_one(inner_state: Any) -> bool:
+def is_certainly_one(inner_state: Any) -> bool:
   """Whether θ = φ, as far as can be seen without looking at arrays."""
   powers = trees.find_states(inner_state, PowerState)
   alphas = [
@@ -96,10 +98,102 @@ def values(
     )
 
   def smallest(t: Any, g: Any, old: Any, new: Any) -> Any:
-    size = jnp.abs(t.astype(jnp.float32))
-    least = jnp.min(size, where=old & new & (size > 0), initial=jnp.inf)
-    value = jnp.where(g > 0, -least, least).astype(t.dtype)
+    least = _least(t, old & new)
     # A leaf without a survivor has no smallest one: the old latent value stays.
-    return jnp.where(jnp.isfinite(least), value, t)
+    return jnp.where(jnp.isfinite(least), _descending(least, g, t.dtype), t)
 
   return jax.tree.map(smallest, theta, grads, before, after)
+
+
+def _least(x: jax.Array, among: jax.Array) -> jax.Array:
+  """The smallest magnitude that is not zero, float32; infinite without any."""
+  size = jnp.abs(x.astype(jnp.float32))
+  return jnp.min(size, where=among & (size > 0), initial=jnp.inf)
+
+
+def _descending(size: jax.Array, grads: jax.Array, dtype: Any) -> jax.Array:
+  """Values of one size, with the sign that a step down the gradient has."""
+  return jnp.where(grads > 0, -size, size).astype(dtype)
+
+
+def powers_above_one(phi: Any, power: PowerState | None) -> dict[str, Any]:
+  """The α of each leaf where zero may be a critical point.
+
+  Args:
+    phi: latent parameters.
+    power: the state of powerprop, if there is one.
+
+  Returns:
+    {'module/name': α}, of the leaves that powerprop selects, without those
+    whose α is certainly 1.
+  """
+  if power is None:
+    return {}
+  alpha_of = powerprop.alpha_lookup(power.alpha)
+  powers = {
+    leaf.path: alpha_of(leaf.path)
+    for leaf in trees.named_leaves(phi)
+    if power.select.value(*leaf)
+  }
+  is_one = lambda a: isinstance(a, float) and a == 1
+  return {path: alpha for path, alpha in powers.items() if not is_one(alpha)}
+
+
+def least_above_zero(
+  phi: Any, before: Masks, after: Masks, powers: dict[str, Any]
+) -> dict[str, jax.Array]:
+  """The size at which a connection starts that would be dead at φ = 0.
+
+  Args:
+    phi: latent parameters.
+    before: weights that were trained until now.
+    after: weights that will be trained.
+    powers: as from powers_above_one.
+
+  Returns:
+    For each leaf of powers the smallest |φ| among its survivors, float32
+    scalars; among all its weights where no survivor differs from zero; 0 where
+    α is 1, so that nothing is dead.
+  """
+  flat = zip(
+    trees.named_leaves(phi),
+    jax.tree.leaves(before),
+    jax.tree.leaves(after),
+    strict=True,
+  )
+  sizes = {}
+  for leaf, old, new in flat:
+    if leaf.path in powers:
+      survivors = _least(leaf.value, old & new)
+      least = jnp.where(
+        jnp.isfinite(survivors), survivors, _least(leaf.value, old | True)
+      )
+      is_dead = (powers[leaf.path] > 1) & jnp.isfinite(least)
+      sizes[leaf.path] = jnp.where(is_dead, least, 0)
+  return sizes
+
+
+def revived(
+  delta: Any, trained: Masks, phi: Any, grads: Any, least: dict[str, jax.Array]
+) -> Any:
+  """The step on φ, which takes trained weights away from zero.
+
+  Args:
+    delta: the step; 0 where φ = 0 and α > 1.
+    trained: weights that are trained.
+    phi: latent parameters.
+    grads: dense gradients in θ.
+    least: as from least_above_zero, or 0 to leave the leaf as it is.
+
+  Returns:
+    A step on φ.
+  """
+
+  def visit(module_name: str, name: str, p: Any, d: Any, m: Any, g: Any) -> Any:
+    size = least.get(trees.join_name(module_name, name))
+    if size is None:
+      return d
+    is_dead = m & (p == 0) & (size > 0)
+    return jnp.where(is_dead, _descending(size, g, d.dtype), d)
+
+  return trees.map_named(visit, phi, delta, trained, grads)

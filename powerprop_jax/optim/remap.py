@@ -6,15 +6,15 @@ One power of φ and not two through θ: θ may be too small for float32 where φ
 not, and the smaller the change, the smaller the error; none for α′ = α.
 """
 
-import dataclasses
 from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 
 from powerprop_jax.core import reparam, trees
+from powerprop_jax.core.trees import Static
 from powerprop_jax.optim import powerprop as powerprop_lib
-from powerprop_jax.optim.powerprop import PowerState, Static
+from powerprop_jax.optim.powerprop import PowerState
 
 # What stays where it is when α changes.
 Hold = Literal['theta', 'phi']
@@ -91,7 +91,7 @@ def check_form(power: PowerState, hold: Hold) -> None:
   Raises:
     ValueError: in the naive form, if θ is to be held.
   """
-  if power.form == 'naive' and hold == 'theta':
+  if power.form.value == 'naive' and hold == 'theta':
     raise ValueError(
       "form='naive' keeps the optimiser's slots in φ-space, where they are "
       'wrong after φ has moved: a momentum would need the factor dφ′/dφ, which '
@@ -116,8 +116,8 @@ def remap(phi: Any, old: PowerState, new: PowerState) -> Any:
     φ′, same structure, shapes and dtypes.
 
   Example:
-    >>> old = PowerState(Static(1.), None, lambda *leaf: True)
-    >>> new = PowerState(Static(2.), None, lambda *leaf: True)
+    >>> old = PowerState(Static(1.), None, Static(lambda *leaf: True))
+    >>> new = PowerState(Static(2.), None, Static(lambda *leaf: True))
     >>> remap({'m': {'w': jnp.array([4., 0., -0.25])}}, old, new)['m']['w']
     Array([ 2. ,  0. , -0.5], dtype=float32)
   """
@@ -125,7 +125,7 @@ def remap(phi: Any, old: PowerState, new: PowerState) -> Any:
   new_alpha = powerprop_lib.alpha_lookup(new.alpha)
 
   def visit(module_name: str, name: str, p: Any) -> Any:
-    if not old.select(module_name, name, p):
+    if not old.select.value(module_name, name, p):
       return p
     path = trees.join_name(module_name, name)
     return _remap_leaf(p, old_alpha(path), new_alpha(path))
@@ -145,5 +145,5 @@ def _remap_leaf(phi: jax.Array, alpha: Any, new_alpha: Any) -> jax.Array:
 def replace_alpha(opt_state: Any, alpha: Any) -> Any:
   """The optimiser state with another α in its powerprop, and all else as is."""
   return trees.replace_states(
-    opt_state, PowerState, lambda s: dataclasses.replace(s, alpha=alpha)
+    opt_state, PowerState, lambda s: s._replace(alpha=alpha)
   )

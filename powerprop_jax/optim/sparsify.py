@@ -8,6 +8,7 @@ where a condition copies them, and under vmap it runs only if some lane needs
 it, where a batched condition would run at every step.
 """
 
+import functools
 from typing import Any, get_args
 
 import jax
@@ -17,6 +18,8 @@ import optax
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import trees
 from powerprop_jax.core.masks import Masks
+from powerprop_jax.core.trees import Static
+from powerprop_jax.optim import frozen, slots
 from powerprop_jax.optim import powerprop as powerprop_lib
 from powerprop_jax.optim import regrow as regrow_lib
 from powerprop_jax.optim import topology as topology_lib
@@ -27,6 +30,10 @@ from powerprop_jax.optim.topology import (
   SparseState,
   Topology,
 )
+
+# The kind of PRNG key that states hold, whatever JAX's default is: its data
+# alone must tell what comes of it.
+_KEY_KIND = 'threefry2x32'
 
 
 class Sparsified(optax.GradientTransformationExtraArgs):
@@ -55,11 +62,19 @@ def sparsify(
   `update(grads, state, params)` takes grads = ∂L/∂(θ⊙M), dense, as
   `jax.grad` gives it at `effective_params(phi, state)`, and params = φ. inner
   sees gradients and parameters that are zero where nothing is trained; what it
-  proposes there is ignored. Slots of reborn weights (momenta and the like)
-  start anew, as inner's init makes them.
+  proposes there is ignored. Slots (momenta and the like) of weights that are
+  dropped or reborn become what inner's init makes them.
 
-  Put what looks at gradients, such as clipping, inside: outside it would see
-  those of connections that do not exist.
+  Everything else goes inside. What comes after it in a chain, such as
+  optax.scale_by_learning_rate, would scale or clip the very assignments by
+  which weights are dropped and start anew, and is refused by pp.init and
+  effective_params. What comes before it, such as clipping, sees the gradients
+  of connections that do not exist. Around it may be optax.MultiSteps,
+  apply_if_finite, inject_hyperparams and conditionally_mask.
+
+  A layer that inner leaves alone (optax.set_to_zero in a multi_transform) still
+  loses weights and is rewired, as the topology does not know of it: leave it
+  out of the topology's select. `init` warns where it sees that.
 
   Args:
     inner: any Optax optimiser, with powerprop around it if wanted.
@@ -72,7 +87,9 @@ def sparsify(
       'smallest': the smallest magnitude among the leaf's survivors, with the
       sign that descends; a connection without gradient becomes positive.
       None is 'zero' if θ = φ, and 'keep' under powerprop with α > 1, where zero
-      is a critical point. An α that is an array counts as α > 1.
+      is a critical point. An α that is an array counts as α > 1. A weight that
+      would start at φ = 0 under α > 1 all the same, because it never had
+      another value or α was raised, starts as with 'smallest'.
     key: seed of everything random, an int or a PRNG key.
 
   Returns:
@@ -81,7 +98,9 @@ def sparsify(
   Raises:
     ValueError: if regrow is unknown or the topology prescribes another; from
       `init`, if inner holds a topology already, regrow is 'zero' under
-      powerprop with α > 1, or the topology refuses the parameters.
+      powerprop with α > 1, or the topology refuses the parameters; if the
+      topology rewires and inner lays all weights in one vector, as
+      optax.flatten does.
 
   Note:
     If a rewiring meets a weight that is not finite, or a gradient if the
@@ -120,20 +139,23 @@ def sparsify(
     phi = params
     inner_state = inner.init(phi)
     _check_outermost(inner_state)
+    if topology.rewire is not None:
+      slots.check_known(inner, inner_state)
     theta = _to_theta(phi, inner_state)
     mode = regrow_lib.resolve(regrow, topology, inner_state)
-    masks, memory = topology.init(_copied_key(key), theta)
+    masks, memory = topology.init(_to_key(_key_data(key)), theta)
     trained = topology.trainable(masks, memory)
+    frozen.warn_of_frozen(inner, topology, inner_state, phi, masks, memory)
     return SparseState(
       step=jnp.zeros([], jnp.int32),
-      key=_copied_key(key),
+      key=_key_data(key),
       masks=masks,
       memory=memory,
       scale=regrow_lib.scales(theta) if mode == 'redraw' else (),
       # Again, because some optimisers copy the parameters or their norms. A
       # leaf without connections is shown as it is: powerprop refuses zeros.
       inner_state=inner.init(_masked(phi, _full_if_empty(trained))),
-      pins=mode != 'keep',
+      regrow=Static(mode),
     )
 
   def update(
@@ -150,14 +172,16 @@ def sparsify(
         'with grads taken at effective_params(phi, state).'
       )
     grads, phi = updates, params
-    mode = regrow_lib.resolve(regrow, topology, state.inner_state)
+    if regrow is not None:  # α may have been raised since
+      regrow_lib.resolve(regrow, topology, state.inner_state)
     memory = topology.observe(state.memory, grads)
     masks, inner_state, start = state.masks, state.inner_state, phi
     due = jnp.asarray(False)
+    least: dict[str, jax.Array] = {}
     if topology.rewire is not None:
       due = topology.when(state.step)
-      masks, memory, inner_state, start = _rewire_if(
-        due, inner, topology, mode, state, memory, grads, phi
+      masks, memory, inner_state, start, least = _rewire_if(
+        due, inner, topology, state, memory, grads, phi
       )
     trained = topology.trainable(masks, memory)
 
@@ -182,15 +206,14 @@ def sparsify(
         (jax.tree.map(jnp.zeros_like, delta), inner_state),
         (delta, new_inner_state),
       )
-    delta = _confined(delta, trained, phi, start, mode)
-    return delta, SparseState(
+    delta = _confined(delta, trained, phi, start, state.pins)
+    if least:
+      delta = regrow_lib.revived(delta, trained, phi, grads, least)
+    return delta, state._replace(
       step=optax.safe_increment(state.step),
-      key=state.key,
       masks=masks,
       memory=memory,
-      scale=state.scale,
       inner_state=new_inner_state,
-      pins=state.pins,
     )
 
   made = Sparsified(init, update)
@@ -202,15 +225,22 @@ def _rewire_if(
   due: jax.Array,
   inner: optax.GradientTransformation,
   topology: Topology,
-  mode: Regrow,
   state: SparseState,
   memory: Any,
   grads: Any,
   phi: Any,
-) -> tuple[Masks, Any, Any, Any]:
-  """Masks, memory, slots and φ after a rewiring, or as they are."""
+) -> tuple[Masks, Any, Any, Any, dict[str, jax.Array]]:
+  """Masks, memory, slots and φ after a rewiring, or as they are.
+
+  Last, by leaf, the size at which weights start that would be dead at zero; 0
+  where there was no rewiring.
+  """
+  mode: Regrow = state.regrow.value
   # φ travels along only where new connections are given a value.
   assigns = mode in ('redraw', 'smallest')
+  powers = {}
+  if not assigns and topology.regrow != 'zero':
+    powers = regrow_lib.powers_above_one(phi, _power_state(state.inner_state))
   outer = (phi, grads, state.key, state.step, state.scale)
 
   def body(carry: Any) -> Any:
@@ -219,32 +249,35 @@ def _rewire_if(
     carry, (phi, grads, key, step, scale) = jax.lax.optimization_barrier(
       (carry, outer)
     )
-    _, masks, memory, inner_state, assigned = carry
+    _, masks, memory, inner_state, assigned, _ = carry
     theta = _to_theta(phi, inner_state)
-    keys = jax.random.split(jax.random.fold_in(key, step))
+    keys = jax.random.split(jax.random.fold_in(_to_key(key), step))
     before = topology.trainable(masks, memory)
     masks, memory = _rewire(
       topology, Rewiring(keys[0], step, masks, memory, theta, grads)
     )
     after = topology.trainable(masks, memory)
-    reborn = masks_lib.difference(after, before)
+    changed = jax.tree.map(jnp.not_equal, before, after)
     if assigns:
       values = regrow_lib.values(
         mode, keys[1], theta, grads, scale, before, after
       )
       values = _to_phi(values, inner_state)
+      reborn = masks_lib.difference(after, before)
       assigned = jax.tree.map(jnp.where, reborn, values, assigned)
+    least = regrow_lib.least_above_zero(phi, before, after, powers)
     fresh = inner.init(_masked(assigned if assigns else phi, after))
-    inner_state = _renew_slots(inner, inner_state, fresh, reborn)
-    return jnp.zeros_like(due), masks, memory, inner_state, assigned
+    inner_state = slots.renewed(inner, inner_state, fresh, changed)
+    return jnp.zeros_like(due), masks, memory, inner_state, assigned, least
 
   assigned = phi if assigns else ()
-  _, masks, memory, inner_state, assigned = jax.lax.while_loop(
+  least = {path: jnp.zeros([], jnp.float32) for path in powers}
+  _, masks, memory, inner_state, assigned, least = jax.lax.while_loop(
     lambda carry: carry[0],
     body,
-    (due, state.masks, memory, state.inner_state, assigned),
+    (due, state.masks, memory, state.inner_state, assigned, least),
   )
-  return masks, memory, inner_state, assigned if assigns else phi
+  return masks, memory, inner_state, assigned if assigns else phi, least
 
 
 def _rewire(topology: Topology, rewiring: Rewiring) -> tuple[Masks, Any]:
@@ -261,7 +294,7 @@ def _rewire(topology: Topology, rewiring: Rewiring) -> tuple[Masks, Any]:
 
 
 def _confined(
-  delta: Any, trained: Masks, phi: Any, start: Any, mode: Regrow
+  delta: Any, trained: Masks, phi: Any, start: Any, pins: bool
 ) -> Any:
   """The step on φ: assignments, and nothing where nothing is trained.
 
@@ -272,7 +305,7 @@ def _confined(
   def confine(d: Any, m: Any, p: Any, s: Any) -> Any:
     # Half-precision gradients give half-precision steps, too coarse for -φ.
     d = d if d.dtype.itemsize > p.dtype.itemsize else d.astype(p.dtype)
-    outside = jnp.zeros_like(d) if mode == 'keep' else (-p).astype(d.dtype)
+    outside = (-p).astype(d.dtype) if pins else jnp.zeros_like(d)
     inside = d if s is p else (s - p).astype(d.dtype) + d
     return jnp.where(m, inside, outside)
 
@@ -311,58 +344,22 @@ def _check_outermost(inner_state: Any) -> None:
     )
 
 
-def _copied_key(key: int | jax.Array) -> jax.Array:
-  """A typed key of its own: the state may be donated."""
+def _key_data(key: int | jax.Array) -> jax.Array:
+  """The key of a state, as uint32[2] of its own: the state may be donated."""
   dtype = getattr(key, 'dtype', None)
   if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
-    return jax.random.clone(key)
+    if jax.random.key_impl(key) != _KEY_KIND:
+      return jax.random.bits(key, (2,), jnp.uint32)
+    return jnp.array(jax.random.key_data(key), copy=True)
   if jnp.ndim(key) == 1:  # raw, as from jax.random.PRNGKey
-    return jax.random.wrap_key_data(jnp.array(key, copy=True))
-  return jax.random.key(key)
+    return _key_data(jax.random.wrap_key_data(jnp.asarray(key)))
+  return jax.random.key_data(jax.random.key(key, impl=_KEY_KIND))
+
+
+def _to_key(data: jax.Array) -> jax.Array:
+  return jax.random.wrap_key_data(data, impl=_KEY_KIND)
 
 
 def _all_finite(tree: Any) -> jax.Array:
   finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
-  return jnp.all(jnp.stack(finite))
-
-
-def _renew_slots(
-  inner: optax.GradientTransformation,
-  inner_state: Any,
-  fresh: Any,
-  reborn: Masks,
-) -> Any:
-  """inner_state, with what it remembers of reborn weights taken from fresh.
-
-  The two may differ in static fields, such as an α that was changed, but not in
-  their arrays; so it goes through these in order.
-  """
-  is_hidden = lambda node: isinstance(node, optax.MaskedNode)
-
-  def choose(slot: Any, newly: Any) -> Any:
-    if is_hidden(slot):
-      return slot
-    # Factored slots belong to rows and columns, not to weights.
-    if is_hidden(newly) or jnp.shape(slot) != jnp.shape(newly):
-      return False
-    return newly
-
-  chosen = optax.tree.map_params(
-    inner,
-    choose,
-    fresh,
-    reborn,
-    transform_non_params=lambda _: False,
-    is_leaf=is_hidden,
-  )
-  olds, structure = jax.tree.flatten(inner_state)
-  leaves = zip(
-    jax.tree.leaves(chosen), jax.tree.leaves(fresh), olds, strict=True
-  )
-  return jax.tree.unflatten(
-    structure,
-    [
-      old if where is False else jnp.where(where, new.astype(old.dtype), old)
-      for where, new, old in leaves
-    ],
-  )
+  return functools.reduce(jnp.logical_and, finite, jnp.asarray(True))

@@ -6,7 +6,6 @@ optimisers, of φ or of the training step; `sparsify` does.
 """
 
 from collections.abc import Callable
-import dataclasses
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -14,6 +13,7 @@ import jax
 from powerprop_jax.core import schedules, trees
 from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.schedules import When
+from powerprop_jax.core.trees import Static
 
 # How a connection that did not exist gets its first value; see sparsify.
 Regrow = Literal['zero', 'keep', 'redraw', 'smallest']
@@ -86,21 +86,20 @@ class Topology(NamedTuple):
   regrow: Regrow | None = None
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class SparseState:
+class SparseState(NamedTuple):
   """State of sparsify.
 
   Attributes:
     step: number of updates seen, int32 scalar.
-    key: typed PRNG key from which the key of each rewiring is derived.
+    key: data of the PRNG key from which that of each rewiring is derived,
+      uint32[2]. A typed key is an array that few libraries can store.
     masks: the connections that exist, one byte a weight; True on leaves that
       are never masked.
     memory: what the topology remembers.
     scale: with regrow='redraw', root mean square of each leaf of θ at the
       start, float32 scalars; otherwise an empty tuple.
     inner_state: state of the wrapped optimiser.
-    pins: whether latent weights without a connection are held at zero.
+    regrow: the first value of a connection that did not exist before, Static.
   """
 
   step: jax.Array
@@ -109,7 +108,12 @@ class SparseState:
   memory: Any
   scale: Any
   inner_state: Any
-  pins: bool = dataclasses.field(metadata={'static': True})
+  regrow: Static
+
+  @property
+  def pins(self) -> bool:
+    """Whether latent weights without a connection are held at zero."""
+    return bool(self.regrow.value != 'keep')
 
 
 def find_sparse_state(opt_state: Any) -> SparseState | None:

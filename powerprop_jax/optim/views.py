@@ -6,7 +6,6 @@ They find that state inside chains, MultiSteps and other wrappers, and treat a
 state without one as a dense network with θ = φ.
 """
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -16,18 +15,11 @@ import optax
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import trees
 from powerprop_jax.core.masks import Masks
+from powerprop_jax.core.trees import Static
+from powerprop_jax.optim import nesting, regrow, remap
 from powerprop_jax.optim import powerprop as powerprop_lib
-from powerprop_jax.optim import remap
-from powerprop_jax.optim import topology as topology_lib
-from powerprop_jax.optim.adaptive import AdaptiveAlphaState
-from powerprop_jax.optim.decay import DecayPhiState
-from powerprop_jax.optim.powerprop import PowerState, Static
 from powerprop_jax.optim.remap import Hold
 from powerprop_jax.optim.topology import SparseState
-
-# Wrappers that show their inner transformation only some of the leaves, while
-# a view is asked about all of them.
-_PARTIAL = (optax.MaskedState, optax.transforms.PartitionState)
 
 
 def init(tx: optax.GradientTransformation, theta: Any) -> tuple[Any, Any]:
@@ -47,7 +39,16 @@ def init(tx: optax.GradientTransformation, theta: Any) -> tuple[Any, Any]:
     ValueError: if powerprop refuses the weights (see its `init`): above all a
       selected leaf of zeros with α > 1, such as the sparse part of a network
       with a cosine transform. At φ = 0 the step Δφ = Δθ ψ′(φ) is 0 for ever.
-      Under jax.jit values cannot be seen, and such a leaf goes unnoticed.
+      Under jax.jit values cannot be seen, and such a leaf goes unnoticed. If
+      something follows sparsify in a chain, or an Optax wrapper is around it
+      that does not leave its assignments as they are; see sparsify.
+    TypeError: if tx is no gradient transformation, or theta holds leaves that
+      are no arrays.
+
+  Warns:
+    UserWarning: if more than one in a thousand of the connections of a leaf
+      with α > 1 start at exactly zero, where they would never train; sparsify
+      gives them another value when it next rewires.
 
   Example:
     >>> tx = powerprop_lib.powerprop(optax.sgd(0.1), alpha=2.)
@@ -55,16 +56,37 @@ def init(tx: optax.GradientTransformation, theta: Any) -> tuple[Any, Any]:
     >>> phi['linear']['w']
     Array([[ 2. , -0.5]], dtype=float32)
   """
+  _check_arguments(tx, theta)
   phi = jax.tree.map(jnp.array, theta)
   opt_state = tx.init(phi)
-  power = _find_power_state(opt_state)
+  power = nesting.find_power_state(opt_state)
   if power is not None:
     phi = powerprop_lib.to_phi(phi, power)
     opt_state = tx.init(phi)
-  sparse = _find_sparse_state(opt_state)
+  nesting.check_chains(opt_state)
+  sparse = nesting.find_sparse_state(opt_state)
+  masks = None if sparse is None else sparse.masks
+  powerprop_lib.warn_of_zeros(phi, power, masks)
   if sparse is not None and sparse.pins:
-    phi = masks_lib.apply_masks(phi, sparse.masks)
+    phi = masks_lib.apply_masks(phi, masks)
   return phi, opt_state
+
+
+def _check_arguments(tx: Any, theta: Any) -> None:
+  is_tx = lambda value: hasattr(value, 'init') and hasattr(value, 'update')
+  if not is_tx(tx):
+    swapped = ' The arguments are swapped.' if is_tx(theta) else ''
+    raise TypeError(
+      'init(tx, theta) needs an Optax gradient transformation and the weights, '
+      f'got {type(tx).__name__} for tx.{swapped}'
+    )
+  for leaf in trees.named_leaves(theta):
+    if not (hasattr(leaf.value, 'dtype') or isinstance(leaf.value, float)):
+      raise TypeError(
+        f'theta must hold arrays only, but {leaf.path!r} is '
+        f'{type(leaf.value).__name__}. Pass the arrays alone; of an Equinox '
+        'module they are eqx.filter(module, eqx.is_inexact_array).'
+      )
 
 
 def effective_params(phi: Any, opt_state: Any, *, pinned: bool = False) -> Any:
@@ -86,10 +108,10 @@ def effective_params(phi: Any, opt_state: Any, *, pinned: bool = False) -> Any:
     >>> effective_params(phi, tx.init(phi))['linear']['w']
     Array([[ 4.  , -0.25]], dtype=float32)
   """
-  power = _find_power_state(opt_state)
-  sparse = _find_sparse_state(opt_state)
+  power = nesting.find_power_state(opt_state)
+  sparse = nesting.find_sparse_state(opt_state)
   theta = phi if power is None else powerprop_lib.to_theta(phi, power)
-  if sparse is None or (pinned and sparse.pins):
+  if sparse is None or (pinned and sparse.pins and nesting.is_exact(opt_state)):
     return theta
   return masks_lib.apply_masks(theta, sparse.masks)
 
@@ -110,7 +132,7 @@ def current_masks(phi: Any, opt_state: Any) -> Masks:
     >>> current_masks(phi, optax.sgd(0.1).init(phi))['linear']['w']
     Array([[ True,  True]], dtype=bool)
   """
-  sparse = _find_sparse_state(opt_state)
+  sparse = nesting.find_sparse_state(opt_state)
   return masks_lib.full_masks(phi) if sparse is None else sparse.masks
 
 
@@ -120,9 +142,8 @@ def with_masks(opt_state: Any, masks: Masks) -> Any:
   The slots of weights that were not trained before are whatever the optimiser
   holds for them, which is zero if sparsify kept them out. The topology's memory
   stays as it is, so this is for those without one: given masks, random masks,
-  gradual pruning, SET and RigL. A connection that is added starts at
-  zero where sparsify held it there, which under α > 1 is dead: take some away,
-  or use regrow='keep'.
+  gradual pruning, SET and RigL. A connection that is added starts at zero where
+  sparsify held it there, which under α > 1 is dead, and refused.
 
   Args:
     opt_state: an optimiser state with a sparsify somewhere inside.
@@ -132,8 +153,9 @@ def with_masks(opt_state: Any, masks: Masks) -> Any:
     The new optimiser state, with copies of the masks.
 
   Raises:
-    ValueError: if there is no sparsify in the state, or structures or shapes
-      differ; the message names the leaf.
+    ValueError: if there is no sparsify in the state, structures or shapes
+      differ, or a connection is added that would be dead; the message names the
+      leaf.
 
   Example:
     >>> from powerprop_jax.optim import sparsify
@@ -144,7 +166,7 @@ def with_masks(opt_state: Any, masks: Masks) -> Any:
     >>> effective_params(phi, opt_state)['w']
     Array([0., 1.], dtype=float32)
   """
-  sparse = _find_sparse_state(opt_state)
+  sparse = nesting.find_sparse_state(opt_state)
   if sparse is None:
     raise ValueError(
       'with_masks found no sparsify in the optimiser state; build it with '
@@ -152,9 +174,31 @@ def with_masks(opt_state: Any, masks: Masks) -> Any:
     )
   masks_lib.check_same_shapes(sparse.masks, masks, 'the state', 'masks')
   copies = jax.tree.map(lambda m: jnp.array(m, bool, copy=True), masks)
+  if sparse.pins:
+    power = nesting.find_power_state(opt_state)
+    shapes = jax.tree.map(
+      lambda m: jax.ShapeDtypeStruct(m.shape, jnp.float32), masks
+    )
+    powers = regrow.powers_above_one(shapes, power)
+    _check_none_added(sparse.masks, copies, powers)
   return trees.replace_states(
-    opt_state, SparseState, lambda s: dataclasses.replace(s, masks=copies)
+    opt_state, SparseState, lambda s: s._replace(masks=copies)
   )
+
+
+def _check_none_added(old: Masks, new: Masks, powers: dict[str, Any]) -> None:
+  """Refuses new connections at φ = 0, where α > 1."""
+  added = masks_lib.difference(new, old)
+  for leaf in trees.named_leaves(added):
+    known = powers.get(leaf.path, 1), leaf.value
+    if any(isinstance(value, jax.core.Tracer) for value in known):
+      continue
+    if known[0] > 1 and (count := int(jnp.sum(leaf.value))):
+      raise ValueError(
+        f'with_masks would add {count:,} connections to {leaf.path!r} that '
+        'start at φ = 0, where powerpropagation with alpha > 1 gives them no '
+        "gradient. Build with regrow='keep', or only take connections away."
+      )
 
 
 def latent_params(theta: Any, opt_state: Any) -> Any:
@@ -173,7 +217,7 @@ def latent_params(theta: Any, opt_state: Any) -> Any:
     >>> latent_params(theta, tx.init(theta))['linear']['w']
     Array([[ 2. , -0.5]], dtype=float32)
   """
-  power = _find_power_state(opt_state)
+  power = nesting.find_power_state(opt_state)
   return theta if power is None else powerprop_lib.to_phi(theta, power)
 
 
@@ -220,7 +264,7 @@ def with_alpha(
     Array([[ 2. , -0.5]], dtype=float32)
   """
   remap.check_hold(hold)
-  power = _find_power_state(opt_state)
+  power = nesting.find_power_state(opt_state)
   if power is None:
     raise ValueError(
       'with_alpha found no powerprop in the optimiser state; build it with '
@@ -230,7 +274,7 @@ def with_alpha(
   stored = _same_kind(powerprop_lib.stored_alpha(alpha), power.alpha)
   remap.check_invertible(stored)
   if hold == 'theta':
-    phi = remap.remap(phi, power, dataclasses.replace(power, alpha=stored))
+    phi = remap.remap(phi, power, power._replace(alpha=stored))
   return phi, remap.replace_alpha(opt_state, stored)
 
 
@@ -248,59 +292,8 @@ def is_alpha_static(opt_state: Any) -> bool:
     >>> is_alpha_static(tx.init({'linear': {'w': jnp.ones((1, 1))}}))
     False
   """
-  power = _find_power_state(opt_state)
+  power = nesting.find_power_state(opt_state)
   return power is None or not jax.tree.leaves(power.alpha)
-
-
-def _find_sparse_state(opt_state: Any) -> SparseState | None:
-  """The state of sparsify within opt_state, if there is one."""
-  partial = trees.find_states(opt_state, *_PARTIAL)
-  if any(trees.find_states(state, SparseState) for state in partial):
-    raise ValueError(
-      'sparsify must not be inside optax.masked or optax.partition: its masks '
-      'would not cover the network. Write sparsify(optax.masked(...), ...), '
-      'and choose leaves with the select of its topology.'
-    )
-  return topology_lib.find_sparse_state(opt_state)
-
-
-def _find_power_state(opt_state: Any) -> PowerState | None:
-  """The state of powerprop within opt_state, if there is one."""
-  found = trees.find_states(opt_state, PowerState)
-  partial = trees.find_states(opt_state, *_PARTIAL)
-  if len(found) > 1 or any(trees.find_states(s, PowerState) for s in partial):
-    raise ValueError(
-      'powerprop must be outermost: found it inside optax.masked or '
-      'optax.partition, or more than once. Write powerprop(optax.masked(...), '
-      'alpha, select) and choose leaves with select.'
-    )
-  _check_nothing_around_adaptive_alpha(opt_state)
-  return found[0] if found else None
-
-
-def _check_nothing_around_adaptive_alpha(opt_state: Any) -> None:
-  """Refuses around adaptive_alpha what works on φ and would miss its moves."""
-  adaptive = trees.find_states(opt_state, AdaptiveAlphaState)
-  inside = [state.inner_state for state in adaptive]
-  is_outside = lambda *kinds: (
-    adaptive
-    and len(trees.find_states(opt_state, *kinds))
-    > len(trees.find_states(inside, *kinds))
-  )
-  if is_outside(SparseState):
-    raise ValueError(
-      'sparsify goes inside adaptive_alpha, not around it: it decides what '
-      'happens to latent weights without a connection, and these must move '
-      'with α as well. Write adaptive_alpha(rigl(powerprop(inner, alpha), '
-      '...), controller, period=...).'
-    )
-  if is_outside(DecayPhiState):
-    raise ValueError(
-      'decay_phi goes inside adaptive_alpha, not behind it: when α changes it '
-      'would shrink the new φ by a share of the old one. Write adaptive_alpha('
-      'optax.chain(powerprop(inner, alpha), decay_phi(...)), controller, '
-      'period=...).'
-    )
 
 
 def _same_kind(new: Any, old: Any) -> Any:

@@ -196,12 +196,9 @@ def kept_counts(
   names = select_lib.selected_names(select, theta)
   sizes = {leaf.path: leaf.value.size for leaf in trees.named_leaves(theta)}
   own = _sparsity_by_leaf(names, sparsity, scope)
-  own.update(distributions.match_overrides(names, overrides))
-  counts = {
-    name: masks.num_kept(sizes[name], own[name])
-    for name in names
-    if name in own
-  }
+  if fixed := distributions.match_overrides(names, overrides):
+    own = {**own, **fixed}
+  counts = distributions.kept_counts(own, sizes)
   others = [name for name in names if name not in own]
   if others:
     assert not isinstance(sparsity, Mapping)
@@ -212,7 +209,7 @@ def kept_counts(
 
 def _sparsity_by_leaf(
   names: Sequence[str], sparsity: float | Mapping[str, float], scope: str
-) -> dict[str, float]:
+) -> Mapping[str, float]:
   """Sparsity of each leaf ranked by itself, before overrides."""
   if not isinstance(sparsity, Mapping):
     masks.check_sparsity(sparsity)
@@ -232,4 +229,4 @@ def _sparsity_by_leaf(
     )
   for name, value in sparsity.items():
     masks.check_sparsity(value, f'the sparsity of {name!r}')
-  return dict(sparsity)
+  return sparsity

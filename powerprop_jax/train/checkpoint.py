@@ -3,7 +3,8 @@
 A checkpoint is a folder named after its step, written by orbax in the
 background under a temporary name and renamed when it is complete. The arrays
 lie in it by name; their structure (named tuples, optimiser states, dataclasses
-with static fields) comes from a template when they are restored. Masks, and all
+with static fields) comes from a template when they are restored, and what is no
+array in it, such as an α that is compiled in, is compared. Masks, and all
 other arrays of booleans, take one bit an entry. With the arrays go the
 checksums of the files: a damaged checkpoint is noticed before it is read, and
 the one before it is used instead. What could not be saved, because the disk is
@@ -160,6 +161,7 @@ class Checkpoints:
     self.wait()
     details = {
       'leaves': stored_leaves.describe(state),
+      'static': stored_leaves.describe_static(state),
       'packs_booleans': True,
       'metadata': metadata or {},
     }
@@ -234,6 +236,8 @@ class Checkpoints:
     details = _read_details(folder)
     _check_files(folder, details['checksums'])
     stored_leaves.check_same(details['leaves'], template)
+    if 'static' in details:  # not in those of version 0.1.0
+      stored_leaves.check_same_static(details['static'], template)
     # Earlier versions did not pack, and did not say so.
     is_packed = details.get('packs_booleans', False)
     how = stored_leaves.restore_args(template, is_packed)

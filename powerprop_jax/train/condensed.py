@@ -19,7 +19,6 @@ chooses leaves by name and rank it is still a weight.
 """
 
 from collections.abc import Callable
-import dataclasses
 import math
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -285,8 +284,7 @@ def _converted(
     )
 
   sparse: SparseState = state.opt_state
-  opt_state = dataclasses.replace(
-    sparse,
+  opt_state = sparse._replace(
     masks=trees.map_named(visit, sparse.masks),
     inner_state=slots(sparse.inner_state),
   )

@@ -6,6 +6,7 @@ Leaves without entries are not stored. The template of the state tells how to
 turn them back.
 """
 
+import contextlib
 from typing import Any
 
 import jax
@@ -14,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from orbax import checkpoint as ocp
 
-from powerprop_jax.core import masks
+from powerprop_jax.core import masks, trees
+from powerprop_jax.core.trees import Static
 
 
 class MismatchError(Exception):
@@ -136,6 +138,70 @@ def describe(tree: Any) -> dict[str, dict[str, Any]]:
   }
 
 
+def describe_static(tree: Any) -> dict[str, Any]:
+  """What must agree although it is no leaf: α, and how it was made.
+
+  Args:
+    tree: a state, or its shapes.
+
+  Returns:
+    The values of its Static parts by name, made of what JSON holds; instead of
+    a predicate, such as select, the names of the leaves that it chooses.
+
+  Example:
+    >>> describe_static({'alpha': Static(2.0), 'w': np.ones(3)})
+    {"['alpha']": 2.0}
+  """
+  is_static = lambda node: isinstance(node, Static)
+  nodes = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_static)
+  return {
+    jax.tree_util.keystr(path): (
+      _chosen(node.value, tree) if callable(node.value) else node.value
+    )
+    for path, node in nodes
+    if is_static(node)
+  }
+
+
+def _chosen(select: Any, tree: Any) -> list[str]:
+  """Names of the leaves that a predicate chooses, wherever in a state they lie.
+
+  Predicates know the names within the parameters: any end of a path may be one.
+  """
+  chosen = []
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    ends = (trees.leaf_name(path[i:]) for i in range(len(path)))
+    # Other leaves than parameters may be nothing that it can look at.
+    with contextlib.suppress(Exception):
+      if any(select(*name, leaf) for name in ends):
+        chosen.append(jax.tree_util.keystr(path))
+  return chosen
+
+
+def check_same_static(saved: dict[str, Any], template: Any) -> None:
+  """Refuses a checkpoint of a state that was made in another way.
+
+  Args:
+    saved: description of the static parts of the state that was saved.
+    template: the state that is wanted, or its shapes.
+
+  Raises:
+    MismatchError: naming the part and both values.
+  """
+  wanted = describe_static(template)
+  for name in saved | wanted:
+    old, new = (found.get(name, 'not there') for found in (saved, wanted))
+    if old == new:
+      continue
+    if isinstance(old, list) and isinstance(new, list):
+      old, new = (
+        ', '.join(sorted(set(a) - set(b))) or 'no leaf that is not'
+        for a, b in ((old, new), (new, old))
+      )
+      raise MismatchError(f'its {name} chose {old}, here it chooses {new}')
+    raise MismatchError(f'its {name} was {old}, here it is {new}')
+
+
 def check_same(saved: dict[str, Any], template: Any) -> None:
   """Refuses a checkpoint of another state than the template.
 
@@ -151,13 +217,24 @@ def check_same(saved: dict[str, Any], template: Any) -> None:
   for name, leaf in wanted.items():
     if name not in saved:
       raise MismatchError(f'it has no leaf {name}')
-    if saved[name] != leaf:
+    if saved[name] != leaf and not _is_key_and_data(saved[name], leaf):
       raise MismatchError(
         f'its leaf {name} is {show(saved[name])}, needed is {show(leaf)}'
       )
   for name in saved:
     if name not in wanted:
       raise MismatchError(f'it has the leaf {name}, which is not needed')
+
+
+def _is_key_and_data(saved: dict[str, Any], leaf: dict[str, Any]) -> bool:
+  """Whether a typed key was saved, as 0.1.0 did, where its data are wanted.
+
+  Both are stored as the same numbers.
+  """
+  return saved == {'type': 'key<fry>', 'shape': []} and leaf == {
+    'type': 'uint32',
+    'shape': [2],
+  }
 
 
 def _named(tree: Any) -> dict[str, Any]:

@@ -63,7 +63,6 @@ def kept_counts(
 distribution), or leave it out of select.
   """
   by_leaf = leaf_sparsities(theta, sparsity, distribution, select)
-  counts = {}
   sizes = {leaf.path: leaf.value.size for leaf in trees.named_leaves(theta)}
   for name in by_leaf:
     # The tolerance is for densities that a distribution makes just one weight.
@@ -73,8 +72,7 @@ distribution), or leave it out of select.
         f'sparsity {by_leaf[name]:g}. Lower the sparsity, give this leaf one '
         'of its own (overrides of the distribution), or leave it out of select.'
       )
-    counts[name] = masks.num_kept(sizes[name], by_leaf[name])
-  return counts
+  return distributions.kept_counts(by_leaf, sizes)
 
 
 def leaf_sparsities(
@@ -82,8 +80,8 @@ def leaf_sparsities(
   sparsity: float | Mapping[str, float],
   distribution: Distribution = distributions.erk,
   select: Select = select_lib.is_weight,
-) -> dict[str, float]:
-  """The sparsity of each selected leaf, in the order of the leaves.
+) -> Mapping[str, float]:
+  """The sparsity of each selected leaf.
 
   Args:
     theta: parameters, or their shapes.
@@ -97,14 +95,20 @@ def leaf_sparsities(
   Raises:
     ValueError: if a sparsity is out of range, if the mapping does not name the
       selected leaves, or from distribution.
+    TypeError: if distribution is no function.
   """
   names = select_lib.selected_names(select, theta)
   if not names:
     return {}
+  if not callable(distribution):
+    raise TypeError(
+      'distribution must be a function such as pp.erk or pp.uniform, got '
+      f'{distribution!r}.'
+    )
   by_leaf = (
-    dict(sparsity)
+    sparsity
     if isinstance(sparsity, Mapping)
-    else dict(distribution(theta, sparsity, select=select))
+    else distribution(theta, sparsity, select=select)
   )
   if set(by_leaf) != set(names):
     raise ValueError(
@@ -113,6 +117,8 @@ def leaf_sparsities(
     )
   for name in names:
     masks.check_sparsity(by_leaf[name], f'the sparsity of {name!r}')
+  if isinstance(by_leaf, distributions.Shares):
+    return by_leaf
   return {name: by_leaf[name] for name in names}
 
 

@@ -7,7 +7,6 @@ masked last, after momentum and weight decay, so that what is protected keeps
 its bits.
 """
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -116,9 +115,7 @@ def with_protection(
   return trees.replace_states(
     opt_state,
     SparseState,
-    lambda s: dataclasses.replace(
-      s, masks=forward, memory=Protection(backward)
-    ),
+    lambda s: s._replace(masks=forward, memory=Protection(backward)),
   )
 
 

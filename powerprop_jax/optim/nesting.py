@@ -1,0 +1,207 @@
+"""Which transformation may stand around which, read from an optimiser state.
+
+    adaptive_alpha(sparsify(chain(powerprop(inner, α), decay_phi), topology))
+
+sparsify assigns: to weights that it drops, and to those that start anew. An
+assignment travels as an update, which is exact only if nothing changes it on
+its way to φ. Most of what is wrong about an order would train all the same.
+"""
+
+from typing import Any
+
+import jax
+import optax
+
+from powerprop_jax.core import trees
+from powerprop_jax.optim import topology
+from powerprop_jax.optim.adaptive import AdaptiveAlphaState
+from powerprop_jax.optim.decay import DecayPhiState
+from powerprop_jax.optim.powerprop import PowerState
+from powerprop_jax.optim.topology import SparseState
+
+# Wrappers that show their inner transformation only some of the leaves, while
+# a view is asked about all of them.
+_PARTIAL = (optax.MaskedState, optax.transforms.PartitionState)
+
+# Wrappers that hand on what is inside them or nothing at all. adaptive_alpha
+# moves φ, but leaves zeros where they are.
+_EXACT = (
+  optax.MultiStepsState,
+  optax.ApplyIfFiniteState,
+  optax.schedules.InjectHyperparamsState,
+  optax.schedules.InjectStatefulHyperparamsState,
+  optax.transforms.ConditionallyMaskState,
+  AdaptiveAlphaState,
+)
+
+
+def find_sparse_state(opt_state: Any) -> SparseState | None:
+  """The state of sparsify within an optimiser state, if there is one.
+
+  Args:
+    opt_state: any optimiser state.
+
+  Returns:
+    The SparseState, or None.
+
+  Raises:
+    ValueError: if there are several, or one stands where its masks or its
+      assignments would not reach the weights as they are.
+  """
+  partial = trees.find_states(opt_state, *_PARTIAL)
+  if any(trees.find_states(state, SparseState) for state in partial):
+    raise ValueError(
+      'sparsify must not be inside optax.masked or optax.partition: its masks '
+      'would not cover the network. Write sparsify(optax.masked(...), ...), '
+      'and choose leaves with the select of its topology.'
+    )
+  found = topology.find_sparse_state(opt_state)
+  if found is not None:
+    _check_around_sparsify(opt_state)
+  return found
+
+
+def find_power_state(opt_state: Any) -> PowerState | None:
+  """The state of powerprop within an optimiser state, if there is one.
+
+  Args:
+    opt_state: any optimiser state.
+
+  Returns:
+    The PowerState, or None.
+
+  Raises:
+    ValueError: if there are several, or one stands where it would see only some
+      of the leaves.
+  """
+  found = trees.find_states(opt_state, PowerState)
+  partial = trees.find_states(opt_state, *_PARTIAL)
+  inside = [state.inner_state for state in found]
+  if (
+    len(found) > 1
+    or trees.find_states(inside, PowerState)
+    or any(trees.find_states(state, PowerState) for state in partial)
+  ):
+    raise ValueError(
+      'powerprop must be outermost: found it inside optax.masked or '
+      'optax.partition, or more than once. Write powerprop(optax.masked(...), '
+      'alpha, select) and choose leaves with select.'
+    )
+  _check_around_adaptive_alpha(opt_state)
+  return found[0] if found else None
+
+
+def is_exact(opt_state: Any) -> bool:
+  """Whether all that is around sparsify is known to hand on what it assigns.
+
+  Args:
+    opt_state: any optimiser state that find_sparse_state accepts.
+
+  Returns:
+    False for wrappers that are not known, and for the states of
+    optax.named_chain, which forget their order.
+  """
+  return all(
+    type(node) is tuple
+    or isinstance(node, _EXACT)
+    or (isinstance(node, dict) and len(node) == 1)
+    for node in _around_sparsify(opt_state)
+  )
+
+
+def check_chains(opt_state: Any) -> None:
+  """Refuses what follows sparsify in an optax.named_chain.
+
+  Args:
+    opt_state: as tx.init returns it, with the order of the chain. JAX sorts the
+      names whenever it takes a tree apart.
+
+  Raises:
+    ValueError: naming what follows.
+  """
+  for node in _around_sparsify(opt_state):
+    if isinstance(node, dict):
+      _check_last(tuple(node.values()), opt_state)
+
+
+def _around_sparsify(node: Any) -> list[Any]:
+  """The states around that of sparsify, from the outermost inwards."""
+  if isinstance(node, SparseState) or not trees.find_states(node, SparseState):
+    return []
+  for child in jax.tree.leaves(node, is_leaf=lambda x: x is not node):
+    if isinstance(child, SparseState):
+      return [node]
+    if inside := _around_sparsify(child):
+      return [node, *inside]
+  return []
+
+
+def _check_around_sparsify(opt_state: Any) -> None:
+  for node in _around_sparsify(opt_state):
+    if type(node) is tuple:  # optax.chain
+      _check_last(node, opt_state)
+    elif type(node).__module__.startswith('optax') and not isinstance(
+      node, _EXACT
+    ):
+      raise ValueError(
+        f'{type(node).__name__}: this wrapper of Optax must not be around '
+        'sparsify, as what that assigns to weights that it drops or starts '
+        'anew would not reach them as it is. '
+        + _inside(opt_state, 'wrapper(inner)')
+      )
+
+
+def _check_last(links: tuple[Any, ...], opt_state: Any) -> None:
+  """Refuses a chain in which something follows sparsify."""
+  is_sparse = [bool(trees.find_states(link, SparseState)) for link in links]
+  after = links[is_sparse.index(True) + 1 :]
+  if not after:
+    return
+  if any(isinstance(link, DecayPhiState) for link in after):
+    raise ValueError(
+      'decay_phi goes inside sparsify, not behind it: there it would shrink '
+      'latent weights that have no connection. Write sparsify(optax.chain('
+      'powerprop(inner, alpha), decay_phi(...)), topology), or '
+      'rigl(optax.chain(...), ...).'
+    )
+  names = ', '.join(type(link).__name__ for link in after)
+  raise ValueError(
+    'sparsify must come last in a chain: what follows it, here a '
+    f'transformation with the state {names}, would also change what it assigns '
+    'to weights that it drops or starts anew. '
+    + _inside(
+      opt_state, 'optax.chain(inner, optax.scale_by_learning_rate(...))'
+    )
+  )
+
+
+def _inside(opt_state: Any, inner: str) -> str:
+  """The line to write instead."""
+  if trees.find_states(opt_state, PowerState):
+    inner = f'powerprop({inner}, alpha)'
+  return f'Write sparsify({inner}, topology), or rigl({inner}, ...).'
+
+
+def _check_around_adaptive_alpha(opt_state: Any) -> None:
+  """Refuses around adaptive_alpha what works on φ and would miss its moves."""
+  adaptive = trees.find_states(opt_state, AdaptiveAlphaState)
+  inside = [state.inner_state for state in adaptive]
+  is_outside = lambda *kinds: (
+    adaptive
+    and len(trees.find_states(opt_state, *kinds))
+    > len(trees.find_states(inside, *kinds))
+  )
+  if is_outside(SparseState):
+    raise ValueError(
+      'sparsify goes inside adaptive_alpha, not around it: it decides what '
+      'happens to latent weights without a connection, and these must move '
+      'with α as well. Write adaptive_alpha(rigl(powerprop(inner, alpha), '
+      '...), controller, period=...).'
+    )
+  if is_outside(DecayPhiState):
+    raise ValueError(
+      'decay_phi goes inside adaptive_alpha, not behind it: when α changes it '
+      'would shrink the new φ by a share of the old one. Write adaptive_alpha('
+      'optax.chain(powerprop(inner, alpha), decay_phi(...)), controller, '
+      'period=...).'
+    )
