@@ -207,3 +207,19 @@ class StreamsTest(parameterized.TestCase):
       error = jnp.std(leaves['w']) / kept.size**0.5
       assert abs(jnp.mean(kept)) < 5 * error
       assert 0.7 < jnp.std(kept) / jnp.std(leaves['w']) < 1.3
+
+
+class RandomnessTest(parameterized.TestCase):
+  def test_rewirings_at_different_steps_grow_different_connections(self):
+    tx = aliases.sparse_evolution(
+      optax.sgd(0.1), 0.5, start=0, stop=100, period=1
+    )
+    phi, state = views.init(tx, _theta())
+    grown = [
+      tx.update(phi, state._replace(step=jnp.int32(step)), phi)[1].masks
+      for step in (3, 3, 4)
+    ]
+    chex.assert_trees_all_equal(grown[0], grown[1])
+    for name in 'an':
+      same = grown[1][name]['w'] == grown[2][name]['w']
+      self.assertFalse(same.all())

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 
 from absl.testing import parameterized
 import haiku as hk
@@ -9,8 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from powerprop_jax.core import distributions
+from powerprop_jax.core import distributions, masks
 from powerprop_jax.core import select as select_lib
+from powerprop_jax.optim.topologies import layers
+from powerprop_jax.prune import one_shot
 
 ALL = (
   distributions.uniform,
@@ -106,6 +109,45 @@ class OracleTest(parameterized.TestCase):
       self.assertAlmostEqual(result[name], value, places=9)
       self.assertBetween(result[name], 0.0, np.nextafter(1.0, 0.0))
     self.assertAlmostEqual(total_sparsity(theta, result), sparsity, places=9)
+
+
+class CountsTest(parameterized.TestCase):
+  @parameterized.product(fn=ALL, seed=list(range(8)))
+  def test_the_counts_are_those_of_the_whole(self, fn, seed):
+    rng = np.random.default_rng(seed)
+    shapes = {
+      f'layer_{i}': tuple(int(d) for d in rng.integers(9, 40, size=2))
+      for i in range(rng.integers(1, 9))
+    }
+    sparsity = float(rng.choice([0.0, 0.29, 0.5, 0.85, 0.9]))
+    theta = tree_of(shapes)
+    sizes = {f'{name}/w': math.prod(shape) for name, shape in shapes.items()}
+    total = masks.num_kept(sum(sizes.values()), sparsity)
+    shares = fn(theta, sparsity)
+    counts = distributions.kept_counts(shares, sizes)
+    self.assertEqual(sum(counts.values()), total)
+    self.assertEqual(layers.kept_counts(theta, sparsity, fn), counts)
+    self.assertEqual(one_shot.kept_counts(theta, shares), counts)
+    for name, count in counts.items():
+      self.assertLess(abs(count - sizes[name] * (1 - shares[name])), 1.001)
+
+  def test_the_published_example(self):
+    theta = tree_of({'a': (8, 30), 'b': (30, 10)})
+    for fn in ALL:
+      counts = layers.kept_counts(theta, 0.9, fn)
+      self.assertEqual(sum(counts.values()), 54)
+
+  def test_an_overridden_leaf_keeps_its_own_count(self):
+    theta = tree_of({'a': (8, 31), 'b': (31, 10), 'c': (10, 7)})
+    fixed = functools.partial(distributions.erk, overrides={'^c/': 0.55})
+    counts = layers.kept_counts(theta, 0.8, fixed)
+    self.assertEqual(counts['c/w'], masks.num_kept(70, 0.55))
+    self.assertEqual(sum(counts.values()), masks.num_kept(628, 0.8))
+
+  def test_every_leaf_keeps_a_weight(self):
+    theta = tree_of({f'layer_{i}': (1, 1) for i in range(4)} | {'w': (5, 5)})
+    counts = distributions.uniform(theta, 0.9).counts
+    self.assertEqual(sorted(counts.values()), [1] * 5)
 
 
 class PublishedTest(parameterized.TestCase):

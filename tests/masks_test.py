@@ -35,6 +35,17 @@ class NumKeptTest(parameterized.TestCase):
     self.assertEqual(masks.num_kept(100, kind(0.29)), 71)
     self.assertEqual(masks.num_kept(1_000, kind(0.9)), 100)
 
+  def test_leaves_one_weight_at_least(self):
+    for sparsity in (1 - 1e-13, 1 - 1e-16, 0.999999):
+      self.assertEqual(masks.num_kept(100, sparsity), 1)
+    self.assertEqual(masks.num_kept(0, 0.5), 0)
+
+  def test_reads_fractions_as_they_are_meant(self):
+    for size in range(1, 60):
+      for removed in range(size):
+        kept = masks.num_kept(size, removed / size)
+        self.assertEqual(kept, size - removed)
+
   def test_leaves_one_weight_of_a_layer_with_one(self):
     self.assertEqual(masks.num_kept(1, 0.999), 1)
     self.assertEqual(masks.num_kept(0, 0.5), 0)
@@ -102,6 +113,17 @@ class MeasureTest(parameterized.TestCase):
     )
     with self.assertRaisesRegex(ValueError, 'linear/b'):
       masks.density(m, select=select.by_regex('nothing'))
+
+  def test_more_than_two_to_the_31_entries(self):
+    block = jnp.arange(2**20) % 4 == 0
+    many = {str(i): block for i in range(2100)}
+    assert masks.density(many) == 0.25
+    total = masks.overlap(many, many).total
+    assert (total.agreement, total.intersection) == (1, 1)
+    # A leaf of that size is not counted in int32 either.
+    shape = jax.ShapeDtypeStruct((2**20, 2**12), bool)
+    jax.eval_shape(masks.density, {'w': shape})
+    jax.eval_shape(masks.overlap, {'w': shape}, {'w': shape})
 
   def test_density_without_entries_is_one(self):
     self.assertEqual(float(masks.density({})), 1.0)

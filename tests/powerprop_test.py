@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 from powerprop_jax.core import reparam, select
-from powerprop_jax.optim import decay, powerprop, views
+from powerprop_jax.optim import aliases, decay, powerprop, views
 
 
 def _theta(key=0):
@@ -254,6 +254,23 @@ class RefusalsTest(parameterized.TestCase):
         views.init(tx, theta)
     views.init(powerprop.powerprop(optax.sgd(0.1), 1.0), theta)
 
+  def test_weights_at_zero_are_counted(self):
+    theta = {'m': {'w': jnp.eye(16), 'b': jnp.zeros(16)}}
+    for alpha in (2.0, jnp.float32(2)):
+      tx = powerprop.powerprop(optax.sgd(0.1), alpha)
+      with self.assertWarnsRegex(UserWarning, "240 of 256 weights of 'm/w'"):
+        views.init(tx, theta)
+
+  def test_few_zeros_or_none_that_matter_are_not_worth_a_warning(self):
+    one = {'m': {'w': jnp.ones((40, 40)).at[0, 0].set(0)}}
+    views.init(powerprop.powerprop(optax.sgd(0.1), 2.0), one)
+    eye = {'m': {'w': jnp.eye(16)}}
+    views.init(powerprop.powerprop(optax.sgd(0.1), 1.0), eye)
+    # No connection where the zeros are.
+    masks = {'m': {'w': jnp.eye(16, dtype=bool)}}
+    power = powerprop.powerprop(optax.sgd(0.1), 2.0)
+    views.init(aliases.static(power, masks=masks), eye)
+
   def test_unknown_form(self):
     with self.assertRaisesRegex(ValueError, "got 'latent'"):
       powerprop.powerprop(optax.sgd(0.1), 2.0, form='latent')
@@ -304,6 +321,12 @@ class DecayTest(parameterized.TestCase):
       updates, state = tx.update(zeros, state, phi)
       shares.append(float(updates['m']['w'][0, 0]))
     np.testing.assert_allclose(shares, [-0.1, -0.05])
+
+  def test_decay_that_chooses_nothing_is_refused(self):
+    flax_names = {'Dense_0': {'kernel': jnp.ones((2, 3)), 'bias': jnp.ones(3)}}
+    for tx in (decay.decay_theta(0.1), decay.decay_phi(0.1, 0.1)):
+      with self.assertRaisesRegex(ValueError, 'Dense_0/kernel.*by_regex'):
+        tx.init(flax_names)
 
   @parameterized.parameters(-1.0, float('nan'), float('inf'))
   def test_bad_rates(self, rate):

@@ -37,6 +37,13 @@ def _one_rewiring(inner, mode, seed=0):
   return old, grads, new, theta
 
 
+def _one_more(tx, phi, state, seed):
+  """φ and the state after an update by random gradients."""
+  grads = optax.tree.random_like(jax.random.key(seed), phi, jax.random.normal)
+  updates, state = tx.update(grads, state, phi)
+  return optax.apply_updates(phi, updates), state
+
+
 class ValuesTest(parameterized.TestCase):
   @parameterized.parameters(1.0, 2.0, 3.0)
   def test_keep_is_the_value_from_before(self, alpha):
@@ -216,6 +223,68 @@ class DefaultsAndRefusalsTest(parameterized.TestCase):
     phi, state = views.with_alpha(phi, state, 2.0)
     with self.assertRaisesRegex(ValueError, "regrow='zero'"):
       tx.update(phi, state, phi)
+
+  def test_connections_grown_after_a_power_was_raised_are_alive(self):
+    tx = _rigl(powerprop.powerprop(optax.sgd(0.05), 1.0))
+    phi, state = views.init(tx, _theta())
+    phi, state = views.with_alpha(phi, state, 2.0)
+    self.assertTrue(state.pins)
+    for seed in range(4):
+      phi, state = _one_more(tx, phi, state, seed)
+      for name in 'an':
+        alive = phi[name]['w'][state.masks[name]['w']] != 0
+        self.assertTrue(alive.all())
+        # What has no connection is held at zero still.
+        self.assertFalse(phi[name]['w'][~state.masks[name]['w']].any())
+
+  @parameterized.named_parameters(('number', 2.0), ('array', jnp.float32(2)))
+  def test_connections_grown_in_pruned_weights_are_alive(self, alpha):
+    theta = _theta()
+    kept = {'a': {'w': 0.8, 'b': 0.0}, 'n': {'w': 0.8}}
+    theta = jax.tree.map(
+      lambda t, k: jnp.where(jnp.abs(t) > k, t, 0), theta, kept
+    )
+    tx = _rigl(powerprop.powerprop(optax.sgd(0.05), alpha))
+    with self.assertWarnsRegex(UserWarning, 'start at exactly zero'):
+      phi, state = views.init(tx, theta)
+    old = state
+    for seed in range(3):
+      before, old = phi, state
+      phi, state = _one_more(tx, phi, state, seed)
+    for name in 'an':
+      new = state.masks[name]['w'] & ~old.masks[name]['w']
+      dead = new & (before[name]['w'] == 0)
+      self.assertTrue(dead.any())
+      survivors = state.masks[name]['w'] & old.masks[name]['w']
+      size = jnp.abs(before[name]['w'])
+      least = jnp.min(size, where=survivors & (size > 0), initial=jnp.inf)
+      np.testing.assert_array_equal(jnp.abs(phi[name]['w'][dead]), least)
+      self.assertTrue((phi[name]['w'][state.masks[name]['w']] != 0).all())
+
+  def test_zeros_are_left_alone_where_alpha_is_one(self):
+    tx = _rigl(powerprop.powerprop(optax.sgd(0.0), jnp.float32(1)))
+    theta = _theta()
+    theta['a']['w'] = theta['a']['w'].at[:6].set(0)
+    phi, state = views.init(tx, theta)
+    phi, state = _one_more(tx, phi, state, 0)
+    self.assertTrue((state.masks['a']['w'] & (phi['a']['w'] == 0)).any())
+
+  def test_masks_that_would_add_dead_connections_are_refused(self):
+    power = powerprop.powerprop(optax.sgd(0.1), 2.0)
+    theta = _theta()
+    for regrow_, is_refused in (('redraw', True), ('keep', False)):
+      _, state = views.init(_rigl(power, regrow=regrow_), theta)
+      full = masks.full_masks(theta)
+      if is_refused:
+        with self.assertRaisesRegex(ValueError, "would add .* to 'a/w'"):
+          views.with_masks(state, full)
+      else:
+        views.with_masks(state, full)
+      fewer = jax.tree.map(
+        lambda m: m & (jnp.arange(m.size) % 2 == 0).reshape(m.shape),
+        state.masks,
+      )
+      views.with_masks(state, fewer)
 
   @parameterized.parameters(*_MODES[1:])
   def test_a_power_changed_later_keeps_training(self, mode):

@@ -8,9 +8,11 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from orbax import checkpoint as ocp
 import pytest
 
+import powerprop_jax as pp
 from powerprop_jax.train import checkpoint
 from powerprop_jax.train.errors import UserError
 
@@ -139,3 +141,73 @@ class BooleanTest:
     restored, lines = restore(tmp_path, jax.eval_shape(lambda: state))
     assert (restored.step, restored.metadata, lines) == (7, {'epoch': 2}, [])
     assert_same(restored.state, jax.tree.map(jnp.asarray, state))
+
+
+def of_powerprop(alpha=2.0, select=pp.is_weight, form='recommended', **options):
+  """A state with φ, as a program of a user's own may save it."""
+  theta = {
+    'a': {'w': jnp.ones((3, 2)), 'b': jnp.ones(2)},
+    'n': jnp.ones((2, 2)),
+  }
+  tx = pp.powerprop(optax.sgd(0.1, 0.9), alpha, select, form=form)
+  if options:
+    tx = pp.rigl(tx, 0.5, stop=900, **options)
+  phi, opt_state = pp.init(tx, theta)
+  return {'phi': phi, 'opt_state': opt_state, 'step': jnp.int32(3)}
+
+
+class StaticPartsTest:
+  @pytest.mark.parametrize(
+    ('saved', 'wanted', 'told'),
+    [
+      ({}, {'alpha': 1.5}, 'alpha was 2.0, here it is 1.5'),
+      ({}, {'alpha': 1.0}, 'alpha was 2.0, here it is 1.0'),
+      (
+        {'alpha': {'a': {'w': 2.0}}},
+        {'alpha': {'a': {'w': 3.0}}},
+        'alpha.*w.* was 2.0, here it is 3.0',
+      ),
+      ({}, {'select': pp.by_regex('.')}, "select chose .*, here .*'n'"),
+      (
+        {'select': pp.by_regex('w$', '^n$')},
+        {'select': pp.by_regex('w$')},
+        "select chose .*'n'.*, here it chooses no leaf that is not",
+      ),
+      ({}, {'form': 'naive'}, 'form was recommended, here it is naive'),
+      (
+        {'regrow': 'redraw'},
+        {'regrow': 'smallest'},
+        'regrow was redraw, here it is smallest',
+      ),
+    ],
+  )
+  def test_another_way_of_making_the_state_is_refused(
+    self, tmp_path, saved, wanted, told
+  ):
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+      checkpoints.save(3, of_powerprop(**saved))
+    with pytest.raises(UserError, match=told):
+      restore(tmp_path, of_powerprop(**wanted))
+    restored, _ = restore(tmp_path, of_powerprop(**saved))
+    assert_same(restored.state, of_powerprop(**saved))
+
+  def test_another_predicate_that_chooses_the_same_is_accepted(self, tmp_path):
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+      checkpoints.save(3, of_powerprop())
+    same = of_powerprop(select=lambda module, name, value: name == 'w')
+    assert restore(tmp_path, same)[0].step == 3
+
+  def test_checkpoints_of_the_first_version_are_read(self, tmp_path):
+    """Without static parts, and with the key of the masks as a typed one."""
+    new = of_powerprop(regrow='redraw')
+    key = jax.random.wrap_key_data(new['opt_state'].key, impl='threefry2x32')
+    old = {**new, 'opt_state': new['opt_state']._replace(key=key)}
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+      checkpoints.save(3, old)
+    (details,) = tmp_path.rglob('powerprop_jax.json')
+    saved = json.loads(details.read_text())
+    del saved['static']
+    details.write_text(json.dumps(saved))
+    restored, lines = restore(tmp_path, new)
+    assert not lines
+    assert_same(restored.state, new)

@@ -6,9 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from powerprop_jax.core import select
 from powerprop_jax.optim import powerprop, views
+
+# A weight at zero is what some of these are about.
+pytestmark = pytest.mark.filterwarnings('ignore:.*start at exactly zero')
 
 
 def _theta():

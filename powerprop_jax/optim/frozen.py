@@ -50,11 +50,10 @@ def warn_of_frozen(
   )
   rewired = [False] * len(drawn)
   if (rewire := topology.rewire) is not None:
-    rewired = _outputs_that_differ(
-      lambda masks: rewire(
-        Rewiring(jax.random.key(0), jnp.int32(0), masks, memory, phi, phi)
-      )[0],
-      masks,
+    key, step = jax.random.key(0), jnp.int32(0)
+    rewired = _outputs_that_depend(
+      lambda theta: rewire(Rewiring(key, step, masks, memory, theta, phi))[0],
+      phi,
     )
   names = [leaf.path for leaf in trees.named_leaves(phi)]
   frozen = [
@@ -79,10 +78,3 @@ def _outputs_that_depend(fn: Callable[[Any], Any], given: Any) -> list[bool]:
     if any(id(variable) in reached for variable in eqn.invars):
       reached.update(map(id, eqn.outvars))
   return [id(variable) in reached for variable in jaxpr.outvars]
-
-
-def _outputs_that_differ(fn: Callable[[Any], Any], given: Any) -> list[bool]:
-  """For each leaf that fn returns, whether it is another than in `given`."""
-  jaxpr = jax.make_jaxpr(fn)(given).jaxpr
-  pairs = zip(jaxpr.invars, jaxpr.outvars, strict=True)
-  return [old is not new for old, new in pairs]

@@ -102,7 +102,7 @@ def is_exact(opt_state: Any) -> bool:
     optax.named_chain, which forget their order.
   """
   return all(
-    type(node) is tuple
+    (type(node) is tuple and not _after_sparsify(node))
     or isinstance(node, _EXACT)
     or (isinstance(node, dict) and len(node) == 1)
     for node in _around_sparsify(opt_state)
@@ -151,10 +151,15 @@ def _check_around_sparsify(opt_state: Any) -> None:
       )
 
 
+def _after_sparsify(links: tuple[Any, ...]) -> tuple[Any, ...]:
+  is_sparse = [bool(trees.find_states(link, SparseState)) for link in links]
+  return links[is_sparse.index(True) + 1 :]
+
+
 def _check_last(links: tuple[Any, ...], opt_state: Any) -> None:
   """Refuses a chain in which something follows sparsify."""
-  is_sparse = [bool(trees.find_states(link, SparseState)) for link in links]
-  after = links[is_sparse.index(True) + 1 :]
+  # A tuple with an array in it is no chain, but the state of something else.
+  after = [link for link in _after_sparsify(links) if isinstance(link, tuple)]
   if not after:
     return
   if any(isinstance(link, DecayPhiState) for link in after):

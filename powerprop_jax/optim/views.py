@@ -230,7 +230,8 @@ def with_alpha(
   the same θ under the new power α′; zeros stay zero, and with the recommended
   form the optimiser's own state, in θ-space, stays as it is. Holding φ, the
   network jumps to θ′ = sign(θ) |θ|^(α′/α): where |θ| < 1, a larger α shrinks
-  every weight.
+  every weight. Where sparsify held latent weights at zero because α was 1,
+  connections that it grows from then on start as with regrow='smallest'.
 
   Args:
     phi: latent parameters.

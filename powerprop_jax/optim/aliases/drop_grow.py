@@ -54,7 +54,8 @@ def sparse_evolution(
     ablation: with constant fan-in, when neurons lose all inputs; None is never.
       See neuron_ablation.Ablation, which has to leave out the last layer.
     distribution: shares the sparsity out between leaves.
-    replaces_step: whether weights stand still at these steps.
+    replaces_step: whether weights stand still at these steps. Such updates do
+      not count in inner: learning-rate schedules there lag behind by as many.
     select: which leaves are masked.
     regrow: first value of a new connection; see sparsify.
     key: seed, an int or a PRNG key.
@@ -126,7 +127,9 @@ def rigl(
     ablation: with constant fan-in, when neurons lose all inputs; None is never.
       See neuron_ablation.Ablation, which has to leave out the last layer.
     distribution: shares the sparsity out between leaves.
-    replaces_step: whether weights stand still then, as in algorithm 1.
+    replaces_step: whether weights stand still then, as in algorithm 1. Such
+      updates do not count in inner: learning-rate schedules there lag behind by
+      as many, 1 % at a period of 100. The authors' code counts them.
     select: which leaves are masked.
     regrow: first value of a new connection; see sparsify.
     key: seed of the first masks, an int or a PRNG key.

@@ -118,7 +118,8 @@ def gradual_pruning(
 
   Note:
     At start itself nothing is removed yet. JaxPruner counts one step ahead and
-    removes the first weights there.
+    removes the first weights there. A ramp of stop - start <= period steps has
+    nothing in between: all zeros come at once, at stop, as in one_shot_pruning.
 
   Example:
     >>> tx = gradual_pruning(optax.sgd(0.1), 0.8, start=1_000, stop=5_000)

@@ -115,7 +115,8 @@ def snfs(
     structure: 'constant_fan_in' gives every neuron of a layer as many inputs as
       any other; see topologies.constant_fan_in_snfs.
     distribution: shares the sparsity out between leaves at the start.
-    replaces_step: whether weights stand still at these steps.
+    replaces_step: whether weights stand still at these steps. Such updates do
+      not count in inner: learning-rate schedules there lag behind by as many.
     select: which leaves are masked.
     regrow: first value of a new connection; see sparsify.
     key: seed of the first masks, an int or a PRNG key.
@@ -196,7 +197,8 @@ def dsr(
       do, doubled if fewer. 400_000 for ResNet-50.
     threshold: of |θ|, at the start; greater than 0.
     distribution: shares the sparsity out between leaves at the start.
-    replaces_step: whether weights stand still at these steps.
+    replaces_step: whether weights stand still at these steps. Such updates do
+      not count in inner: learning-rate schedules there lag behind by as many.
     select: which leaves are masked.
     regrow: first value of a new connection; see sparsify.
     key: seed, an int or a PRNG key.

@@ -1,0 +1,57 @@
+"""A layer that the optimiser leaves alone is named before it loses weights."""
+
+import warnings
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import powerprop_jax as pp
+
+
+def make_theta():
+  rng = np.random.default_rng(0)
+  normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  return {'a': {'w': normal(6, 5), 'b': normal(5)}, 'n': {'w': normal(5, 4)}}
+
+
+def frozen(names):
+  labels = {
+    'a': {'w': 'train', 'b': 'train'},
+    'n': {'w': 'train'},
+  }
+  for module, name in names:
+    labels[module][name] = 'freeze'
+  return optax.multi_transform(
+    {'train': optax.adam(0.1), 'freeze': optax.set_to_zero()}, labels
+  )
+
+
+METHODS = {
+  'rigl': lambda inner, **o: pp.rigl(inner, 0.5, stop=900, **o),
+  'static': lambda inner, **o: pp.static(inner, 0.5, **o),
+  'gradual': lambda inner, **o: pp.gradual_pruning(
+    inner, 0.5, start=0, stop=900, **o
+  ),
+}
+
+
+@pytest.mark.parametrize('alpha', [None, 2.0])
+@pytest.mark.parametrize('method', METHODS)
+def test_a_frozen_layer_that_is_masked_is_named(method, alpha):
+  inner = frozen([('n', 'w')])
+  if alpha is not None:
+    inner = pp.powerprop(inner, alpha)
+  with pytest.warns(UserWarning, match="never moves 'n/w'.*exclude"):
+    pp.init(METHODS[method](inner), make_theta())
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_no_warning_where_nothing_is_lost(method):
+  left_out = {'select': pp.exclude(pp.is_weight, '^n/')}
+  with warnings.catch_warnings():
+    warnings.simplefilter('error')
+    pp.init(METHODS[method](frozen([('a', 'b')])), make_theta())
+    pp.init(METHODS[method](frozen([('n', 'w')]), **left_out), make_theta())
+    pp.init(METHODS[method](frozen([])), make_theta())

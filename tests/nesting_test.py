@@ -1,0 +1,239 @@
+"""What may stand around sparsify, and what is refused there."""
+
+import functools
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import powerprop_jax as pp
+from powerprop_jax import nets
+from powerprop_jax.train import state as state_lib
+from powerprop_jax.train import step as step_lib
+
+
+def make_theta():
+  rng = np.random.default_rng(0)
+  normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  return {'a': {'w': normal(12, 10), 'b': normal(10)}, 'n': {'w': normal(5, 8)}}
+
+
+def rigl(inner, alpha=None, **options):
+  if alpha is not None:
+    inner = pp.powerprop(inner, alpha)
+  return pp.rigl(inner, 0.5, start=1, stop=90, period=2, **options)
+
+
+def train(tx, num_steps=6):
+  """φ, the state, and what the network saw at every step."""
+  phi, state = pp.init(tx, make_theta())
+  update = jax.jit(tx.update)
+  seen = []
+  for i in range(num_steps):
+    theta = pp.effective_params(phi, state)
+    seen.append(theta)
+    grads = jax.tree.map(lambda t, i=i: jnp.sin(7 * t + i) + 0.1, theta)
+    updates, state = update(grads, state, phi)
+    phi = optax.apply_updates(phi, updates)
+  return phi, state, seen
+
+
+AFTER = {
+  'learning_rate': lambda: optax.scale_by_learning_rate(0.1),
+  'schedule': lambda: optax.scale_by_schedule(lambda step: 0.1),
+  'clip': lambda: optax.clip(0.1),
+  'noise': lambda: optax.add_noise(0.1, 0.5, 0),
+  'apply_every': lambda: optax.apply_every(2),
+  'decay_phi': lambda: pp.decay_phi(0.1, 0.1),
+  'identity': optax.identity,
+}
+
+
+@pytest.mark.parametrize('after', AFTER)
+@pytest.mark.parametrize('alpha', [None, 2.0])
+def test_what_follows_in_a_chain_is_refused(after, alpha):
+  tx = optax.chain(rigl(optax.adam(0.1), alpha), AFTER[after]())
+  with pytest.raises(ValueError, match=r'sparsify.* Write sparsify\(') as told:
+    pp.init(tx, make_theta())
+  assert ('powerprop(' in str(told.value)) == (
+    alpha is not None or after == 'decay_phi'
+  )
+
+
+def test_the_view_of_a_step_refuses_it_too():
+  tx = optax.chain(rigl(optax.sgd(0.1)), optax.scale(0.1))
+  theta = make_theta()
+  with pytest.raises(ValueError, match='last in a chain'):
+    jax.jit(lambda phi: pp.effective_params(phi, tx.init(phi)))(theta)
+
+
+def test_chains_within_chains_and_with_names():
+  inside = optax.chain(optax.chain(rigl(optax.sgd(0.1))), optax.scale(0.1))
+  named = optax.named_chain(
+    ('z', rigl(optax.sgd(0.1))), ('a', optax.scale(0.1))
+  )
+  for tx in (inside, named):
+    with pytest.raises(ValueError, match='last in a chain'):
+      pp.init(tx, make_theta())
+  before = optax.named_chain(
+    ('z', optax.clip(1.0)), ('a', rigl(optax.sgd(0.1)))
+  )
+  pp.init(before, make_theta())
+
+
+AROUND = {
+  'sam': lambda tx: optax.contrib.sam(tx, optax.sgd(0.1)),
+  'conditionally_transform': lambda tx: optax.conditionally_transform(
+    tx, lambda step: step < 3
+  ),
+  'lookahead': lambda tx: optax.lookahead(tx, 5, 0.5),
+  'schedule_free': lambda tx: optax.contrib.schedule_free(tx, 0.1),
+  'mechanize': optax.contrib.mechanize,
+}
+
+
+@pytest.mark.parametrize('around', AROUND)
+def test_wrappers_that_are_not_known_to_be_right_are_refused(around):
+  tx = AROUND[around](rigl(optax.sgd(0.1)))
+  theta = make_theta()
+  params = optax.LookaheadParams.init_synced(theta)
+  with pytest.raises(ValueError, match='must not be around sparsify'):
+    if around == 'lookahead':
+      pp.effective_params(theta, tx.init(params))
+    else:
+      pp.init(tx, theta)
+
+
+RIGHT = {
+  'bare': lambda tx: tx,
+  'clip_before': lambda tx: optax.chain(optax.clip(10.0), tx),
+  'multi_steps': lambda tx: optax.MultiSteps(tx, 1).gradient_transformation(),
+  'apply_if_finite': lambda tx: optax.apply_if_finite(tx, 3),
+  'conditionally_mask': lambda tx: optax.conditionally_mask(
+    tx, lambda step: step >= 0
+  ),
+}
+
+
+@pytest.mark.parametrize('alpha', [None, 2.0])
+@pytest.mark.parametrize('wrapper', RIGHT)
+def test_wrappers_that_are_right(wrapper, alpha):
+  expected = train(rigl(optax.sgd(0.1, 0.9), alpha))
+  actual = train(RIGHT[wrapper](rigl(optax.sgd(0.1, 0.9), alpha)))
+  chex.assert_trees_all_close(actual[2], expected[2], rtol=1e-6)
+  chex.assert_trees_all_equal(
+    pp.current_masks(*actual[:2]), pp.current_masks(*expected[:2])
+  )
+  phi, state, _ = actual
+  chex.assert_trees_all_equal(
+    pp.effective_params(phi, state, pinned=True),
+    pp.effective_params(phi, state),
+  )
+
+
+def test_injected_hyperparameters_are_right():
+  make = lambda learning_rate: rigl(optax.sgd(learning_rate, 0.9), 2.0)
+  expected = train(make(0.1))
+  actual = train(optax.inject_hyperparams(make)(learning_rate=0.1))
+  chex.assert_trees_all_close(actual[2], expected[2], rtol=1e-6)
+
+
+def scaled(inner, factor):
+  """A transformation of a user's own, which nothing is known of."""
+
+  def update(updates, state, params=None):
+    updates, state = inner.update(updates, state['mine'], params)
+    return jax.tree.map(lambda u: factor * u, updates), {
+      'mine': state,
+      'more': jnp.zeros([]),
+    }
+
+  init = lambda params: {'mine': inner.init(params), 'more': jnp.zeros([])}
+  return optax.GradientTransformation(init, update)
+
+
+@pytest.mark.parametrize('alpha', [None, 2.0])
+def test_a_step_computes_with_the_masks_whatever_is_around(alpha):
+  phi, state, _ = train(scaled(rigl(optax.sgd(0.5), alpha), 0.3))
+  seen = pp.effective_params(phi, state, pinned=True)
+  masks = pp.current_masks(phi, state)
+  chex.assert_trees_all_equal(seen, pp.apply_masks(seen, masks))
+  if alpha is None:  # latent weights are not where sparsify put them
+    assert (phi['a']['w'] != seen['a']['w']).any()
+
+
+def test_a_compiled_step_of_ours_does():
+
+  net = nets.make('lenet_300_100', num_classes=3)
+  images, labels = jnp.ones((4, 2, 2, 1)), jnp.array([0, 1, 2, 0])
+  tx = scaled(pp.sparse_evolution(optax.sgd(0.5), 0.8, stop=90, period=1), 0.3)
+  state = state_lib.create(net, tx, jax.random.key(0), images)
+  step = step_lib.make_step(net, tx)
+  run = jax.jit(functools.partial(step.gradient, labels=labels))
+  update = jax.jit(step.update)
+  for _ in range(3):
+    grads, net_state, metrics = run(state, images)
+    masked = state._replace(phi=pp.effective_params(state.phi, state.opt_state))
+    chex.assert_trees_all_equal(metrics, run(masked, images)[2])
+    state = update(state, grads, net_state)
+
+
+def test_powerprop_within_powerprop_is_refused():
+  tx = pp.powerprop(pp.powerprop(optax.sgd(0.1), 2.0), 2.0)
+  with pytest.raises(ValueError, match='more than once'):
+    pp.init(tx, make_theta())
+
+
+@pytest.mark.parametrize(
+  ('tx', 'theta', 'thing'),
+  [
+    (make_theta(), optax.sgd(0.1), 'arguments are swapped'),
+    (make_theta(), make_theta(), r'init\(tx, theta\).*dict for tx'),
+    (
+      pp.powerprop(optax.sgd(0.1), 2.0),
+      {'a': {'w': jnp.ones((2, 2)), 'act': jnp.tanh}},
+      "'a/act'.*eqx.filter",
+    ),
+    (pp.powerprop(optax.sgd(0.1), 2.0), jnp.ones((2, 2)), 'float32.2,2'),
+    (
+      pp.powerprop(optax.sgd(0.1), 2.0),
+      {'l': {'w': jnp.ones(3)}},
+      r'l/w float32\[3\].*two axes or more',
+    ),
+    (
+      pp.powerprop(optax.sgd(0.1), 2.0),
+      {'l': {'w': jnp.ones((2, 2), int)}},
+      r'l/w int32\[2,2\].*floating point',
+    ),
+    (
+      pp.powerprop(optax.sgd(0.1), 2.0, select='w'),
+      make_theta(),
+      re.escape("got 'w'. Write select=by_regex('w')"),
+    ),
+    (
+      pp.powerprop(optax.sgd(0.1), 2.0, select=lambda *leaf: True),
+      {'l': {'w': jnp.ones((2, 2), complex)}},
+      "'l/w', which is complex64",
+    ),
+    (
+      pp.static(optax.sgd(0.1), 0.5, distribution='erk'),
+      make_theta(),
+      "pp.erk.*'erk'",
+    ),
+  ],
+)
+def test_first_contacts(tx, theta, thing):
+  with pytest.raises((TypeError, ValueError), match=thing):
+    pp.init(tx, theta)
+
+
+@pytest.mark.parametrize('sparsity', ['0.9', None])
+@pytest.mark.parametrize('make', [pp.rigl, pp.snfs])
+def test_a_sparsity_that_is_no_number(make, sparsity):
+  options = {'stop': 900, 'period': 100}
+  with pytest.raises(TypeError, match=r'a number in \[0, 1\), got'):
+    make(optax.sgd(0.1), sparsity, **options)
