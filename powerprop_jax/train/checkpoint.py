@@ -235,9 +235,10 @@ class Checkpoints:
     folder = self._folder / str(step)
     details = _read_details(folder)
     _check_files(folder, details['checksums'])
-    stored_leaves.check_same(details['leaves'], template)
-    if 'static' in details:  # not in those of version 0.1.0
+    # First, because the leaves may follow from it; not in earlier versions.
+    if 'static' in details:
       stored_leaves.check_same_static(details['static'], template)
+    stored_leaves.check_same(details['leaves'], template)
     # Earlier versions did not pack, and did not say so.
     is_packed = details.get('packs_booleans', False)
     how = stored_leaves.restore_args(template, is_packed)

@@ -227,7 +227,7 @@ def check_same(saved: dict[str, Any], template: Any) -> None:
 
 
 def _is_key_and_data(saved: dict[str, Any], leaf: dict[str, Any]) -> bool:
-  """Whether a typed key was saved, as 0.1.0 did, where its data are wanted.
+  """Whether a typed key was saved, as it once was, where its data are wanted.
 
   Both are stored as the same numbers.
   """
