@@ -359,6 +359,7 @@ class TimesTest:
 
   @pytest.fixture(autouse=True)
   def _file(self, tmp_path, monkeypatch):
+    native.is_available()  # Kernels lie elsewhere.
     monkeypatch.setenv('POWERPROP_CACHE_DIR', str(tmp_path))
     self.seconds = self._times()
     (self.path,) = tmp_path.iterdir()
@@ -430,6 +431,10 @@ class TimesTest:
       [sys.executable, '-c', program.replace('\n      ', '\n')],
       check=True,
       cwd=copy,
-      env={**os.environ, 'PYTHONPATH': str(copy), 'POWERPROP_NATIVE': '0'},
+      env={
+        **os.environ,
+        'PYTHONPATH': os.pathsep.join([str(copy), *sys.path]),
+        'POWERPROP_NATIVE': '0',
+      },
     )
     assert len(os.listdir(self.path.parent)) == 2
