@@ -21,6 +21,7 @@ from powerprop_jax.nets import (
   sparse_index,
   sparse_products,
 )
+from powerprop_jax.nets.native import cache
 from powerprop_jax.nets.sparse_convolution import Window
 
 _KERNELS = ('native', 'loops', 'dense')
@@ -237,7 +238,7 @@ class ChoiceTest(parameterized.TestCase):
     assert names <= set(seconds) <= names | {'native'}
     assert min(seconds.values()) > 0
     assert kernel_choice.choose(product) in _KERNELS
-    folder = native.cache_folder()
+    folder = cache.folder()
     texts = [path.read_text() for path in folder.glob('kernel_times_*.json')]
     assert any('num_in=300, num_out=200' in text for text in texts)
     # Nearly the same density, the same measurement.

@@ -2,8 +2,9 @@
 
 The first program with a product of some shape, batch and number of connections
 times all kernels on a random matrix like it, forward and backward, when it is
-traced. The times are kept in a file beside the compiled kernels, so that the
-next program, and a run that is resumed, choose the same. Products of less than
+traced. The times are kept in a file beside the compiled kernels (see
+native/cache.py), so that the next program, and a run that is resumed, choose
+the same; kernels whose source is another are timed anew. Products of less than
 a million operations, and other processors than CPUs, are not worth it: there a
 rule decides.
 """
@@ -12,13 +13,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import contextvars
 import functools
-import hashlib
+import inspect
 import json
 import math
-import os
-import pathlib
 import statistics
-import tempfile
 import time
 from typing import Any, NamedTuple, cast, get_args
 
@@ -34,6 +32,7 @@ from powerprop_jax.nets import (
   sparse_index,
   sparse_products,
 )
+from powerprop_jax.nets.native import cache
 from powerprop_jax.nets.sparse_convolution import Window
 from powerprop_jax.nets.sparse_products import Kernel
 
@@ -308,7 +307,7 @@ def times(
 ) -> Mapping[str, float]:
   """Median seconds of every kernel and of a weight that is held dense.
 
-  Measured once on a machine; see native.cache_folder.
+  Measured once on a machine, where files can be kept: native/cache.py.
 
   Args:
     task: what is computed.
@@ -349,20 +348,35 @@ def _times(
 ) -> Mapping[str, float]:
   # A file for each, so that programs that measure at once lose nothing.
   ways = 'forward and backward' if backward else 'forward'
-  name = f'{native.machine()} jax {jax.__version__} {task} {ways}'
-  digest = hashlib.sha256(name.encode()).hexdigest()[:16]
-  path = native.cache_folder() / f'kernel_times_{digest}.json'
+  measured = (
+    f'{native.machine()} jax {jax.__version__} source {_source_digest()} '
+    f'{task} {ways}'
+  )
+  name = f'kernel_times_{cache.digest(measured.encode())}.json'
   missing = set() if with_native else {'native'}
   if isinstance(task, Convolution):
     missing.add('loops')
   kernels = [kernel for kernel in _KERNELS if kernel not in missing]
-  known = _read(path)
+  known = _read(name, measured)
   if not {*kernels, _HELD_DENSE} <= set(known):
     # What is being traced must not see this.
     with jax.ensure_compile_time_eval():
       known = _measure(task.runs(kernels, backward))
-    _write(path, name, known)
+    text = json.dumps({'measured': measured, 'seconds': known}, indent=1)
+    with contextlib.suppress(OSError):  # It only saves time.
+      cache.write(name, text.encode())
   return known
+
+
+@functools.cache
+def _source_digest() -> str:
+  """Of the kernels; '' where a package comes without its source."""
+  modules = (convolution, sparse_convolution, sparse_index, sparse_products)
+  try:
+    texts = [inspect.getsource(module).encode() for module in modules]
+    return cache.digest(native.source(), *texts)
+  except OSError:
+    return ''
 
 
 def _measure(runs: Mapping[str, Run]) -> dict[str, float]:
@@ -390,20 +404,12 @@ def _seconds(run: Run, num_calls: int) -> float:
   return (time.perf_counter() - start) / num_calls
 
 
-def _read(path: pathlib.Path) -> dict[str, float]:
+def _read(name: str, measured: str) -> dict[str, float]:
+  """What was kept; nothing if it is damaged, or of something else."""
   try:
-    found = json.loads(path.read_text())['seconds']
-  except (OSError, ValueError, KeyError, TypeError):
+    found = json.loads(cache.read(name))
+    seconds = {kernel: float(s) for kernel, s in found['seconds'].items()}
+    known = found['measured'] == measured
+  except Exception:  # Damage may be of any kind.
     return {}
-  return found if isinstance(found, dict) else {}
-
-
-def _write(path: pathlib.Path, name: str, seconds: dict[str, float]) -> None:
-  """Makes the file, if it can be written; it only saves time."""
-  with contextlib.suppress(OSError):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-      'w', dir=path.parent, delete=False
-    ) as file:
-      json.dump({'measured': name, 'seconds': seconds}, file, indent=1)
-    os.replace(file.name, path)
+  return seconds if known and all(s > 0 for s in seconds.values()) else {}

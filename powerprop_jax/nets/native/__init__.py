@@ -2,26 +2,34 @@
 
 The source (*.cc) comes with the package. The first program that
 wants a kernel compiles it with the C++ compiler of the machine, for its very
-processor, which takes a few seconds, and keeps the library in a folder:
-$POWERPROP_CACHE_DIR, or powerprop_jax under $XDG_CACHE_HOME or ~/.cache. Where
-there is no compiler everything else works as before, slower; `status` says why.
+processor, which takes a few seconds, and keeps the library for the next ones:
+cache.py says where, and whose files it trusts. Whatever goes wrong, everything
+else works as before, slower; one warning and `status` say why.
+
+A library is kept as kernels_KEY_SUM.so. It fits where KEY does, a digest of the
+source, the flags, jaxlib and the processor. SUM is one of its contents: a
+damaged library is not loaded, and those of two compilers lie side by side.
+A library that fits is used whichever compiler made it, also without one. Where
+none can be kept, a program builds its own in a private temporary folder.
 
 $CXX names another compiler; $POWERPROP_NATIVE=0 turns the kernels off.
 """
 
 import ctypes
 import functools
-import hashlib
 import os
 import pathlib
 import platform
 import shutil
+import signal
 import subprocess
 import tempfile
 import warnings
 
 import jax
 import jaxlib
+
+from powerprop_jax.nets.native import cache
 
 _SOURCES = ('sparse_matmul.cc', 'sparse_convolution.cc')
 _HEADERS = ('common.h',)
@@ -51,15 +59,6 @@ _FUNCTIONS = {
 }
 
 
-def cache_folder() -> pathlib.Path:
-  """Where compiled kernels and measurements of them are kept."""
-  chosen = os.environ.get('POWERPROP_CACHE_DIR')
-  if chosen:
-    return pathlib.Path(chosen)
-  base = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-  return pathlib.Path(base) / 'powerprop_jax'
-
-
 def is_available() -> bool:
   """Whether compiled kernels can be used; compiles them at the first call."""
   return _load() == ''
@@ -86,14 +85,26 @@ def check_available() -> None:
 @functools.cache
 def machine() -> str:
   """The processor and what it can do, in a few characters."""
-  described = [platform.machine(), platform.processor(), str(os.cpu_count())]
+  # Not platform.processor(), whose answer depends on $PATH.
+  described = [platform.machine(), str(os.cpu_count())]
   try:
-    lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
+    text = pathlib.Path('/proc/cpuinfo').read_text(errors='replace')
   except OSError:
-    lines = []
+    text = ''
   for start in ('model name', 'flags', 'Features'):
-    described += [line for line in lines if line.startswith(start)][:1]
-  return _digest('\n'.join(described))
+    described += [x for x in text.splitlines() if x.startswith(start)][:1]
+  return cache.digest('\n'.join(described).encode())
+
+
+@functools.cache
+def source() -> bytes:
+  """Source of the kernels, headers and all.
+
+  Raises:
+    OSError: if it cannot be read.
+  """
+  here = pathlib.Path(__file__).parent
+  return b''.join((here / name).read_bytes() for name in _SOURCES + _HEADERS)
 
 
 @functools.cache
@@ -101,61 +112,108 @@ def _load() -> str:
   """Registers the kernels; '' or why that cannot be done."""
   if os.environ.get('POWERPROP_NATIVE', '1') in ('0', 'off', 'false'):
     return '$POWERPROP_NATIVE turns them off'
+  problems: list[str] = []
+  failed = False
   try:
-    library = ctypes.CDLL(str(_library()))
-    for name, function in _FUNCTIONS.items():
-      jax.ffi.register_ffi_target(
-        name, jax.ffi.pycapsule(getattr(library, function)), platform='cpu'
-      )
-  except (OSError, subprocess.SubprocessError, AttributeError) as error:
-    reason = _first_line(error)
+    _register_kept_or_made(problems)
+  except Exception as error:  # Whatever it is, a program can do without.
+    failed = True
+    problems.append(str(error) or repr(error))
+  reason = '; '.join(dict.fromkeys(problems))
+  if failed:
     warnings.warn(
       f'sparse layers run without compiled kernels, slower: {reason}. Install '
-      'a C++ compiler, or set POWERPROP_NATIVE=0 to do without silently.',
+      'a C++ compiler, or name one in $CXX and a folder of your own in '
+      '$POWERPROP_CACHE_DIR, or set POWERPROP_NATIVE=0 to do without silently.',
       RuntimeWarning,
       stacklevel=2,
     )
     return reason
+  if problems:
+    warnings.warn(
+      f'kernels of sparse layers had to be compiled anew: {reason}. If that '
+      'comes again, name a folder of your own in $POWERPROP_CACHE_DIR.',
+      RuntimeWarning,
+      stacklevel=2,
+    )
   return ''
 
 
-def _library() -> pathlib.Path:
-  """The compiled library, from the folder or made now."""
-  compiler = _compiler()
-  here = pathlib.Path(__file__).parent
-  sources = [here / name for name in _SOURCES]
-  headers = [here / name for name in _HEADERS]
-  text = ''.join(path.read_text() for path in (*sources, *headers))
-  version = subprocess.run(
-    [compiler, '--version'], capture_output=True, text=True, check=True
-  ).stdout
-  digest = _digest(
-    '\n'.join([text, version, *_FLAGS, jaxlib.__version__, machine()])
-  )
-  path = cache_folder() / f'kernels_{digest}.so'
-  if path.exists():
-    return path
-  path.parent.mkdir(parents=True, exist_ok=True)
-  # Under a name of its own, for several programs may do this at once.
-  with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-    made = pathlib.Path(folder) / path.name
-    subprocess.run(
-      [
-        compiler,
-        *_FLAGS,
-        '-I',
-        jax.ffi.include_dir(),
-        *map(str, sources),
-        '-o',
-        str(made),
-      ],
-      capture_output=True,
-      text=True,
-      check=True,
-      timeout=_COMPILE_SECONDS,
+def _register_kept_or_made(problems: list[str]) -> None:
+  """Loads a library; adds to problems why one had to be made."""
+  try:
+    kept = sorted(cache.folder().glob(_name('*')))
+  except OSError:  # There is no folder; writing one says why.
+    kept = []
+  for path in kept:
+    try:
+      if path.name != _name(cache.digest(cache.read(path.name))):
+        raise OSError(f'{path} is damaged')
+      _register(path)
+    except (OSError, AttributeError) as error:
+      problems.append(str(error))
+    else:
+      problems.clear()  # They were about others.
+      return
+  with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as private:
+    path = pathlib.Path(private) / 'kernels.so'
+    _compile(path)
+    data = path.read_bytes()
+    try:
+      path = cache.write(_name(cache.digest(data)), data)
+    except OSError as error:
+      problems.append(str(error))
+    try:
+      _register(path)
+    except (OSError, AttributeError):
+      path.unlink()  # The compiler made something else.
+      raise
+
+
+def _register(path: pathlib.Path) -> None:
+  library = ctypes.CDLL(str(path))
+  for name, function in _FUNCTIONS.items():
+    jax.ffi.register_ffi_target(
+      name, jax.ffi.pycapsule(getattr(library, function)), platform='cpu'
     )
-    os.replace(made, path)
-  return path
+
+
+def _name(sum_of_contents: str) -> str:
+  """Of a library that fits; see the top of this file."""
+  made_for = repr((_FLAGS, jaxlib.__version__, machine()))
+  key = cache.digest(source(), made_for.encode())
+  return f'kernels_{key}_{sum_of_contents}.so'
+
+
+def _compile(path: pathlib.Path) -> None:
+  here = pathlib.Path(__file__).parent
+  sources = [str(here / name) for name in _SOURCES]
+  compiler = _compiler()
+  include = ('-I', jax.ffi.include_dir())
+  # Not a pipe: a compiler that is killed may leave children that hold it open.
+  with path.with_suffix('.log').open('w+', errors='replace') as log:
+    with subprocess.Popen(
+      [compiler, *_FLAGS, *include, *sources, '-o', str(path)],
+      stdin=subprocess.DEVNULL,
+      stdout=log,
+      stderr=log,
+      start_new_session=True,
+    ) as process:
+      try:
+        status = process.wait(_COMPILE_SECONDS)
+      except BaseException as error:
+        os.killpg(process.pid, signal.SIGKILL)
+        if isinstance(error, subprocess.TimeoutExpired):
+          raise OSError(
+            f'{compiler} had not finished after {_COMPILE_SECONDS} s'
+          ) from error
+        raise
+    log.seek(0)
+    lines = log.read().splitlines()
+  if status:
+    wrong = [line.strip() for line in lines if 'error' in line.lower()]
+    said = [*wrong, *lines, f'{compiler} ended with status {status}']
+    raise OSError(said[0])
 
 
 def _compiler() -> str:
@@ -165,15 +223,3 @@ def _compiler() -> str:
     if found:
       return found
   raise FileNotFoundError(f'no C++ compiler: {" or ".join(names)} not found')
-
-
-def _first_line(error: Exception) -> str:
-  """What went wrong, in a line."""
-  output = getattr(error, 'stderr', None)
-  lines = (output if isinstance(output, str) else str(error)).splitlines()
-  wrong = [line for line in lines if 'error' in line.lower()] or lines
-  return wrong[0].strip() if wrong else repr(error)
-
-
-def _digest(text: str) -> str:
-  return hashlib.sha256(text.encode()).hexdigest()[:16]
