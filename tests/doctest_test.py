@@ -4,6 +4,7 @@ import doctest
 import importlib
 import pathlib
 import pkgutil
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -51,11 +52,26 @@ def test_every_public_name_is_documented_with_an_example(name):
   assert '>>>' in thing.__doc__, f'{name} has no example'
 
 
-def test_python_blocks_of_the_readme_run():
+def test_python_blocks_of_the_readme_run_and_print_what_they_state():
   if not _README.exists():
     pytest.skip('installed without its README')
   blocks = _README.read_text().split('```python\n')[1:]
   assert blocks
   scope: dict[str, object] = {}
+  num_compared = 0
   for block in blocks:
-    exec(compile(block.split('```')[0], 'README.md', 'exec'), scope)
+    code = block.split('```')[0]
+    printed: dict[int, str] = {}
+
+    def record(*values, printed=printed):
+      line = sys._getframe(1).f_lineno
+      printed[line] = ' '.join(map(str, values))
+
+    scope['print'] = record
+    exec(compile(code, 'README.md', 'exec'), scope)
+    for number, line in enumerate(code.splitlines(), 1):
+      call, comment, stated = line.rpartition('  # ')
+      if comment and call.startswith('print('):
+        assert printed[number] == stated
+        num_compared += 1
+  assert num_compared >= 2

@@ -77,7 +77,8 @@ def sparsify(
   out of the topology's select. `init` warns where it sees that.
 
   Args:
-    inner: any Optax optimiser, with powerprop around it if wanted.
+    inner: any Optax optimiser, with powerprop around it if wanted; but none in
+      optax.flatten if the topology rewires.
     topology: which connections exist; see optim.topologies.
     regrow: the first value of a connection that did not exist before.
       'zero': θ = 0, as the papers on dynamic sparse training do.

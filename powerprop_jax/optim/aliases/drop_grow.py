@@ -41,7 +41,7 @@ def sparse_evolution(
   """SET: drops the smallest weights, grows as many at random.
 
   Args:
-    inner: any Optax optimiser, with powerprop around it if wanted.
+    inner: an Optax optimiser, with powerprop around it if wanted; see sparsify.
     sparsity: share of zeros, in [0, 1), or {'module/name': sparsity}.
     stop: first step at which connections no longer move.
     start: first step at which they may; None is the first period.
@@ -113,7 +113,7 @@ def rigl(
   """RigL: drops the smallest weights, grows where the gradient is largest.
 
   Args:
-    inner: any Optax optimiser, with powerprop around it if wanted.
+    inner: an Optax optimiser, with powerprop around it if wanted; see sparsify.
     sparsity: share of zeros, in [0, 1), or {'module/name': sparsity}.
     stop: T_end, first step at which connections no longer move; the paper
       stops after three quarters of training.

@@ -35,7 +35,7 @@ def static(
   """Trains a fixed set of connections: random ones, or those of given masks.
 
   Args:
-    inner: any Optax optimiser, with powerprop around it if wanted.
+    inner: an Optax optimiser, with powerprop around it if wanted; see sparsify.
     sparsity: share of zeros, in [0, 1), or {'module/name': sparsity}, for
       random masks.
     masks: the masks, instead of a sparsity.
@@ -95,7 +95,7 @@ def gradual_pruning(
   """Magnitude pruning along a polynomial, dense until start, sparse from stop.
 
   Args:
-    inner: any Optax optimiser, with powerprop around it if wanted.
+    inner: an Optax optimiser, with powerprop around it if wanted; see sparsify.
     sparsity: share of zeros in the end, in [0, 1), or, per layer, a mapping
       {'module/name': sparsity}.
     start: the step at which the polynomial leaves 0, at least 0.
@@ -164,7 +164,7 @@ def one_shot_pruning(
   """Magnitude pruning at one step of training, and retraining from there.
 
   Args:
-    inner: any Optax optimiser, with powerprop around it if wanted.
+    inner: an Optax optimiser, with powerprop around it if wanted; see sparsify.
     sparsity: share of zeros from then on, in [0, 1), or, per layer, a mapping
       {'module/name': sparsity}.
     step: the first update that is sparse, at least 0.

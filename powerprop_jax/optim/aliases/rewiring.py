@@ -38,7 +38,7 @@ def top_kast(
   """Top-KAST: computes with the largest weights, trains some more.
 
   Args:
-    inner: any Optax optimiser, with powerprop around it if wanted.
+    inner: an Optax optimiser, with powerprop around it if wanted; see sparsify.
     sparsity: share of zeros that the network computes with, in [0, 1).
     backward_sparsity: share of weights that are not trained; at most sparsity.
     stop: first step at which both sets no longer change; None is never.
@@ -99,7 +99,7 @@ def snfs(
   """SNFS, sparse momentum: moves connections to where momentum is largest.
 
   Args:
-    inner: any Optax optimiser, with powerprop around it if wanted.
+    inner: an Optax optimiser, with powerprop around it if wanted; see sparsify.
     sparsity: share of zeros, in [0, 1), or {'module/name': sparsity}.
     period: connections move at multiples of it; the steps of an epoch.
     stop: first step at which they no longer move; the steps of all epochs, so
@@ -188,7 +188,7 @@ def dsr(
   """DSR: drops below a threshold for all layers, grows as many at random.
 
   Args:
-    inner: any Optax optimiser, with powerprop around it if wanted.
+    inner: an Optax optimiser, with powerprop around it if wanted; see sparsify.
     sparsity: share of zeros, in [0, 1), or {'module/name': sparsity}.
     period: connections move at multiples of it.
     stop: first step at which they no longer move.
