@@ -44,6 +44,7 @@ INNERS = {
   'lion': lambda: optax.lion(0.01),
   'adafactor': lambda: optax.adafactor(0.01, min_dim_size_to_factor=4),
   'muon': lambda: optax.contrib.muon(0.01),
+  'sm3': lambda: optax.sm3(0.05),
   'partition': lambda: optax.partition(
     {'weight': optax.adam(0.01), 'other': optax.sgd(0.05)},
     {'m': {'w': 'weight', 'b': 'other'}, 'n': {'w': 'weight'}},
@@ -237,6 +238,20 @@ def _check_promise(row, phi, opt_state):
   )
 
 
+@pytest.mark.parametrize('transformation', SPARSE)
+def test_what_cannot_be_right_is_refused(transformation):
+  make = SPARSE[transformation]
+  around = optax.contrib.sam(make(optax.sgd(0.05)), optax.sgd(0.01))
+  with pytest.raises(ValueError, match='SAMState: this wrapper'):
+    views.init(around, _theta())
+  flat = make(optax.flatten(optax.adam(0.01)))
+  if transformation.startswith(('static', 'protected')):  # nothing moves
+    views.init(flat, _theta())
+  else:
+    with pytest.raises(ValueError, match=r'optax\.flatten'):
+      views.init(flat, _theta())
+
+
 class ContractTest(parameterized.TestCase):
   @parameterized.parameters(*CASES)
   def test_compiles_once_donates_keeps_types_promises_and_descends(
@@ -344,7 +359,7 @@ def test_an_update_that_is_written_twice_is_the_same(
 
 
 @pytest.mark.parametrize('inner', tuple(INNERS))
-def test_slots_of_reborn_weights_start_anew(inner):
+def test_slots_of_weights_that_come_or_go_start_anew(inner):
   """And nothing else in the state moves, as RigL replaces the step."""
   tx = _build('rigl', inner)
   phi, opt_state = views.init(tx, _theta())
@@ -359,18 +374,23 @@ def test_slots_of_reborn_weights_start_anew(inner):
   for _ in range(3):
     phi, opt_state = step(phi, opt_state)
   before, (_, after) = opt_state, step(phi, opt_state)
-  reborn = masks.difference(after.masks, before.masks)
-  assert reborn['m']['w'].any()
-  assert reborn['n']['w'].any()
-  hidden = lambda node: isinstance(node, optax.MaskedNode)
+  changed = jax.tree.map(jnp.not_equal, before.masks, after.masks)
+  assert changed['m']['w'].any()
+  assert changed['n']['w'].any()
 
-  def expect(slot, newly):
-    if hidden(slot) or hidden(newly) or slot.shape != newly.shape:
-      return slot
-    return jnp.where(newly, 0, slot)
+  def expect(slots, changed):
+    clear = lambda moved, slot: (
+      jnp.where(moved, 0, slot) if slot.shape == moved.shape else slot
+    )
+    # SM3 has a list of arrays for each leaf, a partition nothing for some.
+    return jax.tree.map(
+      lambda moved, slot: jax.tree.map(lambda x: clear(moved, x), slot),
+      changed,
+      slots,
+    )
 
   expected = optax.tree.map_params(
-    tx, expect, before, reborn, is_leaf=hidden
+    tx, expect, before, changed, is_leaf=lambda _: True
   ).inner_state
   chex.assert_trees_all_equal(after.inner_state, expected)
   chex.assert_trees_all_equal_structs(after.inner_state, fresh)
