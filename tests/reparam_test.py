@@ -139,6 +139,33 @@ class PsiTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, r'shape \(2,\)'):
       reparam.psi(jnp.ones(2), jnp.array([1.0, 2.0]))
 
+  @parameterized.parameters(
+    jnp.complex64, jnp.int32, jnp.uint8, jnp.int4, jnp.bool_
+  )
+  def test_refuses_weights_whose_powers_it_would_cut_short(self, dtype):
+    x = jnp.ones(2, dtype)
+    name = jnp.dtype(dtype).name
+    for fn in (reparam.psi, reparam.psi_inverse, reparam.psi_derivative):
+      for alpha in (1.0, 2.0, jnp.float32(2)):
+        with self.assertRaisesRegex(TypeError, f'got {name}. Convert them to'):
+          fn({'w': x}, alpha)
+    with self.assertRaisesRegex(TypeError, f'got {name}'):
+      reparam.widen(x)
+
+  def test_refuses_python_numbers_that_are_no_floats(self):
+    self.assertEqual(reparam.psi([0.5], 2.0)[0], 0.25)
+    for value in (2, True, 1 + 2j):
+      with self.assertRaisesRegex(TypeError, 'floating-point weights, got'):
+        reparam.psi([value], 2.0)
+
+  @parameterized.parameters(
+    jnp.float16, jnp.bfloat16, jnp.float8_e4m3fn, jnp.float8_e5m2
+  )
+  def test_takes_floats_of_every_width(self, dtype):
+    x = jnp.array([0.5, -1.0, 0.0], dtype)
+    for fn in (reparam.psi, reparam.psi_inverse, reparam.psi_derivative):
+      self.assertEqual(fn(x, 2.0).dtype, dtype)
+
 
 def exact_slope(phi, alpha):
   return alpha * np.abs(phi) ** (alpha - 1)

@@ -42,6 +42,7 @@ def psi(phi: Any, alpha: Any) -> Any:
 
   Raises:
     ValueError: if alpha is known and not a finite number of at least 1.
+    TypeError: if weights are complex or integers.
 
   Example:
     >>> psi(jnp.array([-2., 0., 0.5]), 2.)
@@ -69,6 +70,7 @@ def psi_inverse(theta: Any, alpha: Any) -> Any:
 
   Raises:
     ValueError: if alpha is known and not a finite number of at least 1.
+    TypeError: if weights are complex or integers.
 
   Example:
     >>> psi_inverse(jnp.array([-4., 0., 0.25]), 2.)
@@ -95,6 +97,7 @@ def psi_derivative(phi: Any, alpha: Any) -> Any:
 
   Raises:
     ValueError: if alpha is known and not a finite number of at least 1.
+    TypeError: if weights are complex or integers.
 
   Example:
     >>> psi_derivative(jnp.array([-2., 0., 0.5]), 2.)
@@ -138,15 +141,31 @@ def check_alpha(alpha: Any, name: str = 'alpha') -> None:
 
 def widen(x: jax.Array) -> jax.Array:
   """The values in the dtype that ψ computes in: float32, or float64."""
+  _check_floating(x)
   return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
 
 def _map_with_alpha(fn: Any, tree: Any, alpha: Any) -> Any:
+  def of_leaf(x: Any, alpha: Any) -> jax.Array:
+    x = jnp.asarray(x)
+    _check_floating(x)
+    return fn(x, alpha)
+
   if jax.tree_util.all_leaves([alpha]):
     check_alpha(alpha)
-    return jax.tree.map(lambda x: fn(jnp.asarray(x), alpha), tree)
+    return jax.tree.map(lambda x: of_leaf(x, alpha), tree)
   jax.tree.map(check_alpha, alpha)
-  return jax.tree.map(lambda x, a: fn(jnp.asarray(x), a), tree, alpha)
+  return jax.tree.map(of_leaf, tree, alpha)
+
+
+def _check_floating(x: jax.Array) -> None:
+  """Refuses what ψ would lose: an imaginary part, the fraction of a power."""
+  if not jnp.issubdtype(x.dtype, jnp.floating):
+    raise TypeError(
+      f'ψ takes floating-point weights, got {x.dtype.name}. Convert them to '
+      'float32 (of complex ones, the real and the imaginary part), or leave '
+      'them out with select.'
+    )
 
 
 def _psi(phi: jax.Array, alpha: Alpha) -> jax.Array:
