@@ -7,7 +7,7 @@ Automatic differentiation of the formula gives NaN at φ = 0 for α < 2, so ψ
 carries its own derivative rule: 0 at φ = 0 for α > 1, and 1 everywhere for
 α = 1. Higher derivatives are those of the formula as well, in φ and in an array
 α; where they do not exist at φ = 0, as the second for 1 < α < 2, which goes to
-∞ on one side and to -∞ on the other, they are 0.
+∞ on one side and to -∞ on the other, those in φ are 0, and those in α finite.
 
 A Python number α is part of the program, and multiples of 1/4 then need only
 products and square roots; an array α may be traced, and costs about an
