@@ -51,3 +51,41 @@ class PowersTest(parameterized.TestCase):
     x = jnp.linspace(1e-3, 4, 4001)
     for e in (0.5, jnp.float32(0.77), jnp.float32(2)):
       self.assertTrue(jnp.all(jnp.diff(powers.power(x, e)) >= 0))
+
+  @parameterized.product(
+    exponent=(0.0, 0.25, 0.3, 0.75, 1.0, 1.3, 2.0, 3.7), static=(True, False)
+  )
+  def test_derivatives_of_every_order_are_those_of_the_formula(
+    self, exponent, static
+  ):
+    x = np.array([-3.0, -0.5, -1e-3, 1e-3, 0.3, 2.0], np.float32)
+    e = exponent if static else jnp.float32(exponent)
+    wide, found = x.astype(np.float64), lambda x: powers.power(x, e)
+    exponent = float(np.float32(exponent)) if not static else exponent
+    factor, sign = 1.0, 1.0
+    for order in range(4):
+      expected = factor * sign * np.abs(wide) ** (exponent - order)
+      np.testing.assert_allclose(jax.vmap(found)(x), expected, rtol=3e-6)
+      self.assertTrue(jnp.isfinite(found(jnp.float32(0))))
+      factor, sign = factor * (exponent - order), sign * np.sign(wide)
+      found = jax.grad(found)
+
+  @parameterized.parameters(0.0, 0.5, 1.0, 1.3)
+  def test_derivatives_in_the_exponent_multiply_by_the_logarithm(self, e):
+    x = jnp.array([0.0, 0.2, 3.0])
+    by_exponent = jax.jacfwd(lambda e: powers.power(x, e))
+    log = np.log([0.2, 3.0])
+    expected = np.append(0, np.exp(np.float32(e) * log) * log)
+    np.testing.assert_allclose(by_exponent(jnp.float32(e)), expected, rtol=3e-6)
+    np.testing.assert_allclose(
+      jax.jacfwd(by_exponent)(jnp.float32(e)),
+      expected * np.append(0, log),
+      rtol=3e-6,
+    )
+
+  def test_a_negative_exponent_gives_0_at_0(self):
+    x = jnp.array([0.0, -0.0, 4.0, jnp.nan])
+    for e in (-0.5, jnp.float32(-0.5)):
+      np.testing.assert_allclose(
+        powers.power(x, e), [0, 0, 0.5, np.nan], rtol=1e-6
+      )

@@ -1,5 +1,7 @@
 """ψ, its inverse and its derivative: the facts, at the extremes too."""
 
+import itertools
+
 from absl.testing import parameterized
 import chex
 import jax
@@ -136,3 +138,145 @@ class PsiTest(parameterized.TestCase):
   def test_refuses_an_array_of_alphas(self):
     with self.assertRaisesRegex(ValueError, r'shape \(2,\)'):
       reparam.psi(jnp.ones(2), jnp.array([1.0, 2.0]))
+
+  @parameterized.parameters(
+    jnp.complex64, jnp.int32, jnp.uint8, jnp.int4, jnp.bool_
+  )
+  def test_refuses_weights_whose_powers_it_would_cut_short(self, dtype):
+    x = jnp.ones(2, dtype)
+    name = jnp.dtype(dtype).name
+    for fn in (reparam.psi, reparam.psi_inverse, reparam.psi_derivative):
+      for alpha in (1.0, 2.0, jnp.float32(2)):
+        with self.assertRaisesRegex(TypeError, f'got {name}. Convert them to'):
+          fn({'w': x}, alpha)
+    with self.assertRaisesRegex(TypeError, f'got {name}'):
+      reparam.widen(x)
+
+  def test_refuses_python_numbers_that_are_no_floats(self):
+    self.assertEqual(reparam.psi([0.5], 2.0)[0], 0.25)
+    for value in (2, True, 1 + 2j):
+      with self.assertRaisesRegex(TypeError, 'floating-point weights, got'):
+        reparam.psi([value], 2.0)
+
+  @parameterized.parameters(
+    jnp.float16, jnp.bfloat16, jnp.float8_e4m3fn, jnp.float8_e5m2
+  )
+  def test_takes_floats_of_every_width(self, dtype):
+    x = jnp.array([0.5, -1.0, 0.0], dtype)
+    for fn in (reparam.psi, reparam.psi_inverse, reparam.psi_derivative):
+      self.assertEqual(fn(x, 2.0).dtype, dtype)
+
+
+def exact_slope(phi, alpha):
+  return alpha * np.abs(phi) ** (alpha - 1)
+
+
+class HigherDerivativesTest(parameterized.TestCase):
+  """Against differences in double precision of ψ′ = α |φ|^(α-1)."""
+
+  PHI = np.array([-2.0, -0.5, -0.1, 0.05, 0.3, 1.7], np.float32)
+  ALPHAS = (1.0, 1.1, 1.25, 1.3, 1.5, 2.0, 2.5, 3.3)
+
+  @parameterized.product(alpha=ALPHAS, static=(True, False), jit=(True, False))
+  def test_second_and_third_agree_with_differences(self, alpha, static, jit):
+    power = alpha if static else jnp.float32(alpha)
+    alpha = float(power)
+    psi = lambda x: reparam.psi(x, power)
+    slope = jax.grad(psi)
+    second = {
+      'grad of grad': jax.grad(slope),
+      'jvp of grad': lambda x: jax.jvp(slope, (x,), (jnp.ones_like(x),))[1],
+      'grad of jvp': jax.grad(jax.jacfwd(psi)),
+      'psi_derivative': jax.grad(lambda x: reparam.psi_derivative(x, power)),
+    }
+    third = jax.grad(second['grad of grad'])
+    both = jax.vmap(lambda x: ({k: f(x) for k, f in second.items()}, third(x)))
+    found, found_third = (jax.jit(both) if jit else both)(self.PHI)
+
+    wide, h = self.PHI.astype(np.float64), 1e-5
+    ahead, behind = exact_slope(wide + h, alpha), exact_slope(wide - h, alpha)
+    expected = (ahead - behind) / (2 * h)
+    for name, value in found.items():
+      np.testing.assert_allclose(
+        value, expected, rtol=1e-5, atol=1e-6, err_msg=name
+      )
+    expected = (ahead - 2 * exact_slope(wide, alpha) + behind) / h**2
+    np.testing.assert_allclose(found_third, expected, rtol=1e-3, atol=1e-4)
+
+  @parameterized.product(alpha=ALPHAS, static=(True, False))
+  def test_at_zero_the_second_is_the_mean_of_both_sides(self, alpha, static):
+    power = alpha if static else jnp.float32(alpha)
+    zeros, found = jnp.array([0.0, -0.0]), lambda x: reparam.psi(x, power)
+    for order in (1, 2, 3, 4):
+      found = jax.grad(found)
+      expected = 1 if order == alpha == 1 else 0
+      np.testing.assert_array_equal(jax.jit(jax.vmap(found))(zeros), expected)
+
+  @parameterized.parameters(True, False)
+  def test_the_third_of_a_cube_is_6_at_zero_too(self, static):
+    power = 3.0 if static else jnp.float32(3)
+    third = jax.grad(jax.grad(jax.grad(reparam.psi)))
+    for phi in (-1.0, 0.0, 0.5):
+      np.testing.assert_allclose(third(jnp.float32(phi), power), 6, rtol=1e-6)
+
+  @parameterized.product(alpha=(1.3, 2.0, 2.5), static=(True, False))
+  def test_hessian_times_vector_of_a_function_of_theta(self, alpha, static):
+    power = alpha if static else jnp.float32(alpha)
+    alpha = float(power)
+    phi = np.append(self.PHI, 0).astype(np.float32)
+    v = np.linspace(-1, 1, 7).astype(np.float32)
+    loss = lambda phi: jnp.sum(jnp.sin(2 * reparam.psi(phi, power)))
+    gradient = lambda phi: (
+      2 * np.cos(2 * phi * np.abs(phi) ** (alpha - 1)) * exact_slope(phi, alpha)
+    )
+    wide, h = phi.astype(np.float64), 1e-6 * v.astype(np.float64)
+    expected = v * np.divide(
+      gradient(wide + h) - gradient(wide - h), 2 * h, where=v != 0, out=0 * wide
+    )
+    forward = jax.jit(lambda p: jax.jvp(jax.grad(loss), (p,), (v,))[1])(phi)
+    back = jax.grad(lambda p: jnp.vdot(jax.grad(loss)(p), v))(phi)
+    for found in (forward, back):
+      np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+  @parameterized.product(
+    alpha=(1.1, 2.0, 3.3),
+    jit=(True, False),
+    names=('aa', 'pa', 'ppa'),
+  )
+  def test_derivatives_in_alpha_are_right_in_every_order(
+    self, alpha, jit, names
+  ):
+    """Such as d²ψ/dα² for aa, however the derivatives are nested."""
+    alpha = np.float32(alpha)
+    phi = np.append(self.PHI, 0).astype(np.float32)
+    wide, a = phi[:-1].astype(np.float64), float(alpha)
+    size, sign, log = np.abs(wide), np.sign(wide), np.log(np.abs(wide))
+    expected = {
+      'aa': sign * size**a * log**2,
+      'pa': size ** (a - 1) * (1 + a * log),
+      'ppa': sign * size ** (a - 2) * (2 * a - 1 + a * (a - 1) * log),
+    }[names]
+    for nested in sorted(set(itertools.permutations(names))):
+      fn = reparam.psi
+      for name in nested:
+        fn = jax.grad(fn, 'pa'.index(name))
+      fn = (jax.jit if jit else lambda f: f)(jax.vmap(fn, (0, None)))
+      np.testing.assert_allclose(
+        fn(phi, jnp.asarray(alpha)),
+        np.append(expected, 0),
+        rtol=2e-5,
+        atol=1e-6,
+        err_msg=''.join(nested),
+      )
+
+  def test_psi_derivative_can_be_differentiated_in_alpha(self):
+    phi = jnp.array([-0.5, 0.0, 2.0])
+    found = jax.jacfwd(lambda a: reparam.psi_derivative(phi, a))(1.7)
+    size = np.array([0.5, 2.0])
+    left, right = size**0.7 * (1 + 1.7 * np.log(size))
+    np.testing.assert_allclose(found, [left, 0, right], rtol=1e-5)
+
+  def test_an_integer_alpha_in_an_array_has_derivatives_in_phi(self):
+    slope = jax.grad(lambda phi: reparam.psi(phi, jnp.int32(2)))
+    self.assertEqual(slope(0.5), 1)
+    self.assertEqual(jax.grad(slope)(0.5), 2)

@@ -5,12 +5,14 @@ import chex
 import haiku as hk
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from powerprop_jax import nets
 from powerprop_jax.core import reparam, trees
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.optim import powerprop, views
+from powerprop_jax.prune import at_init
 
 LEARNING_RATE = 0.05
 
@@ -157,3 +159,53 @@ class PowerScopeTest(parameterized.TestCase):
       net.init(KEY, X, 2.0)
     phi = net.init(KEY, X, 1.0)
     chex.assert_tree_all_finite(net.apply(phi, None, X, 1.0))
+
+
+class SecondDerivativeTest(parameterized.TestCase):
+  @parameterized.product(alpha=(1.3, 2.6), static=(True, False))
+  def test_grasp_inside_the_scope_agrees_with_double_precision(
+    self, alpha, static
+  ):
+    def scores(alpha, x, y):
+      net = inside_scope(alpha)
+      phi = jax.tree.map(lambda p: p.astype(x.dtype), plain.init(KEY, X))
+      loss_fn = lambda phi, x, y: jnp.mean((net.apply(phi, x) - y) ** 2)
+      return at_init.grasp(loss_fn, phi, [(x, y)])
+
+    found = scores(alpha if static else jnp.float32(alpha), X, Y)
+    with jax.enable_x64(True):
+      wide = alpha if static else float(np.float32(alpha))
+      exact = scores(wide, X.astype(jnp.float64), Y.astype(jnp.float64))
+    largest = max(float(jnp.max(jnp.abs(e))) for e in jax.tree.leaves(exact))
+    chex.assert_trees_all_close(found, exact, rtol=1e-4, atol=1e-5 * largest)
+
+  @parameterized.product(alpha=(1.7, 1.75), static=(True, False))
+  def test_gradient_through_a_step_agrees_with_differences(self, alpha, static):
+    """Of the loss of one task after a step on another, as in MAML."""
+    alpha = alpha if static else jnp.float32(alpha)
+    phi = np.array([0.9, -0.4, 0.2, -1.1], np.float32)
+    tasks = np.array([0.5, 0.3, -0.6, 0.1]), np.array([-0.2, 0.4, 0.7, -0.5])
+    tx = powerprop.powerprop(optax.sgd(0.3), alpha)
+
+    def after_step(phi):
+      params = {'linear': {'w': phi.reshape(2, 2)}}
+      opt_state = tx.init(params)
+      loss = lambda theta, task: jnp.sum(
+        jnp.sin(theta['linear']['w'] - tasks[task].reshape(2, 2)) ** 2
+      )
+      grads = jax.grad(loss)(views.effective_params(params, opt_state), 0)
+      updates, opt_state = tx.update(grads, opt_state, params)
+      params = optax.apply_updates(params, updates)
+      return loss(views.effective_params(params, opt_state), 1)
+
+    def oracle(phi):
+      power = float(alpha)
+      psi = lambda x: np.sign(x) * np.abs(x) ** power
+      slope = power * np.abs(phi) ** (power - 1)
+      phi = phi - 0.3 * np.sin(2 * (psi(phi) - tasks[0])) * slope
+      return np.sum(np.sin(psi(phi) - tasks[1]) ** 2)
+
+    wide, h = phi.astype(np.float64), 1e-6 * np.eye(4)
+    expected = [(oracle(wide + d) - oracle(wide - d)) / 2e-6 for d in h]
+    for grad in (jax.grad(after_step), jax.jit(jax.grad(after_step))):
+      np.testing.assert_allclose(grad(phi), expected, rtol=1e-4, atol=1e-5)

@@ -41,35 +41,36 @@ _SQRT_HALF_BITS = 0x3F3504F3
 _MANTISSA_BITS = 23
 
 
-def power(x: jax.Array, exponent: float | jax.Array) -> jax.Array:
-  """x^exponent for x ≥ 0 and exponent ≥ 0, with 0^0 = 1.
+def power(
+  x: jax.Array, exponent: float | jax.Array, factor: float | jax.Array = 1
+) -> jax.Array:
+  """factor · |x|^exponent with 0^0 = 1, differentiable at every order.
+
+  In x, and in an exponent and a factor that are arrays. At x = 0 a negative
+  exponent gives 0 instead of infinity, and so a derivative that does not exist.
 
   Args:
-    x: float32 or float64, any shape, not negative.
-    exponent: at least 0; a Python number is compiled in, a scalar array may be
-      traced.
+    x: float32 or float64, any shape.
+    exponent: a Python number is compiled in, a scalar array may be traced.
+    factor: at least 0; a Python number if the exponent is one.
 
   Returns:
     The power, same shape and dtype as x. Its relative error in float32 is about
-    1e-7 (1 + exponent |log2 x|), from the rounding of the logarithm; overflow
+    1e-7 (1 + |exponent log2 x|), from the rounding of the logarithm; overflow
     may give the largest float instead of infinity.
 
   Example:
     >>> power(jnp.array([0., 4., 9.]), 1.5)
     Array([ 0.,  8., 27.], dtype=float32)
   """
-  if is_quarters(exponent):
-    return _quarters(x, int(4 * exponent))
-  exponent = jnp.asarray(exponent, x.dtype)
-  # Guarded at the input: the logarithm of 0 or ∞, times an exponent of 0, would
-  # be NaN.
-  finite = jnp.clip(x, jnp.finfo(x.dtype).tiny, jnp.finfo(x.dtype).max)
-  if x.dtype == jnp.float32:
-    raised = _exp2(exponent * _log2(finite))
-  else:
-    raised = jnp.exp(exponent * jnp.log(finite))
-  at_zero = jnp.where(exponent == 0, jnp.ones_like(exponent), 0)
-  return jnp.where(x > 0, raised, at_zero + x)  # a NaN stays one
+  if is_number(exponent):
+    return _static(x, float(exponent), float(factor), False)
+  return _times(factor, _traced(x, jnp.asarray(exponent, x.dtype), False))
+
+
+def log_size(x: jax.Array) -> jax.Array:
+  """log|x|, and 0 at x = 0, to be multiplied by what is 0 there."""
+  return jnp.log(jnp.where(x == 0, 1, jnp.abs(x)))
 
 
 def is_number(value: Any) -> bool:
@@ -87,9 +88,82 @@ def is_quarters(exponent: Any) -> bool:
   return is_number(exponent) and float(4 * exponent).is_integer()
 
 
-def _quarters(x: jax.Array, quarters: int) -> jax.Array:
-  """x^(quarters/4) by products and square roots."""
-  whole, rest = divmod(quarters, 4)
+# The logarithm and the exponential below work on bits, where differentiation
+# finds 0, so powers have rules of their own. The derivatives of even powers are
+# odd ones, sign(x) |x|^e, and the other way round. Numbers and arrays have a
+# function each: a rule turns every differentiable argument into an array, and
+# would forget that the exponent is known.
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))
+def _static(
+  x: jax.Array, exponent: float, factor: float, is_odd: bool
+) -> jax.Array:
+  """factor · |x|^exponent, times sign(x) if it is odd."""
+  size = jnp.abs(x)
+  if factor == 0:
+    raised = jnp.zeros_like(x)  # not 0 · ∞
+  elif not is_quarters(exponent):
+    raised = _times(factor, _general(size, jnp.asarray(exponent, x.dtype)))
+  elif factor != 1 and exponent > 0 and exponent % 1:
+    # The factor goes under the root, so that nothing but x is shared with other
+    # powers of it. What is, XLA makes an array of, for the loops of both to
+    # read.
+    scaled = jnp.abs(x * factor ** (1 / (exponent % 1)))
+    raised = _quarters(size, exponent // 1) * _quarters(scaled, exponent % 1)
+  else:
+    raised = _times(factor, _quarters(size, exponent))
+  return jnp.sign(x) * raised if is_odd else raised
+
+
+@_static.defjvp
+def _static_jvp(
+  exponent: float, factor: float, is_odd: bool, primals: Any, tangents: Any
+) -> Any:
+  (x,), (dx,) = primals, tangents
+  slope = _static(x, exponent - 1, factor * exponent, not is_odd)
+  return _static(x, exponent, factor, is_odd), slope * dx
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _traced(x: jax.Array, exponent: jax.Array, is_odd: bool) -> jax.Array:
+  """|x|^exponent, times sign(x) if it is odd."""
+  raised = _general(jnp.abs(x), exponent)
+  return jnp.sign(x) * raised if is_odd else raised
+
+
+@_traced.defjvp
+def _traced_jvp(is_odd: bool, primals: Any, tangents: Any) -> Any:
+  (x, exponent), (dx, dexponent) = primals, tangents
+  raised = _traced(x, exponent, is_odd)
+  slope = exponent * _traced(x, exponent - 1, not is_odd)
+  return raised, slope * dx + raised * log_size(x) * dexponent
+
+
+def _general(x: jax.Array, exponent: jax.Array) -> jax.Array:
+  """x^exponent for x ≥ 0 by logarithm and exponential."""
+  # Guarded at the input: the logarithm of 0 or ∞, times an exponent of 0, would
+  # be NaN.
+  if x.dtype == jnp.float32:
+    raised = _exp2(exponent * _log2(_normal(x)))
+  else:
+    raised = jnp.exp(exponent * jnp.log(_normal(x)))
+  at_zero = jnp.where(exponent == 0, jnp.ones_like(exponent), 0)
+  return jnp.where(x > 0, raised, at_zero + x)  # a NaN stays one
+
+
+def _normal(x: jax.Array) -> jax.Array:
+  return jnp.clip(x, jnp.finfo(x.dtype).tiny, jnp.finfo(x.dtype).max)
+
+
+def _times(factor: float | jax.Array, x: jax.Array) -> jax.Array:
+  return x if is_number(factor) and factor == 1 else factor * x
+
+
+def _quarters(x: jax.Array, exponent: float) -> jax.Array:
+  """x^exponent for x ≥ 0 by products and square roots."""
+  if exponent < 0:
+    inverse = 1 / _quarters(_normal(x), -exponent)
+    return jnp.where(x > 0, inverse, x)
+  whole, rest = divmod(int(4 * exponent), 4)
   factors = [jax.lax.integer_pow(x, whole)] if whole else []
   if rest:
     root = jnp.sqrt(x)

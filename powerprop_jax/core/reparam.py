@@ -5,8 +5,12 @@ and work in float32 (float64 when given float64), whatever the parameter dtype.
 
 Automatic differentiation of the formula gives NaN at φ = 0 for α < 2, so ψ
 carries its own derivative rule: 0 at φ = 0 for α > 1, and 1 everywhere for
-α = 1. A Python number α is part of the program, and multiples of 1/4 then need
-only products and square roots; an array α may be traced, and costs about an
+α = 1. Higher derivatives are those of the formula as well, in φ and in an array
+α; where they do not exist at φ = 0, as the second for 1 < α < 2, which goes to
+∞ on one side and to -∞ on the other, those in φ are 0, and those in α finite.
+
+A Python number α is part of the program, and multiples of 1/4 then need only
+products and square roots; an array α may be traced, and costs about an
 exponential and a logarithm (see core/powers).
 """
 
@@ -26,7 +30,7 @@ def psi(phi: Any, alpha: Any) -> Any:
   """Effective weights of latent ones, θ = φ |φ|^(α-1).
 
   Small weights become smaller, and receive smaller gradients, as α grows; α = 1
-  is the identity. Differentiable in φ everywhere, and in α.
+  is the identity. Differentiable at every order, in φ and in an array α.
 
   Args:
     phi: latent weights, an array of any shape or a tree of arrays.
@@ -38,6 +42,7 @@ def psi(phi: Any, alpha: Any) -> Any:
 
   Raises:
     ValueError: if alpha is known and not a finite number of at least 1.
+    TypeError: if weights are complex or integers.
 
   Example:
     >>> psi(jnp.array([-2., 0., 0.5]), 2.)
@@ -65,6 +70,7 @@ def psi_inverse(theta: Any, alpha: Any) -> Any:
 
   Raises:
     ValueError: if alpha is known and not a finite number of at least 1.
+    TypeError: if weights are complex or integers.
 
   Example:
     >>> psi_inverse(jnp.array([-4., 0., 0.25]), 2.)
@@ -91,6 +97,7 @@ def psi_derivative(phi: Any, alpha: Any) -> Any:
 
   Raises:
     ValueError: if alpha is known and not a finite number of at least 1.
+    TypeError: if weights are complex or integers.
 
   Example:
     >>> psi_derivative(jnp.array([-2., 0., 0.5]), 2.)
@@ -134,15 +141,31 @@ def check_alpha(alpha: Any, name: str = 'alpha') -> None:
 
 def widen(x: jax.Array) -> jax.Array:
   """The values in the dtype that ψ computes in: float32, or float64."""
+  _check_floating(x)
   return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
 
 def _map_with_alpha(fn: Any, tree: Any, alpha: Any) -> Any:
+  def of_leaf(x: Any, alpha: Any) -> jax.Array:
+    x = jnp.asarray(x)
+    _check_floating(x)
+    return fn(x, alpha)
+
   if jax.tree_util.all_leaves([alpha]):
     check_alpha(alpha)
-    return jax.tree.map(lambda x: fn(jnp.asarray(x), alpha), tree)
+    return jax.tree.map(lambda x: of_leaf(x, alpha), tree)
   jax.tree.map(check_alpha, alpha)
-  return jax.tree.map(lambda x, a: fn(jnp.asarray(x), a), tree, alpha)
+  return jax.tree.map(of_leaf, tree, alpha)
+
+
+def _check_floating(x: jax.Array) -> None:
+  """Refuses what ψ would lose: an imaginary part, the fraction of a power."""
+  if not jnp.issubdtype(x.dtype, jnp.floating):
+    raise TypeError(
+      f'ψ takes floating-point weights, got {x.dtype.name}. Convert them to '
+      'float32 (of complex ones, the real and the imaginary part), or leave '
+      'them out with select.'
+    )
 
 
 def _psi(phi: jax.Array, alpha: Alpha) -> jax.Array:
@@ -150,7 +173,10 @@ def _psi(phi: jax.Array, alpha: Alpha) -> jax.Array:
     if alpha == 1:
       return phi
     return _psi_static(phi, float(alpha))
-  return _psi_traced(phi, jnp.asarray(alpha))
+  alpha = jnp.asarray(alpha)
+  if not jnp.issubdtype(alpha.dtype, jnp.floating):
+    alpha = alpha.astype(jnp.float32)  # an integer would have no tangent
+  return _psi_traced(phi, alpha)
 
 
 # Two functions, not one with an optional fast path: the derivative rule of a
@@ -159,7 +185,7 @@ def _psi(phi: jax.Array, alpha: Alpha) -> jax.Array:
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _psi_static(phi: jax.Array, alpha: float) -> jax.Array:
   x = widen(phi)
-  return (x * powers.power(jnp.abs(x), alpha - 1)).astype(phi.dtype)
+  return (x * powers.power(x, alpha - 1)).astype(phi.dtype)
 
 
 @_psi_static.defjvp
@@ -171,23 +197,22 @@ def _psi_static_jvp(alpha: float, primals: Any, tangents: Any) -> Any:
 @jax.custom_jvp
 def _psi_traced(phi: jax.Array, alpha: jax.Array) -> jax.Array:
   x = widen(phi)
-  return (x * powers.power(jnp.abs(x), alpha - 1)).astype(phi.dtype)
+  return (x * powers.power(x, alpha - 1)).astype(phi.dtype)
 
 
 @_psi_traced.defjvp
 def _psi_traced_jvp(primals: Any, tangents: Any) -> Any:
   (phi, alpha), (dphi, dalpha) = primals, tangents
   theta = _psi_traced(phi, alpha)
-  # log|φ| is only ever multiplied by θ, which is 0 where the log is not finite.
-  log = jnp.log(jnp.where(phi == 0, 1, jnp.abs(phi)))
   dtheta = _psi_derivative(phi, alpha) * dphi
-  return theta, dtheta + theta * log * dalpha.astype(phi.dtype)
+  by_alpha = theta * powers.log_size(phi)
+  return theta, dtheta + by_alpha * dalpha.astype(phi.dtype)
 
 
 def _psi_inverse(theta: jax.Array, alpha: Alpha) -> jax.Array:
   x = widen(theta)
   if powers.is_number(alpha) and alpha in (1, 2, 4):
-    root = powers.power(jnp.abs(x), 1 / float(alpha))
+    root = powers.power(x, 1 / float(alpha))
   else:
     root = jnp.abs(x) ** jnp.asarray(1 / alpha, x.dtype)
   return (jnp.sign(x) * root).astype(theta.dtype)
@@ -195,15 +220,6 @@ def _psi_inverse(theta: jax.Array, alpha: Alpha) -> jax.Array:
 
 def _psi_derivative(phi: jax.Array, alpha: Alpha) -> jax.Array:
   x = widen(phi)
-  alpha = alpha if powers.is_number(alpha) else jnp.asarray(alpha, x.dtype)
-  exponent = alpha - 1
-  if powers.is_quarters(exponent) and exponent % 1:
-    # α goes under the root, so that nothing but φ is shared with ψ. What is,
-    # XLA makes an array of, for the loops of both to read.
-    scaled = x * alpha ** (1 / (exponent % 1))
-    slope = powers.power(jnp.abs(x), exponent // 1) * powers.power(
-      jnp.abs(scaled), exponent % 1
-    )
-  else:
-    slope = alpha * powers.power(jnp.abs(x), exponent)
-  return jnp.broadcast_to(slope, x.shape).astype(phi.dtype)
+  if not powers.is_number(alpha):
+    alpha = jnp.asarray(alpha, x.dtype)
+  return powers.power(x, alpha - 1, factor=alpha).astype(phi.dtype)
