@@ -63,6 +63,7 @@ from powerprop_jax.train import (
   combination_runs,
   command,
   data,
+  divergence,
   lanes,
   optimizers,
   sweep,
@@ -127,6 +128,7 @@ def main(config: Config) -> None:
   )
   folder.mark_complete()
   print(f'\nFigures and report: {folder.path / "report.html"}')
+  combination_runs.check_any_left(config.out, combinations)
 
 
 def _checked_combinations(config: Config) -> list[Combination]:
@@ -146,6 +148,7 @@ def _checked_combinations(config: Config) -> list[Combination]:
   for alpha in config.alphas:
     reparam.check_alpha(alpha)
   lanes.product([1.0], config.keys)
+  divergence.say_scale(_splits(config.data))
   optimizers.make_tx(config.optimizer, 1.0, 1)
   for net in config.nets:
     alpha_runs.check(
@@ -209,8 +212,7 @@ def _run(
     content = io.BytesIO()
     np.savez(content, **weights)  # type: ignore[arg-type]
     files.write_bytes(folder.path / _WEIGHTS, content.getvalue())
-    for note in sweep.notes_on_diverged(trained.lanes, trained.state):
-      print(f'{combination.name}: {note}', flush=True)
+    sweep.say_diverged(trained.lanes, trained.state, folder)
     return alpha_results.results(problem, trained, config.kept, config.epsilons)
 
   settings = combination_runs.settings(config) | combination._asdict()

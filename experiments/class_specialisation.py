@@ -39,7 +39,13 @@ import numpy as np
 from experiments import class_specialisation_report
 from powerprop_jax.report import features
 from powerprop_jax.report.features import LayerFeatures
-from powerprop_jax.train import command, json_files, sparse_runs
+from powerprop_jax.train import (
+  command,
+  divergence,
+  json_files,
+  metrics,
+  sparse_runs,
+)
 from powerprop_jax.train.data import DataConfig
 from powerprop_jax.train.loop import LoopConfig
 from powerprop_jax.train.optimizers import OptimizerConfig
@@ -130,6 +136,7 @@ def main(config: Config) -> None:
   )
   sparse_runs.check_combinations(config, chosen)
   folder = RunFolder(config.out, config, program=_PROGRAM, resume=config.resume)
+  lost: list[bool] = []
   records: list[dict[str, Any]] = []
   tables: dict[str, list[dict[str, Any]]] = {}
   for number, combination in enumerate(chosen, start=1):
@@ -146,6 +153,8 @@ def main(config: Config) -> None:
       description=f'{number}/{len(chosen)} {combination.name}',
     )
     part.mark_complete()
+    logged = metrics.read_metrics(part.metrics_path)
+    lost += divergence.lost(logged).values()
     found = _measure(trained)
     tables[combination.method] = features.specialisation_table(_pooled(found))
     records += sparse_runs.results(combination, trained)
@@ -166,6 +175,7 @@ def main(config: Config) -> None:
   )
   folder.mark_complete()
   print(f'\nFigure and report: {folder.path / "report.html"}')
+  divergence.check_any_left(folder.path, lost)
 
 
 def _measure(trained: Trained) -> dict[int, dict[str, LayerFeatures]]:

@@ -60,6 +60,7 @@ from powerprop_jax.train import (
   combination_runs,
   command,
   data,
+  divergence,
   sparse_runs,
   supports,
 )
@@ -107,6 +108,7 @@ def main(config: Config) -> None:
   )
   folder.mark_complete()
   print(f'\nFigures and report: {folder.path / "report.html"}')
+  combination_runs.check_any_left(config.out, chosen)
 
 
 def _settings(config: Config) -> dict[str, Any]:
@@ -133,6 +135,7 @@ def _check(config: Config) -> list[Combination]:
   chosen = dct_plus_sparse_training.combinations(config)
   _check_supports(config, bool(chosen))
   splits = sparse_runs.load(config)
+  divergence.say_scale(splits, sparse_runs.preparation(config, splits))
   supports.check(config.score, len(splits.train.labels))
   if config.augment:
     images = data.to_float(splits.train.images[:1])

@@ -33,6 +33,7 @@ from powerprop_jax.train import (
   checks,
   command,
   data,
+  divergence,
   lanes,
   metrics,
   optimizers,
@@ -146,6 +147,7 @@ def main(config: Config) -> None:
   folder = RunFolder(
     config.out, config, program='one_shot_pruning', resume=config.resume
   )
+  divergence.say_scale(splits)
   state = sweep.train(
     net,
     make_tx,
@@ -172,7 +174,10 @@ def main(config: Config) -> None:
   folder.write_results(results)
   _report(config, folder, runs, start, state, results, splits.num_classes)
   folder.mark_complete()
-  _print(config, folder, runs, state, results)
+  _print(config, folder, results)
+  divergence.check_any_left(
+    folder.path, sweep.say_diverged(runs, state, folder)
+  )
 
 
 def _check(config: Config) -> None:
@@ -298,11 +303,7 @@ _ALT = {
 
 
 def _print(
-  config: Config,
-  folder: RunFolder,
-  runs: Lanes,
-  state: TrainState,
-  results: list[dict[str, Any]],
+  config: Config, folder: RunFolder, results: list[dict[str, Any]]
 ) -> None:
   """The table, on the standard output."""
   for scope in config.scopes:
@@ -320,7 +321,6 @@ def _print(
         ]
         row += f'  {np.mean(found):8.3f}'
       print(row)
-  print(*sweep.notes_on_diverged(runs, state), sep='\n')
   print(f'\nFigures and report: {folder.path / "report.html"}')
 
 

@@ -77,6 +77,7 @@ def main(config: Config) -> None:
   )
   folder.mark_complete()
   print(f'\nFigures and report: {folder.path / "report.html"}')
+  combination_runs.check_any_left(config.out, combinations)
 
 
 def _check(config: Config) -> None:

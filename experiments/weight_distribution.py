@@ -47,6 +47,7 @@ from powerprop_jax.train import (
   checks,
   command,
   data,
+  divergence,
   lanes,
   metrics,
   optimizers,
@@ -142,8 +143,10 @@ def main(config: Config) -> None:
     # A power or an image size that does not fit is refused before any training.
     sweep.initial_states(net, _make_tx(config), runs, splits)
   folder = RunFolder(config.out, config, program=_PROGRAM, resume=config.resume)
+  divergence.say_scale(splits)
   results: list[dict[str, Any]] = []
   sections = []
+  lost: list[bool] = []
   for name, net in networks.items():
     part = RunFolder(
       folder.path / name, config, program=_PROGRAM, resume=folder.is_resumed
@@ -163,7 +166,7 @@ def main(config: Config) -> None:
     found = [{'net': name, **record} for record in found]
     sections.append(_section(config, folder, part, weights, found, splits))
     _print(config, found)
-    print(*sweep.notes_on_diverged(runs, state), sep='\n')
+    lost += sweep.say_diverged(runs, state, part)
     part.mark_complete()
     results += found
   folder.write_results(results)
@@ -177,6 +180,7 @@ def main(config: Config) -> None:
   )
   folder.mark_complete()
   print(f'\nFigures and report: {folder.path / "report.html"}')
+  divergence.check_any_left(folder.path, lost)
 
 
 def _list(numbers: Sequence[float]) -> str:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import powerprop_jax as pp
 from powerprop_jax.optim import remap
@@ -136,6 +137,7 @@ class HoldTest(parameterized.TestCase):
     pair=((1.5, 1.75), (2.5, 2.0), (4.0, 3.0), (4.0, 1.1)),
     scale=(1.0, 1e-9),
   )
+  @pytest.mark.filterwarnings('ignore:.*start at exactly zero')
   def test_theta_stays_to_its_rounding(self, pair, scale):
     """Added to φ as a step, and set by with_alpha."""
     old, new = pair

@@ -34,7 +34,9 @@ class HistogramTest(parameterized.TestCase):
     self.assertEqual(list(found), ['net/~/linear_0/w', 'net/~/linear_1/w'])
     for module in theta:
       weights = theta[module]['w']
-      counts, edges = np.histogram(weights, bins, (-1.0, 2.0))
+      counts, edges = np.histogram(
+        weights.astype(np.float64), bins, (-1.0, 2.0)
+      )
       histogram = found[f'{module}/w']
       np.testing.assert_array_equal(histogram.counts, counts)
       np.testing.assert_array_equal(histogram.edges, edges)

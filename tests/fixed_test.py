@@ -48,7 +48,7 @@ class AtRandomTest(parameterized.TestCase):
       self.assertTrue(masks[name]['b'].all())
 
   @parameterized.parameters(
-    (distributions.uniform, (12, 6, 3)), (distributions.erk, (10, 7, 5))
+    (distributions.uniform, (12, 6, 3)), (distributions.erk, (9, 7, 5))
   )
   def test_counts_are_exact(self, distribution, wanted):
     state = aliases.static(

@@ -96,9 +96,16 @@ class LayerTest(parameterized.TestCase):
     theta = make_theta()
     sparsities = distributions.erk(theta, 0.7)
     pruned = by_name(one_shot.prune(theta, sparsities))
+    sizes = {name: pruned[name].size for name in sparsities}
     for name, sparsity in sparsities.items():
-      size = pruned[name].size
-      self.assertEqual(pruned[name].sum(), masks.num_kept(size, sparsity))
+      self.assertLess(abs(pruned[name].sum() - sizes[name] * (1 - sparsity)), 1)
+    total = sum(pruned[name].sum() for name in sparsities)
+    self.assertEqual(total, masks.num_kept(sum(sizes.values()), 0.7))
+    # In a mapping of one's own each leaf counts by itself.
+    pruned = by_name(one_shot.prune(theta, dict(sparsities)))
+    for name, sparsity in sparsities.items():
+      count = masks.num_kept(sizes[name], sparsity)
+      self.assertEqual(pruned[name].sum(), count)
 
   def test_the_output_layer_can_keep_twice_the_fraction(self):
     """The recipe of the authors' notebook."""

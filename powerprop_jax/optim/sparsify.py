@@ -152,7 +152,7 @@ def sparsify(
       key=_key_data(key),
       masks=masks,
       memory=memory,
-      scale=regrow_lib.scales(theta) if mode == 'redraw' else (),
+      initial_scale=regrow_lib.scales(theta) if mode == 'redraw' else (),
       # Again, because some optimisers copy the parameters or their norms. A
       # leaf without connections is shown as it is: powerprop refuses zeros.
       inner_state=inner.init(_masked(phi, _full_if_empty(trained))),
@@ -242,7 +242,7 @@ def _rewire_if(
   powers = {}
   if not assigns and topology.regrow != 'zero':
     powers = regrow_lib.powers_above_one(phi, _power_state(state.inner_state))
-  outer = (phi, grads, state.key, state.step, state.scale)
+  outer = (phi, grads, state.key, state.step, state.initial_scale)
 
   def body(carry: Any) -> Any:
     # XLA moves what a loop computes from its surroundings out of the loop, even

@@ -96,7 +96,7 @@ class SparseState(NamedTuple):
     masks: the connections that exist, one byte a weight; True on leaves that
       are never masked.
     memory: what the topology remembers.
-    scale: with regrow='redraw', root mean square of each leaf of θ at the
+    initial_scale: with regrow='redraw', root mean square of each leaf of θ at the
       start, float32 scalars; otherwise an empty tuple.
     inner_state: state of the wrapped optimiser.
     regrow: the first value of a connection that did not exist before, Static.
@@ -106,7 +106,7 @@ class SparseState(NamedTuple):
   key: jax.Array
   masks: Masks
   memory: Any
-  scale: Any
+  initial_scale: Any
   inner_state: Any
   regrow: Static
 

@@ -23,6 +23,7 @@ Range = tuple[float, float]
 
 # The name under which the selected leaves together are reported.
 TOTAL = 'total'
+_LARGEST = float(np.finfo(np.float32).max)
 
 class_activity = features.class_activity
 class_specialisation = features.class_specialisation
@@ -83,7 +84,8 @@ def weight_histogram(
   histograms = {}
   for path, value in _selected(theta, select):
     lowest, highest = _range_of(path, range)
-    finite = value[np.isfinite(value)]
+    # In float32 the width of a range that holds the largest floats overflows.
+    finite = value[np.isfinite(value)].astype(np.float64)
     counts, edges = np.histogram(finite, bins=bins, range=(lowest, highest))
     histograms[path] = Histogram(
       counts=counts,
@@ -141,8 +143,8 @@ def common_range(
     select: predicate over (module name, name, value).
 
   Returns:
-    (-r, r) for each selected leaf by its name. A leaf without a finite weight
-    other than zero gets (-1, 1).
+    (-r, r) for each selected leaf by its name, r at most the largest float32. A
+    leaf without a finite weight other than zero gets (-1, 1).
 
   Raises:
     ValueError: if coverage is outside (0, 1].
@@ -160,7 +162,7 @@ def common_range(
       covered = 0.0
       if sizes.size:
         covered = float(np.quantile(sizes, coverage, method='lower'))
-      reach[path] = max(reach.get(path, 0.0), covered)
+      reach[path] = max(reach.get(path, 0.0), min(covered, _LARGEST))
   return {path: (-(r or 1.0), r or 1.0) for path, r in reach.items()}
 
 

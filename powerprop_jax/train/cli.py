@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import haiku as hk
 import jax
+import numpy as np
 import tyro
 
 from powerprop_jax import nets
@@ -30,6 +31,7 @@ from powerprop_jax.train import (
   bench_command,
   command,
   data,
+  divergence,
   export_command,
   loop,
   models,
@@ -42,6 +44,7 @@ from powerprop_jax.train import (
 from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.data import DataConfig
 from powerprop_jax.train.errors import UserError
+from powerprop_jax.train.lanes import Lanes
 from powerprop_jax.train.loop import LoopConfig
 from powerprop_jax.train.optimizers import OptimizerConfig
 from powerprop_jax.train.run_folder import RunFolder
@@ -114,6 +117,7 @@ def train(config: TrainConfig) -> None:
     config.out, config, program=trained.SINGLE, resume=config.resume
   )
   print(select_lib.selection_table(select_lib.is_weight, state.phi))
+  divergence.say_scale(splits)
   evaluate = jax.jit(step_lib.make_evaluate(net))
   state = _fit(config, net, tx, state, evaluate, splits, folder)
   found = {
@@ -151,12 +155,12 @@ def train(config: TrainConfig) -> None:
   print(f'\n{summary.summary_table(theta)}\n')
   for split, scores in found.items():
     print(f'{split} accuracy: {scores["accuracy"]:.4f}')
-  if sweep.diverged(jax.tree.map(lambda x: x[None], state))[0]:
-    print(
-      'note: the weights are not finite; try a smaller '
-      '--optimizer.learning-rate.'
-    )
   print(f'Figures and report: {report}')
+  lane = Lanes(np.array([config.alpha]), np.array([config.key]))
+  stacked = jax.tree.map(lambda x: x[None], state)
+  divergence.check_any_left(
+    folder.path, sweep.say_diverged(lane, stacked, folder)
+  )
 
 
 def _fit(
@@ -208,6 +212,7 @@ def prune(config: PruneConfig) -> None:
   _check_prune(config)
   run = pathlib.Path(config.run).expanduser()
   found = trained.load(run)
+  trained.check_any_finite(run, found)
   num_classes = found.splits.num_classes
   # The settings of the run too, so that this folder explains itself.
   settings = {
@@ -283,7 +288,8 @@ def main(args: Sequence[str] | None = None) -> int:
       this process.
 
   Returns:
-    The exit status: 0; 2 after a user's mistake; 130 after an interruption.
+    The exit status: 0; 1 if the network that was trained diverged; 2 after a
+    user's mistake; 130 after an interruption.
   """
   given = list(sys.argv[1:] if args is None else args)
   name = given[0] if given else ''

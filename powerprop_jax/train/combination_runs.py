@@ -10,7 +10,7 @@ import functools
 import pathlib
 from typing import Any, Protocol, TypeVar
 
-from powerprop_jax.train import json_files, metrics, workers
+from powerprop_jax.train import divergence, json_files, metrics, workers
 from powerprop_jax.train.errors import UserError
 from powerprop_jax.train.run_folder import RunFolder
 
@@ -135,6 +135,9 @@ def once(
     path(out, combination), settings, program=program, resume=True
   )
   if folder.is_complete:
+    watch = divergence.Watch(folder.path)
+    for record in looks(out, combination):
+      watch.look(record['step'], [record])
     return folder.read_json('results.json')
   results = train(folder)
   folder.write_results(results)
@@ -146,6 +149,22 @@ def looks(out: str, combination: Named) -> Records:
   """What was logged while a combination was trained; empty before."""
   logged = path(out, combination) / 'metrics.jsonl'
   return metrics.read_metrics(logged) if logged.exists() else []
+
+
+def check_any_left(out: str, combinations: Sequence[Named]) -> None:
+  """Ends a program with the status of one of which every network diverged.
+
+  Args:
+    out: the folder of the program.
+    combinations: what it trained.
+
+  Raises:
+    divergence.Diverged: if the last look at each network says so.
+  """
+  lost: list[bool] = []
+  for combination in combinations:
+    lost += divergence.lost(looks(out, combination)).values()
+  divergence.check_any_left(out, lost)
 
 
 def _steps_done(out: str, combinations: Sequence[Named]) -> int:

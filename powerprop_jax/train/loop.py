@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from powerprop_jax.train import checkpoint, checks, metrics
+from powerprop_jax.train import checkpoint, checks, divergence, metrics
 from powerprop_jax.train.run_folder import RunFolder
 
 Records = Sequence[Mapping[str, Any]]
@@ -52,6 +52,9 @@ def fit(
 ) -> Any:
   """Trains from the state, or from the folder's last checkpoint, to the end.
 
+  A line is printed, once, about each network of which a logged loss is not
+  finite; training goes on.
+
   Args:
     state: the state at step 0, one run or stacked lanes; it is donated.
     advance: jitted, (state, indices) -> (state, train_metrics).
@@ -85,6 +88,9 @@ def fit(
       ) as progress,
       metrics.tensorboard_writer(folder.path, step, tensorboard) as board,
     ):
+      watch = divergence.Watch(folder.path)
+      for earlier in metrics.read_metrics(folder.metrics_path):
+        watch.look(earlier['step'], [earlier])
       while step < config.num_steps:
         count = _steps_until_look(step, config)
         state, train_metrics = advance(state, indices(step, count))
@@ -96,6 +102,7 @@ def fit(
         for record in logged:
           writer.write(step, record)
           board.write(step, record)
+        watch.look(step, logged)
         checkpoints.save(step, state, {})
         progress.update(step, _mean(logged))
   return state

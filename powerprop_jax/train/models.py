@@ -22,8 +22,8 @@ from powerprop_jax.report import export, sparse_mlp
 from powerprop_jax.report import exported as exported_lib
 from powerprop_jax.report.exported import Exported
 from powerprop_jax.report.inference import Make
+from powerprop_jax.train import divergence, sweep, trained
 from powerprop_jax.train import step as step_lib
-from powerprop_jax.train import sweep, trained
 from powerprop_jax.train.errors import UserError
 from powerprop_jax.train.trained import Trained
 
@@ -83,14 +83,16 @@ def from_run(path: str | pathlib.Path, pruning: PruneOnce) -> Exported:
     and the scores on the test split.
 
   Raises:
-    UserError: as trained.load; if the pruning makes no sense, or the run has
-      several networks and it does not say which.
+    UserError: as trained.load; if the pruning makes no sense, the run has
+      several networks and it does not say which, or a weight is not finite.
   """
   pruning.check()
   found = trained.load(path)
   lane = _lane(path, found, pruning)
   state = jax.tree.map(lambda x: x[lane], found.state)
   theta = state.theta
+  alpha, key = float(found.lanes.alpha[lane]), int(found.lanes.key[lane])
+  divergence.refuse(path, (alpha, key), divergence.lost_leaf(theta))
   masks = _masks(state, theta, pruning)
   theta = masks_lib.apply_masks(theta, masks)
   evaluate = jax.jit(step_lib.make_evaluate(found.net))
@@ -105,8 +107,8 @@ def from_run(path: str | pathlib.Path, pruning: PruneOnce) -> Exported:
     'step': found.step,
     'num_steps': found.num_steps,
     **dataclasses.asdict(pruning),
-    'alpha': float(found.lanes.alpha[lane]),
-    'key': int(found.lanes.key[lane]),
+    'alpha': alpha,
+    'key': key,
     'density': float(masks_lib.density(masks, select=select_lib.is_weight)),
     'test': {name: float(value) for name, value in scores.items()},
   }
@@ -153,8 +155,8 @@ def load(path: str | pathlib.Path, pruning: PruneOnce) -> Exported:
     The network on the host.
 
   Raises:
-    UserError: as from_run; if there is nothing at the path, or the pruning of a
-      file is asked for.
+    UserError: as from_run; if there is nothing at the path, the pruning of a
+      file is asked for, or a weight in it is not finite.
     ValueError: as export.read.
   """
   path = pathlib.Path(path).expanduser()
@@ -170,7 +172,10 @@ def load(path: str | pathlib.Path, pruning: PruneOnce) -> Exported:
       f'{path} is a file, and is not pruned once more. Leave away --kept and '
       'the options that go with it, or give the folder of its run.'
     )
-  return export.read(path)
+  exported = export.read(path)
+  network = exported.about.get('alpha'), exported.about.get('key')
+  divergence.refuse(path, network, divergence.lost_leaf(exported.theta))
+  return exported
 
 
 def make(about: dict[str, Any]) -> Make:

@@ -27,7 +27,7 @@ from typing import Any
 
 import jax
 
-from powerprop_jax.train import json_files, preemption
+from powerprop_jax.train import divergence, json_files, preemption
 from powerprop_jax.train.errors import UserError
 
 _FORMAT = 'powerprop_jax run, version 1'
@@ -259,7 +259,8 @@ def run_main(main: Callable[..., None], *args: Any) -> int:
   Returns:
     The exit status: 0; 2 after a mistake; 130 after an interruption (Ctrl-C);
     75 after a signal on which the run saved and stopped, for the scheduler to
-    start it again; 1 if whoever reads the output went away.
+    start it again; 1 if all networks of the run diverged, or whoever reads the
+    output went away.
 
   Example:
     >>> run_main(print, 'trained')
@@ -278,6 +279,9 @@ def run_main(main: Callable[..., None], *args: Any) -> int:
   except preemption.Preempted as stop:
     print(stop, file=sys.stderr)
     return preemption.EXIT_STATUS
+  except divergence.Diverged as stop:
+    print(stop, file=sys.stderr)
+    return divergence.EXIT_STATUS
   except BrokenPipeError:
     # Whoever read the output has seen enough, as in `program --help | head`.
     # What is still buffered must not raise once more at exit.

@@ -20,6 +20,7 @@ from powerprop_jax.train import (
   augment,
   checks,
   data,
+  divergence,
   lanes,
   optimizers,
   sparse_methods,
@@ -184,6 +185,7 @@ def check_combinations(
     ValueError: if the data or the network is unknown, or they do not fit.
   """
   splits = load(settings)
+  divergence.say_scale(splits, preparation(settings, splits))
   net = nets.make(settings.net, splits.num_classes)
   images = data.to_float(splits.train.images[:1])
   if settings.augment:
@@ -320,8 +322,7 @@ def train_net(
     description=description,
     show_progress=bool(description),
   )
-  for note in sweep.notes_on_diverged(runs, state):
-    print(f'{place.name}: {note}', flush=True)
+  sweep.say_diverged(runs, state, folder)
   return Trained(net, state, runs, splits, prepare)
 
 

@@ -17,7 +17,7 @@ from powerprop_jax.core import select as select_lib
 from powerprop_jax.core import trees
 from powerprop_jax.core.trees import Select
 from powerprop_jax.prune import one_shot
-from powerprop_jax.train import data, loop
+from powerprop_jax.train import data, divergence, loop, metrics
 from powerprop_jax.train import lanes as lanes_lib
 from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.data_sources import Arrays
@@ -327,10 +327,41 @@ def diverged(state: TrainState) -> np.ndarray:
   return ~np.asarray(jnp.all(jnp.stack(finite), axis=0))
 
 
-def notes_on_diverged(lanes: Lanes, state: TrainState) -> list[str]:
-  """A line for people about each lane that diverged."""
-  return [
-    f'note: α = {lanes.alpha[lane]:g}, key {lanes.key[lane]} diverged and '
-    'counts as accuracy 0; try a smaller --optimizer.learning-rate.'
-    for lane in np.flatnonzero(diverged(state))
-  ]
+def say_diverged(
+  lanes: Lanes, state: TrainState, folder: RunFolder
+) -> list[bool]:
+  """Which lanes diverged, by their weights or by what was logged last.
+
+  A line is printed about each lane of which the loop could not say it, as its
+  losses did not show it.
+
+  Args:
+    lanes: the runs.
+    state: stacked final states.
+    folder: that of their loop.
+
+  Returns:
+    One for each lane.
+  """
+  logged = divergence.lost(metrics.read_metrics(folder.metrics_path))
+  found = []
+  for network, leaf in lost_leaves(lanes, state).items():
+    is_seen = logged.get(network, False)
+    if leaf is not None and not is_seen:
+      step = int(np.max(state.step))
+      divergence.say_weights(folder.path, network, leaf, step)
+    found.append(is_seen or leaf is not None)
+  return found
+
+
+def lost_leaves(
+  lanes: Lanes, state: TrainState
+) -> dict[divergence.Network, str | None]:
+  """Of each lane the first leaf of θ that is not finite, or None."""
+  theta = jax.device_get(jax.jit(jax.vmap(lambda s: s.theta))(state))
+  return {
+    (float(alpha), int(key)): divergence.lost_leaf(
+      jax.tree.map(lambda x, i=lane: x[i], theta)
+    )
+    for lane, (alpha, key) in enumerate(zip(*lanes, strict=True))
+  }

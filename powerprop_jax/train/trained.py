@@ -16,6 +16,7 @@ from powerprop_jax import nets
 from powerprop_jax.train import (
   checkpoint,
   data,
+  divergence,
   json_files,
   optimizers,
   run_folder,
@@ -107,6 +108,26 @@ def load(path: str | pathlib.Path) -> Trained:
   if program == SINGLE:
     state = jax.tree.map(lambda x: x[None], state)
   return Trained(settings, net, splits, lanes, state, restored.step, num_steps)
+
+
+def check_any_finite(path: str | pathlib.Path, found: Trained) -> None:
+  """Refuses a run that has no network to work with.
+
+  A line is printed about each network that diverged, where others did not.
+
+  Args:
+    path: the folder of the run, for the message.
+    found: its networks.
+
+  Raises:
+    UserError: if a weight of every network is not finite; names one.
+  """
+  leaves = sweep.lost_leaves(found.lanes, found.state)
+  for network, leaf in leaves.items():
+    if all(leaves.values()):
+      divergence.refuse(path, network, leaf)
+    if leaf is not None:
+      divergence.say_weights(path, network, leaf, found.step)
 
 
 def initial_state(

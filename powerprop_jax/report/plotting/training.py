@@ -30,7 +30,7 @@ def learning_curves(
   Raises:
     ValueError: if no record has alpha, step and one of the fields.
   """
-  drawn = [f for f in fields if any(r.get(f) is not None for r in records)]
+  drawn = [f for f in fields if any(f in record for record in records)]
   if not drawn:
     raise ValueError(f'no record has any of the fields {", ".join(fields)}.')
   points = [
