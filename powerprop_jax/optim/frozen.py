@@ -38,7 +38,8 @@ def warn_of_frozen(
     masks: the connections of the start.
     memory: what the topology remembers.
   """
-  if not trees.find_states(inner_state, *_PARTIAL):
+  is_partial = trees.find_states(inner_state, *_PARTIAL)
+  if not (is_partial and jax.tree.leaves(phi)):
     return
   inner = optax.with_extra_args_support(inner)
   moved = _outputs_that_depend(

@@ -96,8 +96,8 @@ class SparseState(NamedTuple):
     masks: the connections that exist, one byte a weight; True on leaves that
       are never masked.
     memory: what the topology remembers.
-    initial_scale: with regrow='redraw', root mean square of each leaf of θ at the
-      start, float32 scalars; otherwise an empty tuple.
+    initial_scale: with regrow='redraw', root mean square of each leaf of θ at
+      the start, float32 scalars; otherwise an empty tuple.
     inner_state: state of the wrapped optimiser.
     regrow: the first value of a connection that did not exist before, Static.
   """
