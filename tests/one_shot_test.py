@@ -92,6 +92,14 @@ class LayerTest(parameterized.TestCase):
       pruned['net/logits']['w'], top_mask(-value, masks.num_kept(17, 0.5))
     )
 
+  @parameterized.parameters(jnp.nan, jnp.inf)
+  def test_weights_that_are_not_finite_are_refused(self, value):
+    theta = make_theta()
+    theta['net/logits']['w'] = theta['net/logits']['w'].at[0].set(value)
+    with self.assertRaisesRegex(ValueError, "'net/logits/w' holds a number"):
+      one_shot.prune(theta, 0.5)
+    jax.eval_shape(lambda theta: one_shot.prune(theta, 0.5), theta)
+
   def test_a_distribution_gives_each_leaf_its_sparsity(self):
     theta = make_theta()
     sparsities = distributions.erk(theta, 0.7)

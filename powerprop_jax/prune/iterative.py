@@ -239,8 +239,8 @@ def _check_rewind(rewind: Rewind, theta: Any) -> None:
     raise ValueError(f'rewind.step must be at least 0, got {rewind.step}.')
   if rewind.theta is not None:
     masks_lib.check_same_shapes(rewind.theta, theta, 'rewind.theta', 'theta')
-    _check_finite(rewind.theta, 'rewind.theta')
-  _check_finite(theta, 'theta')
+    one_shot.check_finite(rewind.theta, 'rewind.theta')
+  one_shot.check_finite(theta, 'theta')
 
 
 def _check_masks(masks: Masks, theta: Any) -> None:
@@ -315,7 +315,7 @@ def _check_trained(
   """Refuses what cannot be the trained weights of a masked network."""
   what = f'the weights that train returned at sparsity {sparsity}'
   masks_lib.check_same_shapes(trained, start, what, 'those it was given')
-  _check_finite(trained, what)
+  one_shot.check_finite(trained, what)
   kept_by_path = {leaf.path: leaf.value for leaf in trees.named_leaves(kept)}
   for leaf in trees.named_leaves(trained):
     pruned = ~kept_by_path[leaf.path]
@@ -324,13 +324,4 @@ def _check_trained(
         f'{what} are not zero at {wrong} of the {np.count_nonzero(pruned)} '
         f'pruned weights of {leaf.path!r}. Let the network compute with '
         'apply_masks(theta, masks), and return weights masked the same way.'
-      )
-
-
-def _check_finite(theta: Any, what: str) -> None:
-  for leaf in trees.named_leaves(theta):
-    if not jnp.all(jnp.isfinite(leaf.value)):
-      raise ValueError(
-        f'{what}: leaf {leaf.path!r} holds a number that is not finite. Its '
-        'training diverged; try a smaller learning rate.'
       )

@@ -59,7 +59,8 @@ def prune(
 
   Raises:
     ValueError: if a sparsity is outside [0, 1), the scope is unknown, a pattern
-      or select matches nothing, or a mapping names the wrong leaves.
+      or select matches nothing, a mapping names the wrong leaves, or a weight
+      is not finite. Under jax.jit that cannot be seen; NaN then goes first.
 
   Note:
     The authors' notebook keeps int(p n) of n weights for a fraction p, and
@@ -79,7 +80,27 @@ def prune(
   counts = kept_counts(
     theta, sparsity, scope=scope, select=select, overrides=overrides
   )
+  check_finite(theta, 'theta')
   return masks_from_counts(score(theta), counts, select=select)
+
+
+def check_finite(theta: Any, what: str) -> None:
+  """Refuses weights that are not finite, where they can be looked at.
+
+  Args:
+    theta: parameters.
+    what: what to call them in the message.
+
+  Raises:
+    ValueError: naming the first leaf that holds such a number.
+  """
+  for leaf in trees.named_leaves(theta):
+    is_traced = isinstance(leaf.value, jax.core.Tracer)
+    if not (is_traced or jnp.all(jnp.isfinite(leaf.value))):
+      raise ValueError(
+        f'{what}: leaf {leaf.path!r} holds a number that is not finite. Its '
+        'training diverged; try a smaller learning rate.'
+      )
 
 
 def sweep(
