@@ -63,8 +63,8 @@ def init(tx: optax.GradientTransformation, theta: Any) -> tuple[Any, Any]:
   if power is not None:
     phi = powerprop_lib.to_phi(phi, power)
     opt_state = tx.init(phi)
-  nesting.check_chains(opt_state)
   sparse = nesting.find_sparse_state(opt_state)
+  nesting.check_chains(opt_state)
   masks = None if sparse is None else sparse.masks
   powerprop_lib.warn_of_zeros(phi, power, masks)
   if sparse is not None and sparse.pins:
