@@ -239,6 +239,15 @@ def _check_promise(row, phi, opt_state):
 
 
 @pytest.mark.parametrize('transformation', SPARSE)
+def test_a_tree_without_leaves_trains(transformation):
+  tx = SPARSE[transformation](optax.sgd(0.05))
+  phi, opt_state = views.init(tx, {})
+  for _ in range(6):
+    updates, opt_state = tx.update({}, opt_state, phi)
+    assert updates == {}
+
+
+@pytest.mark.parametrize('transformation', SPARSE)
 def test_what_cannot_be_right_is_refused(transformation):
   make = SPARSE[transformation]
   around = optax.contrib.sam(make(optax.sgd(0.05)), optax.sgd(0.01))

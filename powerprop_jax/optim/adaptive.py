@@ -132,6 +132,8 @@ def adaptive_alpha(
       updates, state.inner_state, phi, **extra_args
     )
     step = optax.safe_increment(state.step)
+    if not jax.tree.leaves(phi):  # nothing to look at
+      return updates, state._replace(step=step, inner_state=inner_state)
     elapsed = step - warm_up
     due = (elapsed > 0) & (elapsed % period == 0)
     updates, alpha, controller_state = _control_if(

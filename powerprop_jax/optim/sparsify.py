@@ -179,7 +179,7 @@ def sparsify(
     masks, inner_state, start = state.masks, state.inner_state, phi
     due = jnp.asarray(False)
     least: dict[str, jax.Array] = {}
-    if topology.rewire is not None:
+    if topology.rewire is not None and jax.tree.leaves(phi):
       due = topology.when(state.step)
       masks, memory, inner_state, start, least = _rewire_if(
         due, inner, topology, state, memory, grads, phi
