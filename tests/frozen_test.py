@@ -55,3 +55,11 @@ def test_no_warning_where_nothing_is_lost(method):
     pp.init(METHODS[method](frozen([('a', 'b')])), make_theta())
     pp.init(METHODS[method](frozen([('n', 'w')]), **left_out), make_theta())
     pp.init(METHODS[method](frozen([])), make_theta())
+
+
+def test_an_optimiser_that_wants_the_loss_starts():
+  weights = lambda tree: {'a': {'w': True, 'b': False}, 'n': {'w': True}}
+  inner = optax.chain(
+    optax.masked(optax.add_decayed_weights(0.1), weights), optax.polyak_sgd()
+  )
+  pp.init(pp.rigl(inner, 0.5, stop=900), make_theta())

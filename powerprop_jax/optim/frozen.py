@@ -42,9 +42,12 @@ def warn_of_frozen(
   if not (is_partial and jax.tree.leaves(phi)):
     return
   inner = optax.with_extra_args_support(inner)
-  moved = _outputs_that_depend(
-    lambda grads: inner.update(grads, inner_state, phi)[0], phi
-  )
+  try:
+    moved = _outputs_that_depend(
+      lambda grads: inner.update(grads, inner_state, phi)[0], phi
+    )
+  except Exception:  # It needs more, such as the loss, which is not known yet.
+    return
   drawn = _outputs_that_depend(
     lambda key: topology.init(jax.random.wrap_key_data(key), phi)[0],
     jnp.zeros(2, jnp.uint32),
