@@ -133,7 +133,7 @@ TRANSFORMATIONS = POWERS | SPARSE
 
 # Number of connections of m/w (of 30) and n/w (of 20), or of both together,
 # after a number of updates.
-_ERK = lambda num_updates: (14, 12)
+_ERK = lambda num_updates: (14, 11)
 _HALF = lambda num_updates: (15, 10)
 _TOTAL = lambda num_updates: 25
 
