@@ -133,6 +133,7 @@ def _check(config: Config) -> list[Combination]:
   chosen = dct_plus_sparse_training.combinations(config)
   _check_supports(config, bool(chosen))
   splits = sparse_runs.load(config)
+  data.check_batch_size(config.loop.batch_size, len(splits.train.labels))
   supports.check(config.score, len(splits.train.labels))
   if config.augment:
     images = data.to_float(splits.train.images[:1])

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from experiments import one_shot_pruning
+import powerprop_jax as pp
 from powerprop_jax.core import masks
 from powerprop_jax.prune import one_shot
 from powerprop_jax.train import (
@@ -240,6 +241,21 @@ class ReportTest:
     before = contents(tmp_path)
     main('report', tmp_path / 'pruned')
     assert contents(tmp_path) == before
+
+
+def test_says_that_there_is_nothing_to_resume(tmp_path, capsys):
+  out = tmp_path / 'run'
+  args = ['train', '--net', 'mlp', *TINY, '--out', out, '--resume']
+  note = f'note: {out} holds no run to resume; this one starts anew.'
+  main(*args)
+  assert note in capsys.readouterr().out.splitlines()
+  main(*args)
+  assert 'note' not in capsys.readouterr().out
+
+
+def test_says_which_version_it_is(capsys):
+  main('--version')
+  assert capsys.readouterr().out == f'powerprop_jax {pp.__version__}\n'
 
 
 class HelpTest:
