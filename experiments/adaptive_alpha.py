@@ -55,6 +55,7 @@ from experiments import adaptive_alpha_report
 from experiments.adaptive_alpha_config import PRESETS, Config
 from powerprop_jax import nets
 from powerprop_jax.core import reparam
+from powerprop_jax.optim import remap
 from powerprop_jax.report import files
 from powerprop_jax.train import (
   alpha_results,
@@ -147,6 +148,7 @@ def _checked_combinations(config: Config) -> list[Combination]:
       )
   for alpha in config.alphas:
     reparam.check_alpha(alpha)
+    remap.check_invertible(alpha)
   lanes.product([1.0], config.keys)
   divergence.say_scale(_splits(config.data))
   optimizers.make_tx(config.optimizer, 1.0, 1)
@@ -168,6 +170,7 @@ def _checked_combinations(config: Config) -> list[Combination]:
 
 def _problem(config: Config, net: str) -> Problem:
   splits = _splits(config.data)
+  data.check_batch_size(config.batch_size, len(splits.train.labels))
   epoch = -(-len(splits.train.labels) // config.batch_size)
   return Problem(
     net=nets.make(net, splits.num_classes),

@@ -145,6 +145,7 @@ def main(config: Config) -> None:
       config,
       program=_PROGRAM,
       resume=folder.is_resumed,
+      is_part=True,
     )
     trained = sparse_runs.train(
       config,

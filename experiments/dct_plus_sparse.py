@@ -135,6 +135,7 @@ def _check(config: Config) -> list[Combination]:
   chosen = dct_plus_sparse_training.combinations(config)
   _check_supports(config, bool(chosen))
   splits = sparse_runs.load(config)
+  data.check_batch_size(config.loop.batch_size, len(splits.train.labels))
   divergence.say_scale(splits, sparse_runs.preparation(config, splits))
   supports.check(config.score, len(splits.train.labels))
   if config.augment:

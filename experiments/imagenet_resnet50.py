@@ -191,7 +191,13 @@ def _evaluate(config: Config) -> None:
   is_export = path.endswith('.npz')
   if is_export:
     exported = export.read(path)
-    settings, step = exported.about['settings'], exported.about['step']
+    about = exported.about
+    if not isinstance(about, dict) or not {'settings', 'step'} <= set(about):
+      raise UserError(
+        f'{path} is no network of {_PROGRAM}: its description has no settings '
+        'and step, as best.npz of a run has.'
+      )
+    settings, step = about['settings'], about['step']
   else:
     stored = run_folder.read_config(path)
     if stored['program'] != _PROGRAM:

@@ -138,6 +138,7 @@ def main(config: Config) -> None:
   """Trains, prunes, and writes what came out."""
   _check(config)
   splits = data.load(config.data, show_progress=True)
+  data.check_batch_size(config.loop.batch_size, len(splits.train.labels))
   net = nets.make(config.net, splits.num_classes)
   make_tx = lambda alpha: optimizers.make_tx(
     config.optimizer, alpha, config.loop.num_steps
@@ -181,6 +182,7 @@ def main(config: Config) -> None:
 
 
 def _check(config: Config) -> None:
+  metrics.check_tensorboard(config.tensorboard)
   lanes.check_at_once(config.lanes_at_once)
   checks.several(config, 'alphas', 'keys', 'kept', 'scopes', differ=False)
   for kept in config.kept:

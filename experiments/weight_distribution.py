@@ -137,6 +137,7 @@ def main(config: Config) -> None:
   """Trains the networks, measures their weights, writes what came out."""
   _check(config)
   splits = data.load(config.data, show_progress=True)
+  data.check_batch_size(config.loop.batch_size, len(splits.train.labels))
   networks = {name: nets.make(name, splits.num_classes) for name in config.nets}
   runs = lanes.product(config.alphas, config.keys)
   for net in networks.values():
@@ -149,7 +150,11 @@ def main(config: Config) -> None:
   lost: list[bool] = []
   for name, net in networks.items():
     part = RunFolder(
-      folder.path / name, config, program=_PROGRAM, resume=folder.is_resumed
+      folder.path / name,
+      config,
+      program=_PROGRAM,
+      resume=folder.is_resumed,
+      is_part=True,
     )
     print(f'\n{name} on {config.data.name}')
     state = _train(config, net, runs, splits, part)
@@ -188,6 +193,7 @@ def _list(numbers: Sequence[float]) -> str:
 
 
 def _check(config: Config) -> None:
+  metrics.check_tensorboard(config.tensorboard)
   lanes.check_at_once(config.lanes_at_once)
   checks.several(config, 'nets', 'alphas', 'keys')
   checks.several(config, 'epsilons', 'kept', differ=False)

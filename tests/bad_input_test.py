@@ -1,10 +1,14 @@
 """A user's mistake gets one line that names it, status 2, and changes nothing.
 
-Each case is a command line of the main job or of `powerprop`.
+Each case is a command line of a program, in a folder with files to get wrong.
 """
 
+import importlib
+import json
 import os
 import re
+import shutil
+import sys
 
 import haiku as hk
 import jax
@@ -13,7 +17,6 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import one_shot_pruning
 from powerprop_jax.optim import powerprop, views
 from powerprop_jax.prune import one_shot
 from powerprop_jax.train import cli, command, json_files
@@ -21,24 +24,29 @@ from powerprop_jax.train import cli, command, json_files
 TINY = ['--net=mlp', '--loop.num-steps=40', '--loop.eval-every=20']
 
 
-def main_job(args):
-  return command.run(
-    one_shot_pruning.main,
-    one_shot_pruning.PRESETS,
-    prog='python -m experiments.one_shot_pruning',
-    description='The main job.',
-    args=args,
-  )
-
-
 def run(args):
-  """Runs 'experiment …', the main job, or a command of `powerprop`."""
+  """Runs 'experiment …', the main job, 'NAME: …', or a command of powerprop."""
   args = args.split() if isinstance(args, str) else [str(a) for a in args]
-  if args[:1] == ['experiment']:
+  first, rest = args[:1], args[1:]
+  if first == ['experiment']:
     # One small lane, unless the case says otherwise: it is built before the
     # folder is looked at.
-    return main_job(['--net=mlp', '--alphas', '1', '--keys', '0', *args[1:]])
+    rest = ['--net=mlp', '--alphas', '1', '--keys', '0', *rest]
+    return run_program('one_shot_pruning', rest)
+  if first and first[0].endswith(':'):
+    return run_program(first[0][:-1], rest)
   return cli.main(args)
+
+
+def run_program(name, args):
+  """A program of experiments, as python -m does."""
+  program = importlib.import_module(f'experiments.{name}')
+  if name.startswith('launch.'):
+    return program.run(args)
+  presets = getattr(program, 'PRESETS', None) or {'default': program.Config()}
+  return command.run(
+    program.main, presets, prog=name, description='', args=args
+  )
 
 
 def contents(folder):
@@ -56,6 +64,27 @@ def world(tmp_path_factory):
   args = ['train', *TINY, '--out', str(path / 'run')]
   assert cli.main(args) == 0
   assert cli.main(['prune', str(path / 'run'), '--kept', '0.5']) == 0
+  for name in ('net.safetensors', 'net.npz'):
+    to = ['--format', name[4:], '--out', str(path / name)]
+    assert cli.main(['export', str(path / 'run'), '--kept', '0.5', *to]) == 0
+  only_latest = shutil.ignore_patterns('20')
+  for name, spoil in SPOILT_RUNS.items():
+    shutil.copytree(path / 'run', path / name, ignore=only_latest)
+    spoil(path / name)
+  for name, spoil in SPOILT_FILES.items():
+    original, how = spoil
+    (path / name).write_bytes(how((path / original).read_bytes()))
+  for name, sweep in SWEEPS.items():
+    (path / name).write_text(
+      sweep if isinstance(sweep, str) else json.dumps(sweep)
+    )
+  (path / 'loop').symlink_to('loop')
+  (path / 'dangling').symlink_to('gone')
+  (path / 'späces_✓').mkdir()
+  (path / 'späces_✓' / 'notes').write_text('mine')
+  (path / 'empty.npz').write_bytes(b'')
+  np.save(path / 'array.npy', np.zeros(3))
+  (path / 'array.npy').rename(path / 'array.npz')
   (path / 'other').mkdir()
   (path / 'other' / 'thesis.tex').write_text('do not lose this')
   (path / 'file').write_text('a file')
@@ -66,7 +95,7 @@ def world(tmp_path_factory):
     'y_test': np.arange(6) % 3,
   }
   for name, changed in {
-    'keys': {'images': good.pop('x_test')},
+    'keys': {'images': (x := good.pop('x_test'))},
     'shapes': {'x_test': np.zeros((6, 5, 5), np.uint8)},
     'rank': {'x_test': np.zeros(6, np.uint8)},
     'lengths': {'x_test': np.zeros((5, 4, 4), np.uint8)},
@@ -78,10 +107,128 @@ def world(tmp_path_factory):
       'x_test': np.zeros((6, 4, 4), np.uint8),
       'y_train': np.full(40, -1),
     },
+    **{name: {'x_test': x, **changed} for name, changed in ODD_DATA.items()},
   }.items():
     np.savez(path / f'{name}.npz', **{**good, **changed})
   (path / 'broken.npz').write_bytes(b'PK not an archive')
   return path
+
+
+def edited(**settings):
+  """Changes settings of config.json; None takes one out."""
+
+  def spoil(path):
+    stored = json_files.read_json(path / 'config.json')
+    for name, value in settings.items():
+      where = stored if name in stored else stored['config']
+      where[name] = value
+      if value is None:
+        del where[name]
+    json_files.write_json(path / 'config.json', stored)
+
+  return spoil
+
+
+def replaced(name, content):
+  """Replaces a file; a folder takes its place for None."""
+
+  def spoil(path):
+    (path / name).unlink()
+    if content is None:
+      (path / name).mkdir()
+    else:
+      (path / name).write_bytes(content)
+
+  return spoil
+
+
+SPOILT_RUNS = {
+  'cut_config': replaced('config.json', b'{"format": "powerp'),
+  'empty_config': replaced('config.json', b''),
+  'list_config': replaced('config.json', b'[]'),
+  'binary_config': replaced('config.json', b'\xff\xfe\x00'),
+  'folder_config': replaced('config.json', None),
+  'other_format': edited(format='version 2'),
+  'no_program': edited(program=None),
+  'no_settings': edited(config=None),
+  'no_command': edited(command=None),
+  'odd_program': edited(program=['train']),
+  'no_net': edited(net=None),
+  'no_data': edited(data=None),
+  'odd_net': edited(net=3),
+  'unknown_net': edited(net='lenet'),
+  'larger_net': edited(net='lenet_300_100'),
+  'odd_alpha': edited(alpha='two'),
+  'odd_key': edited(key=-3),
+  'odd_loop': edited(loop={'num_steps': 'many'}),
+  'odd_optimizer': edited(optimizer={'learning_rate': 'fast'}),
+  'unknown_setting': edited(loop={'num_stepps': 3}),
+  'gone_data': edited(data={'name': 'gone.npz'}),
+  'null_results': replaced('results.json', b'null'),
+  'binary_results': replaced('results.json', b'\xff\xfe\x00'),
+  'odd_weights': replaced('weights.json', b'3'),
+  'cut_weights': replaced('weights.json', b'[{"leaf"'),
+  'odd_metrics': replaced('metrics.jsonl', b'{"step": "x"}\n{"step": 2}\n'),
+  'folder_metrics': replaced('metrics.jsonl', None),
+  'folder_page': replaced('report.html', None),
+  'folder_figure': replaced('learning_curves.png', None),
+}
+cut = lambda data: data[: len(data) // 2]
+flipped = lambda at: (
+  lambda data: data[:at] + bytes([data[at] ^ 0x55]) + data[at + 1 :]
+)
+SPOILT_FILES = {
+  'cut.safetensors': ('net.safetensors', cut),
+  'cut_net.npz': ('net.npz', cut),
+  'flipped.safetensors': ('net.safetensors', flipped(-900)),
+  'flipped_net.npz': ('net.npz', flipped(-2_000)),
+  'flipped_header': ('net.safetensors', flipped(3)),
+  'flipped_magic.npz': ('net.npz', flipped(1)),
+  'huge_header': ('net.npz', lambda _: (2**62).to_bytes(8, 'little') + b'{}'),
+  'empty': ('net.npz', lambda _: b''),
+}
+ODD_DATA = {
+  'onehot': {'y_train': np.eye(3, dtype=int)[np.arange(40) % 3]},
+  'float_labels': {'y_train': np.zeros(40)},
+  'text_labels': {'y_train': np.array(['a'] * 40)},
+  'huge_labels': {'y_train': np.full(40, 10**7)},
+  'object_labels': {'y_train': np.array([None] * 40)},
+  'complex': {'x_train': np.zeros((40, 4, 4), complex)},
+  'infinite': {'x_train': np.full((40, 4, 4), np.inf)},
+  'large': {'x_train': np.full((40, 4, 4), 1e300)},
+  'other_type': {'x_train': np.zeros((40, 4, 4), np.float32)},
+  'five_axes': {'x_train': np.zeros((40, 4, 4, 1, 1), np.uint8)},
+  'no_features': {'x_train': np.zeros((40, 0), np.float32)},
+  'no_examples': {'x_train': np.zeros((0, 4, 4), np.uint8)},
+  'half': {'x_validation': np.zeros((4, 4, 4), np.uint8)},
+  'table': {
+    **{'x_train': np.zeros((40, 5), np.float32)},
+    **{'x_test': np.zeros((6, 5), np.float32)},
+  },
+}
+SWEEP = {
+  'program': 'experiments.one_shot_pruning',
+  'out': 'runs/sweep',
+  'vary': {'keys': [0, 1]},
+}
+SWEEPS = {
+  'sweep.json': SWEEP,
+  'cut.json': '{"program":',
+  'list.json': '[1]',
+  'no_program.json': {'out': 'x', 'vary': {}},
+  'odd_program.json': SWEEP | {'program': 3},
+  'unknown_program.json': SWEEP | {'program': 'experiments.nothing'},
+  'relative_program.json': SWEEP | {'program': '.nothing'},
+  'no_such_program.json': SWEEP | {'program': 'json'},
+  'unknown_option.json': SWEEP | {'vary': {'alhpa': [1]}},
+  'odd_value.json': SWEEP | {'vary': {'keys': ['a']}},
+  'no_value.json': SWEEP | {'vary': {'keys': []}},
+  'twice.json': SWEEP | {'vary': {'keys': [1, 1]}},
+  'unknown_field.json': SWEEP | {'vray': {}},
+  'help.json': SWEEP | {'args': ['--help']},
+  'in_file.json': SWEEP | {'out': 'file/below'},
+  'unknown_preset.json': SWEEP | {'vary': {'preset': ['no']}},
+}
 
 
 def refusal(args, world, capsys, monkeypatch):
@@ -167,6 +314,231 @@ CASES = [
   ('experiment --preset minst', "'minst'", 'mnist_reference'),
 ]
 
+# The same with one thing to name.
+MORE = [
+  # Numbers.
+  ('train --alpha 1e6', 'alpha must be at most 64, got 1e'),
+  ('train --alpha inf', 'alpha must be at most 64, got inf'),
+  ('train --alpha -inf', 'alpha .*got -inf'),
+  ('train --alpha', "value for argument '--alpha'"),
+  ('train --alpha 2,5', "--alpha: .*'2,5'"),
+  ('train --key 1.5', "--key: .*'1.5'"),
+  ('train --key 4294967296', 'key .*below 2.32, got 4294967296'),
+  ('train --loop.num-steps 1e3', "--loop.num-steps: .*'1e3'"),
+  ('train --loop.batch-size 1198', '1,198 .*1,197 examples'),
+  ('train --loop.batch-size 1000000', '1,000,000 .*1,197 examples'),
+  ('train --loop.steps-per-dispatch 0', 'steps_per_dispatch .*got 0'),
+  ('train --optimizer.learning-rate inf', 'learning_rate .*got inf'),
+  ('train --optimizer.momentum 1', r'momentum .*\[0, 1\), got 1'),
+  ('train --optimizer.name adam --optimizer.momentum 0.9', 'leave it 0'),
+  ('train --optimizer.nesterov', 'nesterov needs a momentum'),
+  ('train --optimizer.schedule linear', "'linear' .*'cosine'"),
+  ('train --optimizer.stair-steps 0', 'stair_steps .*got 0'),
+  ('train --optimizer.stair-factor 2', 'stair_factor .*got 2'),
+  ('train --optimizer.decay-theta inf', 'decay_theta .*got inf'),
+  ('train --optimizer.form naive --optimizer.decay-theta 1', 'recommended'),
+  ('train --data.num-validation 0', 'num_validation is 0'),
+  ('train --data.num-validation x', "--data.num-validation: .*'x'"),
+  # Words.
+  ('train --net LENET_5', "'LENET_5'.* lenet_5,"),
+  ('train --net lenet_5', '16×16, got 8×8. Use mnist_cnn'),
+  ('train --preset digits', "unknown preset 'digits'"),
+  ('train --resume=maybe', 'maybe'),
+  ('train --kept 0.5', '--kept'),
+  ('train run', 'Unrecognized options: run'),
+  ('train -x', 'Unrecognized options: -x'),
+  ('TRAIN', "unknown command 'TRAIN'"),
+  ('--alpha 2', "unknown command '--alpha'"),
+  # Data.
+  ('train --data.name mnist --data.dir nowhere', '--data.dir'),
+  ('train --data.name mnist --data.dir file', 'mnist is not prepared in file'),
+  ('train --data.name imagenet2012', 'experiments.imagenet_resnet50'),
+  ('train --data imagenet2012', 'meant: .*--data.name'),
+  ('train --data.name other', "unknown data set 'other'"),
+  ('train --data.name .npz', 'no file .npz'),
+  ('train --data.name empty.npz', 'not a .npz archive'),
+  ('train --data.name array.npz', 'not a .npz archive'),
+  ('train --data.name net.npz', 'lacks x_train'),
+  ('train --data.name onehot.npz', 'argmax'),
+  ('train --data.name float_labels.npz', r'astype\(int\)'),
+  ('train --data.name text_labels.npz', 'labels are integers'),
+  ('train --data.name huge_labels.npz', 'labels from 10000000'),
+  ('train --data.name object_labels.npz', 'arrays of numbers'),
+  ('train --data.name complex.npz', 'complex128'),
+  ('train --data.name infinite.npz', 'NaN or infinite'),
+  ('train --data.name large.npz', 'NaN or infinite .*float32'),
+  ('train --data.name other_type.npz', 'float32; they must agree'),
+  ('train --data.name five_axes.npz', r'\(40, 4, 4, 1, 1\)'),
+  ('train --data.name no_features.npz', 'x_train .*empty'),
+  ('train --data.name no_examples.npz', 'x_train .*empty'),
+  ('train --data.name half.npz', 'lacks y_validation'),
+  ('train --data.name table.npz --net lenet_5 --loop.batch-size 4',
+   'got 1×1.* features, lenet_300_100 or mlp'),
+  # Folders.
+  ('train --out run/config.json', 'config.json is a file'),
+  ('train --out dangling', 'cannot use dangling'),
+  ('train --out loop', 'cannot use loop'),
+  ('train --out /dev/null/run', 'cannot use /dev/null/run'),
+  ('train --out späces_✓', r'späces_✓ is not empty .*notes'),
+  ('train --out run --resume --alpha 3', 'alpha: 2.0 → 3.0'),
+  ('train --out cut_config --resume', 'cannot read cut_config/config.json'),
+  ('train --out list_config --resume', 'not written by this version'),
+  ('train --out no_program --resume', "'program' is missing"),
+  ('train --out no_settings --resume', "'config' is missing"),
+  ('train --out run_pruned --resume', 'a run of prune, not of train'),
+  # Prune.
+  ('prune run --kept 95', 'got 95. A sparsity of 0.9'),
+  ('prune run --kept x', "--kept: .*'x'"),
+  ('prune run --scope layers', "'layers' .*'global'"),
+  ('prune run --output-factor inf', '--output-factor .*got inf'),
+  ('prune run --alpha 2', '--alpha'),
+  ('prune net.npz', 'net.npz holds no run'),
+  ('prune loop', 'loop holds no run'),
+  ('prune run --out run/checkpoints', 'not empty and holds no run'),
+  ('prune run --kept 0.4 --out run_pruned --resume', 'kept: .0.5. → .0.4.'),
+  ('prune empty_config', 'cannot read empty_config/config.json'),
+  ('prune binary_config', 'cannot read binary_config/config.json'),
+  ('prune folder_config', 'Is a directory'),
+  ('prune other_format', 'not written by this version'),
+  ('prune no_command', "'command' is missing"),
+  ('prune odd_program', "'program' is missing or spoilt"),
+  ('prune no_net', "no_net/config.json: .*'net' missing"),
+  ('prune no_data', "no_data/config.json: .*'data' missing"),
+  ('prune odd_net', 'net must be str, got 3'),
+  ('prune unknown_net', "unknown network 'lenet'"),
+  ('prune larger_net', 'of another state'),
+  ('prune odd_alpha', "alpha must be .*got 'two'"),
+  ('prune odd_key', 'key must be .*got -3'),
+  ('prune odd_loop', "num_steps must be .*got 'many'"),
+  ('prune odd_optimizer', "learning_rate must be .*got 'fast'"),
+  ('prune unknown_setting', 'num_stepps'),
+  ('prune gone_data', 'no file gone.npz'),
+  # Report.
+  ('report run extra', 'extra'),
+  ('report loop', 'loop holds no run'),
+  ('report no_net', "no_net/config.json: .*'net' missing"),
+  ('report null_results', 'results.json is not a list of records'),
+  ('report binary_results', 'cannot read binary_results/results.json'),
+  ('report odd_weights', 'weights.json is not a list of records'),
+  ('report cut_weights', 'cannot read cut_weights/weights.json'),
+  ('report odd_metrics', 'line 1 of odd_metrics/metrics.jsonl'),
+  ('report folder_metrics', 'Is a directory'),
+  ('report folder_figure', 'folder_figure/learning_curves.png: Is a dir'),
+  # Export.
+  ('export run --out file', '--overwrite'),
+  ('export run --out other', 'it is a folder'),
+  ('export run --out file/below', 'not in a folder'),
+  ('export run --format onnx --out x', "'onnx'"),
+  ('export run --alpha 3 --out x', 'Its pairs of α and key are: 2 0'),
+  ('export run --key 7 --out x', 'none of the networks'),
+  ('export run --kept nan --out x', '--kept .*got nan'),
+  ('export run --batch 3 --out x', '--batch is for --format jax'),
+  ('export run_pruned --out x', 'a run of prune'),
+  ('export odd_net --out x', 'net must be str'),
+  # Bench.
+  ('bench run --batches 1 1', '--batches must differ'),
+  ('bench run --repeats 1.5', "--repeats: .*'1.5'"),
+  ('bench run --out file', 'file exists'),
+  ('bench run --out nowhere/table', 'no folder nowhere'),
+  ('bench net.npz --kept 0.5', '--kept'),
+  ('bench cut.safetensors', 'damaged or cut off'),
+  ('bench cut_net.npz', 'damaged or cut off'),
+  ('bench flipped.safetensors', 'flipped.safetensors as an exported network'),
+  ('bench flipped_net.npz', 'damaged or cut off'),
+  ('bench flipped_header', 'damaged or cut off'),
+  ('bench flipped_magic.npz', 'damaged or cut off'),
+  ('bench huge_header', 'header too large'),
+  ('bench empty', 'header too small'),
+  ('bench labels.npz', "no array 'about'"),
+  ('bench loop', 'there is no loop'),
+  # Other programs.
+  ('experiment --alphas 2 65', 'alpha must be at most 64, got 65'),
+  ('experiment --loop.batch-size 5000', '5,000 .*1,197'),
+  ('experiment --scopes local', "'local'"),
+  ('sparse_training: --alphas 1e6', 'alpha must be at most 64'),
+  ('sparse_training: --densities 1.5', 'densities .*got 1.5'),
+  ('sparse_training: --densities 0.1 0.1', '--densities must differ'),
+  ('sparse_training: --densities 1e-9', 'would lose all of them'),
+  ('sparse_training: --methods rigle', "'rigle'"),
+  ('sparse_training: --workers 0', '--workers .*got 0'),
+  ('sparse_training: --num-test 0', '--num-test .*got 0'),
+  ('sparse_training: --loop.batch-size 2000', '2,000 .*1,197'),
+  ('sparse_training: --sparse.drop-fraction nan', 'drop_fraction .*got nan'),
+  ('sparse_training: --sparse.ablation 0.5', 'constant_fan_in'),
+  ('sparse_training: --sparse.regrow zero --alphas 2', "regrow='zero'"),
+  ('sparse_training: --out run --resume', 'a run of train, not of sparse'),
+  ('class_specialisation: --alpha 1e6', 'alpha must be at most 64'),
+  ('class_specialisation: --density 2', 'densities .*got 2'),
+  ('class_specialisation: --out file', 'file is a file'),
+  ('dct_plus_sparse: --alphas 100', 'alpha must be at most 64'),
+  ('dct_plus_sparse: --dct-init-scale nan', '--dct-init-scale .*got nan'),
+  ('dct_plus_sparse: --networks dct --supports snip', 'snip cannot rank'),
+  ('dct_plus_sparse: --loop.batch-size 5000', '5,000 .*1,197'),
+  ('adaptive_alpha: --alphas 1e6', 'alpha must be at most 64'),
+  ('adaptive_alpha: --race.candidates 1e6', 'candidate must be at most 64'),
+  ('adaptive_alpha: --batch-size 5000', '5,000 .*1,197'),
+  ('adaptive_alpha: --epsilons nan', '--epsilons .*got nan'),
+  ('adaptive_alpha: --control.period 0', 'period .*got 0'),
+  ('continual_permuted: --alphas 1e6', 'alpha must be at most 64'),
+  ('continual_permuted: --rates 0.1', '--rates .*got 1'),
+  ('continual_permuted: --net.hidden 0', '--net.hidden .*got 0'),
+  ('continual_permuted: --net.batch-size 99999', '99,999 .*1,197'),
+  ('continual_permuted: --stream.num-tasks 0', 'num.tasks .*got 0'),
+  ('weight_distribution: --nets mlp --alphas 1e6', 'alpha must be at most 64'),
+  ('weight_distribution: --nets mlp --out file', 'file is a file'),
+  ('weight_distribution: --nets nope', "'nope'"),
+  ('flops_table: --sparsities nan', '--sparsities .*got nan'),
+  ('flops_table: --lengths -1', 'length .*got -1'),
+  ('flops_table: --image-size 0', '--image-size .*got 0'),
+  ('flops_table: --extra-density 2', '--extra-density .*got 2'),
+  ('flops_table: --net mlp --out run', 'run already holds a run of train'),
+  ('imagenet_resnet50: --preset rigl_70', "'rigl_70'.* Near it"),
+  ('imagenet_resnet50: --data.dir nowhere', '--data.dir'),
+  ('imagenet_resnet50: --evaluate run', 'a run of train'),
+  ('imagenet_resnet50: --evaluate net.npz', 'no network of imagenet_resnet50'),
+  ('imagenet_resnet50: --evaluate labels.npz', "no array 'about'"),
+  # Benchmarks.
+  ('benchmarks.psi: --alphas 0.5', 'alpha .*got 0.5'),
+  ('benchmarks.psi: --size -1', '--size .*got -1'),
+  ('benchmarks.topk: --no-resnet --sizes', '--sizes needs'),
+  ('benchmarks.topk: --sizes 0', '--sizes .*got 0'),
+  ('benchmarks.topk: --density 2', '--density .*got 2'),
+  ('benchmarks.topk: --out file', 'file exists'),
+  ('benchmarks.step: --rounds 0', '--rounds .*got 0'),
+  ('benchmarks.step: --alphas 0.1', 'alpha .*got 0.1'),
+  ('benchmarks.rewiring: --net nope', "'nope'"),
+  ('benchmarks.rewiring: --sparsity nan', '--sparsity .*got nan'),
+  ('benchmarks.dct: --convs nope', "'nope'"),
+  ('benchmarks.pipeline: --name nope', "'nope'"),
+  ('benchmarks.resnet_step: --num-classes 0', '--num-classes .*got 0'),
+  ('benchmarks.sparse_step: --methods nope', "'nope'"),
+  ('benchmarks.sparse_speed: --learning-rate 0', '--learning-rate .*got 0'),
+  ('benchmarks.sparse_speed: --out run', 'run already holds'),
+  # Launchers.
+  ('launch.processes: nothing.json', 'cannot read nothing.json'),
+  ('launch.processes: other', 'Is a directory'),
+  ('launch.processes: cut.json', 'cannot read cut.json'),
+  ('launch.processes: list.json', 'as settings of Sweep'),
+  ('launch.processes: no_program.json', "'program' missing"),
+  ('launch.processes: odd_program.json', "'program' must be text, got 3"),
+  ('launch.processes: unknown_program.json', "'experiments.nothing'"),
+  ('launch.processes: relative_program.json', "the program '.nothing'"),
+  ('launch.processes: no_such_program.json', 'no PRESETS'),
+  ('launch.processes: unknown_option.json', '--alhpa.* meant: --alphas'),
+  ('launch.processes: odd_value.json', "--keys: .*'a'"),
+  ('launch.processes: no_value.json', "'vary' must have"),
+  ('launch.processes: twice.json', 'two runs'),
+  ('launch.processes: unknown_field.json', 'vray'),
+  ('launch.processes: help.json', '--help'),
+  ('launch.processes: in_file.json', "another 'out'"),
+  ('launch.processes: unknown_preset.json', "unknown preset 'no'"),
+  ('launch.processes: sweep.json --gpus 0 0', '--gpus must differ'),
+  ('launch.processes: sweep.json --requeues -1', '--requeues .*got -1'),
+  ('launch.slurm: sweep.json --lead 0', '--lead .*got 0'),
+  ('launch.slurm: in_file.json', "another 'out'"),
+  ('launch.submitit_jobs: sweep.json --cluster moon', "'moon'"),
+]  # fmt: skip
+
 
 @pytest.mark.parametrize(
   ('args', 'thing', 'remedy'), CASES, ids=[case[0] or 'empty' for case in CASES]
@@ -175,6 +547,34 @@ def test_mistake_is_one_line(args, thing, remedy, world, capsys, monkeypatch):
   line = refusal(args, world, capsys, monkeypatch)
   assert re.search(thing, line), line
   assert re.search(remedy, line), line
+
+
+@pytest.mark.parametrize(
+  ('args', 'thing'), MORE, ids=[case[0] for case in MORE]
+)
+def test_mistake_is_one_line_too(args, thing, world, capsys, monkeypatch):
+  line = refusal(args, world, capsys, monkeypatch)
+  assert re.search(thing, line), line
+
+
+def test_page_that_cannot_be_written_is_named(world, capsys, monkeypatch):
+  # The figures before it are drawn anew.
+  monkeypatch.chdir(world)
+  assert run('report folder_page') == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line == 'error: cannot use folder_page/report.html: Is a directory.'
+
+
+def test_tensorboard_without_its_package_leaves_nothing(
+  world, capsys, monkeypatch
+):
+  monkeypatch.setitem(sys.modules, 'tensorboardX', None)
+  args = ['train', *TINY, '--out', 'new', '--tensorboard']
+  line = refusal(args, world, capsys, monkeypatch)
+  assert "'powerprop_jax[tensorboard]'" in line
+  for name in ('one_shot_pruning', 'weight_distribution'):
+    args = [f'{name}:', '--tensorboard', '--out', 'new']
+    assert 'tensorboardX' in refusal(args, world, capsys, monkeypatch)
 
 
 def damage(run_path, step):

@@ -12,9 +12,16 @@ import numpy as np
 import pytest
 
 from experiments import one_shot_pruning
+import powerprop_jax as pp
 from powerprop_jax.core import masks
 from powerprop_jax.prune import one_shot
-from powerprop_jax.train import cli, json_files, metrics, trained
+from powerprop_jax.train import (
+  cli,
+  json_files,
+  metrics,
+  preemption,
+  trained,
+)
 from powerprop_jax.train.cli import TrainConfig
 from powerprop_jax.train.errors import UserError
 
@@ -31,6 +38,18 @@ def read(path):
 
 def main(*args):
   assert cli.main([str(arg) for arg in args]) == 0
+
+
+# The state after 2,000 steps depends on every bit of the state before.
+LONG = ['train', '--loop.num-steps=2000', '--loop.eval-every=200']
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  """A run that was never interrupted."""
+  path = tmp_path_factory.mktemp('cli') / 'whole'
+  main(*LONG, '--out', path)
+  return path
 
 
 @pytest.fixture(scope='module')
@@ -79,15 +98,16 @@ class TrainTest:
     assert config.loop.num_steps == 60
     assert json_files.to_json(config).items() >= stored.items()
 
-  def test_killed_run_continues_to_the_same_weights(self, tmp_path):
-    # The state after 2,000 steps depends on every bit of the state before.
-    whole, parts = tmp_path / 'whole', tmp_path / 'parts'
-    args = ['train', '--loop.num-steps=2000', '--loop.eval-every=200']
-    main(*args, '--out', whole)
+  @pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGTERM])
+  def test_stopped_run_continues_to_the_same_weights(
+    self, whole, tmp_path, number
+  ):
+    parts = tmp_path / 'parts'
     process = subprocess.Popen(
-      [sys.executable, '-m', 'powerprop_jax.train.cli', *args, '--out', parts],
+      [sys.executable, '-m', 'powerprop_jax.train.cli', *LONG, '--out', parts],
       stdout=subprocess.DEVNULL,
-      stderr=subprocess.DEVNULL,
+      stderr=subprocess.PIPE,
+      text=True,
     )
     try:
       deadline = time.monotonic() + 120
@@ -96,10 +116,17 @@ class TrainTest:
         assert time.monotonic() < deadline
         time.sleep(0.005)
     finally:
-      os.kill(process.pid, signal.SIGKILL)
-      process.wait()
+      os.kill(process.pid, number)
+      _, err = process.communicate()
     assert not (parts / 'complete.json').exists()
-    main(*args, '--out', parts, '--resume')
+    if number == signal.SIGTERM:
+      assert process.returncode == preemption.EXIT_STATUS
+      steps = [path.name for path in (parts / 'checkpoints').iterdir()]
+      assert err.splitlines()[-1] == (
+        f'stopped by a signal, saved at step {max(map(int, steps)):,} of 2,000;'
+        ' run the same command with --resume to continue.'
+      )
+    main(*LONG, '--out', parts, '--resume')
     for name in ('metrics.jsonl', 'results.json', 'weights.json'):
       assert (parts / name).read_bytes() == (whole / name).read_bytes()
     for name in ('learning_curves.png', 'weight_histograms.png'):
@@ -214,6 +241,21 @@ class ReportTest:
     before = contents(tmp_path)
     main('report', tmp_path / 'pruned')
     assert contents(tmp_path) == before
+
+
+def test_says_that_there_is_nothing_to_resume(tmp_path, capsys):
+  out = tmp_path / 'run'
+  args = ['train', '--net', 'mlp', *TINY, '--out', out, '--resume']
+  note = f'note: {out} holds no run to resume; this one starts anew.'
+  main(*args)
+  assert note in capsys.readouterr().out.splitlines()
+  main(*args)
+  assert 'note' not in capsys.readouterr().out
+
+
+def test_says_which_version_it_is(capsys):
+  main('--version')
+  assert capsys.readouterr().out == f'powerprop_jax {pp.__version__}\n'
 
 
 class HelpTest:

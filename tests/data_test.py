@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 
+import image_files
 import jax
 import numpy as np
 import pytest
@@ -233,9 +234,14 @@ class TfdsTest:
     assert splits.train.images.shape == (49_999, 32, 32, 3)
     assert np.bincount(splits.test.labels).tolist() == [1000] * 10
 
-  def test_images_of_many_sizes_are_refused(self, tfds_dir):
-    message = refusal(DataConfig('imagenet2012', tfds_dir))
+  def test_images_of_many_sizes_are_refused(self, tmp_path):
+    image_files.make_set(tmp_path, image_files.examples(2))
+    message = refusal(DataConfig('tiny', str(tmp_path)))
     assert 'images of shape (None, None, 3)' in message
+
+  def test_large_sets_are_refused_with_the_program_that_reads_them(self):
+    message = refusal(DataConfig('imagenet2012', 'nowhere'))
+    assert 'experiments.imagenet_resnet50' in message
 
   def test_damaged_files_are_refused(self, tfds_dir, tmp_path):
     shutil.copytree(f'{tfds_dir}/mnist', tmp_path / 'mnist')

@@ -367,3 +367,30 @@ class WriteTest:
         format='scipy',
         select=lambda module, name, value: True,
       )
+
+
+@pytest.mark.parametrize('format', export.FORMATS)
+def test_description_may_hold_what_numpy_and_jax_give(tmp_path, format):
+  theta = {'a': {'w': np.ones((2, 3), np.float32)}}
+  about = {
+    'alpha': np.float32(3),
+    'scores': {'loss': jnp.float32(0.5), 'counts': np.arange(2)},
+    'shape': (2, 3),
+  }
+  network = Exported(theta, masks_lib.full_masks(theta), {}, about)
+  path = export.write(tmp_path / 'net', network, format=format)
+  assert export.read(path).about == {
+    'alpha': 3.0,
+    'scores': {'loss': 0.5, 'counts': [0, 1]},
+    'shape': [2, 3],
+  }
+
+
+@pytest.mark.parametrize('format', export.FORMATS)
+def test_description_that_json_cannot_hold_is_named(tmp_path, format):
+  theta = {'a': {'w': np.ones((2, 3), np.float32)}}
+  about = {'run': {'select': print}}
+  network = Exported(theta, masks_lib.full_masks(theta), {}, about)
+  with pytest.raises(TypeError, match=r'about\.run\.select: .* is not JSON'):
+    export.write(tmp_path / 'net', network, format=format)
+  assert not list(tmp_path.iterdir())

@@ -251,6 +251,9 @@ def complete(run):
   (run.folder / 'complete.json').write_text('{}')
   stored = {
     'format': 'powerprop_jax run, version 1',
+    'program': 'program',
+    'config': {},
+    'date': 'today',
     'command': shlex.join(['program.py', *run.command[3:]]),
   }
   (run.folder / 'config.json').write_text(json.dumps(stored))

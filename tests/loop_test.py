@@ -1,6 +1,7 @@
 """The loop visits every step once, looks when due, and resumes exactly."""
 
 import json
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from powerprop_jax.train import loop
 from powerprop_jax.train.checkpoint import Checkpoints
 from powerprop_jax.train.errors import UserError
 from powerprop_jax.train.loop import LoopConfig
+from powerprop_jax.train.preemption import Preempted
 from powerprop_jax.train.run_folder import RunFolder
 
 CONFIG = LoopConfig(
@@ -29,12 +31,25 @@ def advance(state, rows):
   return state, {'loss': before.mean()}
 
 
-def fit(path, *, calls=None, stop_at=None, resume=False, config=CONFIG):
+def interrupt():
+  raise KeyboardInterrupt
+
+
+def fit(
+  path,
+  *,
+  calls=None,
+  stop_at=None,
+  stop=interrupt,
+  resume=False,
+  begin=None,
+  config=CONFIG,
+):
   calls = [] if calls is None else calls
 
   def indices(start, count):
     if start == stop_at:
-      raise KeyboardInterrupt
+      stop()
     calls.append((start, count))
     rows = np.arange(start, start + count)[:, None] + np.arange(2)
     return rows.astype(np.int32)
@@ -52,6 +67,7 @@ def fit(path, *, calls=None, stop_at=None, resume=False, config=CONFIG):
     ],
     config=config,
     folder=RunFolder(path, {}, program='test', resume=resume),
+    begin=begin,
   )
 
 
@@ -92,6 +108,34 @@ class FitTest:
     calls = []
     state = fit(tmp_path / 'parts', calls=calls, resume=True)
     assert calls[0][0] == stop_at - stop_at % 10
+    assert state == expected
+    assert measured(tmp_path / 'parts') == measured(tmp_path / 'whole')
+
+  @pytest.mark.parametrize(
+    ('stop_at', 'watched', 'saved'),
+    [(0, False, 4), (4, False, 8), (8, False, 10), (20, False, 23)]
+    # What is compared between looks begins with a look.
+    + [(0, True, 10), (10, True, 20), (20, True, 23)],
+  )
+  def test_run_that_gets_a_signal_saves_stops_and_continues(
+    self, tmp_path, stop_at, watched, saved
+  ):
+    expected = fit(tmp_path / 'whole')
+    seen = []
+    begin = seen.append if watched else None
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Preempted, match=f'saved at step {saved} of 23'):
+      fit(
+        tmp_path / 'parts',
+        stop_at=stop_at,
+        stop=lambda: signal.raise_signal(signal.SIGTERM),
+        begin=begin,
+      )
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert Checkpoints(tmp_path / 'parts/checkpoints').steps()[-1] == saved
+    calls = []
+    state = fit(tmp_path / 'parts', calls=calls, resume=True, begin=begin)
+    assert [start for start, _ in calls][:1] == [saved][: saved < 23]
     assert state == expected
     assert measured(tmp_path / 'parts') == measured(tmp_path / 'whole')
 

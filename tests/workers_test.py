@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from powerprop_jax.train import workers
+from powerprop_jax.train import preemption, workers
 
 
 def settings(name):
@@ -49,21 +49,52 @@ def write_until_stopped(path):
     time.sleep(0.05)
 
 
-def test_workers_end_when_their_parent_is_killed(tmp_path):
-  written = tmp_path / 'pid'
+def save_when_asked(path):
+  with preemption.SignalWatch() as watch:
+    pathlib.Path(path).write_text('begun')
+    _wait_until(lambda: watch.is_due(1))
+  pathlib.Path(path).write_text('saved')
+  raise preemption.Preempted(1, 2)
+
+
+def start(tmp_path, work, items):
+  """A program that does the work for the items, one after another."""
   program = (
-    'import workers_test\n'
-    'from powerprop_jax.train import workers\n'
+    'import sys, workers_test\n'
+    'from powerprop_jax.train import run_folder, workers\n'
+    'def main():\n'
+    f'  work, items = workers_test.{work.__name__}, {items!r}\n'
+    '  list(workers.run(work, items, 1, watch=lambda: None))\n'
     'if __name__ == "__main__":\n'
-    '  work = workers_test.write_until_stopped\n'
-    f'  list(workers.run(work, [{str(written)!r}], 1, watch=lambda: None))\n'
+    '  sys.exit(run_folder.run_main(main))\n'
   )
   (tmp_path / 'program.py').write_text(program)
   path = os.pathsep.join([str(pathlib.Path(__file__).parent), *sys.path])
-  with subprocess.Popen(
+  return subprocess.Popen(
     [sys.executable, tmp_path / 'program.py'],
     env=os.environ | {'PYTHONPATH': path},
-  ) as parent:
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def test_signal_makes_workers_save_and_begin_nothing_else(tmp_path):
+  items = [str(tmp_path / name) for name in ('one', 'two', 'three')]
+  with start(tmp_path, save_when_asked, items) as parent:
+    _wait_until((tmp_path / 'one').exists)
+    parent.send_signal(signal.SIGTERM)
+    _, err = parent.communicate()
+  assert parent.returncode == preemption.EXIT_STATUS
+  assert err == (
+    'stopped by a signal; run the same command with --resume to continue.\n'
+  )
+  assert (tmp_path / 'one').read_text() == 'saved'
+  assert not (tmp_path / 'two').exists()
+
+
+def test_workers_end_when_their_parent_is_killed(tmp_path):
+  written = tmp_path / 'pid'
+  with start(tmp_path, write_until_stopped, [str(written)]) as parent:
     _wait_until(written.exists)
     parent.send_signal(signal.SIGKILL)
   time.sleep(0.5)

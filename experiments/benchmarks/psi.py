@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from experiments.benchmarks import timing
 from powerprop_jax.core import reparam
 from powerprop_jax.report import summary
-from powerprop_jax.train import command
+from powerprop_jax.train import checks, command
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +37,9 @@ class Config:
 
 def main(config: Config) -> None:
   """Prints the table."""
+  checks.positive(config, 'size', 'repeats')
+  for alpha in config.alphas:
+    reparam.check_alpha(alpha)
   phi = 0.05 * jax.random.normal(jax.random.key(0), (config.size,))
   traced = jnp.float32(1.7)
   of_traced = jax.jit(reparam.psi)

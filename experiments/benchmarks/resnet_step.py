@@ -43,7 +43,7 @@ import optax
 
 from experiments.benchmarks import timing
 from powerprop_jax.report import summary
-from powerprop_jax.train import command, guard, large_scale, metrics
+from powerprop_jax.train import checks, command, guard, large_scale, metrics
 from powerprop_jax.train import state as state_lib
 from powerprop_jax.train.errors import UserError
 from powerprop_jax.train.large_scale import NetConfig, RecipeConfig, Task
@@ -124,6 +124,7 @@ def main(config: Config) -> None:
 
 
 def _check(config: Config) -> None:
+  checks.positive(config, 'num_classes')
   for name in config.methods:
     if name not in METHODS:
       raise UserError(

@@ -160,6 +160,7 @@ def _check(config: Config) -> None:
   layers.check_fraction(config.drop_fraction, '--drop-fraction')
   if config.repeats < 1:
     raise UserError(f'--repeats must be at least 1, got {config.repeats}.')
+  nets.make(config.net, 1)
 
 
 def _measure(config: Config, name: str) -> tuple[summary.Row, str]:

@@ -159,6 +159,11 @@ def _check(config: Config) -> None:
       raise UserError(f'--{name} must be at least 1, got {value}.')
   for sparsity in config.sparsities:
     masks_lib.check_sparsity(sparsity, '--sparsities')
+  if not 0 < config.learning_rate < float('inf'):
+    raise UserError(
+      '--learning-rate must be positive and finite, got '
+      f'{config.learning_rate:g}.'
+    )
   if not 0 < config.accuracy < 1:
     raise UserError(f'--accuracy must be in (0, 1), got {config.accuracy:g}.')
 

@@ -28,9 +28,10 @@ import optax
 
 from experiments.benchmarks import timing
 from powerprop_jax import nets
+from powerprop_jax.core import reparam
 from powerprop_jax.optim import powerprop
 from powerprop_jax.report import summary
-from powerprop_jax.train import command, state, step
+from powerprop_jax.train import checks, command, state, step
 from powerprop_jax.train.data_sources import Arrays
 
 
@@ -73,6 +74,11 @@ class _Times(NamedTuple):
 
 def main(config: Config) -> None:
   """Prints the table."""
+  checks.positive(
+    config, 'batch_size', 'num_steps', 'repeats', 'rounds', 'torch_threads'
+  )
+  for alpha in (*config.alphas, config.traced_alpha):
+    reparam.check_alpha(alpha)
   found: dict[str, list[_Times]] = {}
   for _ in range(config.rounds):
     for group, flags in _GROUPS.items():

@@ -25,7 +25,8 @@ import numpy as np
 from experiments.benchmarks import timing
 from powerprop_jax.core import topk
 from powerprop_jax.report import summary
-from powerprop_jax.train import command, json_files
+from powerprop_jax.train import checks, command, json_files
+from powerprop_jax.train import state as state_lib
 from powerprop_jax.train.errors import UserError
 
 
@@ -51,6 +52,7 @@ def main(config: Config) -> None:
   """Measures, prints and perhaps saves."""
   if config.out is not None and config.out.exists():
     raise UserError(f'{config.out} exists already; choose another --out.')
+  _check(config)
   print(timing.environment())
   generator = np.random.default_rng(config.key)
   trees = {
@@ -68,6 +70,15 @@ def main(config: Config) -> None:
     json_files.write_json(
       config.out, [environment | record for record in records]
     )
+
+
+def _check(config: Config) -> None:
+  checks.positive(config, 'sizes', 'repeats')
+  if not config.resnet:
+    checks.several(config, 'sizes')
+  if not 0 < config.density <= 1:
+    raise UserError(f'--density must be in (0, 1], got {config.density:g}.')
+  state_lib.check_key(config.key)
 
 
 def resnet50_kernel_shapes() -> list[tuple[int, ...]]:

@@ -196,6 +196,8 @@ def check(chosen: Sequence[Run]) -> None:
   for run in chosen:
     try:
       command.parse(_presets(run.program), run.command[3:], prog=run.program)
+    except SystemExit:
+      raise UserError(f'{run.name}: --help is no run.') from None
     except UserError as error:
       raise UserError(f'{run.name}: {error}') from error
 
@@ -203,7 +205,7 @@ def check(chosen: Sequence[Run]) -> None:
 def _presets(program: str) -> Mapping[str, Any]:
   try:
     module = importlib.import_module(program)
-  except ImportError as error:
+  except (ImportError, TypeError) as error:  # TypeError: of a relative name
     raise UserError(
       f'cannot find the program {program!r}: {error}. Start from the folder '
       'that has it, or install it.'

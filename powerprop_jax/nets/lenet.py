@@ -92,7 +92,8 @@ class LeNet5(hk.Module):
     if min(height, width) < 16:
       raise ValueError(
         f'lenet_5 needs images of at least 16×16, got {height}×{width}. '
-        'Use mnist_cnn, which pads its convolutions.'
+        'Use mnist_cnn, which pads its convolutions; for rows of features, '
+        'lenet_300_100 or mlp.'
       )
     conv = functools.partial(layers.conv, padding='VALID', w_init=self._w_init)
     linear = functools.partial(layers.linear, w_init=self._w_init)

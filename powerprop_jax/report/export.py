@@ -115,6 +115,7 @@ def write(
     ImportError: for 'safetensors', without the package of that name.
     ValueError: if the format is unknown, the file exists, cannot be written, or
       masks are not like theta.
+    TypeError: if the description holds what JSON cannot.
 
   Example:
     >>> import tempfile

@@ -7,6 +7,7 @@ import numpy as np
 
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import trees
+from powerprop_jax.report import json_values
 
 Array = np.ndarray[Any, Any]
 
@@ -18,7 +19,7 @@ class Exported(NamedTuple):
     theta: effective parameters {module: {name: array}}, as Haiku has them.
     masks: which connections exist, booleans like them.
     net_state: state of the network, to evaluate it with; {} for none.
-    about: settings, step, scores: what JSON holds.
+    about: settings, step, scores: what json_values.to_json takes.
   """
 
   theta: Any
@@ -37,7 +38,7 @@ def parts(exported: Exported) -> Mapping[str, Any]:
 
 
 def on_host(exported: Exported) -> Exported:
-  """The network as NumPy arrays, with zeros where no connection is.
+  """The network as NumPy arrays and JSON, with zeros where no connection is.
 
   What a mask removes becomes zero, whatever its value: the file is of θ ⊙ M.
 
@@ -50,6 +51,7 @@ def on_host(exported: Exported) -> Exported:
   Raises:
     ValueError: if a tree is not {module: {name: array}}, or masks are not
       booleans of the shapes of theta.
+    TypeError: if about holds what JSON cannot, naming its key.
 
   Example:
     >>> theta, masks = {'a': {'w': jnp.ones(2)}}, {'a': {'w': np.eye(2)[0] > 0}}
@@ -72,6 +74,7 @@ def on_host(exported: Exported) -> Exported:
     }
     for module, leaves in _as_arrays(theta).items()
   }
+  about = json_values.to_json(about, 'about')
   return Exported(theta, masks, _as_arrays(net_state), about)
 
 

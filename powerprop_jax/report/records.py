@@ -7,6 +7,7 @@ None or NaN.
 
 from collections.abc import Callable, Mapping, Sequence
 import math
+import numbers
 from typing import Any
 
 Record = Mapping[str, Any]
@@ -115,8 +116,8 @@ def group(
 
 
 def is_finite(value: Any) -> bool:
-  """True for a number that is neither NaN nor infinite; False for None."""
-  return value is not None and math.isfinite(value)
+  """True for a number that is neither NaN nor infinite; False for others."""
+  return isinstance(value, numbers.Real) and math.isfinite(value)
 
 
 def spread_note(records: Sequence[Record], *fields: str) -> str:

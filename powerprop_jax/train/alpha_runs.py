@@ -329,6 +329,7 @@ def _race(
       stored['config'],
       program=stored['program'],
       resume=True,
+      is_part=True,
     )
     state, found = alpha_control.fit(
       problem,

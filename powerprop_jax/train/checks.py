@@ -29,7 +29,7 @@ def several(settings: Any, *names: str, differ: bool = True) -> None:
 
 
 def positive(settings: Any, *names: str, prefix: str = '--') -> None:
-  """Refuses numbers below 1; None, for a default, may pass.
+  """Refuses numbers below 1, alone or in tuples; None may pass.
 
   Args:
     settings: the settings of a program, or a part of them.
@@ -45,10 +45,11 @@ def positive(settings: Any, *names: str, prefix: str = '--') -> None:
     >>> positive(types.SimpleNamespace(num_steps=1), 'num_steps')
   """
   for name in names:
-    value = getattr(settings, name)
-    if value is not None and value < 1:
-      option = _option(name, prefix) if prefix else name
-      raise UserError(f'{option} must be at least 1, got {value}.')
+    found = getattr(settings, name)
+    for value in found if isinstance(found, tuple) else (found,):
+      if value is not None and value < 1:
+        option = _option(name, prefix) if prefix else name
+        raise UserError(f'{option} must be at least 1, got {value}.')
 
 
 def _option(name: str, prefix: str = '--') -> str:

@@ -15,6 +15,7 @@ experiments.one_shot_pruning.
 from collections.abc import Callable, Sequence
 import dataclasses
 import difflib
+import importlib
 import pathlib
 import sys
 from typing import Annotated, Any, Literal, NamedTuple
@@ -34,6 +35,7 @@ from powerprop_jax.train import (
   divergence,
   export_command,
   loop,
+  metrics,
   models,
   optimizers,
   run_folder,
@@ -108,7 +110,9 @@ class ReportConfig:
 
 def train(config: TrainConfig) -> None:
   """Trains one network and writes what came out."""
+  metrics.check_tensorboard(config.tensorboard)
   splits = data.load(config.data, show_progress=True)
+  data.check_batch_size(config.loop.batch_size, len(splits.train.labels))
   net = nets.make(config.net, splits.num_classes)
   # A Python number: α is compiled in, which is faster than an array.
   tx = optimizers.make_tx(config.optimizer, config.alpha, config.loop.num_steps)
@@ -296,6 +300,11 @@ def main(args: Sequence[str] | None = None) -> int:
   if name in ('-h', '--help'):
     print(_help())
     return 0
+  if name == '--version':
+    # The root imports every layer, so that none imports the root by name.
+    root = importlib.import_module('powerprop_jax')
+    print(f'powerprop_jax {root.__version__}')
+    return 0
   if name not in _COMMANDS:
     return run_folder.run_main(_refuse, name)
   chosen = _COMMANDS[name]
@@ -324,7 +333,8 @@ def _help() -> str:
       '',
       *lines,
       '',
-      'powerprop COMMAND --help explains the settings of a command.',
+      'powerprop COMMAND --help explains the settings of a command; powerprop '
+      '--version says which version this is.',
     ]
   )
 

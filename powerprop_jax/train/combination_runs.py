@@ -132,7 +132,11 @@ def once(
     The records that train gave, now or earlier.
   """
   folder = RunFolder(
-    path(out, combination), settings, program=program, resume=True
+    path(out, combination),
+    settings,
+    program=program,
+    resume=True,
+    is_part=True,
   )
   if folder.is_complete:
     watch = divergence.Watch(folder.path)

@@ -116,6 +116,7 @@ def lengths(stream: Sequence[Task], batch_size: int, epochs: int) -> Lengths:
     The lengths.
   """
   num_train = max(task.size('train') for task in stream)
+  data.check_batch_size(batch_size, num_train)
   scored = [task.size(part) for task in stream for part in _SCORED]
   num_scored = max(scored)
   if num_scored > _SCORE_BATCH:

@@ -116,6 +116,26 @@ def _split_off(
   )
 
 
+def check_batch_size(batch_size: int, num_examples: int) -> None:
+  """Refuses batches that are larger than the training data.
+
+  Args:
+    batch_size: examples in a batch.
+    num_examples: examples to train on.
+
+  Raises:
+    UserError: naming both.
+
+  Example:
+    >>> check_batch_size(60, 1197)
+  """
+  if batch_size > num_examples:
+    raise UserError(
+      f'a batch of {batch_size:,} is larger than the training data of '
+      f'{num_examples:,} examples; choose a smaller batch size.'
+    )
+
+
 def to_float(images: jax.Array | np.ndarray) -> jax.Array:
   """Images as the networks want them; may be jitted.
 

@@ -194,9 +194,12 @@ def _check_images(images: np.ndarray, what: str) -> np.ndarray:
         f'{what} has type {images.dtype}; images are uint8 (0 to 255) or '
         'floating.'
       )
-    images = images.astype(np.float32)
+    with np.errstate(over='ignore'):  # infinite, which is refused below
+      images = images.astype(np.float32)
     if not np.isfinite(images).all():
-      raise UserError(f'{what} has NaN or infinite entries; remove them.')
+      raise UserError(
+        f'{what} has NaN or infinite entries, in float32; remove them.'
+      )
   if images.ndim == 2:
     return images[:, None, None, :]
   return images[..., None] if images.ndim == 3 else images
@@ -206,9 +209,15 @@ def _check_labels(labels: np.ndarray, what: str) -> np.ndarray:
   if labels.ndim == 2 and labels.shape[1] == 1:
     labels = labels[:, 0]
   if labels.ndim != 1:
-    raise UserError(f'{what} has shape {labels.shape}; expected is [N].')
+    raise UserError(
+      f'{what} has shape {labels.shape}; expected is [N]. Of one-hot labels, '
+      'take labels.argmax(axis=1).'
+    )
   if labels.dtype.kind not in 'iu':
-    raise UserError(f'{what} has type {labels.dtype}; labels are integers.')
+    raise UserError(
+      f'{what} has type {labels.dtype}; labels are integers. Convert whole '
+      'numbers with labels.astype(int).'
+    )
   if labels.size == 0:
     raise UserError(f'{what} is empty.')
   if labels.min() < 0 or labels.max() > 1_000_000:
@@ -237,6 +246,11 @@ def tfds(name: str, folder: str | None, show_progress: bool = False) -> Source:
     UserError: if the data set is not there, is not in ArrayRecord form, is
       damaged, or does not consist of labelled images of one size.
   """
+  if name.split('/')[0] in _LARGE_NAMES:
+    raise UserError(
+      f'{name} does not fit into memory; experiments.imagenet_resnet50 trains '
+      'on it.'
+    )
   path = find_prepared(name, pathlib.Path(folder or TFDS_DIR).expanduser())
   try:
     import tensorflow_datasets
@@ -329,7 +343,7 @@ def _raise_not_prepared(name: str, folder: pathlib.Path) -> None:
   if name in known:
     raise UserError(
       f'{name} is not prepared in {folder} ({there}). Give the folder of your '
-      f'data sets, or {how_to_prepare(name, folder)}'
+      f'data sets with --data.dir, or {how_to_prepare(name, folder)}'
     )
   close = difflib.get_close_matches(name, {*known, *found}, n=1)
   raise UserError(

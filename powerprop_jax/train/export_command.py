@@ -10,7 +10,7 @@ from powerprop_jax.report import export as export_lib
 from powerprop_jax.report import export_program, summary
 from powerprop_jax.report import exported as exported_lib
 from powerprop_jax.report.exported import Exported
-from powerprop_jax.train import json_files, models
+from powerprop_jax.train import models
 from powerprop_jax.train.errors import UserError
 from powerprop_jax.train.models import PruneOnce
 
@@ -52,7 +52,6 @@ def main(config: ExportConfig) -> None:
   exported = models.from_run(
     pathlib.Path(config.run).expanduser(), pruning(config)
   )
-  exported = exported._replace(about=json_files.to_json(exported.about))
   if config.format == 'jax':
     export_program.write(
       path,

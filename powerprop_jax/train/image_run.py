@@ -23,7 +23,6 @@ from powerprop_jax.train import (
   guard,
   image_scores,
   image_sources,
-  json_files,
   large_scale,
   sharding,
 )
@@ -298,7 +297,7 @@ class Evaluation:
       return
     about = {'step': step, 'settings': self._settings, 'scores': scores}
     theta, masks, net_state = jax.device_get(gathered)
-    best = Exported(theta, masks, net_state, json_files.to_json(about))
+    best = Exported(theta, masks, net_state, about)
     export.write(self._path, best, format='npz', overwrite=True)
 
 

@@ -2,80 +2,37 @@
 
 from collections.abc import Mapping
 import dataclasses
-import enum
 import json
-import math
 import os
 import pathlib
+import types
 import typing
 from typing import Any, TypeVar
 
-import jax
-import numpy as np
-
 from powerprop_jax.report import files
+from powerprop_jax.report.json_values import to_json
 from powerprop_jax.train.errors import UserError
 
 T = TypeVar('T')
 
-
-def to_json(value: Any) -> Any:
-  """The nearest thing to a value that JSON can hold.
-
-  Dataclasses become objects, tuples become lists, scalars of NumPy and JAX
-  become numbers, arrays become nested lists, paths become strings, members of
-  an enumeration their names. JSON has no NaN and no infinity: both become null.
-
-  Args:
-    value: anything made of the above, and of dicts, lists, strings, numbers,
-      booleans and None.
-
-  Returns:
-    A value that json.dumps(…, allow_nan=False) accepts.
-
-  Raises:
-    TypeError: if it holds something else, such as a function.
-
-  Example:
-    >>> to_json({'alpha': np.float32(2), 'loss': float('nan'), 'shape': (2, 3)})
-    {'alpha': 2.0, 'loss': None, 'shape': [2, 3]}
-  """
-  if isinstance(value, enum.Enum):
-    return value.name
-  if value is None or isinstance(value, (bool, int, str)):
-    return value
-  if isinstance(value, float):
-    return float(value) if math.isfinite(value) else None
-  if isinstance(value, os.PathLike):
-    return os.fspath(value)
-  if dataclasses.is_dataclass(value) and not isinstance(value, type):
-    fields = dataclasses.fields(value)
-    return {field.name: to_json(getattr(value, field.name)) for field in fields}
-  if isinstance(value, Mapping):
-    return {str(key): to_json(item) for key, item in value.items()}
-  if isinstance(value, (np.generic, np.ndarray, jax.Array)):
-    # bfloat16 and its like have no item() of their own that is a float.
-    array = np.asarray(value)
-    is_number = array.dtype.kind in 'biuf'
-    return to_json((array if is_number else array.astype(float)).tolist())
-  if isinstance(value, (list, tuple, set, frozenset)):
-    return [to_json(item) for item in value]
-  raise TypeError(f'{value!r} of type {type(value).__name__} is not JSON.')
+# Kinds of fields whose values are compared with them.
+_PLAIN = {bool, int, float, str, type(None)}
 
 
-def from_json(kind: type[T], value: Any) -> T:
+def from_json(kind: type[T], value: Any, name: str = '') -> T:
   """The settings that to_json turned into JSON: its inverse for dataclasses.
 
   Args:
     kind: a dataclass whose fields are dataclasses, tuples and what JSON holds.
     value: what to_json gave. A field that it lacks takes its default.
+    name: what to call it in the message.
 
   Returns:
     The settings.
 
   Raises:
     UserError: if the value is not an object, has a field that the dataclass
-      lacks, or lacks one without a default.
+      lacks, lacks one without a default, or one is of another kind.
 
   Example:
     >>> @dataclasses.dataclass(frozen=True)
@@ -92,15 +49,49 @@ def from_json(kind: type[T], value: Any) -> T:
         f'cannot read {value!r} as settings of {kind.__name__}, which has the '
         f'fields {", ".join(kinds)}. Was it written by another version?'
       )
-    fields = {name: from_json(kinds[name], v) for name, v in value.items()}
-    try:
-      return typing.cast(T, kind(**fields))
-    except TypeError as error:
-      raise UserError(f'incomplete settings: {error}') from error
+    missing = [
+      field.name
+      for field in dataclasses.fields(kind)
+      if field.default is field.default_factory is dataclasses.MISSING
+      and field.name not in value
+    ]
+    if missing:
+      names = ' and '.join(map(repr, missing))
+      raise UserError(f'incomplete settings: {names} missing.')
+    fields = {key: from_json(kinds[key], v, key) for key, v in value.items()}
+    return typing.cast(T, kind(**fields))
   if typing.get_origin(kind) is tuple:
     item, _ = typing.get_args(kind)
-    return typing.cast(T, tuple(from_json(item, v) for v in value))
+    _check_kind((list, tuple), value, name)
+    return typing.cast(T, tuple(from_json(item, v, name) for v in value))
+  union = isinstance(kind, types.UnionType)
+  plain: tuple[Any, ...] = typing.get_args(kind) if union else (kind,)
+  if set(plain) <= _PLAIN:
+    _check_kind((*plain, int) if float in plain else plain, value, name)
   return typing.cast(T, value)
+
+
+def part_from_json(kind: type[T], value: Mapping[str, Any]) -> T:
+  """Some of the settings that to_json turned into JSON: the fields of kind.
+
+  Args:
+    kind: a dataclass whose fields are some of those of the settings.
+    value: what to_json gave for all of them.
+
+  Returns:
+    The settings that kind has.
+
+  Raises:
+    UserError: as from_json.
+  """
+  names = [field.name for field in dataclasses.fields(typing.cast(Any, kind))]
+  return from_json(kind, {name: value[name] for name in names if name in value})
+
+
+def _check_kind(kinds: Any, value: Any, name: str) -> None:
+  if not isinstance(value, kinds):
+    words = ' or '.join(kind.__name__ for kind in kinds)
+    raise UserError(f'{name} must be {words}, got {value!r}.')
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> pathlib.Path:

@@ -11,7 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from powerprop_jax.train import checkpoint, checks, divergence, metrics
+from powerprop_jax.train import (
+  checkpoint,
+  checks,
+  divergence,
+  metrics,
+  preemption,
+)
 from powerprop_jax.train.run_folder import RunFolder
 
 Records = Sequence[Mapping[str, Any]]
@@ -71,8 +77,16 @@ def fit(
 
   Returns:
     The state after config.num_steps steps.
+
+  Raises:
+    Preempted: after SIGTERM or SIGUSR1, when the dispatch under way is done
+      and saved, or, with begin, which must see the state of a look, the next
+      look; run_folder.run_main makes exit status 75 of it.
   """
-  with checkpoint.Checkpoints(folder.checkpoints_path) as checkpoints:
+  with (
+    preemption.SignalWatch() as signals,
+    checkpoint.Checkpoints(folder.checkpoints_path) as checkpoints,
+  ):
     step = 0
     if folder.is_resumed:
       # The state itself, for its leaves know where they lie.
@@ -95,16 +109,22 @@ def fit(
         count = _steps_until_look(step, config)
         state, train_metrics = advance(state, indices(step, count))
         step += count
-        if step % config.eval_every and step < config.num_steps:
+        is_look = not step % config.eval_every or step == config.num_steps
+        if is_look:
+          logged = records(train_metrics, evaluate(state))
+          for record in logged:
+            writer.write(step, record)
+            board.write(step, record)
+          watch.look(step, logged)
+          checkpoints.save(step, state, {})
+          progress.update(step, _mean(logged))
+        else:
           progress.update(step)
-          continue
-        logged = records(train_metrics, evaluate(state))
-        for record in logged:
-          writer.write(step, record)
-          board.write(step, record)
-        watch.look(step, logged)
-        checkpoints.save(step, state, {})
-        progress.update(step, _mean(logged))
+        if signals.is_due(step) and (is_look or begin is None):
+          if not is_look:
+            checkpoints.save(step, state, {})
+          checkpoints.wait()
+          raise preemption.Preempted(step, config.num_steps)
   return state
 
 

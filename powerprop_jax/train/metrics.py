@@ -255,6 +255,26 @@ def _duration(seconds: float) -> str:
   return f'{minutes} min {rest} s' if minutes else f'{rest} s'
 
 
+def check_tensorboard(enabled: bool) -> None:
+  """Refuses to write for TensorBoard without its package; call it early.
+
+  Args:
+    enabled: whether to write anything.
+
+  Raises:
+    UserError: saying what to install.
+  """
+  if not enabled:
+    return
+  try:
+    import tensorboardX  # noqa: F401
+  except ImportError as error:
+    raise UserError(
+      'TensorBoard files are written with tensorboardX; install it with: pip '
+      "install 'powerprop_jax[tensorboard]', or leave --tensorboard out."
+    ) from error
+
+
 class TensorBoardWriter:
   """Writes measurements for TensorBoard; see tensorboard_writer."""
 
@@ -273,13 +293,9 @@ class TensorBoardWriter:
     self._writer: Any = None
     if folder is None:
       return
-    try:
-      import tensorboardX
-    except ImportError as error:
-      raise UserError(
-        'TensorBoard files are written with tensorboardX; install it with: pip '
-        "install 'powerprop_jax[tensorboard]'"
-      ) from error
+    check_tensorboard(True)
+    import tensorboardX
+
     self._writer = tensorboardX.SummaryWriter(
       os.fspath(folder), purge_step=start + 1 if start else None
     )

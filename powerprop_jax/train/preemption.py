@@ -30,7 +30,8 @@ class Preempted(Exception):  # noqa: N818
   run_folder.run_main turns it into one line and EXIT_STATUS.
 
   Args:
-    step: of the latest checkpoint; 0 if there is none.
+    step: of the latest checkpoint; 0 if there is none, None if each of several
+      processes has its own.
     num_steps: of the whole run.
 
   Example:
@@ -39,12 +40,16 @@ class Preempted(Exception):  # noqa: N818
     --resume to continue.
   """
 
-  def __init__(self, step: int, num_steps: int):
-    saved = f'saved at step {step:,} of' if step else 'before a step was saved,'
-    end = '' if step else ' in all'
+  def __init__(self, step: int | None = None, num_steps: int = 0):
+    if step is None:
+      where = ''
+    elif step:
+      where = f', saved at step {step:,} of {num_steps:,}'
+    else:
+      where = f', before a step was saved, {num_steps:,} in all'
     super().__init__(
-      f'stopped by a signal, {saved} {num_steps:,}{end}; run the same command '
-      'with --resume to continue.'
+      f'stopped by a signal{where}; run the same command with --resume to '
+      'continue.'
     )
     self.step = step
     self.num_steps = num_steps

@@ -32,6 +32,8 @@ from powerprop_jax.train.errors import UserError
 
 _FORMAT = 'powerprop_jax run, version 1'
 _PACKAGES = ('powerprop_jax', 'jax', 'dm-haiku', 'optax', 'numpy')
+# What config.json must hold at least.
+_FIELDS = {'program': str, 'config': dict, 'date': str, 'command': str}
 # Where the run is kept, and that it is continued, are not part of what it is.
 _NOT_SETTINGS = ('out', 'resume')
 
@@ -51,11 +53,13 @@ class RunFolder:
     *,
     program: str,
     resume: bool = False,
+    is_part: bool = False,
   ):
     """Creates the folder, or opens the one of an interrupted run.
 
     A missing or empty folder becomes a new run, with or without resume (see
-    is_resumed). All checks come before the first write.
+    is_resumed), which is said if it was to be resumed. All checks come before
+    the first write.
 
     Args:
       out: the folder.
@@ -64,6 +68,8 @@ class RunFolder:
       program: name of the program, e.g. 'one_shot_pruning'; another program
         cannot continue the run.
       resume: continue the run that the folder holds.
+      is_part: the folder is of a part of a run that may not have come to it, so
+        that there is nothing to say.
 
     Raises:
       UserError: if the folder holds something else, holds a run and resume is
@@ -83,6 +89,8 @@ class RunFolder:
         f'cannot use {self.path} as the output folder: {error}. Choose another '
         '--out.'
       ) from error
+    if resume and not self.is_resumed and not is_part:
+      print(f'note: {self.path} holds no run to resume; this one starts anew.')
 
   def _check_same_run(
     self, program: str, settings: dict[str, Any], resume: bool
@@ -178,6 +186,12 @@ def read_config(out: str | pathlib.Path) -> dict[str, Any]:
       f'{path} was not written by this version of powerprop_jax. Choose '
       'another folder.'
     )
+  for name, kind in _FIELDS.items():
+    if not isinstance(stored.get(name), kind):
+      raise UserError(
+        f'{path} is not as it was written: {name!r} is missing or spoilt. '
+        'Bring it back from a copy, or choose another folder.'
+      )
   return stored
 
 
@@ -250,7 +264,8 @@ def run_main(main: Callable[..., None], *args: Any) -> int:
 
   A ValueError raised by this library or by the program is the user's mistake:
   its message goes to the standard error, without a traceback. One that comes
-  out of another library is a defect and keeps its traceback.
+  out of another library is a defect and keeps its traceback. A file that cannot
+  be read or written, whoever tried, is named in one line too.
 
   Args:
     main: the program.
@@ -291,6 +306,13 @@ def run_main(main: Callable[..., None], *args: Any) -> int:
     if not isinstance(error, UserError) and not _is_ours(error.__traceback__):
       raise
     print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+    return 2
+  except OSError as error:
+    if error.filename is None:
+      raise
+    # Of two names the second is where a finished file was to go.
+    name = error.filename2 or error.filename
+    print(f'error: cannot use {name}: {error.strerror}.', file=sys.stderr)
     return 2
   return 0
 

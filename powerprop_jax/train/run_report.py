@@ -5,11 +5,13 @@ results.json say enough. Figures that need the weights were drawn by the run
 while it had them, and are shown as they are.
 """
 
+import dataclasses
 import pathlib
 from typing import Any
 
 from powerprop_jax.report import html, plotting, records
 from powerprop_jax.train import json_files, metrics, run_folder
+from powerprop_jax.train.data import DataConfig
 from powerprop_jax.train.errors import UserError
 
 _TITLES = {
@@ -21,6 +23,14 @@ _SCOPES = {
   'global': 'all layers ranked together',
   'layer': 'each layer ranked by itself',
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Named:
+  """Settings that say what was trained."""
+
+  net: str
+  data: DataConfig
 
 
 def write(path: str | pathlib.Path) -> pathlib.Path:
@@ -47,8 +57,13 @@ def write(path: str | pathlib.Path) -> pathlib.Path:
     )
   settings = stored['config']
   trained = settings.get('trained', settings)
-  name = f'{trained["net"]} on {trained["data"]["name"]}'
-  results = _read_results(path)
+  try:
+    of = json_files.part_from_json(_Named, trained)
+  except UserError as error:
+    raise UserError(f'{path / "config.json"}: {error}') from error
+  name = f'{of.net} on {of.data.name}'
+  results = _read_records(path / 'results.json')
+  weights = _read_records(path / 'weights.json')
   drawn = _draw(path, name, results, trained.get('num_classes'))
   saved = {
     key: plotting.save(figure, path / f'{key}.png')
@@ -57,7 +72,7 @@ def write(path: str | pathlib.Path) -> pathlib.Path:
   sections = [
     _results_section(results, saved),
     *_training_section(saved),
-    *_weights_section(path, saved),
+    *_weights_section(path, weights, saved),
   ]
   return html.write_report(
     path / 'report.html',
@@ -68,19 +83,19 @@ def write(path: str | pathlib.Path) -> pathlib.Path:
   )
 
 
-def _read_results(path: pathlib.Path) -> list[dict[str, Any]]:
-  """Records of results.json; none for a run that was stopped before."""
-  if not (path / 'results.json').exists():
+def _read_records(path: pathlib.Path) -> list[dict[str, Any]]:
+  """Records of a JSON file; none for a run that was stopped before."""
+  if not path.exists():
     return []
-  results = json_files.read_json(path / 'results.json')
-  if not isinstance(results, list) or not all(
-    isinstance(record, dict) for record in results
+  found = json_files.read_json(path)
+  if not isinstance(found, list) or not all(
+    isinstance(record, dict) for record in found
   ):
     raise UserError(
-      f'{path / "results.json"} is not a list of records. Run the program '
-      'again with --resume to write it anew.'
+      f'{path} is not a list of records. Run the program again with --resume '
+      'to write it anew.'
     )
-  return results
+  return found
 
 
 def _draw(
@@ -154,7 +169,9 @@ def _training_section(saved: dict[str, pathlib.Path]) -> list[html.Section]:
 
 
 def _weights_section(
-  path: pathlib.Path, saved: dict[str, pathlib.Path]
+  path: pathlib.Path,
+  weights: list[dict[str, Any]],
+  saved: dict[str, pathlib.Path],
 ) -> list[html.Section]:
   """What the run itself drew and tabulated while it had the weights."""
   figures = [
@@ -163,9 +180,8 @@ def _weights_section(
     if image.stem not in saved
   ]
   tables = []
-  if (path / 'weights.json').exists():
-    rows = json_files.read_json(path / 'weights.json')
-    tables.append(html.Table(rows, 'Effective weights, leaf by leaf.'))
+  if weights:
+    tables.append(html.Table(weights, 'Effective weights, leaf by leaf.'))
   if not figures and not tables:
     return []
   return [html.Section('Weights', figures=figures, tables=tables)]

@@ -190,6 +190,7 @@ def check_combinations(
   images = data.to_float(splits.train.images[:1])
   if settings.augment:
     augment.crop_and_flip(jax.random.key(0), images)
+  data.check_batch_size(settings.loop.batch_size, len(splits.train.labels))
   theta = shapes(net, splits)
   for combination in chosen:
     tx = _maker(settings, combination, theta, len(splits.train.labels))(

@@ -5,6 +5,7 @@ the structure of its state, and from its latest checkpoint the numbers. Nothing
 in the folder of the run is written to.
 """
 
+import dataclasses
 import pathlib
 from typing import Any, NamedTuple
 
@@ -33,6 +34,28 @@ from powerprop_jax.train.state import TrainState
 
 # Programs whose folder holds one network, and many as stacked lanes.
 SINGLE, STACKED = 'train', 'one_shot_pruning'
+
+
+@dataclasses.dataclass(frozen=True)
+class _Settings:
+  """What both programs have among their settings."""
+
+  data: DataConfig
+  net: str
+  optimizer: OptimizerConfig
+  loop: LoopConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class _Single(_Settings):
+  alpha: float
+  key: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stacked(_Settings):
+  alphas: tuple[float, ...]
+  keys: tuple[int, ...]
 
 
 class Trained(NamedTuple):
@@ -79,29 +102,23 @@ def load(path: str | pathlib.Path) -> Trained:
       f'{path} holds a run of {program}; networks are read from runs of '
       "'powerprop train' and of experiments.one_shot_pruning."
     )
+  run = _read_settings(path, program, settings)
   with checkpoint.Checkpoints(path / 'checkpoints') as checkpoints:
     if not checkpoints.steps():
       raise UserError(
         f'{path} has no checkpoint yet. Continue its run with --resume: '
         f'{stored["command"]}'
       )
-    splits = data.load(
-      json_files.from_json(DataConfig, settings['data']), show_progress=True
-    )
-    net = nets.make(settings['net'], splits.num_classes)
-    num_steps = json_files.from_json(LoopConfig, settings['loop']).num_steps
-    optimizer = json_files.from_json(OptimizerConfig, settings['optimizer'])
-    make_tx = lambda alpha: optimizers.make_tx(optimizer, alpha, num_steps)
-    if program == STACKED:
-      lanes = lanes_lib.product(settings['alphas'], settings['keys'])
+    splits = data.load(run.data, show_progress=True)
+    net = nets.make(run.net, splits.num_classes)
+    num_steps = run.loop.num_steps
+    make_tx = lambda alpha: optimizers.make_tx(run.optimizer, alpha, num_steps)
+    if isinstance(run, _Stacked):
+      lanes = lanes_lib.product(run.alphas, run.keys)
       create = lambda: sweep.initial_states(net, make_tx, lanes, splits)
     else:
-      lanes = Lanes(
-        np.array([settings['alpha']]), np.array([settings['key']], np.int64)
-      )
-      create = lambda: initial_state(
-        net, make_tx(settings['alpha']), settings['key'], splits
-      )
+      lanes = Lanes(np.array([run.alpha]), np.array([run.key], np.int64))
+      create = lambda: initial_state(net, make_tx(run.alpha), run.key, splits)
     restored = checkpoints.restore_latest(jax.eval_shape(create))
   assert restored is not None
   state = restored.state
@@ -128,6 +145,17 @@ def check_any_finite(path: str | pathlib.Path, found: Trained) -> None:
       divergence.refuse(path, network, leaf)
     if leaf is not None:
       divergence.say_weights(path, network, leaf, found.step)
+
+
+def _read_settings(
+  path: pathlib.Path, program: str, settings: dict[str, Any]
+) -> _Single | _Stacked:
+  try:
+    if program == STACKED:
+      return json_files.part_from_json(_Stacked, settings)
+    return json_files.part_from_json(_Single, settings)
+  except UserError as error:
+    raise UserError(f'{path / "config.json"}: {error}') from error
 
 
 def initial_state(

@@ -8,11 +8,14 @@ processes are started afresh, with the settings in their environment.
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 import contextlib
+import functools
 import multiprocessing
 import os
 import signal
 import threading
 from typing import Any, TypeVar
+
+from powerprop_jax.train import preemption
 
 T = TypeVar('T')
 
@@ -46,26 +49,52 @@ def run(
     (item, result), in the order in which they are done. When the iterator is
     closed, or this process is interrupted or killed, what is unfinished is
     abandoned.
+
+  Raises:
+    Preempted: after SIGTERM or SIGUSR1, when every process that has a watch of
+      its own has saved what it was doing.
   """
+  work = functools.partial(_end_if_preempted, work)
   context = multiprocessing.get_context('spawn')
   pool = futures.ProcessPoolExecutor(
     num_workers, mp_context=context, initializer=follow_parent
   )
+  pending: dict[futures.Future[Any], T] = {}
   try:
-    with one_thread():
-      pending = {pool.submit(work, item): item for item in items}
-    while pending:
-      done, _ = futures.wait(
-        pending, interval, return_when=futures.FIRST_COMPLETED
-      )
-      watch()
-      for future in done:
-        yield pending.pop(future), future.result()
+    with preemption.SignalWatch() as signals:
+      with one_thread():
+        pending = {pool.submit(work, item): item for item in items}
+      while pending:
+        done, _ = futures.wait(
+          pending, interval, return_when=futures.FIRST_COMPLETED
+        )
+        watch()
+        if signals.is_due(0):
+          _end_gently()
+          raise preemption.Preempted()
+        for future in done:
+          yield pending.pop(future), future.result()
   finally:
     pool.shutdown(wait=False, cancel_futures=True)
     if pending:
       for process in multiprocessing.active_children():
-        process.terminate()
+        process.kill()
+
+
+def _end_gently() -> None:
+  processes = multiprocessing.active_children()
+  for process in processes:
+    process.terminate()
+  for process in processes:
+    process.join()
+
+
+def _end_if_preempted(work: Callable[[T], Any], item: T) -> Any:
+  try:
+    return work(item)
+  except preemption.Preempted:
+    # This process was asked to end, not to go on with another item.
+    os._exit(preemption.EXIT_STATUS)
 
 
 def follow_parent() -> None:

@@ -4,6 +4,11 @@ Functions take the flat records of results.json or metrics.jsonl and return a
 matplotlib Figure; `save` writes it. How they all look is in style.py.
 """
 
+from powerprop_jax.report import extras
+
+if message := extras.lack('matplotlib'):
+  raise ImportError(message)
+
 from powerprop_jax.report.plotting.accuracy import (
   accuracy_against_density,
   accuracy_against_sparsity,

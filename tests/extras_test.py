@@ -1,0 +1,111 @@
+"""Without the extra 'train', programs and figures say what to install."""
+
+import pathlib
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+import experiments
+import powerprop_jax
+
+_EXPERIMENTS = pathlib.Path(experiments.__file__).parent
+_ROOT = pathlib.Path(powerprop_jax.__file__).parents[1]
+# As they are imported; jmp comes with Haiku, SciPy with JAX.
+_EXTRA = (
+  *('array_record', 'flatbuffers', 'grain', 'matplotlib', 'cv2', 'orbax'),
+  *('importlib_resources', 'rich', 'safetensors', 'sklearn'),
+  *('tensorflow_datasets', 'tyro'),
+)
+_INSTALL = "pip install 'powerprop_jax[train]'"
+
+# Runs before the program, as where the packages are not installed.
+_BLOCKER = """
+import sys
+
+class Blocker:
+  def find_spec(self, name, path=None, target=None):
+    if name.partition('.')[0] in {packages!r}:
+      raise ModuleNotFoundError(f'No module named {{name!r}}', name=name)
+
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+def without(tmp_path, packages, *args):
+  """Runs Python with packages that cannot be imported."""
+  (tmp_path / 'sitecustomize.py').write_text(_BLOCKER.format(packages=packages))
+  paths = [str(tmp_path), str(_ROOT)]
+  return subprocess.run(
+    [sys.executable, *args],
+    capture_output=True,
+    text=True,
+    cwd=tmp_path,
+    env={'PYTHONPATH': ':'.join(paths), 'JAX_PLATFORMS': 'cpu'},
+  )
+
+
+def refusal(done):
+  """The one line of a program that does not start."""
+  assert done.returncode == 2, done.stderr
+  assert done.stdout == ''
+  (line,) = done.stderr.splitlines()
+  assert line.startswith('error: ') and line.endswith(_INSTALL), line
+  return line
+
+
+def _entry_point():
+  """What the console script does."""
+  text = (_ROOT / 'pyproject.toml').read_text()
+  module, _, name = tomllib.loads(text)['project']['scripts'][
+    'powerprop'
+  ].partition(':')
+  return f'import sys; from {module} import {name}; sys.exit({name}())'
+
+
+def _programs():
+  """The modules of experiments that are programs."""
+  return [
+    '.'.join(('experiments', *path.relative_to(_EXPERIMENTS).parts))[:-3]
+    for path in sorted(_EXPERIMENTS.rglob('*.py'))
+    if "if __name__ == '__main__':" in path.read_text()
+  ]
+
+
+def test_powerprop_says_what_to_install(tmp_path):
+  line = refusal(without(tmp_path, _EXTRA, '-c', _entry_point(), 'train'))
+  assert 'tyro' in line
+  refusal(without(tmp_path, ('tyro',), '-m', 'powerprop_jax.train', '--help'))
+
+
+@pytest.mark.parametrize(
+  'name', ['one_shot_pruning', 'benchmarks.psi', 'launch.slurm']
+)
+def test_programs_say_what_to_install(tmp_path, name):
+  done = without(tmp_path, _EXTRA, '-m', f'experiments.{name}', '--help')
+  assert 'matplotlib' in refusal(done)
+
+
+def test_figures_say_what_to_install(tmp_path):
+  code = 'import powerprop_jax.report.plotting'
+  done = without(tmp_path, ('matplotlib',), '-c', code)
+  assert done.stderr.splitlines()[-1].startswith('ImportError: matplotlib is')
+  assert done.stderr.strip().endswith(_INSTALL)
+
+
+def test_all_that_programs_import_is_asked_for(tmp_path):
+  # Whatever else the extra has may be missing: it is needed for one thing only.
+  asked = refusal(without(tmp_path, _EXTRA, '-m', 'experiments.flops_table'))
+  others = [p for p in _EXTRA if p not in asked]
+  assert len(others) < len(_EXTRA) - 3
+  modules = ['powerprop_jax.train.cli', *_programs()]
+  assert len(modules) > 20
+  code = f'import {", ".join(modules)}'
+  done = without(tmp_path, tuple(others), '-c', code)
+  assert done.returncode == 0, done.stderr
+
+
+def test_importing_a_program_is_left_to_who_imports_it(tmp_path):
+  done = without(tmp_path, _EXTRA, '-c', 'import experiments')
+  assert done.returncode == 0, done.stderr
