@@ -55,7 +55,6 @@ from experiments import adaptive_alpha_report
 from experiments.adaptive_alpha_config import PRESETS, Config
 from powerprop_jax import nets
 from powerprop_jax.core import reparam
-from powerprop_jax.optim import remap
 from powerprop_jax.report import files
 from powerprop_jax.train import (
   alpha_results,
@@ -148,7 +147,7 @@ def _checked_combinations(config: Config) -> list[Combination]:
       )
   for alpha in config.alphas:
     reparam.check_alpha(alpha)
-    remap.check_invertible(alpha)
+    reparam.check_invertible(alpha)
   lanes.product([1.0], config.keys)
   divergence.say_scale(_splits(config.data))
   optimizers.make_tx(config.optimizer, 1.0, 1)

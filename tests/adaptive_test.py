@@ -12,7 +12,6 @@ import optax
 import pytest
 
 import powerprop_jax as pp
-from powerprop_jax.optim import remap
 
 
 class RuleTest(parameterized.TestCase):
@@ -341,4 +340,4 @@ class RefusalsTest(parameterized.TestCase):
 
 
 def test_the_bound_on_alpha_is_what_the_docstrings_say():
-  assert remap.MAX_ALPHA == 64
+  assert reparam.MAX_ALPHA == 64

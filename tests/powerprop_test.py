@@ -271,6 +271,11 @@ class RefusalsTest(parameterized.TestCase):
     power = powerprop.powerprop(optax.sgd(0.1), 2.0)
     views.init(aliases.static(power, masks=masks), eye)
 
+  def test_a_power_that_float32_does_not_invert(self):
+    for alpha in (1e6, jnp.float32(65), {'m': {'w': 2.0}, 'n': {'w': 1e3}}):
+      with self.assertRaisesRegex(ValueError, 'alpha must be at most 64'):
+        powerprop.powerprop(optax.sgd(0.1), alpha)
+
   def test_unknown_form(self):
     with self.assertRaisesRegex(ValueError, "got 'latent'"):
       powerprop.powerprop(optax.sgd(0.1), 2.0, form='latent')

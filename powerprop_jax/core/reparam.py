@@ -25,6 +25,12 @@ from powerprop_jax.core import powers
 
 Alpha = float | jax.Array
 
+# The largest α that float32 inverts to 1e-5: the largest relative error of
+# ψ(ψ⁻¹(θ)) in 200,001 values of |θ| from 1e-30 to 1e3 is 5e-6 for α = 4, 9.7e-6
+# for 64, 1.2e-5 for 96 and 6e-5 for 1024. The rounding of |θ|^(1/α) counts α
+# times.
+MAX_ALPHA = 64.0
+
 
 def psi(phi: Any, alpha: Any) -> Any:
   """Effective weights of latent ones, θ = φ |φ|^(α-1).
@@ -136,6 +142,32 @@ def check_alpha(alpha: Any, name: str = 'alpha') -> None:
   if not (math.isfinite(value) and value >= 1):
     raise ValueError(
       f'{name} must be a finite number of at least 1, got {value:g}.'
+    )
+
+
+def check_invertible(alpha: Any, name: str = 'alpha') -> None:
+  """Refuses a power that float32 does not invert.
+
+  Args:
+    alpha: a scalar. Traced values cannot be looked at and pass.
+    name: what to call it in the message.
+
+  Raises:
+    ValueError: if alpha is larger than MAX_ALPHA.
+
+  Example:
+    >>> check_invertible(100.)
+    Traceback (most recent call last):
+      ...
+    ValueError: alpha must be at most 64, got 100: with a larger power float32
+    does not find its way from θ to φ and back.
+  """
+  if isinstance(alpha, jax.core.Tracer):
+    return
+  if float(alpha) > MAX_ALPHA:
+    raise ValueError(
+      f'{name} must be at most {MAX_ALPHA:g}, got {float(alpha):g}: with a '
+      'larger power float32 does not find its way from θ to φ and back.'
     )
 
 

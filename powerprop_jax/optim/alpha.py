@@ -48,7 +48,7 @@ class AlphaController(NamedTuple):
     update: (theta, masks, alpha, state) -> (alpha, state), where theta are the
       effective weights, zero where masks are False, and masks the connections
       that exist. The new α has the structure of the old one, is at least 1 and
-      at most remap.MAX_ALPHA.
+      at most reparam.MAX_ALPHA.
 
   Example:
     >>> up = lambda theta, masks, alpha, state: (alpha + 0.5, state)
@@ -124,7 +124,7 @@ def near_zero_controller(
   if not 0 < epsilon < math.inf:
     raise ValueError(f'epsilon must be positive and finite, got {epsilon}.')
   _check_rule(growth, increment, alpha_max)
-  remap.check_invertible(float(alpha_max), 'alpha_max')
+  reparam.check_invertible(float(alpha_max), 'alpha_max')
 
   def init(alpha: Any) -> AlphaState:
     _check_kind(alpha, per_leaf)

@@ -62,7 +62,7 @@ def powerprop(
       so that weight decay inside it (optax.adamw) decays θ, and its step is
       multiplied once by ψ′(φ), taken before the step. In the naive form it sees
       ∂L/∂φ = ∂L/∂θ ψ′(φ) and φ.
-    alpha: the power, at least 1; a scalar, or a tree of scalars with one for
+    alpha: the power, in [1, 64]; a scalar, or a tree of scalars with one for
       each selected leaf under its name. A Python number is compiled into the
       program, which is fastest for multiples of 1/4; an array is kept in the
       state, where it may change or be batched without compiling again.
@@ -73,7 +73,7 @@ def powerprop(
     A gradient transformation over φ with a PowerState.
 
   Raises:
-    ValueError: if alpha is not finite and at least 1, or form is unknown; from
+    ValueError: if alpha is not in [1, 64], or form is unknown; from
       `init`, if nothing is selected, a selected leaf has no alpha, or a
       selected leaf is all zeros although α > 1, or inner holds a sparsify.
 
@@ -186,11 +186,13 @@ def stored_alpha(alpha: Any) -> Any:
     The same tree with Static and float32 leaves.
 
   Raises:
-    ValueError: if a value is not a scalar, not finite or smaller than 1.
+    ValueError: if a value is not a scalar, not finite, smaller than 1, or
+      larger than reparam.MAX_ALPHA.
   """
 
   def store(leaf: Any) -> Any:
     reparam.check_alpha(leaf)
+    reparam.check_invertible(leaf)
     if powers.is_number(leaf):
       return Static(float(leaf))
     return jnp.asarray(leaf, jnp.float32)

@@ -247,9 +247,9 @@ def with_alpha(
 
   Raises:
     ValueError: if there is no powerprop in the state, or hold is unknown; if
-      alpha is invalid, larger than float32 can invert (see remap.MAX_ALPHA), or
-      of another kind or structure than the old one; if θ is to be held and
-      powerprop has the naive form.
+      alpha is invalid, larger than reparam.MAX_ALPHA, or of another kind or
+      structure than the old one; if θ is to be held and powerprop has the naive
+      form.
 
   Note:
     In the naive form the optimiser's slots live in φ-space. A momentum there
@@ -273,7 +273,6 @@ def with_alpha(
     )
   remap.check_form(power, hold)
   stored = _same_kind(powerprop_lib.stored_alpha(alpha), power.alpha)
-  remap.check_invertible(stored)
   if hold == 'theta':
     phi = remap.remap(phi, power, power._replace(alpha=stored))
   return phi, remap.replace_alpha(opt_state, stored)

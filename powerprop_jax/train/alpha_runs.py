@@ -19,7 +19,6 @@ import numpy as np
 
 from powerprop_jax.core import reparam
 from powerprop_jax.optim import alpha as alpha_lib
-from powerprop_jax.optim import remap
 from powerprop_jax.train import (
   alpha_control,
   alpha_race,
@@ -178,7 +177,7 @@ def _check_candidates(powers: tuple[float, ...]) -> None:
     raise UserError(f'candidates must differ from each other, got {powers}.')
   for power in powers:
     reparam.check_alpha(power, 'a candidate')
-    remap.check_invertible(power, 'a candidate')
+    reparam.check_invertible(power, 'a candidate')
 
 
 def control_of(
@@ -205,7 +204,7 @@ def control_of(
     config.epsilon,
     growth=config.growth,
     increment=config.increment,
-    alpha_max=remap.MAX_ALPHA if is_uncapped else config.alpha_max,
+    alpha_max=reparam.MAX_ALPHA if is_uncapped else config.alpha_max,
     per_leaf=name == 'per_leaf',
   )
   epoch = problem.loop.steps_per_dispatch

@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from powerprop_jax.core import distributions, masks, trees
+from powerprop_jax.core import distributions, masks, reparam, trees
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.nets import resnet
-from powerprop_jax.optim import decay, powerprop, remap, views
+from powerprop_jax.optim import decay, powerprop, views
 from powerprop_jax.prune import one_shot
 from powerprop_jax.train import (
   ema,
@@ -367,7 +367,7 @@ def check_task(task: Task) -> None:
     raise UserError(f'the dense network has sparsity 0, got {task.sparsity:g}.')
   if not 1 <= task.alpha < math.inf:
     raise UserError(f'alpha must be at least 1 and finite, got {task.alpha:g}.')
-  remap.check_invertible(task.alpha)
+  reparam.check_invertible(task.alpha)
 
 
 def _check(config: RecipeConfig) -> None:

@@ -12,7 +12,7 @@ import optax
 
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.trees import Select
-from powerprop_jax.optim import decay, remap
+from powerprop_jax.optim import decay
 from powerprop_jax.optim import powerprop as powerprop_lib
 from powerprop_jax.optim.powerprop import Form
 from powerprop_jax.train.errors import UserError
@@ -62,8 +62,8 @@ def make_tx(
 
   Args:
     config: the settings.
-    alpha: the power, from 1 to remap.MAX_ALPHA; a Python number is compiled in,
-      an array may be traced or batched.
+    alpha: the power, from 1 to reparam.MAX_ALPHA; a Python number is compiled
+      in, an array may be traced or batched.
     num_steps: length of the run, for the schedule.
     select: which leaves are reparameterised and decay.
 
@@ -75,7 +75,6 @@ def make_tx(
     ValueError: if alpha is, where it is known.
   """
   _check(config)
-  remap.check_invertible(alpha)
   learning_rate = _learning_rate(config, num_steps)
   if config.name == 'adam':
     inner = optax.adam(learning_rate)
