@@ -12,6 +12,7 @@ import optax
 import pytest
 
 import powerprop_jax as pp
+from powerprop_jax.core import reparam
 
 
 class RuleTest(parameterized.TestCase):
