@@ -248,9 +248,9 @@ def test_says_that_there_is_nothing_to_resume(tmp_path, capsys):
   args = ['train', '--net', 'mlp', *TINY, '--out', out, '--resume']
   note = f'note: {out} holds no run to resume; this one starts anew.'
   main(*args)
-  assert note in capsys.readouterr().out.splitlines()
+  assert note in capsys.readouterr().err.splitlines()
   main(*args)
-  assert 'note' not in capsys.readouterr().out
+  assert 'note' not in capsys.readouterr().err
 
 
 def test_says_which_version_it_is(capsys):

@@ -90,7 +90,11 @@ class RunFolder:
         '--out.'
       ) from error
     if resume and not self.is_resumed and not is_part:
-      print(f'note: {self.path} holds no run to resume; this one starts anew.')
+      # Not on the standard output, which is for what the program finds.
+      print(
+        f'note: {self.path} holds no run to resume; this one starts anew.',
+        file=sys.stderr,
+      )
 
   def _check_same_run(
     self, program: str, settings: dict[str, Any], resume: bool
