@@ -48,6 +48,14 @@ _STRICT = {
 }
 
 
+def pytest_addoption(parser):
+  parser.addoption(
+    '--compositions',
+    type=int,
+    help='draws of tests/compositions_test.py, from a new seed',
+  )
+
+
 @pytest.fixture(autouse=True)
 def _strict_dtype_promotion(request):
   if request.module.__name__.rpartition('.')[2] not in _STRICT:
