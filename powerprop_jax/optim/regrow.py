@@ -174,13 +174,12 @@ def least_above_zero(
 
 
 def revived(
-  delta: Any, trained: Masks, phi: Any, grads: Any, least: dict[str, jax.Array]
+  delta: Any, phi: Any, grads: Any, least: dict[str, jax.Array]
 ) -> Any:
-  """The step on φ, which takes trained weights away from zero.
+  """The step on φ, which takes weights away from zero.
 
   Args:
     delta: the step; 0 where φ = 0 and α > 1.
-    trained: weights that are trained.
     phi: latent parameters.
     grads: dense gradients in θ.
     least: as from least_above_zero, or 0 to leave the leaf as it is.
@@ -189,11 +188,12 @@ def revived(
     A step on φ.
   """
 
-  def visit(module_name: str, name: str, p: Any, d: Any, m: Any, g: Any) -> Any:
+  def visit(module_name: str, name: str, p: Any, d: Any, g: Any) -> Any:
     size = least.get(trees.join_name(module_name, name))
     if size is None:
       return d
-    is_dead = m & (p == 0) & (size > 0)
-    return jnp.where(is_dead, _descending(size, g, d.dtype), d)
+    # Every step pays for this, so it is one comparison: nothing equals a NaN.
+    zero = jnp.where(size > 0, 0, jnp.nan).astype(p.dtype)
+    return jnp.where(p == zero, _descending(size, g, d.dtype), d)
 
-  return trees.map_named(visit, phi, delta, trained, grads)
+  return trees.map_named(visit, phi, delta, grads)

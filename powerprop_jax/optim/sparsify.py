@@ -207,9 +207,9 @@ def sparsify(
         (jax.tree.map(jnp.zeros_like, delta), inner_state),
         (delta, new_inner_state),
       )
-    delta = _confined(delta, trained, phi, start, state.pins)
     if least:
-      delta = regrow_lib.revived(delta, trained, phi, grads, least)
+      delta = regrow_lib.revived(delta, phi, grads, least)
+    delta = _confined(delta, trained, phi, start, state.pins)
     return delta, state._replace(
       step=optax.safe_increment(state.step),
       masks=masks,
