@@ -5,7 +5,7 @@ from typing import Any
 
 from composition_draws import CLEAR, SGD, SKIPPING
 from composition_runs import Leaves, Look, Move, is_by_weight
-from compositions import PATHS, WEIGHTS, Composition, as_leaves, as_tree
+from compositions import PATHS, Composition, as_leaves, as_tree
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,7 +80,7 @@ class Replay:
     if c.replaces_step and c.is_due(before.step):
       self.trace[path] = trace
     else:
-      if c.name == 'top_kast' and path in WEIGHTS:
+      if c.name == 'top_kast' and path in c.selected:
         g = g + _penalty(c, psi(self.phi[path]), after.masks[path], trained)
       g = np.where(trained, g, 0)
       if c.form == 'naive':

@@ -1,7 +1,8 @@
 """Compositions of the library with Optax: refused by us, or right.
 
 `pytest tests/compositions_test.py --compositions 2000` draws as many, others
-each time, and prints how to draw the same again.
+each time, and prints how to draw the same again. A failure is cut down to few
+parts and ends with a line for `composition_checks`.
 """
 
 import functools
