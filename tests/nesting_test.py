@@ -182,6 +182,14 @@ def test_a_compiled_step_of_ours_does():
     state = update(state, grads, net_state)
 
 
+def test_the_outermost_of_two_mistakes_is_told():
+  mask = {'a': {'w': True, 'b': False}, 'n': {'w': True}}
+  power = pp.powerprop(optax.sgd(0.1), 2.0)
+  tx = optax.masked(pp.static(power, 0.5), mask)
+  with pytest.raises(ValueError, match='sparsify must not be inside'):
+    pp.init(tx, make_theta())
+
+
 def test_powerprop_within_powerprop_is_refused():
   tx = pp.powerprop(pp.powerprop(optax.sgd(0.1), 2.0), 2.0)
   with pytest.raises(ValueError, match='more than once'):
@@ -198,7 +206,7 @@ def test_powerprop_within_powerprop_is_refused():
       {'a': {'w': jnp.ones((2, 2)), 'act': jnp.tanh}},
       "'a/act'.*eqx.filter",
     ),
-    (pp.powerprop(optax.sgd(0.1), 2.0), jnp.ones((2, 2)), 'float32.2,2'),
+    (pp.powerprop(optax.sgd(0.1), 2.0), jnp.ones((2, 2)), 'single array, f'),
     (
       pp.powerprop(optax.sgd(0.1), 2.0),
       {'l': {'w': jnp.ones(3)}},

@@ -147,7 +147,10 @@ def selected_names(select: Select, tree: Any) -> tuple[str, ...]:
   if leaves and not chosen:
     raise ValueError(
       'select chose none of the leaves. Available: '
-      + ', '.join(f'{leaf.path} {_described(leaf.value)}' for leaf in leaves)
+      + ', '.join(
+        f'{leaf.path or "a single array,"} {_described(leaf.value)}'
+        for leaf in leaves
+      )
       + ". By default these are leaves called 'w' with two axes or more and "
       "floating point; for others pass select=by_regex('pattern')."
     )

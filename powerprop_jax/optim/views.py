@@ -59,12 +59,14 @@ def init(tx: optax.GradientTransformation, theta: Any) -> tuple[Any, Any]:
   _check_arguments(tx, theta)
   phi = jax.tree.map(jnp.array, theta)
   opt_state = tx.init(phi)
+  # First, as it is what stands further out.
+  nesting.find_sparse_state(opt_state)
+  nesting.check_chains(opt_state)
   power = nesting.find_power_state(opt_state)
   if power is not None:
     phi = powerprop_lib.to_phi(phi, power)
     opt_state = tx.init(phi)
   sparse = nesting.find_sparse_state(opt_state)
-  nesting.check_chains(opt_state)
   masks = None if sparse is None else sparse.masks
   powerprop_lib.warn_of_zeros(phi, power, masks)
   if sparse is not None and sparse.pins:
@@ -108,8 +110,8 @@ def effective_params(phi: Any, opt_state: Any, *, pinned: bool = False) -> Any:
     >>> effective_params(phi, tx.init(phi))['linear']['w']
     Array([[ 4.  , -0.25]], dtype=float32)
   """
-  power = nesting.find_power_state(opt_state)
   sparse = nesting.find_sparse_state(opt_state)
+  power = nesting.find_power_state(opt_state)
   theta = phi if power is None else powerprop_lib.to_theta(phi, power)
   if sparse is None or (pinned and sparse.pins and nesting.is_exact(opt_state)):
     return theta
