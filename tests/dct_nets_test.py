@@ -271,10 +271,7 @@ class SparseTrainingTest(parameterized.TestCase):
     )
     theta, state = start(net, images[0])
     phi, opt_state = pp.init(tx, theta)
-    counts = {
-      path: pp.num_kept(theta[path.removesuffix('/w')]['w'].size, sparsity)
-      for path, sparsity in pp.erk(theta, 1 - DENSITY).items()
-    }
+    counts = pp.erk(theta, 1 - DENSITY).counts
 
     @jax.jit
     def step(phi, opt_state, images, labels):

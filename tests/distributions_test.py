@@ -137,6 +137,16 @@ class CountsTest(parameterized.TestCase):
       counts = layers.kept_counts(theta, 0.9, fn)
       self.assertEqual(sum(counts.values()), 54)
 
+  def test_shares_are_a_tree_as_dictionaries_are(self):
+    shares = distributions.erk(tree_of({'b': (8, 30), 'a': (30, 10)}), 0.9)
+    plain = dict(shares)
+    self.assertEqual(jax.tree.leaves(shares), jax.tree.leaves(plain))
+    self.assertEqual(
+      jax.tree_util.tree_leaves_with_path(shares),
+      jax.tree_util.tree_leaves_with_path(plain),
+    )
+    self.assertEqual(jax.tree.map(lambda s: s, shares), plain)
+
   def test_an_overridden_leaf_keeps_its_own_count(self):
     theta = tree_of({'a': (8, 31), 'b': (31, 10), 'c': (10, 7)})
     fixed = functools.partial(distributions.erk, overrides={'^c/': 0.55})

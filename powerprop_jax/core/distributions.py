@@ -14,6 +14,8 @@ from fractions import Fraction
 import math
 from typing import Any
 
+import jax
+
 from powerprop_jax.core import masks, trees
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.trees import Select
@@ -31,6 +33,17 @@ class Shares(dict[str, float]):
   """
 
   counts: dict[str, int]
+
+
+# To JAX a dictionary, which it does not see in a class of its own.
+jax.tree_util.register_pytree_with_keys(
+  Shares,
+  lambda shares: (
+    [(jax.tree_util.DictKey(name), shares[name]) for name in sorted(shares)],
+    tuple(sorted(shares)),
+  ),
+  lambda names, values: dict(zip(names, values, strict=True)),
+)
 
 
 def kept_counts(
