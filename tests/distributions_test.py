@@ -124,7 +124,7 @@ class CountsTest(parameterized.TestCase):
     sizes = {f'{name}/w': math.prod(shape) for name, shape in shapes.items()}
     total = masks.num_kept(sum(sizes.values()), sparsity)
     shares = fn(theta, sparsity)
-    counts = distributions.kept_counts(shares, sizes)
+    counts = distributions.counts(shares, sizes)
     self.assertEqual(sum(counts.values()), total)
     self.assertEqual(layers.kept_counts(theta, sparsity, fn), counts)
     self.assertEqual(one_shot.kept_counts(theta, shares), counts)

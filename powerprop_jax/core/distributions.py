@@ -2,14 +2,14 @@
 
 Each function maps parameters and one sparsity to a sparsity per selected leaf,
 {'module/name': sparsity}, such that together the leaves have the sparsity asked
-for, to the last weight: kept_counts rounds them together. Only shapes matter,
+for, to the last weight: counts rounds them together. Only shapes matter,
 so jax.ShapeDtypeStruct leaves do as well as arrays.
 
 A leaf may be fixed by an override, {pattern: sparsity}. The others then make up
 for it: fixing the last layer at a low sparsity makes the rest sparser.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 import math
 from typing import Any
@@ -35,6 +35,10 @@ class Shares(dict[str, float]):
   counts: dict[str, int]
 
 
+def _plain(names: tuple[str, ...], values: Iterable[Any]) -> Any:
+  return dict(zip(names, values, strict=True))
+
+
 # To JAX a dictionary, which it does not see in a class of its own.
 jax.tree_util.register_pytree_with_keys(
   Shares,
@@ -42,11 +46,11 @@ jax.tree_util.register_pytree_with_keys(
     [(jax.tree_util.DictKey(name), shares[name]) for name in sorted(shares)],
     tuple(sorted(shares)),
   ),
-  lambda names, values: dict(zip(names, values, strict=True)),
+  _plain,
 )
 
 
-def kept_counts(
+def counts(
   by_leaf: Mapping[str, float], sizes: Mapping[str, int]
 ) -> dict[str, int]:
   """How many weights each leaf keeps.
@@ -64,7 +68,7 @@ def kept_counts(
     >>> import numpy as np
     >>> theta = {'a': {'w': np.ones((5, 3))}, 'b': {'w': np.ones((5, 3))}}
     >>> shares, sizes = uniform(theta, 0.9), {'a/w': 15, 'b/w': 15}
-    >>> kept_counts(shares, sizes), kept_counts(dict(shares), sizes)
+    >>> counts(shares, sizes), counts(dict(shares), sizes)
     ({'a/w': 2, 'b/w': 1}, {'a/w': 2, 'b/w': 2})
   """
   if isinstance(by_leaf, Shares):
@@ -190,7 +194,7 @@ def erk(
     ValueError: as for uniform.
 
   Note:
-    The budget here is exactly (1 - sparsity) of all weights; see kept_counts.
+    The budget here is exactly (1 - sparsity) of all weights; see counts.
     RigL's code rounds it up to a whole number layer by layer (less than one
     weight a layer), and takes layers with a given sparsity out of the budget;
     here they count, so the network as a whole has the sparsity asked for.

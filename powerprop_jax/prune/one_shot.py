@@ -219,7 +219,7 @@ def kept_counts(
   own = _sparsity_by_leaf(names, sparsity, scope)
   if fixed := distributions.match_overrides(names, overrides):
     own = {**own, **fixed}
-  counts = distributions.kept_counts(own, sizes)
+  counts = distributions.counts(own, sizes)
   others = [name for name in names if name not in own]
   if others:
     assert not isinstance(sparsity, Mapping)

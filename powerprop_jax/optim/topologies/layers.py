@@ -72,7 +72,7 @@ distribution), or leave it out of select.
         f'sparsity {by_leaf[name]:g}. Lower the sparsity, give this leaf one '
         'of its own (overrides of the distribution), or leave it out of select.'
       )
-  return distributions.kept_counts(by_leaf, sizes)
+  return distributions.counts(by_leaf, sizes)
 
 
 def leaf_sparsities(
