@@ -36,7 +36,7 @@ def resolve(
   """
   if topology.regrow is not None:
     return topology.regrow
-  is_powered = not is_certainly_one(inner_state)
+  is_powered = not _is_certainly_one(inner_state)
   if regrow is None:
     return 'keep' if is_powered else 'zero'
   if regrow == 'zero' and is_powered:
@@ -48,7 +48,7 @@ def resolve(
   return regrow
 
 
-def is_certainly_one(inner_state: Any) -> bool:
+def _is_certainly_one(inner_state: Any) -> bool:
   """Whether θ = φ, as far as can be seen without looking at arrays."""
   powers = trees.find_states(inner_state, PowerState)
   alphas = [
@@ -105,7 +105,7 @@ def values(
   return jax.tree.map(smallest, theta, grads, before, after)
 
 
-def _least(x: jax.Array, among: jax.Array) -> jax.Array:
+def _least(x: jax.Array, among: jax.Array | bool) -> jax.Array:
   """The smallest magnitude that is not zero, float32; infinite without any."""
   size = jnp.abs(x.astype(jnp.float32))
   return jnp.min(size, where=among & (size > 0), initial=jnp.inf)
@@ -166,7 +166,7 @@ def least_above_zero(
     if leaf.path in powers:
       survivors = _least(leaf.value, old & new)
       least = jnp.where(
-        jnp.isfinite(survivors), survivors, _least(leaf.value, old | True)
+        jnp.isfinite(survivors), survivors, _least(leaf.value, True)
       )
       is_dead = (powers[leaf.path] > 1) & jnp.isfinite(least)
       sizes[leaf.path] = jnp.where(is_dead, least, 0)
