@@ -4,6 +4,10 @@ A predicate over (module name, name, value), Haiku's own convention, decides;
 the functions here are the predicates people need and the checks that tell them
 what was chosen. By default that is the weights of linear and convolutional
 layers: biases, norm parameters and embeddings take part only when asked for.
+
+A predicate is part of the states of the transformations that it is given to.
+Those from here, and functions of a module, can be pickled, and are equal where
+they are built twice; a lambda cannot, and is equal to itself alone.
 """
 
 import dataclasses
