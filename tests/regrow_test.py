@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from powerprop_jax.core import masks, reparam, schedules, trees
 from powerprop_jax.optim import aliases, powerprop, regrow, sparsify, views
@@ -245,7 +246,7 @@ class DefaultsAndRefusalsTest(parameterized.TestCase):
       lambda t, k: jnp.where(jnp.abs(t) > k, t, 0), theta, kept
     )
     tx = _rigl(powerprop.powerprop(optax.sgd(0.05), alpha))
-    with self.assertWarnsRegex(UserWarning, 'start at exactly zero'):
+    with pytest.warns(UserWarning, match='start at exactly zero'):
       phi, state = views.init(tx, theta)
     old = state
     for seed in range(3):
