@@ -123,6 +123,9 @@ class MeasureTest(parameterized.TestCase):
     # A leaf of that size is not counted in int32 either.
     shape = jax.ShapeDtypeStruct((2**20, 2**12), bool)
     jax.eval_shape(masks.density, {'w': shape})
+    long = jax.ShapeDtypeStruct((2**32,), bool)
+    counts = str(jax.make_jaxpr(masks.density)({'w': long}))
+    assert 'bool[1073741824]' in counts  # in parts that int32 can count
     jax.eval_shape(masks.overlap, {'w': shape}, {'w': shape})
 
   def test_density_without_entries_is_one(self):

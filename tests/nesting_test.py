@@ -156,9 +156,32 @@ def scaled(inner, factor):
   return optax.GradientTransformation(init, update)
 
 
+def in_a_pair(inner, factor):
+  """Another, with a state that looks like that of a chain."""
+
+  def update(updates, state, params=None):
+    count, state = state
+    updates, state = inner.update(updates, state, params)
+    return jax.tree.map(lambda u: factor * u, updates), (count + 1, state)
+
+  init = lambda params: (jnp.zeros([]), inner.init(params))
+  return optax.GradientTransformation(init, update)
+
+
+def without_a_trace(inner, factor):
+  """Another, with the state of what is inside it."""
+
+  def update(updates, state, params=None):
+    updates, state = inner.update(updates, state, params)
+    return jax.tree.map(lambda u: factor * u, updates), state
+
+  return optax.GradientTransformation(inner.init, update)
+
+
 @pytest.mark.parametrize('alpha', [None, 2.0])
-def test_a_step_computes_with_the_masks_whatever_is_around(alpha):
-  phi, state, _ = train(scaled(rigl(optax.sgd(0.5), alpha), 0.3))
+@pytest.mark.parametrize('around', [scaled, in_a_pair])
+def test_a_step_computes_with_the_masks_whatever_is_around(alpha, around):
+  phi, state, _ = train(around(rigl(optax.sgd(0.5), alpha), 0.3))
   seen = pp.effective_params(phi, state, pinned=True)
   masks = pp.current_masks(phi, state)
   chex.assert_trees_all_equal(seen, pp.apply_masks(seen, masks))
@@ -166,16 +189,16 @@ def test_a_step_computes_with_the_masks_whatever_is_around(alpha):
     assert (phi['a']['w'] != seen['a']['w']).any()
 
 
-def test_a_compiled_step_of_ours_does():
-
+@pytest.mark.parametrize('around', [scaled, in_a_pair, without_a_trace])
+def test_a_compiled_step_of_ours_does(around):
   net = nets.make('lenet_300_100', num_classes=3)
   images, labels = jnp.ones((4, 2, 2, 1)), jnp.array([0, 1, 2, 0])
-  tx = scaled(pp.sparse_evolution(optax.sgd(0.5), 0.8, stop=90, period=1), 0.3)
+  tx = around(pp.sparse_evolution(optax.sgd(0.5), 0.8, stop=90, period=1), 0.3)
   state = state_lib.create(net, tx, jax.random.key(0), images)
   step = step_lib.make_step(net, tx)
   run = jax.jit(functools.partial(step.gradient, labels=labels))
   update = jax.jit(step.update)
-  for _ in range(3):
+  for _ in range(5):
     grads, net_state, metrics = run(state, images)
     masked = state._replace(phi=pp.effective_params(state.phi, state.opt_state))
     chex.assert_trees_all_equal(metrics, run(masked, images)[2])

@@ -402,7 +402,9 @@ def _count(mask: jax.Array) -> jax.Array:
   """How many entries are True: int32, or float32 where that could overflow."""
   if mask.size < _INT32_END:
     return jnp.sum(mask, dtype=jnp.int32)
-  return jnp.sum(jnp.sum(mask, axis=-1, dtype=jnp.int32), dtype=jnp.float32)
+  axis = mask.shape.index(max(mask.shape))
+  parts = jnp.array_split(mask, -(-mask.size // 2**30), axis)
+  return _total((jnp.sum(part, dtype=jnp.int32) for part in parts), mask.size)
 
 
 def _total(counts: Iterable[jax.Array], size: int) -> jax.Array:

@@ -102,11 +102,16 @@ def is_exact(opt_state: Any) -> bool:
     optax.named_chain, which forget their order.
   """
   return all(
-    (type(node) is tuple and not _after_sparsify(node))
-    or isinstance(node, _EXACT)
+    isinstance(node, _EXACT)
+    or (_is_chain(node) and not _after_sparsify(node))
     or (isinstance(node, dict) and len(node) == 1)
     for node in _around_sparsify(opt_state)
   )
+
+
+def _is_chain(node: Any) -> bool:
+  """Whether it can be of optax.chain: with an array in it, it is not."""
+  return type(node) is tuple and all(isinstance(link, tuple) for link in node)
 
 
 def check_chains(opt_state: Any) -> None:
@@ -158,7 +163,7 @@ def _after_sparsify(links: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _check_last(links: tuple[Any, ...], opt_state: Any) -> None:
   """Refuses a chain in which something follows sparsify."""
-  # A tuple with an array in it is no chain, but the state of something else.
+  # An array is no state of a link, but part of that of something else.
   after = [link for link in _after_sparsify(links) if isinstance(link, tuple)]
   if not after:
     return

@@ -97,7 +97,8 @@ def effective_params(phi: Any, opt_state: Any, *, pinned: bool = False) -> Any:
   Args:
     phi: latent parameters.
     opt_state: the optimiser state that goes with them.
-    pinned: promises that phi is just as init and the updates left it. sparsify
+    pinned: promises that phi is just as init and the updates left it, and that
+      nothing of one's own around sparsify changes its updates. sparsify
       then mostly holds what has no connection at zero already, and one pass
       over the weights is saved. Not for averages of φ over steps.
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from powerprop_jax.optim import topology, views
+from powerprop_jax.optim.sparsify import Sparsified
 from powerprop_jax.train import data
 from powerprop_jax.train.data_sources import Arrays
 from powerprop_jax.train.state import TrainState
@@ -117,12 +118,14 @@ def make_step(
     ValueError: if label_smoothing is out of range.
   """
   gradient_at = _make_gradient(net, prepare, augment, label_smoothing)
+  # What sparsify holds at zero in the state's own φ need not be masked again. A
+  # wrapper around it may leave no trace in the state, and change what it holds.
+  pinned = isinstance(tx, Sparsified)
 
   def gradient(
     state: TrainState, images: jax.Array, labels: jax.Array
   ) -> tuple[hk.Params, hk.State, Metrics]:
-    # The state's own φ: what sparsify holds at zero need not be masked again.
-    theta = views.effective_params(state.phi, state.opt_state, pinned=True)
+    theta = views.effective_params(state.phi, state.opt_state, pinned=pinned)
     return gradient_at(theta, state, images, labels)
 
   return joined(
