@@ -2,7 +2,7 @@
 
 import sys
 
-from powerprop_jax.report import extras
+from powerprop_jax.files import extras
 
 # While Python looks for the program of python -m experiments.…, before it
 # imports that; see sys.argv in Python's manual.

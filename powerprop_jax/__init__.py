@@ -58,6 +58,12 @@ from powerprop_jax.core.topk import top_k_mask, top_k_masks
 from powerprop_jax.core.topk_columns import top_k_columns
 from powerprop_jax.core.trees import Select
 
+# Reports.
+from powerprop_jax.costs.flops import flops_table, inference_flops, model_bytes
+from powerprop_jax.costs.layers import layer_costs
+from powerprop_jax.costs.summary import summary_table
+from powerprop_jax.costs.training import training_flops
+
 # Networks.
 from powerprop_jax.nets.condensed import (
   CondensedConv2D,
@@ -122,16 +128,6 @@ from powerprop_jax.prune.iterative import (
   iterative_pruning,
 )
 from powerprop_jax.prune.one_shot import prune, sweep
-
-# Reports.
-from powerprop_jax.report.flops import (
-  flops_table,
-  inference_flops,
-  model_bytes,
-)
-from powerprop_jax.report.layer_costs import layer_costs
-from powerprop_jax.report.summary import summary_table
-from powerprop_jax.report.training_flops import training_flops
 
 __version__ = '0.1.0'
 

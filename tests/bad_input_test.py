@@ -19,7 +19,8 @@ import pytest
 
 from powerprop_jax.optim import powerprop, views
 from powerprop_jax.prune import one_shot
-from powerprop_jax.train import cli, command, json_files
+from powerprop_jax.train.cli import arguments, main
+from powerprop_jax.train.runs import json_files
 
 TINY = ['--net=mlp', '--loop.num-steps=40', '--loop.eval-every=20']
 
@@ -35,7 +36,7 @@ def run(args):
     return run_program('one_shot_pruning', rest)
   if first and first[0].endswith(':'):
     return run_program(first[0][:-1], rest)
-  return cli.main(args)
+  return main.main(args)
 
 
 def run_program(name, args):
@@ -43,8 +44,10 @@ def run_program(name, args):
   program = importlib.import_module(f'experiments.{name}')
   if name.startswith('launch.'):
     return program.run(args)
+  if hasattr(program, '__path__'):
+    program = importlib.import_module(f'experiments.{name}.__main__')
   presets = getattr(program, 'PRESETS', None) or {'default': program.Config()}
-  return command.run(
+  return arguments.run(
     program.main, presets, prog=name, description='', args=args
   )
 
@@ -62,11 +65,11 @@ def world(tmp_path_factory):
   """A folder with a run, a pruning of it, a file, and odd data sets."""
   path = tmp_path_factory.mktemp('world')
   args = ['train', *TINY, '--out', str(path / 'run')]
-  assert cli.main(args) == 0
-  assert cli.main(['prune', str(path / 'run'), '--kept', '0.5']) == 0
+  assert main.main(args) == 0
+  assert main.main(['prune', str(path / 'run'), '--kept', '0.5']) == 0
   for name in ('net.safetensors', 'net.npz'):
     to = ['--format', name[4:], '--out', str(path / name)]
-    assert cli.main(['export', str(path / 'run'), '--kept', '0.5', *to]) == 0
+    assert main.main(['export', str(path / 'run'), '--kept', '0.5', *to]) == 0
   only_latest = shutil.ignore_patterns('20')
   for name, spoil in SPOILT_RUNS.items():
     shutil.copytree(path / 'run', path / name, ignore=only_latest)

@@ -52,7 +52,7 @@ def pytest_addoption(parser):
   parser.addoption(
     '--compositions',
     type=int,
-    help='draws of tests/compositions_test.py, from a new seed',
+    help='draws of tests/optim/compositions_test.py, from a new seed',
   )
 
 

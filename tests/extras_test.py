@@ -76,7 +76,9 @@ def _programs():
 def test_powerprop_says_what_to_install(tmp_path):
   line = refusal(without(tmp_path, _EXTRA, '-c', _entry_point(), 'train'))
   assert 'tyro' in line
-  refusal(without(tmp_path, ('tyro',), '-m', 'powerprop_jax.train', '--help'))
+  refusal(
+    without(tmp_path, ('tyro',), '-m', 'powerprop_jax.train.cli', '--help')
+  )
 
 
 @pytest.mark.parametrize(
@@ -99,7 +101,7 @@ def test_all_that_programs_import_is_asked_for(tmp_path):
   asked = refusal(without(tmp_path, _EXTRA, '-m', 'experiments.flops_table'))
   others = [p for p in _EXTRA if p not in asked]
   assert len(others) < len(_EXTRA) - 3
-  modules = ['powerprop_jax.train.cli', *_programs()]
+  modules = ['powerprop_jax.train.cli.main', *_programs()]
   assert len(modules) > 20
   code = f'import {", ".join(modules)}'
   done = without(tmp_path, tuple(others), '-c', code)

@@ -5,8 +5,9 @@ import io
 import numpy as np
 from PIL import Image
 
-from powerprop_jax.train import image_batches, image_set
-from powerprop_jax.train.image_set import Example
+from powerprop_jax.train.images import batches as image_batches
+from powerprop_jax.train.images import image_set
+from powerprop_jax.train.images.image_set import Example
 
 # Examples of the sets that tests share, the fixtures images and damaged.
 COUNT = 10

@@ -15,12 +15,20 @@ _FILES = sorted(_PACKAGE.rglob('*.py'))
 # Folder -> the folders it may import from, itself aside.
 _ALLOWED = {
   'core': set(),
+  'files': set(),
   'optim': {'core'},
-  'nets': {'core'},
-  'prune': {'core', 'optim'},
+  'prune': {'core', 'optim', 'products'},
   'continual': {'core', 'optim'},
-  'report': {'core', 'optim', 'nets'},
-  'train': {'core', 'optim', 'nets', 'prune', 'continual', 'report'},
+  'products': {'core'},
+  'sparse': {'core', 'products'},
+  'costs': {'core', 'files', 'products'},
+  'nets': {'core', 'sparse'},
+  'export': {'core', 'costs', 'files', 'nets', 'optim', 'sparse'},
+  'report': {'core', 'costs', 'files', 'optim', 'sparse'},
+  'train': {
+    *('core', 'files', 'optim', 'prune', 'continual', 'products', 'sparse'),
+    *('costs', 'nets', 'export', 'report'),
+  },
 }
 
 # Within core, files in the order in which they may build on each other; files

@@ -2,12 +2,13 @@
 
 import json
 
-from powerprop_jax.train import command, json_files
+from powerprop_jax.train.cli import arguments
+from powerprop_jax.train.runs import json_files
 
 
 def run(program, *args, static_alpha=False):
   """The exit status of a program, a module with main and PRESETS."""
-  return command.run(
+  return arguments.run(
     program.main,
     program.PRESETS,
     prog=program.__name__.rpartition('.')[2],

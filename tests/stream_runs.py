@@ -17,23 +17,18 @@ import tyro
 
 from powerprop_jax.nets import layers
 from powerprop_jax.optim import aliases, powerprop
-from powerprop_jax.train import (
-  checkpoint,
-  distributed,
-  guard,
-  image_batches,
-  metrics,
-  run_folder,
-  sharding,
-  stream_loop,
-)
 from powerprop_jax.train import state as state_lib
 from powerprop_jax.train import step as step_lib
-from powerprop_jax.train.device_stream import DeviceStream
-from powerprop_jax.train.distributed import HostsConfig
-from powerprop_jax.train.image_stream import Stream
-from powerprop_jax.train.run_folder import RunFolder
-from powerprop_jax.train.stream_loop import StreamLoopConfig
+from powerprop_jax.train.checkpoints import checkpoint
+from powerprop_jax.train.images import batches as image_batches
+from powerprop_jax.train.images.stream import Stream
+from powerprop_jax.train.runs import folder as run_folder
+from powerprop_jax.train.runs import metrics
+from powerprop_jax.train.runs.folder import RunFolder
+from powerprop_jax.train.scale import distributed, guard, sharding, stream_loop
+from powerprop_jax.train.scale.device_stream import DeviceStream
+from powerprop_jax.train.scale.distributed import HostsConfig
+from powerprop_jax.train.scale.stream_loop import StreamLoopConfig
 
 # Compiled with little optimisation, which takes half the time.
 OPTIONS = {'xla_backend_optimization_level': 0}

@@ -34,12 +34,12 @@ import optax
 
 from experiments.benchmarks import timing
 from powerprop_jax.core import masks as masks_lib
+from powerprop_jax.files import tables
 from powerprop_jax.nets import condensed, dct, layers
 from powerprop_jax.nets.condensed import Support
 from powerprop_jax.optim import aliases, views
-from powerprop_jax.report import summary
-from powerprop_jax.train import command
-from powerprop_jax.train.errors import UserError
+from powerprop_jax.train.cli import arguments
+from powerprop_jax.train.runs.errors import UserError
 
 Kind = Literal['linear', 'conv']
 Form = Literal['masked', 'condensed']
@@ -182,7 +182,7 @@ def _measure(
         'to masked': to_masked,
       }
     )
-  print(summary.text_table(rows), flush=True)
+  print(tables.text_table(rows), flush=True)
 
 
 def _random_mask(
@@ -276,7 +276,7 @@ def _program(
 
 if __name__ == '__main__':
   sys.exit(
-    command.run(
+    arguments.run(
       main,
       {'default': Config()},
       prog='python -m experiments.benchmarks.dct',

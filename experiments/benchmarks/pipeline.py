@@ -39,19 +39,23 @@ import time
 from typing import Any, NamedTuple
 
 from experiments.benchmarks import timing
-from powerprop_jax.report import summary
-from powerprop_jax.train import (
-  command,
-  image_batches,
-  image_crops,
-  image_decode,
-  image_set,
-  image_stream,
-  json_files,
+from powerprop_jax.files import tables
+from powerprop_jax.train.cli import arguments
+from powerprop_jax.train.images import (
+  batches as image_batches,
 )
-from powerprop_jax.train.errors import UserError
-from powerprop_jax.train.image_decode import Decoder
-from powerprop_jax.train.image_set import ImageSet
+from powerprop_jax.train.images import (
+  crops,
+  decode,
+  image_set,
+)
+from powerprop_jax.train.images import (
+  stream as image_stream,
+)
+from powerprop_jax.train.images.decode import Decoder
+from powerprop_jax.train.images.image_set import ImageSet
+from powerprop_jax.train.runs import json_files
+from powerprop_jax.train.runs.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +124,7 @@ def main(config: Config) -> None:
       for name in shuffled.sample(list(programs), len(programs)):
         speeds[name].append(programs[name]())
   records = _records(speeds)
-  print(summary.text_table([_row(record) for record in records]))
+  print(tables.text_table([_row(record) for record in records]))
   for record in records:
     if record['program'].startswith('pipeline'):
       print(
@@ -150,7 +154,7 @@ def _check(config: Config) -> None:
 
 
 def _describe(config: Config, images: ImageSet, files: Sequence[bytes]) -> str:
-  sizes = [image_decode.decode(file).shape for file in files]
+  sizes = [decode.decode(file).shape for file in files]
   pixels = statistics.fmean(size[0] * size[1] for size in sizes)
   load = ', '.join(f'{x:.1f}' for x in os.getloadavg())
   return (
@@ -178,7 +182,7 @@ def enlarged(images: ImageSet, folder: str, config: Config) -> ImageSet:
   count = min(config.files, images.num_examples)
   examples = []
   for example in image_set.read(images, range(count)):
-    image = Image.fromarray(image_decode.decode(example.data))
+    image = Image.fromarray(decode.decode(example.data))
     sides = [max(1, round(side * config.enlarge)) for side in image.size]
     file = io.BytesIO()
     image.resize((sides[0], sides[1]), Image.Resampling.BICUBIC).save(
@@ -199,7 +203,7 @@ def _programs(
   programs: dict[str, Callable[[], Speed]] = {}
   _use_one_core()
   size = config.image_size
-  for decoder in image_decode.installed():
+  for decoder in decode.installed():
     if decoder != 'nvimgcodec':  # which decodes parts alone for us
       whole = functools.partial(_decode_whole, files, decoder)
       programs[f'whole, {decoder}'] = whole
@@ -221,7 +225,7 @@ def _programs(
 
 def _use_one_core() -> None:
   """As a worker does."""
-  if 'opencv' in image_decode.installed():
+  if 'opencv' in decode.installed():
     import cv2
 
     cv2.setNumThreads(0)
@@ -230,7 +234,7 @@ def _use_one_core() -> None:
 def _decode_whole(files: Sequence[bytes], decoder: Decoder) -> Speed:
   wall, cpu = time.perf_counter(), time.process_time()
   for file in files:
-    image_decode.decode(file, decoder)
+    decode.decode(file, decoder)
   return _speed(len(files), wall, cpu)
 
 
@@ -238,10 +242,10 @@ def _decode_crops(
   files: Sequence[bytes], image_size: int, decoder: Decoder
 ) -> Speed:
   wall, cpu = time.perf_counter(), time.process_time()
-  draws = image_crops.random_draws(0, 0, len(files))
+  draws = crops.random_draws(0, 0, len(files))
   for drawn, file in zip(draws, files, strict=True):
-    choose = functools.partial(image_crops.random_crop, drawn)
-    image_decode.decode_crop(file, choose, image_size, decoder)
+    choose = functools.partial(crops.random_crop, drawn)
+    decode.decode_crop(file, choose, image_size, decoder)
   return _speed(len(files), wall, cpu)
 
 
@@ -301,7 +305,7 @@ def _records(speeds: dict[str, list[Speed]]) -> list[dict[str, Any]]:
   whole = next(
     runs for name, runs in speeds.items() if name.startswith('whole')
   )
-  crop = speeds[f'crop, {image_decode.fastest()}']
+  crop = speeds[f'crop, {decode.fastest()}']
   return [
     {
       'program': name,
@@ -333,7 +337,7 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == '__main__':
   sys.exit(
-    command.run(
+    arguments.run(
       main,
       {'default': Config()},
       prog='python -m experiments.benchmarks.pipeline',

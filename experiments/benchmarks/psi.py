@@ -19,8 +19,9 @@ import jax.numpy as jnp
 
 from experiments.benchmarks import timing
 from powerprop_jax.core import reparam
-from powerprop_jax.report import summary
-from powerprop_jax.train import checks, command
+from powerprop_jax.files import tables
+from powerprop_jax.train.cli import arguments
+from powerprop_jax.train.runs import checks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,12 +73,12 @@ def main(config: Config) -> None:
     }
     for name, found in times.items()
   ]
-  print(summary.text_table(rows))
+  print(tables.text_table(rows))
 
 
 if __name__ == '__main__':
   sys.exit(
-    command.run(
+    arguments.run(
       main,
       {'default': Config()},
       prog='python -m experiments.benchmarks.psi',

@@ -42,14 +42,17 @@ import jax.numpy as jnp
 import optax
 
 from experiments.benchmarks import timing
-from powerprop_jax.report import summary
-from powerprop_jax.train import checks, command, guard, large_scale, metrics
+from experiments.imagenet_resnet50 import setup
+from experiments.imagenet_resnet50.setup import NetConfig, RecipeConfig, Task
+from powerprop_jax.files import tables
 from powerprop_jax.train import state as state_lib
-from powerprop_jax.train.errors import UserError
-from powerprop_jax.train.large_scale import NetConfig, RecipeConfig, Task
-from powerprop_jax.train.precision import Half
+from powerprop_jax.train.cli import arguments
+from powerprop_jax.train.methods import SparseConfig
+from powerprop_jax.train.runs import checks, metrics
+from powerprop_jax.train.runs.errors import UserError
+from powerprop_jax.train.scale import guard
+from powerprop_jax.train.scale.precision import Half
 from powerprop_jax.train.schedules import ScheduleConfig
-from powerprop_jax.train.sparse_methods import SparseConfig
 
 # Steps of a run so long that its first period is never over.
 _NEVER = 10**8
@@ -120,7 +123,7 @@ def main(config: Config) -> None:
   num_runs = len(programs) * (config.repeats + 1)
   with metrics.Progress('measuring', num_runs, unit='runs') as progress:
     times = timing.take_turns(programs, config.repeats, progress.update)
-  print(summary.text_table(rows(config, times)))
+  print(tables.text_table(rows(config, times)))
 
 
 def _check(config: Config) -> None:
@@ -181,7 +184,7 @@ def rows(
 
 def _programs(config: Config) -> dict[str, timing.Program]:
   """All steps of the table, each with a state of its own."""
-  net = large_scale.make_net(
+  net = setup.make_net(
     NetConfig(config.depth, config.width, config.half or 'none'),
     config.num_classes,
   )
@@ -192,7 +195,7 @@ def _programs(config: Config) -> dict[str, timing.Program]:
     key, (config.batch, side, side, 3), 0, 256, jnp.uint8
   )
   labels = jax.random.randint(key, (config.batch,), 0, config.num_classes)
-  theta = large_scale.shapes(net, side)
+  theta = setup.shapes(net, side)
   recipe = RecipeConfig(
     batch_size=config.batch,
     num_steps=_NEVER,
@@ -216,7 +219,7 @@ def _programs(config: Config) -> dict[str, timing.Program]:
       config.batch * _NEVER,
     )
     sparse = SparseConfig(stop=1.0, period=period, pruning_start=0.0)
-    tx = large_scale.make_tx(recipe, sparse, task, theta)
+    tx = setup.make_tx(recipe, sparse, task, theta)
     programs[name] = _ours(net, tx, recipe, config.steps, images, labels)
   return programs
 
@@ -231,14 +234,14 @@ def _ours(
 ) -> timing.Program:
   """Goes some steps on, each a dispatch, as stream_loop does."""
   step = jax.jit(
-    guard.guarded(large_scale.make_step(net, tx, recipe)), donate_argnums=0
+    guard.guarded(setup.make_step(net, tx, recipe)), donate_argnums=0
   )
   state = None
 
   def run() -> Any:
     nonlocal state
     if state is None:
-      first = large_scale.normalise(images[:1])
+      first = setup.normalise(images[:1])
       create = lambda key: guard.create(state_lib.create(net, tx, key, first))
       state = jax.jit(create)(jax.random.key(0))
     for _ in range(steps):
@@ -260,7 +263,7 @@ def _plain(
 
   def loss_fn(theta: Any, net_state: Any, images: Any, labels: Any) -> Any:
     logits, net_state = net.apply(
-      theta, net_state, None, large_scale.normalise(images), True
+      theta, net_state, None, setup.normalise(images), True
     )
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return jnp.mean(losses), net_state
@@ -279,7 +282,7 @@ def _plain(
   def run() -> Any:
     nonlocal carry
     if carry is None:
-      first = large_scale.normalise(images[:1])
+      first = setup.normalise(images[:1])
       init = jax.jit(lambda key: net.init(key, first, True))
       theta, net_state = init(jax.random.key(0))
       carry = theta, net_state, tx.init(theta)
@@ -292,7 +295,7 @@ def _plain(
 
 if __name__ == '__main__':
   sys.exit(
-    command.run(
+    arguments.run(
       main,
       {'default': Config()},
       prog='python -m experiments.benchmarks.resnet_step',

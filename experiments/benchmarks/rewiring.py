@@ -38,6 +38,7 @@ from experiments.benchmarks import timing
 from powerprop_jax import nets
 from powerprop_jax.core import masks, schedules, trees
 from powerprop_jax.core import select as select_lib
+from powerprop_jax.files import tables
 from powerprop_jax.optim import sparsify
 from powerprop_jax.optim.topologies import (
   drop_grow,
@@ -48,9 +49,8 @@ from powerprop_jax.optim.topologies import (
   top_kast,
 )
 from powerprop_jax.optim.topology import Rewiring, SparseState, Topology
-from powerprop_jax.report import summary
-from powerprop_jax.train import command
-from powerprop_jax.train.errors import UserError
+from powerprop_jax.train.cli import arguments
+from powerprop_jax.train.runs.errors import UserError
 
 # A topology's function that changes the masks.
 _Rewire = Callable[[Rewiring], tuple[Any, Any]]
@@ -140,14 +140,14 @@ def main(config: Config) -> None:
       f'{config.net}, sparsity {config.sparsity:g}; medians of '
       f'{config.repeats} interleaved updates.\n{environment}'
     )
-    rows: list[summary.Row] = []
+    rows: list[tables.Row] = []
     for name in config.methods:
       row, heading = process.submit(_measure, config, name).result()
       if not rows:
         print(f'{heading}\n')
       rows.append(row)
       print(f'{name}: {row["s"]} s', flush=True)
-  print(f'\n{summary.text_table(rows)}')
+  print(f'\n{tables.text_table(rows)}')
 
 
 def _check(config: Config) -> None:
@@ -163,7 +163,7 @@ def _check(config: Config) -> None:
   nets.make(config.net, 1)
 
 
-def _measure(config: Config, name: str) -> tuple[summary.Row, str]:
+def _measure(config: Config, name: str) -> tuple[tables.Row, str]:
   """The row of a method, and a line about the network."""
   theta, grads = _weights_and_gradients(config.net)
   method = METHODS[name](config, theta)
@@ -180,7 +180,7 @@ def _measure(config: Config, name: str) -> tuple[summary.Row, str]:
   }
   times = timing.take_turns(programs, config.repeats)
   ours = times['ours'].wall
-  row: summary.Row = {
+  row: tables.Row = {
     'method': name,
     's': round(statistics.median(ours), 3),
     'without_s': round(statistics.median(times['without'].wall), 3),
@@ -332,7 +332,7 @@ def sorted_top_k(
 
 if __name__ == '__main__':
   sys.exit(
-    command.run(
+    arguments.run(
       main,
       {'default': Config()},
       prog='python -m experiments.benchmarks.rewiring',

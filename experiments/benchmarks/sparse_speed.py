@@ -43,26 +43,30 @@ import numpy as np
 import optax
 import scipy.sparse
 
-from experiments.benchmarks import mkl, timing
+from experiments.benchmarks import figures_speed, mkl, timing
 from powerprop_jax.core import masks as masks_lib
-from powerprop_jax.nets import (
-  forms,
-  kernel_choice,
-  layers,
-  native,
-  sparse_index,
-  sparse_products,
-)
-from powerprop_jax.nets.sparse_weight import Support
+from powerprop_jax.files import tables
+from powerprop_jax.nets import forms, layers
 from powerprop_jax.optim import aliases
-from powerprop_jax.report import plotting, summary
-from powerprop_jax.train import command, condensed, data
+from powerprop_jax.report import plotting
+from powerprop_jax.sparse import (
+  index as sparse_index,
+)
+from powerprop_jax.sparse import (
+  kernel_choice,
+  linear,
+  native,
+)
+from powerprop_jax.sparse.weight import Support
+from powerprop_jax.train import condensed
 from powerprop_jax.train import state as state_lib
 from powerprop_jax.train import step as step_lib
-from powerprop_jax.train.data import DataConfig
-from powerprop_jax.train.data_sources import Arrays
-from powerprop_jax.train.errors import UserError
-from powerprop_jax.train.run_folder import RunFolder
+from powerprop_jax.train.cli import arguments
+from powerprop_jax.train.data import splits as data
+from powerprop_jax.train.data.sources import Arrays
+from powerprop_jax.train.data.splits import DataConfig
+from powerprop_jax.train.runs.errors import UserError
+from powerprop_jax.train.runs.folder import RunFolder
 
 Part = Literal['inference', 'step', 'accuracy']
 Record = dict[str, Any]
@@ -126,14 +130,14 @@ def main(config: Config) -> None:
   found: list[Record] = []
   for part in config.parts:
     records = list(_PARTS[part](config))
-    print(f'\n{part}\n{summary.text_table(_shown(records))}', flush=True)
+    print(f'\n{part}\n{tables.text_table(_shown(records))}', flush=True)
     found += records
   if folder is not None:
     folder.write_results(found)
     folder.write_json('environment.json', {'environment': timing.environment()})
     if any('speed_up' in record for record in found):
       plotting.save(
-        plotting.speed_ups(found, title=timing.environment()),
+        figures_speed.speed_ups(found, title=timing.environment()),
         folder.path / 'speed_ups.png',
       )
     folder.mark_complete()
@@ -216,9 +220,7 @@ def _products(
   full, kept = jnp.asarray(weight), jnp.asarray(mask)
   dense = jax.jit(jnp.matmul)
   masked = jax.jit(lambda x, w, m: x @ jnp.where(m, w, 0))
-  sparse = jax.jit(
-    lambda x, v, index: sparse_products.product(x, v, index, kernel)
-  )
+  sparse = jax.jit(lambda x, v, index: linear.product(x, v, index, kernel))
   bcsr = jax.jit(lambda a, x: a @ x)
   found: dict[str, timing.Program] = {
     'dense': lambda: dense(rows, full),
@@ -447,7 +449,7 @@ _PARTS: dict[Part, Callable[[Config], Iterator[Record]]] = {
 
 if __name__ == '__main__':
   sys.exit(
-    command.run(
+    arguments.run(
       main,
       {'default': Config()},
       prog='python -m experiments.benchmarks.sparse_speed',

@@ -16,8 +16,8 @@ lanes  as loop, several networks at once by jax.vmap; for lenet_300_100 only.
 
 All steps of a table take turns in one process, compiled as JAX comes;
 --with-flags adds them in a second one with the compiler flags that the programs
-of this library set (train/xla_flags.py), against the same baseline, as they are
-and with the update written twice (train/step.make_step). The dense
+of this library set (train/scale/xla_flags.py), against the same baseline, as
+they are and with the update written twice (train/step.make_step). The dense
 step runs twice, so that the second row shows how far a ratio can be trusted.
 
 The cost depends on the number of weights only, and the dense step on batch and
@@ -42,10 +42,10 @@ import optax
 from experiments.benchmarks import timing
 from powerprop_jax import nets
 from powerprop_jax.core import masks
+from powerprop_jax.files import tables
 from powerprop_jax.optim import aliases, powerprop, views
-from powerprop_jax.report import summary
-from powerprop_jax.train import command
-from powerprop_jax.train.errors import UserError
+from powerprop_jax.train.cli import arguments
+from powerprop_jax.train.runs.errors import UserError
 
 Way = Literal['own', 'loop', 'lanes']
 
@@ -338,12 +338,12 @@ def _print(
         'CPU_ratio': round(timing.median_ratio(cpu, dense_cpu), 3),
       }
     )
-  print(summary.text_table(rows), flush=True)
+  print(tables.text_table(rows), flush=True)
 
 
 if __name__ == '__main__':
   sys.exit(
-    command.run(
+    arguments.run(
       main,
       {'default': Config()},
       prog='python -m experiments.benchmarks.sparse_step',

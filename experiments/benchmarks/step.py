@@ -3,10 +3,10 @@ r"""What powerprop costs in a training step, and how fast the step is.
 LeNet-300-100 on MNIST-sized images, batch 60, plain SGD, data on the device and
 many steps per dispatch. The baseline is the dense step as anyone would write it
 with Haiku and Optax, compiled as JAX comes; powerprop is compiled with the
-flags that the programs of this library set (train/xla_flags.py). Beside them
-stands the same training loop in PyTorch, where that is installed. Each group
-runs in a process of its own, in turn; the table gives medians over the rounds,
-and ratios within a round.
+flags that the programs of this library set (train/scale/xla_flags.py). Beside
+them stands the same training loop in PyTorch, where that is installed. Each
+group runs in a process of its own, in turn; the table gives medians over the
+rounds, and ratios within a round.
 
     python -m experiments.benchmarks.step
 
@@ -29,10 +29,12 @@ import optax
 from experiments.benchmarks import timing
 from powerprop_jax import nets
 from powerprop_jax.core import reparam
+from powerprop_jax.files import tables
 from powerprop_jax.optim import powerprop
-from powerprop_jax.report import summary
-from powerprop_jax.train import checks, command, state, step
-from powerprop_jax.train.data_sources import Arrays
+from powerprop_jax.train import state, step
+from powerprop_jax.train.cli import arguments
+from powerprop_jax.train.data.sources import Arrays
+from powerprop_jax.train.runs import checks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,12 +243,12 @@ def _print(found: dict[str, list[_Times]], config: Config) -> None:
     }
     for name in found
   ]
-  print(summary.text_table(rows))
+  print(tables.text_table(rows))
 
 
 if __name__ == '__main__':
   sys.exit(
-    command.run(
+    arguments.run(
       main,
       {'default': Config()},
       prog='python -m experiments.benchmarks.step',

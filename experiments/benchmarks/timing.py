@@ -7,8 +7,7 @@ import multiprocessing
 import os
 from typing import Any, Literal
 
-from powerprop_jax.train import xla_flags
-from powerprop_jax.train.timing import (
+from powerprop_jax.train.cli.timing import (
   Program,
   Times,
   environment,
@@ -16,6 +15,7 @@ from powerprop_jax.train.timing import (
   run_once,
   take_turns,
 )
+from powerprop_jax.train.scale import xla_flags
 
 __all__ = (
   'Flags',
@@ -29,7 +29,7 @@ __all__ = (
 )
 
 # Compiler settings: those JAX comes with, or those of our programs for an α
-# that is a Python number or an array (train/xla_flags.py).
+# that is a Python number or an array (train/scale/xla_flags.py).
 Flags = Literal['none', 'static', 'traced']
 
 

@@ -24,10 +24,11 @@ import numpy as np
 
 from experiments.benchmarks import timing
 from powerprop_jax.core import topk
-from powerprop_jax.report import summary
-from powerprop_jax.train import checks, command, json_files
+from powerprop_jax.files import tables
 from powerprop_jax.train import state as state_lib
-from powerprop_jax.train.errors import UserError
+from powerprop_jax.train.cli import arguments
+from powerprop_jax.train.runs import checks, json_files
+from powerprop_jax.train.runs.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +155,7 @@ def _measure(
     }
     for record in records
   ]
-  print(summary.text_table(rows))
+  print(tables.text_table(rows))
   partition = ours / medians['numpy.partition']
   print(f'top_k_masks takes {partition:.2f} times as long as numpy.partition.')
   return records
@@ -162,7 +163,7 @@ def _measure(
 
 if __name__ == '__main__':
   sys.exit(
-    command.run(
+    arguments.run(
       main,
       {'default': Config()},
       prog='python -m experiments.benchmarks.topk',

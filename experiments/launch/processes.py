@@ -32,10 +32,12 @@ from typing import IO, NamedTuple
 
 import tyro
 
+from experiments.common import combinations
 from experiments.launch import sweeps
 from experiments.launch.sweeps import Run
-from powerprop_jax.train import combination_runs, preemption, workers
-from powerprop_jax.train.errors import UserError
+from powerprop_jax.train.runs import workers
+from powerprop_jax.train.runs.errors import UserError
+from powerprop_jax.train.scale import preemption
 
 _POLL = 0.1  # seconds
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -98,7 +100,7 @@ def main(config: Config) -> int:
 
 
 def _check(config: Config) -> None:
-  combination_runs.check_workers(config.workers)
+  combinations.check_workers(config.workers)
   if config.gpus and config.workers > 1:
     raise UserError(
       f'--workers {config.workers} has no effect with --gpus, each of which '

@@ -12,7 +12,7 @@ for it. Other options of sbatch: --options, or in front of the script.
 
 Runs on several hosts: nodes=4 ntasks=4 among the options of Slurm, and
 "--hosts.coordinator", "cluster" among the arguments of the sweep. Then srun
-starts as many processes, which find each other (train/distributed.py).
+starts as many processes, which find each other (train/scale/distributed.py).
 """
 
 from collections.abc import Sequence
@@ -25,9 +25,9 @@ import tyro
 
 from experiments.launch import sweeps
 from experiments.launch.sweeps import Run
-from powerprop_jax.report import files
-from powerprop_jax.train import preemption
-from powerprop_jax.train.errors import UserError
+from powerprop_jax.files import whole
+from powerprop_jax.train.runs.errors import UserError
+from powerprop_jax.train.scale import preemption
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ def main(config: Config) -> None:
   path = left[0].folder.with_name('sweep.sbatch')
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_bytes(path, script(left, config).encode())
+    whole.write_bytes(path, script(left, config).encode())
   except OSError as error:
     raise UserError(
       f"cannot write {path}: {error}. Choose another 'out' for the sweep."

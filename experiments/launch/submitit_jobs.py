@@ -25,8 +25,8 @@ from typing import Any, Literal
 import tyro
 
 from experiments.launch import sweeps
-from powerprop_jax.train import preemption
-from powerprop_jax.train.errors import UserError
+from powerprop_jax.train.runs.errors import UserError
+from powerprop_jax.train.scale import preemption
 
 _POLL = 0.1  # seconds
 

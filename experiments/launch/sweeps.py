@@ -14,9 +14,9 @@ A sweep is a JSON file with the fields of Sweep:
 
     file ─▶ read ─▶ Sweep ─▶ runs ─▶ a Run for each combination ─▶ check
 
-The program is one whose runs are folders (train/run_folder.py), so that
+The program is one whose runs are folders (train/runs/folder.py), so that
 --resume continues them, and that ends with status 75 when it was asked to make
-room and can be continued (train/preemption.py).
+room and can be continued (train/scale/preemption.py).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,8 +31,10 @@ from typing import Annotated, Any, NamedTuple
 
 import tyro
 
-from powerprop_jax.train import command, json_files, run_folder
-from powerprop_jax.train.errors import UserError
+from powerprop_jax.train.cli import arguments
+from powerprop_jax.train.runs import folder as run_folder
+from powerprop_jax.train.runs import json_files
+from powerprop_jax.train.runs.errors import UserError
 
 # How the programs of this folder are told which sweep.
 SweepFile = Annotated[
@@ -195,7 +197,7 @@ def check(chosen: Sequence[Run]) -> None:
   """
   for run in chosen:
     try:
-      command.parse(_presets(run.program), run.command[3:], prog=run.program)
+      arguments.parse(_presets(run.program), run.command[3:], prog=run.program)
     except SystemExit:
       raise UserError(f'{run.name}: --help is no run.') from None
     except UserError as error:
@@ -205,6 +207,8 @@ def check(chosen: Sequence[Run]) -> None:
 def _presets(program: str) -> Mapping[str, Any]:
   try:
     module = importlib.import_module(program)
+    if hasattr(module, '__path__'):  # what python -m runs of a package
+      module = importlib.import_module(f'{program}.__main__')
   except (ImportError, TypeError) as error:  # TypeError: of a relative name
     raise UserError(
       f'cannot find the program {program!r}: {error}. Start from the folder '
@@ -253,7 +257,7 @@ def run_launcher(
     The exit status.
   """
   statuses: list[int] = []
-  status = command.run(
+  status = arguments.run(
     lambda config: statuses.append(main(config) or 0),
     {'default': default},
     prog=f'python -m experiments.launch.{name}',

@@ -4,7 +4,7 @@
 optimiser is sparsify(inner, protected()) with any inner.
 """
 
-from powerprop_jax.continual import metrics, tasks
+from powerprop_jax.continual import metrics, task_streams
 from powerprop_jax.continual.config import PackConfig, equal_density
 from powerprop_jax.continual.packnet import (
   Learner,
@@ -52,7 +52,7 @@ __all__ = (
   'sparsest',
   'task_masks',
   'task_params',
-  'tasks',
+  'task_streams',
   'to_arrays',
   'with_protection',
 )

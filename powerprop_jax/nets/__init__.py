@@ -18,9 +18,9 @@ from powerprop_jax.nets.mobilenet import MobileNetV2
 from powerprop_jax.nets.registry import NAMES, make
 from powerprop_jax.nets.resnet import ResNet
 from powerprop_jax.nets.scope import power_scope
-from powerprop_jax.nets.sparse_weight import Support
 from powerprop_jax.nets.vgg import VGG, VGG19
 from powerprop_jax.nets.wide_resnet import WideResNet
+from powerprop_jax.sparse.weight import Support
 
 __all__ = (
   'NAMES',

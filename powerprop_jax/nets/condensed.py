@@ -21,16 +21,18 @@ from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core import trees
 from powerprop_jax.core.trees import Select
-from powerprop_jax.nets import (
+from powerprop_jax.nets import layer_parts
+from powerprop_jax.sparse import (
+  convolution,
   kernel_choice,
-  layer_parts,
-  sparse_convolution,
-  sparse_products,
-  sparse_weight,
+  linear,
 )
-from powerprop_jax.nets.kernel_choice import Convolution, Product
-from powerprop_jax.nets.sparse_convolution import Window
-from powerprop_jax.nets.sparse_weight import Condensed, Support
+from powerprop_jax.sparse import (
+  weight as sparse_weight,
+)
+from powerprop_jax.sparse.convolution import Window
+from powerprop_jax.sparse.kernel_choice import Convolution, Product
+from powerprop_jax.sparse.weight import Condensed, Support
 
 # A network whose weights at these places are held without their zeros.
 MakeNet: TypeAlias = Callable[[Mapping[str, Support]], hk.TransformedWithState]
@@ -377,7 +379,7 @@ def _multiply(
   if kernel == 'dense':
     dense = sparse_weight.dense(weight).reshape(num_in, num_out)
     return jnp.dot(x, dense, precision=precision)
-  return sparse_products.product(x, weight.values, weight.connections, kernel)
+  return linear.product(x, weight.values, weight.connections, kernel)
 
 
 def _convolve(
@@ -398,7 +400,7 @@ def _convolve(
   )
   if kernel != 'native' or x.dtype == jnp.float64:
     return None
-  y = sparse_convolution.convolve(
+  y = convolution.convolve(
     x.astype(jnp.float32),
     weight.values.astype(jnp.float32),
     weight.connections,

@@ -23,8 +23,9 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from powerprop_jax.nets import layer_parts, sparse_weight
-from powerprop_jax.nets.sparse_weight import Support, Weight
+from powerprop_jax.nets import layer_parts
+from powerprop_jax.sparse import weight as sparse_weight
+from powerprop_jax.sparse.weight import Support, Weight
 
 _METHODS = ('auto', 'matrix', 'fft')
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import haiku as hk
 
-from powerprop_jax.nets.sparse_weight import Support
+from powerprop_jax.sparse.weight import Support
 
 
 class Form(NamedTuple):

@@ -12,8 +12,8 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from powerprop_jax.nets import convolution
-from powerprop_jax.nets.sparse_convolution import Window
+from powerprop_jax.sparse import plain_convolution
+from powerprop_jax.sparse.convolution import Window
 
 
 def kernel_shape(
@@ -112,7 +112,7 @@ def convolve(
   on_cpu = jax.default_backend() == 'cpu'
   if on_cpu and is_plain(module) and precision is None:
     stride, pads = window(module, x.shape[1:3])[2:]
-    y = convolution.convolve(x, kernel, stride, pads)
+    y = plain_convolution.convolve(x, kernel, stride, pads)
   else:
     y = lax.conv_general_dilated(
       x,

@@ -15,7 +15,8 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from powerprop_jax.nets import condensed, convolution, dct, forms
+from powerprop_jax.nets import condensed, dct, forms
+from powerprop_jax.sparse import plain_convolution
 
 WEIGHT_INIT = hk.initializers.VarianceScaling(1.0, 'fan_in', 'truncated_normal')
 
@@ -118,7 +119,7 @@ def conv(
       **shared,
     )
   if groups == 1 and jax.default_backend() == 'cpu':
-    return convolution.Conv2D(num_channels, kernel_size, **shared)
+    return plain_convolution.Conv2D(num_channels, kernel_size, **shared)
   return hk.Conv2D(
     num_channels, kernel_size, feature_group_count=groups, **shared
   )

@@ -19,7 +19,7 @@ from powerprop_jax.nets import (
   vgg,
   wide_resnet,
 )
-from powerprop_jax.nets.sparse_weight import Support
+from powerprop_jax.sparse.weight import Support
 
 # num_classes -> a module, called with (images, is_training).
 _MODULES: dict[str, Callable[[int], Callable[..., jax.Array]]] = {

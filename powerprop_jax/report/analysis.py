@@ -1,9 +1,7 @@
 """What training did to the weights: histograms, mass near zero, mask overlap.
 
 Everything here reads parameters that were fetched to the host, and works in
-NumPy. Results are flat records, ready for results.json, except histograms. What
-training did to the features of a network is in report/features.py, and can be
-had from here.
+NumPy. Results are flat records, ready for results.json, except histograms.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +14,6 @@ from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core import topk, trees
 from powerprop_jax.core.trees import Select
-from powerprop_jax.report import features
 
 Record = dict[str, Any]
 Range = tuple[float, float]
@@ -24,12 +21,6 @@ Range = tuple[float, float]
 # The name under which the selected leaves together are reported.
 TOTAL = 'total'
 _LARGEST = float(np.finfo(np.float32).max)
-
-class_activity = features.class_activity
-class_specialisation = features.class_specialisation
-specialisation_by_layer = features.specialisation_by_layer
-specialisation_records = features.specialisation_records
-specialisation_table = features.specialisation_table
 
 
 class Histogram(NamedTuple):

@@ -12,7 +12,7 @@ import os
 import pathlib
 from typing import Any
 
-from powerprop_jax.report import files, summary
+from powerprop_jax.files import tables, whole
 
 # Longer tables are folded away behind their caption.
 _MAX_OPEN_ROWS = 40
@@ -104,7 +104,7 @@ def write_report(
     True
   """
   page = render(title, sections, subtitle=subtitle, config=config)
-  return files.write_bytes(path, page.encode('utf-8'))
+  return whole.write_bytes(path, page.encode('utf-8'))
 
 
 def render(
@@ -199,10 +199,10 @@ def _figure(figure: Figure) -> str:
 
 
 def _table(table: Table) -> str:
-  names = summary.column_names(table.rows)
+  names = tables.column_names(table.rows)
   columns = [[row.get(name) for row in table.rows] for name in names]
-  classes = [' class="number"' * summary.is_numeric(c) for c in columns]
-  cells = zip(*map(summary.format_column, columns), strict=True)
+  classes = [' class="number"' * tables.is_numeric(c) for c in columns]
+  cells = zip(*map(tables.format_column, columns), strict=True)
   lines = ['<table>']
   folded = len(table.rows) > _MAX_OPEN_ROWS
   if table.caption and not folded:

@@ -30,16 +30,17 @@ import optax
 
 from powerprop_jax.core import schedules, trees
 from powerprop_jax.nets import condensed as layers
-from powerprop_jax.nets import sparse_index, sparse_products
 from powerprop_jax.nets.condensed import MakeNet
-from powerprop_jax.nets.sparse_index import Index
-from powerprop_jax.nets.sparse_weight import Support
 from powerprop_jax.optim import sparsify as sparsify_lib
 from powerprop_jax.optim.sparsify import Sparsified
 from powerprop_jax.optim.topology import SparseState, Topology
+from powerprop_jax.sparse import index as sparse_index
+from powerprop_jax.sparse import linear
+from powerprop_jax.sparse.index import Index
+from powerprop_jax.sparse.weight import Support
 from powerprop_jax.train import step as step_lib
-from powerprop_jax.train.data_sources import Arrays
-from powerprop_jax.train.errors import UserError
+from powerprop_jax.train.data.sources import Arrays
+from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.state import TrainState
 
 # How training computes with weights that masks remove.
@@ -206,7 +207,7 @@ def condense(state: TrainState, layout: Layout) -> TrainState:
   def gather(path: str, leaf: jax.Array) -> jax.Array:
     index = indices[path]
     weight = leaf.reshape(index.shape)
-    return sparse_products.gather(weight, index)[jnp.newaxis]
+    return linear.gather(weight, index)[jnp.newaxis]
 
   net_state = {module: dict(part) for module, part in state.net_state.items()}
   for path, index in indices.items():
@@ -237,7 +238,7 @@ def expand(state: TrainState, layout: Layout) -> TrainState:
   def scatter(path: str, leaf: jax.Array) -> jax.Array:
     is_mask = leaf.dtype == bool
     values = leaf[0].astype(jnp.int8) if is_mask else leaf[0]
-    dense = sparse_products.scatter(values, indices[path])
+    dense = linear.scatter(values, indices[path])
     return dense.reshape(layout.shapes[path]).astype(leaf.dtype)
 
   return _converted(state, layout, scatter, net_state)

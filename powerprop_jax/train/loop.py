@@ -11,14 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from powerprop_jax.train import (
-  checkpoint,
-  checks,
-  divergence,
-  metrics,
-  preemption,
-)
-from powerprop_jax.train.run_folder import RunFolder
+from powerprop_jax.train.checkpoints import checkpoint
+from powerprop_jax.train.runs import checks, divergence, metrics
+from powerprop_jax.train.runs.folder import RunFolder
+from powerprop_jax.train.scale import preemption
 
 Records = Sequence[Mapping[str, Any]]
 

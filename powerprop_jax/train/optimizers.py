@@ -15,7 +15,7 @@ from powerprop_jax.core.trees import Select
 from powerprop_jax.optim import decay
 from powerprop_jax.optim import powerprop as powerprop_lib
 from powerprop_jax.optim.powerprop import Form
-from powerprop_jax.train.errors import UserError
+from powerprop_jax.train.runs.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from powerprop_jax.train.errors import UserError
+from powerprop_jax.train.runs.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from powerprop_jax.optim import views
-from powerprop_jax.train.errors import UserError
+from powerprop_jax.train.runs.errors import UserError
 
 
 class TrainState(NamedTuple):

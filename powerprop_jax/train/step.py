@@ -19,8 +19,8 @@ import optax
 
 from powerprop_jax.optim import topology, views
 from powerprop_jax.optim.sparsify import Sparsified
-from powerprop_jax.train import data
-from powerprop_jax.train.data_sources import Arrays
+from powerprop_jax.train.data import splits
+from powerprop_jax.train.data.sources import Arrays
 from powerprop_jax.train.state import TrainState
 
 Metrics = dict[str, jax.Array]
@@ -89,7 +89,7 @@ def make_step(
   net: hk.TransformedWithState,
   tx: optax.GradientTransformation,
   *,
-  prepare: Prepare = data.to_float,
+  prepare: Prepare = splits.to_float,
   augment: Augment | None = None,
   label_smoothing: float = 0.0,
   repeat_update: bool = False,
@@ -138,7 +138,7 @@ def make_advance(
   tx: optax.GradientTransformation,
   *,
   repeat_update: bool = False,
-  prepare: Prepare = data.to_float,
+  prepare: Prepare = splits.to_float,
   augment: Augment | None = None,
 ) -> Advance:
   """Many steps in one dispatch: advance(state, arrays, indices).
@@ -283,7 +283,7 @@ def make_evaluate(
   net: hk.TransformedWithState,
   *,
   batch_size: int = 1000,
-  prepare: Prepare = data.to_float,
+  prepare: Prepare = splits.to_float,
 ) -> Callable[[hk.Params, hk.State, Arrays], Metrics]:
   """Loss and accuracy over a whole split: evaluate(theta, net_state, arrays).
 

@@ -17,14 +17,16 @@ from powerprop_jax.core import select as select_lib
 from powerprop_jax.core import trees
 from powerprop_jax.core.trees import Select
 from powerprop_jax.prune import one_shot
-from powerprop_jax.train import data, divergence, loop, metrics
-from powerprop_jax.train import lanes as lanes_lib
+from powerprop_jax.train import ensemble as lanes_lib
+from powerprop_jax.train import loop
 from powerprop_jax.train import step as step_lib
-from powerprop_jax.train.data_sources import Arrays
-from powerprop_jax.train.errors import UserError
-from powerprop_jax.train.lanes import Lanes
+from powerprop_jax.train.data import splits as data
+from powerprop_jax.train.data.sources import Arrays
+from powerprop_jax.train.ensemble import Lanes
 from powerprop_jax.train.loop import LoopConfig
-from powerprop_jax.train.run_folder import RunFolder
+from powerprop_jax.train.runs import divergence, metrics
+from powerprop_jax.train.runs.errors import UserError
+from powerprop_jax.train.runs.folder import RunFolder
 from powerprop_jax.train.state import TrainState
 
 

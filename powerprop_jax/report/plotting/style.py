@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 import numpy as np
 
-from powerprop_jax.report import files
+from powerprop_jax.files import whole
 from powerprop_jax.report.records import Record
 
 TEXT = '#1f2430'
@@ -252,4 +252,4 @@ def save(
   """
   buffer = io.BytesIO()
   figure.savefig(buffer, format='png', dpi=dpi, metadata={'Software': None})
-  return files.write_bytes(path, buffer.getvalue())
+  return whole.write_bytes(path, buffer.getvalue())

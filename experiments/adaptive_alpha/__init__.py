@@ -1,0 +1,1 @@
+"""A controller that chooses the power while a network trains."""

@@ -1,0 +1,332 @@
+"""Training lanes whose power α may change between two dispatches.
+
+α is an array in the state, so that all runs take the same step. A controller
+acts at the end of every so many epochs, with the pure functions of
+optim/alpha.py and views.with_alpha. The wrapper adaptive_alpha does the same
+inside the optimiser; done here, the share of weights near zero can be read
+right before and right after α changes. What it gains there, without any
+training, is mechanical.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.adaptive_alpha import evaluation
+from experiments.adaptive_alpha.evaluation import Records
+from powerprop_jax.core import select as select_lib
+from powerprop_jax.core import trees
+from powerprop_jax.optim import views
+from powerprop_jax.optim.alpha import AlphaController
+from powerprop_jax.train import ensemble as lanes_lib
+from powerprop_jax.train import optimizers, sweep
+from powerprop_jax.train import step as step_lib
+from powerprop_jax.train.data import splits as data
+from powerprop_jax.train.data.sources import Arrays
+from powerprop_jax.train.ensemble import Lanes
+from powerprop_jax.train.loop import LoopConfig
+from powerprop_jax.train.optimizers import OptimizerConfig
+from powerprop_jax.train.runs import metrics
+from powerprop_jax.train.runs.folder import RunFolder
+from powerprop_jax.train.state import TrainState
+
+Hold = Literal['theta', 'phi']
+
+
+class Problem(NamedTuple):
+  """What is trained, whatever becomes of α.
+
+  Attributes:
+    net: the network.
+    splits: the data.
+    optimizer: the optimiser; its schedule ends with the run.
+    loop: lengths; an epoch is a dispatch, and looks come after whole epochs.
+    keys: seeds.
+    epsilon: a weight with |θ| < epsilon is near zero.
+    at_once: lanes computed side by side; None is all of them.
+  """
+
+  net: hk.TransformedWithState
+  splits: data.Splits
+  optimizer: OptimizerConfig
+  loop: LoopConfig
+  keys: Sequence[int]
+  epsilon: float
+  at_once: int | None = 1
+
+
+class Control(NamedTuple):
+  """What changes α, and when.
+
+  Attributes:
+    controller: the rule.
+    period: steps between two control points, a multiple of those of an epoch.
+    warm_up: steps before the first of these periods, likewise.
+    hold: what stays when α changes, see views.with_alpha.
+    per_leaf: whether each selected leaf has an α of its own.
+  """
+
+  controller: AlphaController
+  period: int
+  warm_up: int = 0
+  hold: Hold = 'theta'
+  per_leaf: bool = False
+
+
+class Controlled(NamedTuple):
+  """The state of a run whose α may change.
+
+  Attributes:
+    train: what is trained.
+    memory: state of the controller; () where there is none.
+    jump: what the changes of α by themselves added to the share of weights
+      near zero, up to now, float32 scalar.
+  """
+
+  train: TrainState
+  memory: Any
+  jump: jax.Array
+
+
+def check_start(problem: Problem, control: Control, alpha: float) -> None:
+  """Refuses an α from which a controller cannot start.
+
+  Args:
+    problem: what is to be trained.
+    control: with the controller.
+    alpha: the α of every lane before the first step.
+
+  Raises:
+    ValueError: from the controller.
+  """
+  start = _by_leaf(problem, alpha) if control.per_leaf else jnp.float32(alpha)
+  control.controller.init(start)
+
+
+def initial_state(
+  problem: Problem, lanes: Lanes, horizon: int, control: Control | None = None
+) -> Controlled:
+  """Stacked states before the first step.
+
+  Args:
+    problem: what is trained.
+    lanes: the keys, and the α from which each starts.
+    horizon: length of the run, for the schedule.
+    control: what changes α, if anything does.
+
+  Returns:
+    A state whose every leaf has a leading axis over lanes.
+
+  Raises:
+    ValueError: if powerprop refuses an α. For a controller see check_start:
+      here it sees traced values.
+  """
+  make_tx = _tx_maker(problem, horizon, control)
+  train = sweep.initial_states(problem.net, make_tx, lanes, problem.splits)
+  memory: Any = ()
+  if control is not None:
+    memory = jax.vmap(control.controller.init)(
+      evaluation.power_of(train.opt_state)
+    )
+    # No array may be there twice, or it could not be donated.
+    memory = jax.tree.map(lambda x: jnp.array(x, copy=True), memory)
+  return Controlled(train, memory, jnp.zeros(len(lanes.key), jnp.float32))
+
+
+def fit(
+  problem: Problem,
+  state: Controlled,
+  lanes: Lanes,
+  folder: RunFolder,
+  *,
+  num_steps: int,
+  horizon: int,
+  start: int = 0,
+  control: Control | None = None,
+  description: str = '',
+) -> tuple[Controlled, Records]:
+  """Trains lanes for a stretch, or goes on where the folder stopped.
+
+  Args:
+    problem: what is trained.
+    state: stacked states; they are donated.
+    lanes: the runs.
+    folder: where metrics and checkpoints go.
+    num_steps: length of the stretch.
+    horizon: steps of the whole run, for the schedule. There is no control point
+      after the last of them: nothing would be trained with its α.
+    start: steps before this stretch.
+    control: what changes α, if anything does.
+    description: what is being trained, for the progress; '' for no progress.
+
+  Returns:
+    The stacked states at the end, and the records of all looks, those of
+    alpha_looks.look_records with step; with start = 0 there is one before the
+    first step.
+  """
+  look = _make_look(problem)
+  looks: Records = []
+  if not start:
+    look_once = jax.jit(
+      lambda state, arrays: lanes_lib.map_lanes(
+        lambda s: look(s, arrays), problem.at_once
+      )(state)
+    )
+    found = look_once(state, problem.splits.validation)
+    first = evaluation.look_records(lanes, {}, found)
+    looks = [{'step': 0, **record} for record in first]
+  state = sweep.fit(
+    state,
+    _make_advance(problem, horizon, control),
+    look,
+    lanes,
+    problem.splits,
+    dataclasses.replace(problem.loop, num_steps=num_steps),
+    folder,
+    at_once=problem.at_once,
+    records=evaluation.look_records,
+    start=start,
+    description=description,
+    show_progress=bool(description),
+  )
+  logged = metrics.read_metrics(folder.metrics_path)
+  return state, looks + [{**r, 'step': start + r['step']} for r in logged]
+
+
+def change_alpha(
+  state: Controlled, control: Control, epsilon: float
+) -> Controlled:
+  """A control point: asks for a new α and reads the weights before and after.
+
+  Args:
+    state: the state of one lane.
+    control: the rule, and what stays.
+    epsilon: the distance from zero for the readings.
+
+  Returns:
+    The state with the new α, and what that added to the share of weights near
+    zero added to jump; nothing once weights are not finite.
+  """
+  train = state.train
+  alpha, memory = control.controller.update(
+    train.theta,
+    views.current_masks(train.phi, train.opt_state),
+    evaluation.power_of(train.opt_state),
+    state.memory,
+  )
+  state = state._replace(memory=memory)
+  return _with_alpha(state, alpha, control.hold, epsilon)
+
+
+def branch(
+  problem: Problem, state: Controlled, lanes: Lanes, candidates: Sequence[float]
+) -> tuple[Controlled, Lanes]:
+  """Copies of every lane that go on with other powers, and the same φ.
+
+  Args:
+    problem: what is trained.
+    state: stacked states of the lanes, which have no controller.
+    lanes: the runs, one for each key.
+    candidates: the powers.
+
+  Returns:
+    The stacked states of the branches, key by key within each power; and what
+    they are, with the power of each as its α.
+  """
+  size = len(lanes.key)
+  alpha = np.repeat(np.asarray(candidates, np.float64), size)
+  places = np.tile(np.arange(size), len(candidates))
+  copies = jax.tree.map(lambda x: x[places], state)
+  change = jax.vmap(lambda s, a: _with_alpha(s, a, 'phi', problem.epsilon))
+  branches = jax.jit(change)(copies, jnp.asarray(alpha, jnp.float32))
+  return branches, Lanes(alpha, lanes.key[places])
+
+
+def _with_alpha(
+  state: Controlled, alpha: Any, hold: Hold, epsilon: float
+) -> Controlled:
+  """The state with another α, and the jump of the near-zero mass added up."""
+  train = state.train
+  phi, opt_state = views.with_alpha(
+    train.phi, train.opt_state, alpha, hold=hold
+  )
+  changed = train._replace(phi=phi, opt_state=opt_state)
+  before, after = (
+    evaluation.share_near_zero(t.theta, epsilon) for t in (train, changed)
+  )
+  jump = jnp.where(jnp.isfinite(after - before), after - before, 0)
+  return state._replace(train=changed, jump=state.jump + jump)
+
+
+def _tx_maker(
+  problem: Problem, horizon: int, control: Control | None
+) -> Callable[[Any], Any]:
+  """From a scalar α to the gradient transformation that every run has."""
+
+  def make_tx(alpha: Any) -> Any:
+    if control is not None and control.per_leaf:
+      alpha = _by_leaf(problem, alpha)
+    return optimizers.make_tx(problem.optimizer, alpha, horizon)
+
+  return make_tx
+
+
+def _by_leaf(problem: Problem, alpha: Any) -> Any:
+  """A tree of the selected leaves that has the same α for each."""
+  images = data.to_float(problem.splits.train.images[:1])
+  theta, _ = jax.eval_shape(
+    lambda key: problem.net.init(key, images, is_training=True),
+    jax.random.key(0),
+  )
+  tree: dict[str, dict[str, Any]] = {}
+  for leaf in trees.named_leaves(theta):
+    if select_lib.is_weight(*leaf):
+      tree.setdefault(leaf.module_name, {})[leaf.name] = jnp.float32(alpha)
+  return tree
+
+
+def _make_look(problem: Problem) -> Callable[[Controlled, Arrays], Any]:
+  score = step_lib.make_evaluate(problem.net)
+
+  def look(state: Controlled, arrays: Arrays) -> dict[str, Any]:
+    train = state.train
+    return {
+      'scores': score(train.theta, train.net_state, arrays),
+      'near_zero': evaluation.share_near_zero(train.theta, problem.epsilon),
+      'jump': state.jump,
+      'power': evaluation.power_of(train.opt_state),
+    }
+
+  return look
+
+
+def _make_advance(
+  problem: Problem, horizon: int, control: Control | None
+) -> Callable[..., Any]:
+  # The update reads α from the state, so any α builds the same step.
+  make_tx = _tx_maker(problem, horizon, control)
+  train_steps = step_lib.make_advance(problem.net, make_tx(jnp.float32(2)))
+
+  def advance(
+    state: Controlled, arrays: Arrays, indices: jax.Array
+  ) -> tuple[Controlled, Any]:
+    train, found = train_steps(state.train, arrays, indices)
+    state = state._replace(train=train)
+    if control is None:
+      return state, found
+    since = train.step - control.warm_up
+    is_due = (since > 0) & (since % control.period == 0)
+    state = jax.lax.cond(
+      is_due & (train.step < horizon),
+      lambda s: change_alpha(s, control, problem.epsilon),
+      lambda s: s,
+      state,
+    )
+    return state, found
+
+  return advance

@@ -1,0 +1,228 @@
+"""A race over α: successive halving with the training steps of a single run.
+
+Which power is best for pruning to a given density is not known beforehand, and
+the share of weights near zero does not tell. So several powers start together
+from the same weights. After each rung of a ladder the better half goes on,
+judged by what is wanted in the end: the accuracy on validation data after
+one-shot pruning to the target density. The last one gets what is left of the
+budget. All lanes together take as many training steps as one run with a fixed
+power, so that the final network trains on a part of the budget only: with six
+candidates and final_share = 0.6 on 0.73 of it. That is the price of not being
+told the power.
+
+Early on, small powers are ahead even after pruning, because they learn faster;
+later they fall behind. Powers that start together are therefore judged too
+early where training is short. Branches of one trained network are not: see
+alpha_runs.
+
+    rungs ──▶ train every lane ──▶ prune and score ──survivors──▶ take ──▶ …
+
+Source: successive halving, Karnin et al., Almost optimal exploration in
+multi-armed bandits, 2013; for training, Jamieson & Talwalkar, Non-stochastic
+best arm identification and hyperparameter optimization, 2016
+(https://arxiv.org/abs/1502.07943). Its rungs, too, have equal shares of the
+budget, the last one here excepted.
+"""
+
+from collections.abc import Callable, Sequence
+import math
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+
+from powerprop_jax.train.ensemble import Lanes
+from powerprop_jax.train.runs.errors import UserError
+
+T = TypeVar('T')
+# Stacked states of lanes.
+S = TypeVar('S')
+
+
+class Rung(NamedTuple):
+  """One stretch of a race.
+
+  Attributes:
+    num_lanes: powers that take part.
+    num_steps: training steps of each of them.
+  """
+
+  num_lanes: int
+  num_steps: int
+
+
+class Outcome(NamedTuple, Generic[S]):
+  """How a race ended.
+
+  Attributes:
+    lanes: the power that won for each key, in the order of their powers.
+    state: their stacked final states.
+    verdicts: a record for each rung but the last, and lane: rung, candidate
+      (its power), key, accuracy and loss after pruning, and survives.
+  """
+
+  lanes: Lanes
+  state: S
+  verdicts: list[dict[str, Any]]
+
+
+def rungs(
+  num_candidates: int, num_steps: int, final_share: float = 0.6
+) -> tuple[Rung, ...]:
+  """The ladder: how many lanes train for how many steps, rung by rung.
+
+  The number of lanes is halved, rounded up, until one is left. What is not set
+  aside for the last rung is shared equally between the others.
+
+  Args:
+    num_candidates: powers at the start, at least 1.
+    num_steps: training steps of all lanes together, at least 1.
+    final_share: share of them that the last rung gets at least, in (0, 1).
+
+  Returns:
+    The rungs; num_lanes · num_steps of all of them add up to num_steps.
+
+  Raises:
+    UserError: if an argument is out of range, or the budget has not a step for
+      each lane.
+
+  Example:
+    >>> [tuple(rung) for rung in rungs(6, 900)]
+    [(6, 20), (3, 40), (2, 60), (1, 540)]
+  """
+  if num_candidates < 1:
+    raise UserError(
+      f'a race needs at least one candidate, got {num_candidates}.'
+    )
+  if not 0 < final_share < 1:
+    raise UserError(f'final_share must be in (0, 1), got {final_share:g}.')
+  lanes = []
+  left = num_candidates
+  while left > 1:
+    lanes.append(left)
+    left = -(-left // 2)
+  # Rounded, because (1 - 0.9) · 900 is a little less than 90.
+  explored = math.floor(round((1 - final_share) * num_steps, 6))
+  share = explored // max(1, len(lanes))
+  if num_steps < 1 or (lanes and share < num_candidates):
+    raise UserError(
+      f'{num_steps} training steps are too few for a race of {num_candidates} '
+      f'powers with final_share {final_share:g}: each of {len(lanes)} rungs '
+      f'would have {share}. Train longer, or with fewer candidates.'
+    )
+  ladder = [Rung(num, share // num) for num in lanes]
+  spent = sum(rung.num_lanes * rung.num_steps for rung in ladder)
+  return (*ladder, Rung(1, num_steps - spent))
+
+
+def own_steps(ladder: Sequence[Rung]) -> int:
+  """Training steps of the network that wins.
+
+  Example:
+    >>> own_steps(rungs(6, 900))
+    660
+  """
+  return sum(rung.num_steps for rung in ladder)
+
+
+def survivors(
+  scores: Sequence[float] | np.ndarray,
+  losses: Sequence[float] | np.ndarray,
+  num: int,
+) -> np.ndarray:
+  """The lanes that go on: those with the highest scores.
+
+  Of equal scores the lower loss is better, of equal losses the lower index. A
+  lane whose score or loss is not finite comes last.
+
+  Args:
+    scores: [lanes], larger is better.
+    losses: [lanes].
+    num: how many go on, from 1 to the number of lanes.
+
+  Returns:
+    int[num], their indices, ascending.
+
+  Raises:
+    ValueError: if num is out of range, or the lengths differ.
+
+  Example:
+    >>> survivors([0.5, 0.9, 0.5, 0.9], [2.0, 1.0, 1.0, float('nan')], 2)
+    array([1, 2])
+  """
+  score, loss = np.asarray(scores, float), np.asarray(losses, float)
+  if score.shape != loss.shape or not 1 <= num <= score.size:
+    raise ValueError(
+      f'survivors needs a score and a loss for each lane and num from 1 to '
+      f'their number, got {score.size} scores, {loss.size} losses, num {num}.'
+    )
+  lost = ~(np.isfinite(score) & np.isfinite(loss))
+  order = np.lexsort((np.where(lost, 0, loss), np.where(lost, 0, -score), lost))
+  return np.sort(order[:num])
+
+
+def take(tree: T, indices: np.ndarray) -> T:
+  """Some lanes of a tree of stacked arrays, such as a TrainState or Lanes.
+
+  Example:
+    >>> take({'step': np.array([5, 6, 7])}, np.array([0, 2]))
+    {'step': array([5, 7])}
+  """
+  return jax.tree.map(lambda x: x[indices], tree)
+
+
+def run(
+  state: S,
+  lanes: Lanes,
+  ladder: Sequence[Rung],
+  *,
+  train: Callable[[S, Lanes, int, int], S],
+  score: Callable[[S, Lanes], tuple[np.ndarray, np.ndarray]],
+) -> Outcome[S]:
+  """Runs the race, once for every key that the lanes hold.
+
+  Args:
+    state: stacked states before the first step; they may be donated.
+    lanes: the powers and keys, every power with every key.
+    ladder: what rungs gave for the number of powers.
+    train: (state, lanes, number of the rung, its num_steps) -> state.
+    score: (state, lanes) -> scores and losses, [lanes] each.
+
+  Returns:
+    What came out.
+
+  Raises:
+    ValueError: if a key has another number of lanes than the first rung.
+  """
+  verdicts: list[dict[str, Any]] = []
+  for number, rung in enumerate(ladder):
+    counts = {int(key): int(np.sum(lanes.key == key)) for key in lanes.key}
+    if set(counts.values()) != {rung.num_lanes}:
+      raise ValueError(
+        f'rung {number} is for {rung.num_lanes} lanes of each key, got '
+        f'{counts} by key.'
+      )
+    state = train(state, lanes, number, rung.num_steps)
+    if number + 1 == len(ladder):
+      break
+    scores, losses = score(state, lanes)
+    chosen = [
+      places[survivors(scores[places], losses[places], num)]
+      for num in [ladder[number + 1].num_lanes]
+      for key in counts
+      for places in [np.flatnonzero(lanes.key == key)]
+    ]
+    indices = np.sort(np.concatenate(chosen))
+    verdicts += [
+      {
+        'rung': number,
+        'candidate': float(lanes.alpha[lane]),
+        'key': int(lanes.key[lane]),
+        'accuracy': float(scores[lane]),
+        'loss': float(losses[lane]),
+        'survives': lane in indices,
+      }
+      for lane in range(len(lanes.key))
+    ]
+    state, lanes = take(state, indices), take(lanes, indices)
+  return Outcome(lanes, state, verdicts)

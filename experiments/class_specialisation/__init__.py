@@ -1,0 +1,1 @@
+"""Which classes the features of a sparse network serve."""

@@ -1,0 +1,125 @@
+"""Tables, figure and page of experiments/class_specialisation."""
+
+from collections.abc import Mapping, Sequence
+import pathlib
+import statistics
+from typing import Any
+
+from experiments.class_specialisation import figures
+from experiments.common import sparse_runs
+from powerprop_jax.report import html, plotting
+from powerprop_jax.report import records as records_lib
+
+_Records = Sequence[dict[str, Any]]
+
+_MEANS = 'Mean class-specialisation, with its standard deviation over keys.'
+_FEATURES = (
+  'Features of all keys together; dead are those active for no image, or '
+  'without a connection into them.'
+)
+
+
+def write(
+  path: pathlib.Path,
+  title: str,
+  num_classes: int,
+  settings: dict[str, Any],
+  records: _Records,
+  tables: Mapping[str, _Records],
+) -> None:
+  """Prints the tables; writes them and the figure to report.html.
+
+  Args:
+    path: the folder of the run.
+    title: what was trained on what.
+    num_classes: of the data.
+    settings: the settings of the run.
+    records: records with method, key, and accuracy or layer, feature and
+      specialisation.
+    tables: features.specialisation_table by method.
+  """
+  of_features = [
+    {**record, 'method': sparse_runs.full_name(record['method'])}
+    for record in records
+    if 'feature' in record
+  ]
+  names = ('method', 'key', 'accuracy')
+  accuracies = [
+    {name: record[name] for name in names}
+    for record in records
+    if 'accuracy' in record
+  ]
+  means = mean_by_layer([r for r in records if 'feature' in r])
+  rows = _rows(tables)
+  for words, table in (
+    (_MEANS, means),
+    (_FEATURES, rows),
+    ('Test accuracy.', accuracies),
+  ):
+    print(f'\n{words}\n\n{tables_lib.text_table(table)}')
+  figure = figures.class_specialisation(
+    of_features, title=title, num_classes=num_classes
+  )
+  image = plotting.save(figure, path / 'class_specialisation.png')
+  html.write_report(
+    path / 'report.html',
+    title='Class-specialisation of features',
+    subtitle=title,
+    config=settings,
+    sections=[
+      html.Section(
+        'Class-specialisation by layer',
+        f'1 is a feature of a single class, {1 / num_classes:g} one that '
+        'responds to all classes alike. The features of logits are the '
+        'classes: there a high value only says that the network classifies.',
+        figures=[html.Figure(image, 'histograms of class-specialisation')],
+        tables=[html.Table(means, _MEANS), html.Table(rows, _FEATURES)],
+      ),
+      html.Section('Test accuracy', tables=[html.Table(accuracies)]),
+    ],
+  )
+
+
+def mean_by_layer(records: _Records) -> list[dict[str, Any]]:
+  """Mean specialisation, a row for each layer and a column for each method.
+
+  Args:
+    records: records with method, key, layer and specialisation; features
+      without one count for nothing.
+
+  Returns:
+    Rows with layer and, for each method, words: the mean over keys of the mean
+    over features, and the standard deviation over keys if there are several.
+
+  Example:
+    >>> record = {'layer': 'linear', 'method': 'set', 'key': 0}
+    >>> mean_by_layer([{**record, 'specialisation': 0.25},
+    ...                {**record, 'specialisation': 0.75}])
+    [{'layer': 'linear', 'set': '0.5000'}]
+  """
+  values: dict[tuple[str, str], dict[int, list[float]]] = {}
+  for record in records:
+    of_place = values.setdefault((record['layer'], record['method']), {})
+    of_key = of_place.setdefault(record['key'], [])
+    if records_lib.is_finite(record['specialisation']):
+      of_key.append(record['specialisation'])
+  names = records_lib.short_names([layer for layer, _ in values])
+  rows: dict[str, dict[str, Any]] = {}
+  for (layer, method), by_key in values.items():
+    means = [statistics.fmean(of_key) for of_key in by_key.values() if of_key]
+    words = f'{statistics.fmean(means):.4f}' if means else None
+    if len(means) > 1:
+      words = f'{words} ± {statistics.stdev(means):.4f}'
+    rows.setdefault(layer, {'layer': names[layer]})[method] = words
+  return list(rows.values())
+
+
+def _rows(tables: Mapping[str, _Records]) -> list[dict[str, Any]]:
+  """The tables of all methods as one, with short names of layers."""
+  layers = dict.fromkeys(r['layer'] for rows in tables.values() for r in rows)
+  names = records_lib.short_names(list(layers))
+  return [
+    {'method': method, **row, 'layer': names[row['layer']]}
+    for method, rows in tables.items()
+    for row in rows
+  ]

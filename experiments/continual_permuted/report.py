@@ -1,0 +1,177 @@
+"""Table, figures and page of experiments/continual_permuted."""
+
+from collections.abc import Mapping, Sequence
+import pathlib
+from typing import Any
+
+from experiments.continual_permuted import figures as plotting
+from experiments.sparse_training.report import markdown, mean_and_deviation
+from powerprop_jax.files import whole
+from powerprop_jax.report import analysis, html
+from powerprop_jax.report import records as records_lib
+from powerprop_jax.report.plotting import style
+from powerprop_jax.report.plotting import weights as weight_plots
+
+_Records = Sequence[dict[str, Any]]
+
+
+def write(
+  path: pathlib.Path,
+  title: str,
+  settings: dict[str, Any],
+  results: _Records,
+  weights: Mapping[str, Mapping[float, Any]],
+) -> None:
+  """Prints the table; writes it, the figures and report.html.
+
+  Args:
+    path: the folder of the run.
+    title: what was learned.
+    settings: the settings of the run.
+    results: the records of results.json.
+    weights: shared weights after the last task, by method and α; no figure of
+      a method that has none.
+  """
+  rows = table(results)
+  text = markdown(rows)
+  whole.write_bytes(path / 'table.md', text.encode())
+  print(f'\n{title}, in per cent, mean ± standard deviation over keys:\n')
+  print(text, end='')
+  paths = {
+    name: style.save(figure, path / f'{name}.png')
+    for name, figure in _figures(title, results, weights).items()
+  }
+  show = lambda alt, *names: [
+    html.Figure(paths[n], f'{alt}, {n}') for n in names if n in paths
+  ]
+  sections = [
+    html.Section(
+      'Accuracy',
+      'Test accuracy of each task while later ones are learned. Transfers have '
+      "the divisor T - 1 of the paper; results.json has GEM's too.",
+      figures=show('test accuracy against tasks learned', 'accuracy'),
+      tables=[html.Table(rows, 'In per cent, mean ± standard deviation.')],
+    )
+  ]
+  if 'capacity' in paths:
+    sections.append(
+      html.Section(
+        'Capacity',
+        'Shares of the weights that all tasks share.',
+        figures=show('weights in use against tasks learned', 'capacity'),
+        tables=[
+          html.Table(_packed(results), 'Each task of the first key, as packed.')
+        ],
+      )
+    )
+  names = [name for name in paths if name.startswith('weights')]
+  if names:
+    sections.append(
+      html.Section(
+        'Weights',
+        'Shared weights θ after the last task, of the first key.',
+        figures=show('histograms of the weights for each α', *names),
+      )
+    )
+  html.write_report(
+    path / 'report.html',
+    title='Continual learning',
+    subtitle=title,
+    config=settings,
+    sections=sections,
+  )
+
+
+def table(results: _Records) -> list[dict[str, Any]]:
+  """Rows with a method and α and the means of its metrics over keys.
+
+  Args:
+    results: the records of results.json.
+
+  Returns:
+    One row for each method and α, in the order of the results; numbers are
+    words, in per cent. A cell is empty where nothing was measured.
+
+  Example:
+    >>> record = {'method': 'ewc', 'alpha': 1.0, 'key': 0, 'num_tasks': 2,
+    ...           'tasks_fitted': 2, 'average_accuracy': 0.9, 'forgetting': 0.1}
+    >>> row = table([record])[0]
+    >>> row['method'], row['average accuracy'], row['forgetting']
+    ('EWC', '90.00', '10.00')
+  """
+  places = dict.fromkeys((r['method'], r['alpha']) for r in results)
+  rows = []
+  for method, alpha in places:
+    of_place = [
+      r for r in results if (r['method'], r['alpha']) == (method, alpha)
+    ]
+    ends = [r for r in of_place if 'num_tasks' in r]
+    row: dict[str, Any] = {
+      'method': plotting.method_name(method),
+      'α': f'{alpha:g}',
+      'tasks': str(min(r['tasks_fitted'] for r in ends)),
+    }
+    for field in _METRICS:
+      row[field.replace('_', ' ')] = _in_words(ends, field)
+    # It never falls, so the largest is that after the last task.
+    used: dict[int, float] = {}
+    for record in of_place:
+      if 'capacity_used' in record:
+        used[record['key']] = record['capacity_used']
+    row['capacity used'] = mean_and_deviation(list(used.values()))
+    rows.append(row)
+  return rows
+
+
+_METRICS = (
+  'average_accuracy',
+  'learning_accuracy',
+  'forgetting',
+  'backward_transfer',
+)
+
+
+def _in_words(records: _Records, field: str) -> str | None:
+  values = [r[field] for r in records if records_lib.is_finite(r.get(field))]
+  return mean_and_deviation(values)
+
+
+def _packed(results: _Records) -> list[dict[str, Any]]:
+  """The tasks of the first key as they were packed."""
+  first = results[0]['key']
+  return [
+    {name: record[name] for name in _PACKED if name in record}
+    for record in results
+    if 'capacity_used' in record and record['key'] == first
+  ]
+
+
+_PACKED = (
+  'method',
+  'alpha',
+  'tasks_learned',
+  'dense_accuracy',
+  'validation_accuracy',
+  'density',
+  'new',
+  'overlap',
+  'capacity_used',
+)
+
+
+def _figures(
+  title: str,
+  results: _Records,
+  weights: Mapping[str, Mapping[float, Any]],
+) -> dict[str, Any]:
+  entries = [r for r in results if 'task' in r]
+  figures = {'accuracy': plotting.accuracy_over_tasks(entries, title=title)}
+  packed = [r for r in results if 'capacity_used' in r]
+  if packed:
+    figures['capacity'] = plotting.capacity(packed, title=title)
+  for method, by_alpha in weights.items():
+    figures[f'weights_{method}'] = weight_plots.weight_histograms(
+      analysis.weight_histograms(by_alpha),
+      title=f'Weights after {plotting.method_name(method)}, {title}',
+    )
+  return figures

@@ -1,0 +1,129 @@
+"""Signal propagation: how far a network passes its signals on, layer by layer.
+
+A network that is too sparse shows it before its first step: activations fade
+towards the output, and gradients on their way back. Both are measured here, at
+initialisation or later.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from experiments.class_specialisation import activations
+from experiments.class_specialisation.activations import Apply
+from powerprop_jax.core import masks as masks_lib
+from powerprop_jax.core import select as select_lib
+from powerprop_jax.core import trees
+from powerprop_jax.core.masks import Masks
+from powerprop_jax.core.trees import Select
+
+Record = dict[str, Any]
+
+
+class Signal(NamedTuple):
+  """What passes through a layer, float32 scalars.
+
+  Attributes:
+    variance: of its outputs, before normalisation and nonlinearity, over all
+      examples, positions and features of the batch.
+    gradient_norm: Euclidean norm of ∂L/∂(θ⊙M) over its connections; 0 if it
+      has none.
+  """
+
+  variance: jax.Array
+  gradient_norm: jax.Array
+
+
+def signal_propagation(
+  apply: Apply,
+  loss_fn: Callable[[Any], jax.Array],
+  theta: Any,
+  inputs: Any,
+  *,
+  masks: Masks | None = None,
+  select: Select = select_lib.is_weight,
+) -> dict[str, Signal]:
+  """The signal in every layer of a Haiku network, forward and backward.
+
+  A layer is a module that has a selected weight; its fixed transform, where it
+  has one, counts in its outputs. Of a layer that is applied several times, all
+  outputs are taken together.
+
+  Args:
+    apply: runs the network, (theta, inputs) -> outputs, not compiled by
+      jax.jit; what calls this function may be (see activations.layer_outputs).
+    loss_fn: outputs -> scalar loss.
+    theta: effective parameters.
+    inputs: a batch, what apply takes.
+    masks: the connections that exist, structure and shapes of theta; all by
+      default. The network is measured at theta⊙masks.
+    select: predicate over (module name, name, value).
+
+  Returns:
+    The signal in each layer, by the name of its module and in the order of the
+    forward pass.
+
+  Raises:
+    ValueError: if masks do not fit theta, or apply runs none of its modules.
+
+  Example:
+    >>> import haiku as hk
+    >>> net = hk.without_apply_rng(hk.transform(
+    ...     lambda x: hk.Linear(1, w_init=jnp.ones)(x)))
+    >>> images = jnp.array([[1., 0.], [1., 2.]])
+    >>> theta = net.init(None, images)
+    >>> found = signal_propagation(net.apply, jnp.mean, theta, images)
+    >>> print(found['linear'].variance)       # of 1 and 3
+    1.0
+    >>> print(found['linear'].gradient_norm)  # of (1, 1)
+    1.4142135
+  """
+  masks = masks_lib.full_masks(theta) if masks is None else masks
+  theta = masks_lib.apply_masks(theta, masks)
+  outputs = activations.layer_outputs(
+    apply, theta, inputs, select=select, with_norms=False
+  )
+  grads = jax.grad(lambda t: loss_fn(apply(t, inputs)))(theta)
+  grads = masks_lib.apply_masks(grads, masks)
+  squares: dict[str, Any] = {}
+  for leaf, value in zip(
+    trees.named_leaves(theta), jax.tree.leaves(grads), strict=True
+  ):
+    if leaf.module_name in outputs and select(*leaf):
+      square = jnp.sum(jnp.square(value.astype(jnp.float32)))
+      squares[leaf.module_name] = squares.get(leaf.module_name, 0.0) + square
+  return {
+    layer: Signal(_variance(found), jnp.sqrt(squares[layer]))
+    for layer, found in outputs.items()
+  }
+
+
+def signal_records(found: Mapping[str, Signal]) -> list[Record]:
+  """Flat records of concrete signals, one per layer.
+
+  Args:
+    found: what signal_propagation gave.
+
+  Returns:
+    Records with layer, variance and gradient_norm, in the order of the forward
+    pass.
+
+  Example:
+    >>> signal_records({'linear': Signal(jnp.float32(1), jnp.float32(0.5))})
+    [{'layer': 'linear', 'variance': 1.0, 'gradient_norm': 0.5}]
+  """
+  return [
+    {
+      'layer': layer,
+      'variance': float(signal.variance),
+      'gradient_norm': float(signal.gradient_norm),
+    }
+    for layer, signal in found.items()
+  ]
+
+
+def _variance(outputs: tuple[jax.Array, ...]) -> jax.Array:
+  values = [jnp.ravel(output).astype(jnp.float32) for output in outputs]
+  return jnp.var(jnp.concatenate(values))

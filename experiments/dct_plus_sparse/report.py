@@ -1,0 +1,189 @@
+"""Tables, figures and page of experiments/dct_plus_sparse."""
+
+from collections.abc import Mapping, Sequence
+import pathlib
+import statistics
+from typing import Any
+
+from experiments.dct_plus_sparse import figures, figures_supports
+from experiments.sparse_training import report
+from powerprop_jax.files import tables, whole
+from powerprop_jax.report import html, plotting
+from powerprop_jax.report import records as records_lib
+
+_Records = Sequence[dict[str, Any]]
+
+_ACCURACY = 'Test accuracy in per cent, mean ± standard deviation over keys.'
+_SIZES = (
+  'Parameters that are trained (connections, biases, scales and offsets), and '
+  'bytes of everything that a step takes from the one before: weights, slots '
+  "of the optimiser, norms' averages, masks or positions. Condensed, a network "
+  'holds its connections alone.'
+)
+_STEPS = (
+  'A training step in the masked form, which takes as long at every density; '
+  'networks take turns.'
+)
+_DENSITIES = 'Weights left in each layer after training (%), mean over keys.'
+
+
+def write(
+  path: pathlib.Path,
+  title: str,
+  num_classes: int,
+  settings: dict[str, Any],
+  results: _Records,
+  costs: Mapping[str, _Records],
+) -> None:
+  """Prints the tables; writes them, the figures and report.html.
+
+  Args:
+    path: the folder of the run.
+    title: what was trained on what.
+    num_classes: of the data, for the accuracy of guessing.
+    settings: the settings of the run.
+    results: records of networks, with accuracy, and of layers.
+    costs: the tables 'sizes' and 'steps'.
+  """
+  of_networks = [record for record in results if 'accuracy' in record]
+  of_layers = [record for record in results if 'layer' in record]
+  rows = accuracy_table(of_networks)
+  text = report.markdown(rows)
+  whole.write_bytes(path / 'table.md', text.encode())
+  print(f'\n{_ACCURACY}\n\n{text}', end='')
+  for words, name in ((_SIZES, 'sizes'), (_STEPS, 'steps')):
+    if costs[name]:
+      print(f'\n{words}\n\n{tables.text_table(costs[name])}')
+  figures = {
+    'accuracy': figures_supports.accuracy_by_support(
+      of_networks, title=title, num_classes=num_classes
+    ),
+    **{
+      f'signals_{support}': figures.signal_propagation(
+        signals, title=f'{title}, {support}, before the first step'
+      )
+      for support, signals in _signals(of_layers).items()
+    },
+  }
+  images = {
+    name: plotting.save(figure, path / f'{name}.png')
+    for name, figure in figures.items()
+  }
+  html.write_report(
+    path / 'report.html',
+    title='Cosine transform plus sparse',
+    subtitle=title,
+    config=settings,
+    sections=_sections(images, rows, costs, density_table(of_layers)),
+  )
+
+
+def _sections(
+  images: Mapping[str, pathlib.Path],
+  rows: _Records,
+  costs: Mapping[str, _Records],
+  densities: _Records,
+) -> list[html.Section]:
+  signals = [name for name in images if name.startswith('signals')]
+  return [
+    html.Section(
+      'Accuracy against density',
+      'Test accuracy after the last step. The network dct adds a fixed cosine '
+      'transform to every layer.',
+      figures=[html.Figure(images['accuracy'], 'test accuracy by density')],
+      tables=[html.Table(rows, _ACCURACY)],
+    ),
+    html.Section(
+      'Signal propagation',
+      'Before the first step, on one batch. Layers from input to output.',
+      figures=[
+        html.Figure(images[name], 'variance and gradient norm by layer')
+        for name in signals
+      ],
+    ),
+    html.Section(
+      'Costs',
+      tables=[
+        html.Table(costs[name], words)
+        for words, name in ((_SIZES, 'sizes'), (_STEPS, 'steps'))
+        if costs[name]
+      ],
+    ),
+    html.Section('Layers', tables=[html.Table(densities, _DENSITIES)]),
+  ]
+
+
+def accuracy_table(records: _Records) -> list[dict[str, Any]]:
+  """A row for each support and density, a column for each network and α.
+
+  Args:
+    records: of networks, with network, support, density, alpha and accuracy.
+
+  Returns:
+    Rows of words, in per cent; None where nothing was trained.
+
+  Example:
+    >>> record = {'network': 'dct', 'support': 'erk', 'density': 0.01,
+    ...           'alpha': 1.0, 'accuracy': 0.5}
+    >>> accuracy_table([record])
+    [{'support': 'erk', 'density': 0.01, 'dct': '50.00'}]
+  """
+  several = len({record['alpha'] for record in records}) > 1
+  rows: dict[Any, dict[str, Any]] = {}
+  cells: dict[Any, list[float]] = {}
+  for record in records:
+    column = record['network']
+    if several:
+      column += f', α = {record["alpha"]:g}'
+    place = (record['support'], record['density'])
+    cells.setdefault((place, column), []).append(record['accuracy'])
+  columns = dict.fromkeys(column for _, column in cells)
+  for (place, column), values in cells.items():
+    empty = {'support': place[0], 'density': place[1], **columns}
+    row = rows.setdefault(place, empty)
+    row[column] = report.mean_and_deviation(values)
+  return list(rows.values())
+
+
+def density_table(records: _Records) -> list[dict[str, Any]]:
+  """Densities of layers, a row for each support and density.
+
+  Args:
+    records: of layers, with network, support, density, alpha, layer and
+      layer_density.
+
+  Returns:
+    Rows with network, support, density, α and a column for each layer, in per
+    cent, averaged over keys.
+
+  Example:
+    >>> place = {'network': 'dct', 'support': 'erk', 'density': 0.1,
+    ...          'alpha': 1.0}
+    >>> density_table([place | {'layer': 'linear', 'layer_density': 0.25}])
+    [{'network': 'dct', 'support': 'erk', 'density': 0.1, 'alpha': 1.0, \
+'linear': 25.0}]
+  """
+  names = records_lib.short_names(
+    list(dict.fromkeys(record['layer'] for record in records))
+  )
+  fields = ('network', 'support', 'density', 'alpha')
+  found: dict[Any, dict[str, list[float]]] = {}
+  for record in records:
+    of_place = found.setdefault(tuple(record[f] for f in fields), {})
+    of_layer = of_place.setdefault(names[record['layer']], [])
+    of_layer.append(100 * record['layer_density'])
+  return [
+    dict(zip(fields, place, strict=True))
+    | {layer: statistics.fmean(values) for layer, values in of_place.items()}
+    for place, of_place in found.items()
+  ]
+
+
+def _signals(records: _Records) -> dict[str, list[dict[str, Any]]]:
+  """Records of layers by support, of the first α alone."""
+  first = records[0]['alpha']
+  found: dict[str, list[dict[str, Any]]] = {}
+  for record in records:
+    if record['alpha'] == first:
+      found.setdefault(record['support'], []).append(record)
+  return found

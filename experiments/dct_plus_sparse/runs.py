@@ -1,0 +1,31 @@
+"""One combination of network, support, density and α, trained or read."""
+
+import functools
+from typing import Any
+
+from experiments.common import combinations
+from experiments.dct_plus_sparse import (
+  training,
+)
+from experiments.dct_plus_sparse.config import Config
+from experiments.dct_plus_sparse.training import Combination
+
+PROGRAM = 'dct_plus_sparse'
+
+
+def settings(config: Config) -> dict[str, Any]:
+  """What the results depend on; the times of steps are measured again."""
+  return combinations.settings(config, 'timed_steps')
+
+
+def train_or_read(
+  config: Config, description: str, combination: Combination
+) -> list[dict[str, Any]]:
+  """Results of a combination: trained, or read where that is done."""
+  return combinations.once(
+    functools.partial(training.train, config, combination, description),
+    config.out,
+    combination,
+    settings(config) | combination._asdict(),
+    PROGRAM,
+  )

@@ -1,0 +1,285 @@
+"""What experiments/dct_plus_sparse trains, and what it measures of it."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+import warnings
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.common import mask_watch, sparse_runs, sparse_sweep
+from experiments.common.sparse_runs import Trained
+from experiments.dct_plus_sparse import patterns, propagation, state_sizes
+from experiments.dct_plus_sparse.config import Config, Network
+from experiments.dct_plus_sparse.patterns import SupportName
+from powerprop_jax import nets
+from powerprop_jax.optim import views
+from powerprop_jax.prune import at_init
+from powerprop_jax.train import ensemble, optimizers
+from powerprop_jax.train.data import splits as data
+from powerprop_jax.train.optimizers import OptimizerConfig
+from powerprop_jax.train.runs.folder import RunFolder
+from powerprop_jax.train.state import TrainState
+
+Records = list[dict[str, Any]]
+
+
+class Combination(NamedTuple):
+  """What one compiled program trains, for all keys.
+
+  Attributes:
+    network: 'standard' or 'dct'.
+    support: how the connections are chosen.
+    density: share of the weights that are connections.
+    alpha: the power.
+  """
+
+  network: Network
+  support: SupportName
+  density: float
+  alpha: float
+
+  @property
+  def name(self) -> str:
+    """The name of its folder."""
+    return (
+      f'{self.network}_{self.support}_density_{self.density:g}_alpha_'
+      f'{self.alpha:g}'
+    )
+
+
+def combinations(config: Config) -> list[Combination]:
+  """All that are possible: scored supports are for the standard network."""
+  return [
+    Combination(network, support, density, alpha)
+    for alpha in config.alphas
+    for support in config.supports
+    for density in config.densities
+    for network in config.networks
+    if patterns.is_possible(support, dct=network == 'dct')
+  ]
+
+
+def make_net(
+  config: Config, network: Network, alpha: float, num_classes: int
+) -> hk.TransformedWithState:
+  """The network, with the transform or without it.
+
+  With the transform and α > 1 its weights start at small random values: at zero
+  powerprop could not move them.
+  """
+  if network == 'standard':
+    return nets.make(config.net, num_classes)
+  w_init = None
+  if alpha > 1:
+    w_init = hk.initializers.VarianceScaling(config.dct_init_scale)
+  return nets.make(config.net, num_classes, dct=True, w_init=w_init)
+
+
+def tx_maker(
+  config: Config, combination: Combination, theta: Any, num_examples: int
+) -> Callable[[jax.Array], Any]:
+  """From a PRNG key to the gradient transformation of a combination."""
+  network, support, density, alpha = combination
+  inner = inner_tx(config, network, alpha)
+  lengths = sparse_runs.lengths_of(config.loop, theta, num_examples)
+  return lambda key: patterns.make_tx(
+    inner, support, density, config.sparse, lengths, key
+  )
+
+
+def inner_tx(
+  config: Config, network: Network, alpha: float, **options: Any
+) -> optax.GradientTransformationExtraArgs:
+  """The optimiser of a network, powerprop included."""
+  settings = optimizer_of(config, network)
+  return optimizers.make_tx(settings, alpha, config.loop.num_steps, **options)
+
+
+def optimizer_of(config: Config, network: Network) -> OptimizerConfig:
+  """The settings of a network's optimiser."""
+  return config.dct_optimizer if network == 'dct' else config.optimizer
+
+
+def train(
+  config: Config, combination: Combination, description: str, folder: RunFolder
+) -> Records:
+  """Trains a combination for every key, or goes on where the folder stopped.
+
+  Args:
+    config: the settings.
+    combination: what to train.
+    description: what is being trained, for the progress; '' for no progress.
+    folder: where metrics and checkpoints go.
+
+  Returns:
+    One record of the network for each key, and one of each layer. None at all
+    where the scores rank nothing, as of a network that earlier rounds of
+    pruning have cut through; a line says so.
+  """
+  splits = sparse_runs.load(config, bool(description))
+  network, support, _, alpha = combination
+  net = make_net(config, network, alpha, splits.num_classes)
+  theta = sparse_runs.shapes(net, splits)
+  make_tx = tx_maker(config, combination, theta, len(splits.train.labels))
+  runs = ensemble.product([alpha], config.keys)
+  state = sparse_sweep.initial_states(net, make_tx, runs, splits)
+  if support in patterns.SCORED:
+    try:
+      masks = _find_masks(config, combination, net, state, splits)
+    except ValueError as error:
+      print(f'note: {combination.name} is left out: {error}', flush=True)
+      return []
+    state = patterns.install(state, masks)
+  signals = _signals(config, net, state, splits)
+  trained = sparse_runs.train_net(
+    config,
+    net,
+    make_tx,
+    combination,
+    folder,
+    state=state,
+    description=description,
+  )
+  return _records(config, combination, trained, signals)
+
+
+def _find_masks(
+  config: Config,
+  combination: Combination,
+  net: hk.TransformedWithState,
+  state: TrainState,
+  splits: data.Splits,
+) -> Any:
+  """The masks of a scored support for every key, stacked."""
+  prepare = sparse_runs.preparation(config, splits)
+  weights = jax.jit(jax.vmap(lambda s: (s.theta, s.net_state)))(state)
+  lane = lambda index: jax.tree.map(lambda x: x[index], weights)
+  scorer = patterns.make_scorer(
+    net, lane(0)[1], splits.train, prepare, config.score
+  )
+  found = []
+  for index, key in enumerate(config.keys):
+    with warnings.catch_warnings(record=True) as caught:
+      warnings.simplefilter('always', at_init.LayerCollapseWarning)
+      masks = patterns.find(
+        scorer,
+        combination.support,
+        lane(index)[0],
+        combination.density,
+        # Another stream than those of the weights, the masks and the steps.
+        jax.random.fold_in(jax.random.key(key), 3),
+      )
+    for warning in caught:
+      line = str(warning.message).split('. ')[0]
+      print(f'note: {combination.name}, key {key}: {line}.', flush=True)
+    found.append(masks)
+  return jax.tree.map(lambda *parts: jnp.stack(parts), *found)
+
+
+def _signals(
+  config: Config,
+  net: hk.TransformedWithState,
+  state: TrainState,
+  splits: data.Splits,
+) -> list[Records]:
+  """Signal propagation before the first step, for each key."""
+  prepare = sparse_runs.preparation(config, splits)
+  images, labels = (part[: config.loop.batch_size] for part in splits.train)
+  layers: list[str] = []
+
+  def measure(state: TrainState, images: Any, labels: Any) -> Any:
+    def apply(theta: Any, images: Any) -> jax.Array:
+      key = jax.random.key(0)  # of dropout, where the network has it
+      return net.apply(theta, state.net_state, key, prepare(images), True)[0]
+
+    def loss_fn(logits: jax.Array) -> jax.Array:
+      losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+      return jnp.mean(losses)
+
+    masks = views.current_masks(state.phi, state.opt_state)
+    found = propagation.signal_propagation(
+      apply, loss_fn, state.theta, images, masks=masks
+    )
+    # A dictionary would come out of jit in another order.
+    layers[:] = found
+    return tuple(found.values())
+
+  measured = jax.jit(
+    lambda state, images, labels: ensemble.map_lanes(
+      lambda s: measure(s, images, labels), 1
+    )(state)
+  )(state, images, labels)
+  by_layer = dict(zip(layers, jax.device_get(measured), strict=True))
+  return [
+    propagation.signal_records(
+      {
+        layer: propagation.Signal(*(values[lane] for values in signal))
+        for layer, signal in by_layer.items()
+      }
+    )
+    for lane in range(len(config.keys))
+  ]
+
+
+def _records(
+  config: Config,
+  combination: Combination,
+  trained: Trained,
+  signals: list[Records],
+) -> Records:
+  """One record of the network for each key, and one of each layer."""
+  net, state, runs, splits, prepare = trained
+  masks = mask_watch.stacked_masks(state)
+  one = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state
+  )
+  place = combination._asdict()
+  records: Records = []
+  found = sparse_sweep.results(net, state, runs, splits, prepare=prepare)
+  for lane, record in enumerate(found):
+    counts = {path: int(np.sum(m[lane])) for path, m in masks.items()}
+    records.append(
+      {**place, **record, **_sizes(config, combination, one, counts)}
+    )
+  for lane, key in enumerate(config.keys):
+    for signal in signals[lane]:
+      densities = {
+        path.rpartition('/')[0]: float(np.mean(mask[lane]))
+        for path, mask in masks.items()
+      }
+      record = {**place, 'key': key, **signal}
+      record['layer_density'] = densities[signal['layer']]
+      records.append(record)
+  return records
+
+
+def _sizes(
+  config: Config,
+  combination: Combination,
+  state: TrainState,
+  counts: dict[str, int],
+) -> dict[str, Any]:
+  """Parameters that are trained, and bytes of the state, from its shapes."""
+  network, support, _, alpha = combination
+  phi, net_state = state.phi, state.net_state
+  inner = inner_tx(config, network, alpha)
+  condensed = inner_tx(config, network, alpha, select=_is_named_w)
+  return {
+    'parameters': state_sizes.num_trained(phi, sum(counts.values())),
+    'bytes_dense': state_sizes.trained_bytes(inner, phi, net_state),
+    'bytes_masked': state_sizes.tree_bytes((phi, net_state, state.opt_state)),
+    # Connections that move need gradients of those that do not exist.
+    'bytes_condensed': None
+    if support in patterns.MOVING
+    else state_sizes.condensed_bytes(condensed, phi, counts, net_state),
+  }
+
+
+def _is_named_w(module_name: str, name: str, value: Any) -> bool:
+  """True for weights, dense or a vector of connections."""
+  del module_name, value
+  return name == 'w'

@@ -1,0 +1,1 @@
+"""Published costs of sparse networks, computed again."""

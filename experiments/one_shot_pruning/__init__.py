@@ -1,0 +1,1 @@
+"""Accuracy of networks pruned once, against sparsity."""

@@ -1,0 +1,91 @@
+r"""Accuracy of sparse training against density: methods × densities × α × keys.
+
+Trains a network with every method, at every density and for every α, one
+compiled program for each with all keys in it, and compares test accuracies with
+the published ones.
+
+    python -m experiments.sparse_training --out runs/sparse_training --workers 2
+
+Expected: on the bundled digits all methods are within a point or two of the
+dense network at density 0.1; at 0.02 static is last.
+
+The recipe of SNFS on MNIST, and that of RigL on CIFAR-10, for an accelerator:
+
+    python -m experiments.sparse_training --preset mnist_lenet_300_100 \
+        --data.dir ~/tensorflow_datasets --workers 2 --out runs/lenet_300_100
+    python -m experiments.sparse_training --preset cifar10_wrn_22_2 \
+        --data.dir ~/tensorflow_datasets --out runs/wrn_22_2
+
+Each finished combination of method, density and α is kept in a folder of its
+own under combinations/; with --resume they are not trained again, and those
+that were interrupted go on from their last look.
+
+Source: Dettmers & Zettlemoyer, Sparse networks from scratch, 2019; Evci et al.,
+Rigging the lottery, 2020; see common/published.py. The L2 penalty is on
+weights alone, theirs on biases too. Numbers: experiments/README.md.
+"""
+
+import functools
+import sys
+
+from experiments.common import combinations as combination_runs
+from experiments.common import sparse_runs
+from experiments.sparse_training import report, runs
+from experiments.sparse_training.config import PRESETS, Config
+from powerprop_jax.train.cli import arguments
+from powerprop_jax.train.runs.folder import RunFolder
+
+
+def main(config: Config) -> None:
+  """Trains every combination and writes what came out."""
+  _check(config)
+  combinations = sparse_runs.combinations(
+    config.methods, config.densities, config.alphas
+  )
+  sparse_runs.check_combinations(config, combinations)
+  settings = combination_runs.settings(config)
+  folder = RunFolder(
+    config.out, settings, program=runs.PROGRAM, resume=config.resume
+  )
+  found = combination_runs.run_all(
+    functools.partial(runs.train_or_read, config),
+    combinations,
+    config.out,
+    config.workers,
+    config.loop.num_steps,
+    sparse_runs.print_accuracy,
+  )
+  results = [record for records in found.values() for record in records]
+  folder.write_results(results)
+  report.write(
+    folder.path,
+    f'{config.net} on {config.data.name}',
+    (config.net, config.data.name),
+    settings,
+    results,
+    [
+      {**record, 'method': c.method, 'total_density': c.density}
+      for c in combinations
+      for record in combination_runs.looks(config.out, c)
+    ],
+  )
+  folder.mark_complete()
+  print(f'\nFigures and report: {folder.path / "report.html"}')
+  combination_runs.check_any_left(config.out, combinations)
+
+
+def _check(config: Config) -> None:
+  sparse_runs.check_settings(config, 'methods', 'densities', 'alphas', 'keys')
+  combination_runs.check_workers(config.workers)
+
+
+if __name__ == '__main__':
+  sys.exit(
+    arguments.run(
+      main,
+      PRESETS,
+      prog=f'python -m experiments.{runs.PROGRAM}',
+      description=str(__doc__).split('\n', maxsplit=1)[0],
+      static_alpha=True,
+    )
+  )

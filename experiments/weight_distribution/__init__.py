@@ -1,0 +1,1 @@
+"""How powers change the distribution of weights."""

@@ -1,0 +1,1 @@
+"""Parameters, multiply-adds and bytes, dense and sparse."""

@@ -1,0 +1,1 @@
+"""A network in one file, and running it."""

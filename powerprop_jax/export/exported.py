@@ -1,0 +1,144 @@
+"""A trained network as files hold it: parameters, masks, state, description."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from powerprop_jax.core import masks as masks_lib
+from powerprop_jax.core import trees
+from powerprop_jax.files import json_values
+
+Array = np.ndarray[Any, Any]
+
+
+class Exported(NamedTuple):
+  """A trained network.
+
+  Attributes:
+    theta: effective parameters {module: {name: array}}, as Haiku has them.
+    masks: which connections exist, booleans like them.
+    net_state: state of the network, to evaluate it with; {} for none.
+    about: settings, step, scores: what json_values.to_json takes.
+  """
+
+  theta: Any
+  masks: Any
+  net_state: Any
+  about: dict[str, Any]
+
+
+def parts(exported: Exported) -> Mapping[str, Any]:
+  """The three trees by name: theta, masks, net_state."""
+  return {
+    'theta': exported.theta,
+    'masks': exported.masks,
+    'net_state': exported.net_state,
+  }
+
+
+def on_host(exported: Exported) -> Exported:
+  """The network as NumPy arrays and JSON, with zeros where no connection is.
+
+  What a mask removes becomes zero, whatever its value: the file is of θ ⊙ M.
+
+  Args:
+    exported: a network, concrete.
+
+  Returns:
+    The network, dtypes kept.
+
+  Raises:
+    ValueError: if a tree is not {module: {name: array}}, or masks are not
+      booleans of the shapes of theta.
+    TypeError: if about holds what JSON cannot, naming its key.
+
+  Example:
+    >>> theta, masks = {'a': {'w': jnp.ones(2)}}, {'a': {'w': np.eye(2)[0] > 0}}
+    >>> on_host(Exported(theta, masks, {}, {})).theta
+    {'a': {'w': array([1., 0.], dtype=float32)}}
+  """
+  for part, tree in parts(exported).items():
+    _check_form(part, tree)
+  theta, masks, net_state, about = exported
+  masks_lib.check_same_shapes(theta, masks, 'theta', 'masks')
+  masks = _as_arrays(masks)
+  for leaf in trees.named_leaves(masks):
+    if leaf.value.dtype != bool:
+      raise ValueError(
+        f'masks must be boolean; that of {leaf.path!r} is {leaf.value.dtype}.'
+      )
+  theta = {
+    module: {
+      name: _masked(x, masks[module][name]) for name, x in leaves.items()
+    }
+    for module, leaves in _as_arrays(theta).items()
+  }
+  about = json_values.to_json(about, 'about')
+  return Exported(theta, masks, _as_arrays(net_state), about)
+
+
+def _check_form(part: str, tree: Any) -> None:
+  two_levels = isinstance(tree, Mapping) and all(
+    isinstance(leaves, Mapping)
+    and not any(isinstance(x, (Mapping, tuple, list)) for x in leaves.values())
+    and not any('/' in name for name in leaves)
+    for leaves in tree.values()
+  )
+  if not two_levels:
+    raise ValueError(
+      f'{part} must be {{module: {{name: array}}}}, as Haiku has it, and names '
+      "without '/'."
+    )
+
+
+def _as_arrays(tree: Any) -> dict[str, dict[str, Array]]:
+  return {
+    module: {name: np.asarray(x) for name, x in leaves.items()}
+    for module, leaves in tree.items()
+  }
+
+
+def _masked(x: Array, mask: Array) -> Array:
+  return x if mask.all() else np.where(mask, x, np.zeros((), x.dtype))
+
+
+def check_masks(found: Any, expected: Any) -> None:
+  """Refuses masks that are not those expected.
+
+  Args:
+    found: masks of a file.
+    expected: masks that the caller holds.
+
+  Raises:
+    ValueError: naming the first leaf with other connections and how many of
+      them differ, or other shapes.
+
+  Example:
+    >>> check_masks({'w': np.array([True, False])}, {'w': np.ones(2, bool)})
+    Traceback (most recent call last):
+      ...
+    ValueError: 1 of the 2 connections of 'w' are other ones in the file than in
+    masks: they changed after it was written. Export the network again, or use
+    the masks of the file.
+  """
+  masks_lib.check_same_shapes(found, expected, 'the file', 'masks')
+  held = {leaf.path: leaf.value for leaf in trees.named_leaves(expected)}
+  for leaf in trees.named_leaves(found):
+    differ = int((np.asarray(held[leaf.path], bool) != leaf.value).sum())
+    if differ:
+      raise ValueError(
+        f'{differ} of the {leaf.value.size} connections of {leaf.path!r} are '
+        'other ones in the file than in masks: they changed after it was '
+        'written. Export the network again, or use the masks of the file.'
+      )
+
+
+def dense_bytes(theta: Any) -> int:
+  """Bytes of the parameters, stored whole as float32.
+
+  Example:
+    >>> dense_bytes({'linear': {'w': jnp.zeros((4, 2)), 'b': jnp.zeros(2)}})
+    40
+  """
+  return 4 * sum(int(np.size(x.value)) for x in trees.named_leaves(theta))

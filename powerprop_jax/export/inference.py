@@ -1,0 +1,156 @@
+"""One trained network as a function of images, in each form that it can take.
+
+    form = condensed(make, exported, image_shape)
+    logits = jax.jit(form.run)(form.parameters, images)
+
+All forms compute the same logits up to rounding.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from powerprop_jax.core import masks as masks_lib
+from powerprop_jax.core import select as select_lib
+from powerprop_jax.core import trees
+from powerprop_jax.core.trees import Select
+from powerprop_jax.export.exported import Exported
+from powerprop_jax.nets import condensed as condensed_lib
+
+
+class Make(Protocol):
+  """Makes a network, e.g. functools.partial(nets.make, 'mlp', 10)."""
+
+  def __call__(self, *, supports: Any = None) -> hk.TransformedWithState:
+    """The network with these supports, see nets.make; None for dense."""
+
+
+class Form(NamedTuple):
+  """A network and what it computes with.
+
+  Attributes:
+    run: (parameters, images) -> logits, to be jitted. Images are floats
+      [N, H, W, C], logits [N, classes].
+    parameters: a tree of arrays.
+  """
+
+  run: Callable[[Any, jax.Array], jax.Array]
+  parameters: Any
+
+
+def dense(make: Make, exported: Exported) -> Form:
+  """Dense products with θ, whose zeros are multiplied like all other weights.
+
+  Args:
+    make: makes the network.
+    exported: its parameters, zero where no connection is.
+
+  Returns:
+    The form; its parameters are theta and net_state.
+  """
+  net = make()
+
+  def run(parameters: Any, images: jax.Array) -> jax.Array:
+    theta, net_state = parameters
+    return net.apply(theta, net_state, None, images, False)[0]
+
+  return Form(run, _on_device((exported.theta, exported.net_state)))
+
+
+def masked(make: Make, exported: Exported) -> Form:
+  """Dense products with θ ⊙ M, multiplied out in every call.
+
+  Args:
+    make: makes the network.
+    exported: its parameters and masks.
+
+  Returns:
+    The form; its parameters are theta, net_state and masks.
+  """
+  form = dense(make, exported)
+
+  def run(parameters: Any, images: jax.Array) -> jax.Array:
+    theta, net_state, masks = parameters
+    theta = masks_lib.apply_masks(theta, masks)
+    return form.run((theta, net_state), images)
+
+  return Form(run, (*form.parameters, _on_device(exported.masks)))
+
+
+def condensed(
+  make: Make, exported: Exported, image_shape: tuple[int, ...]
+) -> Form:
+  """The network without its zeros, by the layers of nets/condensed.py.
+
+  Args:
+    make: makes the network.
+    exported: its parameters and masks.
+    image_shape: of one image, (height, width, channels).
+
+  Returns:
+    The form; its parameters are the condensed theta and net_state. A leaf with
+    more connections than zeros stays dense, and so all of a network without
+    zeros.
+  """
+  select = sparse_leaves(exported.masks)
+  if select is None:
+    return dense(make, exported)
+  net = make(supports=condensed_lib.supports(exported.masks, select=select))
+  theta = condensed_lib.condense(
+    _on_device(exported.theta), exported.masks, select=select
+  )
+  init = jax.jit(net.init, static_argnums=2)
+  images = jnp.zeros((1, *image_shape))
+  # What condensed layers keep there, and the statistics of the norms.
+  _, made = init(jax.random.key(0), images, True)
+  net_state = {module: dict(leaves) for module, leaves in made.items()}
+  for module, leaves in _on_device(exported.net_state).items():
+    net_state.setdefault(module, {}).update(leaves)
+
+  def run(parameters: Any, images: jax.Array) -> jax.Array:
+    theta, net_state = parameters
+    return net.apply(theta, net_state, None, images, False)[0]
+
+  return Form(run, (theta, net_state))
+
+
+def sparse_leaves(
+  masks: Any, max_density: float = 0.5, select: Select = select_lib.is_weight
+) -> Select | None:
+  """The weights that are worth storing by their connections.
+
+  A value and its position take twice the memory of a value.
+
+  Args:
+    masks: concrete masks.
+    max_density: share of connections up to which it pays.
+    select: which leaves to look at.
+
+  Returns:
+    A predicate for them, or None if there is none.
+
+  Example:
+    >>> masks = {'a': {'w': np.eye(3) > 0}, 'b': {'w': np.ones((3, 3)) > 0}}
+    >>> sparse_leaves(masks)('a', 'w', None)
+    True
+  """
+  # Predicates look at floating-point parameters.
+  like: Any = lambda m: jax.ShapeDtypeStruct(np.shape(m), jnp.float32)
+  chosen = {
+    (leaf.module_name, leaf.name)
+    for leaf in trees.named_leaves(masks)
+    if select(leaf.module_name, leaf.name, like(leaf.value))
+    and np.size(leaf.value)
+    and np.mean(leaf.value) <= max_density
+  }
+  if not chosen:
+    return None
+  return lambda module_name, name, value: (module_name, name) in chosen
+
+
+def _on_device(tree: Any) -> Any:
+  return jax.tree.map(jnp.asarray, tree)

@@ -1,0 +1,272 @@
+"""Weights as sparse matrices of SciPy and JAX, and back.
+
+The matrix of a weight [in, out] is its transpose, [out, in], so that
+
+    csr(w, mask) @ x            is            (x.T @ (w * mask)).T
+
+for activations x with the features first, [in] or [in, batch]: each output is
+one row, whose inputs lie side by side. That is the layout in which SciPy's CSR
+at batch 1 and JAX's BCSR from batch 32 on are fast. The kernel of a convolution
+[height, width, in, out] is the matrix [out, height * width * in], for patches.
+
+Every connection that exists is an entry, one whose weight is zero as well, so
+that masks come back exactly.
+"""
+
+from collections.abc import Callable
+import math
+from typing import Any, NamedTuple, TypeVar
+
+from jax.experimental import sparse
+import jax.numpy as jnp
+import numpy as np
+
+from powerprop_jax.core import masks as masks_lib
+from powerprop_jax.core import select as select_lib
+from powerprop_jax.core import trees
+from powerprop_jax.core.trees import Select
+from powerprop_jax.export.exported import Array
+
+M = TypeVar('M')
+
+
+class Rows(NamedTuple):
+  """A matrix [out, in] row by row, as CSR.
+
+  Attributes:
+    data: values, [nnz].
+    indices: column of each, ascending within a row, int32 [nnz].
+    indptr: where each row starts and the last one ends, int32 [out + 1].
+  """
+
+  data: Array
+  indices: Array
+  indptr: Array
+
+
+def rows(weight: Any, mask: Any) -> Rows:
+  """The connections of a weight, output by output.
+
+  Args:
+    weight: [..., out], at least two axes.
+    mask: concrete booleans of its shape.
+
+  Returns:
+    Rows of the matrix [out, in], in the dtype of the weight.
+
+  Raises:
+    ValueError: if the shapes differ or there is one axis only.
+
+  Example:
+    >>> rows(np.array([[1., 2.], [3., 4.]]), np.array([[1, 0], [1, 1]]) > 0)
+    Rows(data=array([1., 3., 4.]), indices=array([0, 1, 1], dtype=int32),
+         indptr=array([0, 2, 3], dtype=int32))
+  """
+  weight, mask = np.asarray(weight), np.asarray(mask)
+  masks_lib.check_same_shapes(weight, mask, 'weight', 'mask')
+  num_out, num_in = _matrix_shape(weight.shape)
+  kept = mask.reshape(num_in, num_out).T
+  outputs, inputs = np.nonzero(kept)
+  data = weight.reshape(num_in, num_out)[inputs, outputs]
+  counts = np.concatenate([[0], kept.sum(axis=1)])
+  return Rows(data, inputs.astype(np.int32), np.cumsum(counts).astype(np.int32))
+
+
+def _matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+  """(out, in) of a weight [..., out]."""
+  if len(shape) < 2:
+    raise ValueError(
+      f'a matrix is made of a weight of two axes or more, got shape {shape}. '
+      'Select weights, not biases.'
+    )
+  return shape[-1], math.prod(shape[:-1])
+
+
+def from_rows(found: Rows, shape: tuple[int, ...]) -> tuple[Array, Array]:
+  """Undoes rows: the dense weight and its mask.
+
+  Args:
+    found: the rows.
+    shape: of the weight.
+
+  Returns:
+    (weight, mask), NumPy arrays of that shape.
+
+  Raises:
+    ValueError: if the rows are not those of such a weight.
+
+  Example:
+    >>> from_rows(Rows(np.ones(1), np.array([1]), np.array([0, 1])), (2, 1))[0]
+    array([[0.],
+           [1.]])
+  """
+  num_out, num_in = _matrix_shape(shape)
+  data, indices, indptr = (np.asarray(x) for x in found)
+  counts = np.diff(indptr)
+  fits = (
+    data.shape == indices.shape == (data.size,)
+    and indptr.shape == (num_out + 1,)
+    and indptr[0] == 0
+    and indptr[-1] == data.size
+    and (counts >= 0).all()
+    and ((indices >= 0) & (indices < num_in)).all()
+  )
+  if fits:
+    outputs = np.repeat(np.arange(num_out), counts)
+    weight = np.zeros((num_in, num_out), data.dtype)
+    mask = np.zeros((num_in, num_out), bool)
+    weight[indices, outputs], mask[indices, outputs] = data, True
+    fits = mask.sum() == data.size
+  if not fits:
+    raise _misfit(shape)
+  return weight.reshape(shape), mask.reshape(shape)
+
+
+def _misfit(shape: tuple[int, ...]) -> ValueError:
+  return ValueError(
+    f'the entries of the matrix are not those of a weight of shape {shape}.'
+  )
+
+
+def csr(weight: Any, mask: Any) -> Any:
+  """A weight for SciPy.
+
+  Args:
+    weight: [..., out]. SciPy has no half precision, so that becomes float32.
+    mask: concrete booleans of its shape.
+
+  Returns:
+    A scipy.sparse.csr_array [out, in].
+
+  Raises:
+    ValueError: as for rows.
+
+  Example:
+    >>> w = np.array([[1., 2.], [3., 4.]])
+    >>> csr(w, w != 2) @ np.array([1., 10.])      # [1 + 30, 40]
+    array([31., 40.])
+  """
+  import scipy.sparse
+
+  found = rows(weight, mask)
+  if found.data.dtype.itemsize < 4:
+    found = found._replace(data=found.data.astype(np.float32))
+  return scipy.sparse.csr_array(tuple(found), _matrix_shape(np.shape(weight)))
+
+
+def bcsr(weight: Any, mask: Any) -> sparse.BCSR:
+  """A weight for JAX, fast as `bcsr(w, mask) @ x` in float32.
+
+  Args:
+    weight: [..., out].
+    mask: concrete booleans of its shape.
+
+  Returns:
+    A BCSR [out, in], in the dtype of the weight.
+
+  Raises:
+    ValueError: as for rows, or if JAX would round a weight of 64 bits.
+
+  Example:
+    >>> w = jnp.array([[1., 2.], [3., 4.]])
+    >>> bcsr(w, w != 2) @ jnp.array([1., 10.])
+    Array([31., 40.], dtype=float32)
+  """
+  found = rows(weight, mask)
+  return sparse.BCSR(
+    (_on_device(found.data), jnp.array(found.indices), jnp.array(found.indptr)),
+    shape=_matrix_shape(np.shape(weight)),
+    indices_sorted=True,
+    unique_indices=True,
+  )
+
+
+def bcoo(weight: Any, mask: Any) -> sparse.BCOO:
+  """As bcsr, with a pair of indices for each entry."""
+  found = rows(weight, mask)
+  num_out, num_in = _matrix_shape(np.shape(weight))
+  outputs = np.repeat(np.arange(num_out), np.diff(found.indptr))
+  indices = np.stack([outputs, found.indices], axis=1).astype(np.int32)
+  return sparse.BCOO(
+    (_on_device(found.data), jnp.array(indices)),
+    shape=(num_out, num_in),
+    indices_sorted=True,
+    unique_indices=True,
+  )
+
+
+def _on_device(data: Array) -> Any:
+  array = jnp.array(data)
+  if array.dtype != data.dtype:
+    raise ValueError(
+      f'JAX would round {data.dtype} to {array.dtype}. Convert the weight to '
+      'float32, or enable jax_enable_x64.'
+    )
+  return array
+
+
+def dense(matrix: Any, shape: tuple[int, ...]) -> tuple[Array, Array]:
+  """Undoes csr, bcsr and bcoo.
+
+  Args:
+    matrix: what one of them returned.
+    shape: of the weight.
+
+  Returns:
+    (weight, mask), NumPy arrays, in the dtype of the matrix.
+
+  Raises:
+    ValueError: if the matrix is not that of a weight of this shape.
+
+  Example:
+    >>> w = jnp.array([[1., 2.], [3., 4.]])
+    >>> dense(bcoo(w, w != 2), w.shape)[0]
+    array([[1., 0.],
+           [3., 4.]], dtype=float32)
+  """
+  if tuple(matrix.shape) != _matrix_shape(shape):
+    raise _misfit(shape)
+  if isinstance(matrix, sparse.BCOO):
+    outputs, indices = np.asarray(matrix.indices).T
+    counts = np.bincount(outputs, minlength=matrix.shape[0])
+    indptr = np.concatenate([[0], np.cumsum(counts)])
+    return from_rows(Rows(np.asarray(matrix.data), indices, indptr), shape)
+  return from_rows(
+    Rows(
+      *(np.asarray(x) for x in (matrix.data, matrix.indices, matrix.indptr))
+    ),
+    shape,
+  )
+
+
+def matrices(
+  theta: Any,
+  masks: masks_lib.Masks,
+  form: Callable[[Any, Any], M],
+  *,
+  select: Select = select_lib.is_weight,
+) -> dict[str, M]:
+  """The selected weights of a network as matrices.
+
+  Args:
+    theta: effective parameters.
+    masks: concrete masks of the same structure and shapes.
+    form: csr, bcsr or bcoo.
+    select: which leaves, by (module name, name, value).
+
+  Returns:
+    A matrix for each selected leaf, by 'module/name'.
+
+  Raises:
+    ValueError: if shapes differ, or select selects nothing.
+
+  Example:
+    >>> theta = {'linear': {'w': jnp.ones((3, 2)), 'b': jnp.ones(2)}}
+    >>> matrices(theta, pp.full_masks(theta), csr)['linear/w'].shape
+    (2, 3)
+  """
+  masks_lib.check_same_shapes(theta, masks, 'theta', 'masks')
+  paths = select_lib.selected_names(select, theta)
+  values = {leaf.path: leaf.value for leaf in trees.named_leaves(theta)}
+  kept = {leaf.path: leaf.value for leaf in trees.named_leaves(masks)}
+  return {path: form(values[path], kept[path]) for path in paths}

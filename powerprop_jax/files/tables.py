@@ -1,0 +1,90 @@
+"""Tables: rows of flat dicts, for people.
+
+All rows have the same keys; values stay numbers until `text_table` or
+report/html.py writes them.
+"""
+
+from collections.abc import Mapping, Sequence
+import math
+from typing import Any
+
+import numpy as np
+
+Row = dict[str, Any]
+
+
+def text_table(rows: Sequence[Mapping[str, Any]]) -> str:
+  """Rows as plain text: words to the left, numbers to the right.
+
+  Args:
+    rows: flat dicts; a key that a row lacks is written like None, as '-'.
+
+  Returns:
+    A heading and one line a row, without trailing spaces; '' for no rows.
+
+  Example:
+    >>> print(text_table([{'alpha': 1.0, 'net_name': 'mlp'},
+    ...                   {'alpha': 1.5, 'net_name': 'lenet_5'}]))
+    alpha  net name
+      1.0  mlp
+      1.5  lenet_5
+  """
+  columns = []
+  for name in column_names(rows):
+    values = [row.get(name) for row in rows]
+    cells = [name.replace('_', ' '), *format_column(values)]
+    width = max(map(len, cells))
+    justify = str.rjust if is_numeric(values) else str.ljust
+    columns.append([justify(cell, width) for cell in cells])
+  lines = zip(*columns, strict=True)
+  return '\n'.join('  '.join(line).rstrip() for line in lines)
+
+
+def column_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+  """Keys of all rows, in the order of first appearance."""
+  return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def is_numeric(values: Sequence[Any]) -> bool:
+  """True if a column holds at least one number and nothing but numbers."""
+  present = [value for value in values if value is not None]
+  return bool(present) and all(_is_number(value) for value in present)
+
+
+def _is_number(value: Any) -> bool:
+  is_bool = isinstance(value, (bool, np.bool_))
+  return isinstance(value, (int, float, np.number)) and not is_bool
+
+
+def format_column(values: Sequence[Any]) -> list[str]:
+  """Values of one column as text, floats with the same number of decimals.
+
+  Four significant digits, or an exponent where a column's numbers are too small
+  or too large for that to line up; integers with separators; booleans as 'yes'
+  and '-'; None as '-'.
+
+  Example:
+    >>> format_column([0.9812, 0.5, None, float('nan')])
+    ['0.9812', '0.5000', '-', 'nan']
+    >>> format_column([266200, True, 'w'])
+    ['266,200', 'yes', 'w']
+  """
+  has_floats = any(map(_is_float, values))
+  short = [f'{v:.4g}' for v in values if _is_float(v) and math.isfinite(v)]
+  scientific = any('e' in text for text in short)
+  decimals = max((len(text.partition('.')[2]) for text in short), default=0)
+
+  def text(value: Any) -> str:
+    if value is None:
+      return '-'
+    if isinstance(value, (bool, np.bool_)):
+      return 'yes' if value else '-'
+    if has_floats and _is_number(value):
+      return f'{value:.4g}' if scientific else f'{value:,.{decimals}f}'
+    return f'{value:,}' if _is_number(value) else str(value)
+
+  return [text(value) for value in values]
+
+
+def _is_float(value: Any) -> bool:
+  return isinstance(value, (float, np.floating))

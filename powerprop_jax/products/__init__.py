@@ -1,0 +1,1 @@
+"""What a JAX function multiplies: the walk of its jaxpr."""

@@ -1,0 +1,108 @@
+"""Convolutions with a sparse kernel, compiled for this processor.
+
+For images [N, H, W, C] in float32 on a CPU, without groups or dilation. Their
+source is sparse/native/convolution.cc.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from powerprop_jax.sparse import native
+from powerprop_jax.sparse.index import Index
+from powerprop_jax.sparse.plain_convolution import Pads
+
+
+class Window(NamedTuple):
+  """How a kernel moves over an image.
+
+  Attributes:
+    height: of the kernel.
+    width: of the kernel.
+    stride: step, the same in both directions.
+    pads: zeros before and after, for the height and for the width.
+  """
+
+  height: int
+  width: int
+  stride: int
+  pads: Pads
+
+  def out_shape(self, x: tuple[int, ...], channels: int) -> tuple[int, ...]:
+    """Shape of the convolution of images of shape x [N, H, W, C]."""
+    sizes = [
+      (size + before + after - length) // self.stride + 1
+      for size, (before, after), length in zip(
+        x[1:3], self.pads, (self.height, self.width), strict=True
+      )
+    ]
+    return (x[0], *(max(size, 0) for size in sizes), channels)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def convolve(
+  x: jax.Array, values: jax.Array, index: Index, window: Window
+) -> jax.Array:
+  """Convolution of images with a sparse kernel.
+
+  It can be differentiated in reverse mode, once, with respect to x and values.
+  Under vmap it goes through the batch one by one.
+
+  Args:
+    x: images [N, H, W, C], float32.
+    values: the connections of the kernel sorted by output channel, [nnz],
+      float32.
+    index: of the kernel [height * width * C, D].
+    window: how the kernel moves.
+
+  Returns:
+    Images [N, H', W', D].
+
+  Raises:
+    ValueError: if there are no compiled kernels.
+  """
+  shape = window.out_shape(x.shape, index.shape[1])
+  call = _call('powerprop_convolve', shape, window)
+  return call(index.offsets, index.positions, values, x)
+
+
+def _forward(
+  x: jax.Array, values: jax.Array, index: Index, window: Window
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Index]]:
+  return convolve(x, values, index, window), (x, values, index)
+
+
+def _backward(
+  window: Window, saved: tuple[jax.Array, jax.Array, Index], dy: jax.Array
+) -> tuple[jax.Array, jax.Array, None]:
+  x, values, index = saved
+  to_x = _call('powerprop_convolution_to_input', x.shape, window)
+  to_values = _call('powerprop_convolution_to_values', values.shape, window)
+  return (
+    to_x(index.in_offsets, index.in_positions, values, index.order, dy),
+    to_values(index.offsets, index.positions, dy, x),
+    None,
+  )
+
+
+convolve.defvjp(_forward, _backward)
+
+
+def _call(
+  name: str, shape: tuple[int, ...], window: Window
+) -> functools.partial[jax.Array]:
+  native.check_available()
+  call = jax.ffi.ffi_call(
+    name, jax.ShapeDtypeStruct(shape, jnp.float32), vmap_method='sequential'
+  )
+  return functools.partial(
+    call,
+    kernel_height=np.int64(window.height),
+    kernel_width=np.int64(window.width),
+    stride=np.int64(window.stride),
+    top=np.int64(window.pads[0][0]),
+    left=np.int64(window.pads[1][0]),
+  )

@@ -1,0 +1,127 @@
+"""Where the connections of a weight are, from the sides of both its ends.
+
+A product goes through the connections of one output after the other, the
+gradient of its input through those of one input after the other. An Index is
+what both need: the connections sorted by output and sorted by input.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from powerprop_jax.sparse import native
+
+
+class Index(NamedTuple):
+  """Connections of a matrix [in, out], sorted by output and by input.
+
+  All are int32. There may be room for more connections than there are; what
+  offsets leaves over at the end is not looked at.
+
+  Attributes:
+    offsets: [out + 1]; connections offsets[o] to offsets[o + 1] lead to o.
+    positions: o * in + i of each connection, ascending, [nnz].
+    in_offsets: [in + 1]; the same for the connections that leave input i.
+    in_positions: i * out + o of each connection, ascending, [nnz].
+    order: connection j of in_positions is connection order[j] of positions,
+      [nnz].
+  """
+
+  offsets: jax.Array
+  positions: jax.Array
+  in_offsets: jax.Array
+  in_positions: jax.Array
+  order: jax.Array
+
+  @property
+  def shape(self) -> tuple[int, int]:
+    """[in, out] of the matrix."""
+    return self.in_offsets.size - 1, self.offsets.size - 1
+
+
+def from_positions(positions: Any, shape: tuple[int, int]) -> Index:
+  """The index of connections that are known when the program is written.
+
+  Args:
+    positions: o * in + i of each connection, ascending, concrete.
+    shape: [in, out] of the matrix.
+
+  Returns:
+    The index.
+
+  Example:
+    >>> index = from_positions(np.array([1, 2]), (2, 2))
+    >>> index.offsets, index.in_positions
+    (Array([0, 1, 2], dtype=int32), Array([1, 2], dtype=int32))
+    >>> index.order
+    Array([1, 0], dtype=int32)
+  """
+  num_in, num_out = shape
+  outputs, inputs = np.divmod(np.asarray(positions, np.int64), num_in)
+  by_input = inputs * num_out + outputs
+  order = np.argsort(by_input, kind='stable')
+
+  def offsets(rows: Any, num_rows: int) -> jax.Array:
+    counts = np.bincount(rows, minlength=num_rows)
+    return jnp.asarray(np.concatenate([[0], np.cumsum(counts)]), jnp.int32)
+
+  return Index(
+    offsets(outputs, num_out),
+    jnp.asarray(positions, jnp.int32),
+    offsets(inputs, num_in),
+    jnp.asarray(by_input[order], jnp.int32),
+    jnp.asarray(order, jnp.int32),
+  )
+
+
+def from_mask(mask: jax.Array, size: int) -> Index:
+  """The index of a mask that a compiled program chooses.
+
+  Args:
+    mask: booleans [in, out], traced or not.
+    size: room for this many connections; a mask must not have more. Compiled
+      kernels notice when the program runs and end it with an error.
+
+  Returns:
+    An Index whose arrays have this size. Where the mask has fewer connections
+    the offsets end before the arrays do.
+
+  Example:
+    >>> index = from_mask(jnp.eye(2, dtype=bool), 3)
+    >>> index.offsets
+    Array([0, 1, 2], dtype=int32)
+    >>> index.positions.shape
+    (3,)
+  """
+  if size and jax.default_backend() == 'cpu' and native.is_available():
+    return _native(mask, size)
+  offsets, positions, _ = _sorted(mask.T, size)
+  in_offsets, in_positions, outputs = _sorted(mask, size)
+  # The rank of a connection among those sorted by output: those of all outputs
+  # before its own, and those of its own from inputs before.
+  ranks = jnp.cumsum(mask, axis=0, dtype=jnp.int32) - 1
+  rank = ranks.reshape(-1).at[in_positions].get(mode='clip')
+  order = jnp.minimum(offsets[outputs] + rank, max(size - 1, 0))
+  return Index(offsets, positions, in_offsets, in_positions, order)
+
+
+def _native(mask: jax.Array, size: int) -> Index:
+  num_in, num_out = mask.shape
+  lengths = num_out + 1, size, num_in + 1, size, size
+  shapes = [jax.ShapeDtypeStruct((length,), jnp.int32) for length in lengths]
+  call = jax.ffi.ffi_call('powerprop_index', shapes, vmap_method='sequential')
+  return Index(*call(mask))
+
+
+def _sorted(
+  mask: jax.Array, size: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Offsets, positions and columns of the entries of [rows, columns]."""
+  counts = jnp.sum(mask, axis=1, dtype=jnp.int32)
+  offsets = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(counts)])
+  last = max(mask.size - 1, 0)
+  (positions,) = jnp.nonzero(mask.reshape(-1), size=size, fill_value=last)
+  positions = positions.astype(jnp.int32)
+  return offsets.astype(jnp.int32), positions, positions % mask.shape[1]

@@ -1,0 +1,150 @@
+"""Command lines from dataclasses: defaults, presets, help and one-line errors.
+
+A program is a frozen dataclass of settings and a main(config). Its command line
+is derived by tyro; the comments beside the fields are the help.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+import contextlib
+import difflib
+import io
+import os
+import re
+import sys
+from typing import TypeVar
+
+import tyro
+
+from powerprop_jax.train.runs import folder
+from powerprop_jax.train.runs.errors import UserError
+from powerprop_jax.train.scale import xla_flags
+
+C = TypeVar('C')
+
+# Presets that a message names.
+_MOST = 20
+
+
+def run(
+  main: Callable[[C], None],
+  presets: Mapping[str, C],
+  *,
+  prog: str,
+  description: str,
+  args: Sequence[str] | None = None,
+  static_alpha: bool | None = False,
+) -> int:
+  """Parses a command line, runs the program, and reports mistakes in one line.
+
+  Args:
+    main: the program.
+    presets: settings by name; the first is the default, and '--preset NAME'
+      chooses another one to start from.
+    prog: how the program is called, for the help.
+    description: what it does, for the help.
+    args: the command line; None is that of this process.
+    static_alpha: whether the program trains with an α that is a Python number,
+      for the compiler's settings; sweeps do not. None leaves these alone.
+
+  Returns:
+    The exit status: 0; 1 if every network diverged; 2 after a user's mistake;
+    75 after a signal that asked the run to make room, when it can be continued;
+    130 after an interruption.
+  """
+  if static_alpha is not None:
+    xla_flags.set_cpu_flags(os.environ, static_alpha=static_alpha)
+  given = list(sys.argv[1:] if args is None else args)
+
+  def parse_and_run() -> None:
+    main(parse(presets, given, prog=prog, description=description))
+
+  return folder.run_main(parse_and_run)
+
+
+def parse(
+  presets: Mapping[str, C],
+  args: Sequence[str],
+  *,
+  prog: str = 'program',
+  description: str = '',
+) -> C:
+  """Settings from a command line.
+
+  Args:
+    presets: settings by name; the first is the default.
+    args: the command line, without the name of the program.
+    prog: how the program is called, for the help.
+    description: what it does, for the help.
+
+  Returns:
+    The chosen preset with the given settings changed.
+
+  Raises:
+    UserError: if an option is unknown or its value cannot be read.
+    SystemExit: with status 0, after '--help'.
+  """
+  name, rest = _take_preset(presets, list(args))
+  default = presets[name]
+  if len(presets) > 1:
+    description += (
+      f'\n\n--preset NAME starts from other defaults, those shown below being '
+      f'of {name!r}. Presets: {_listed(presets)}.'
+    )
+  errors = io.StringIO()
+  try:
+    with contextlib.redirect_stderr(errors):
+      return tyro.cli(
+        type(default),
+        default=default,
+        args=rest,
+        prog=prog,
+        description=description,
+        config=(tyro.conf.AvoidSubcommands,),
+      )
+  except SystemExit as stop:
+    if not stop.code:
+      raise
+    message = _one_line(errors.getvalue())
+    raise UserError(f'{message} See {prog} --help.') from None
+
+
+def _take_preset(
+  presets: Mapping[str, C], args: list[str]
+) -> tuple[str, list[str]]:
+  """The preset's name and the arguments without it."""
+  name = next(iter(presets))
+  rest = []
+  while args:
+    arg = args.pop(0)
+    if arg == '--preset' or arg.startswith('--preset='):
+      _, equals, name = arg.partition('=')
+      if not equals:
+        name = args.pop(0) if args else ''
+      if name not in presets:
+        near = difflib.get_close_matches(name, presets, n=4)
+        hint = f' Near it: {", ".join(near)}.' if near else ''
+        raise UserError(
+          f'unknown preset {name!r}; there are: {_listed(presets)}.{hint}'
+        )
+    else:
+      rest.append(arg)
+  return name, rest
+
+
+def _listed(presets: Collection[str]) -> str:
+  """Their names, or the first ones where they are too many to read."""
+  first = list(presets)[: len(presets) if len(presets) <= _MOST else _MOST // 2]
+  more = len(presets) - len(first)
+  return ', '.join(first) + (f' and {more} more' if more else '')
+
+
+def _one_line(text: str) -> str:
+  """What a message of tyro says, without its frame, title and references."""
+  kept = []
+  # The first line is the title; what is framed depends on the terminal.
+  for line in re.sub(r'\x1b\[[0-9;]*m', '', text).splitlines()[1:]:
+    words = line.strip('─│╰╯- ') and line.strip('│ ')
+    if words.startswith(('For full helptext', 'Argument helptext')):
+      break
+    kept.append(words)
+  return ' '.join(filter(None, kept)).rstrip('.') + '.'

@@ -1,0 +1,213 @@
+"""`powerprop bench`: what the zeros of a network save, measured here and now.
+
+Every form of the network computes the same images in turns, and is checked
+against the dense one before anything is timed.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import functools
+import math
+import pathlib
+import statistics
+from typing import Annotated, Any, Literal
+
+import jax
+import numpy as np
+import tyro
+
+from powerprop_jax.core import masks as masks_lib
+from powerprop_jax.core import select as select_lib
+from powerprop_jax.export import export as export_lib
+from powerprop_jax.export import exported as exported_lib
+from powerprop_jax.export import inference, sparse_mlp
+from powerprop_jax.export.exported import Exported
+from powerprop_jax.export.inference import Form
+from powerprop_jax.files import tables
+from powerprop_jax.train.cli import export, pruned_model, timing
+from powerprop_jax.train.runs import checks, json_files
+from powerprop_jax.train.runs.errors import UserError
+
+# A call of the network on some images, to the end.
+_Call = Callable[[], Any]
+
+# Calls are repeated within a run for about this long: one of a small network
+# takes no longer than reading the clock.
+_RUN_SECONDS = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchConfig:
+  """Times a network dense, masked and without its zeros."""
+
+  # A file of 'powerprop export', or the folder of a run to prune first.
+  model: Annotated[
+    str, tyro.conf.Positional, tyro.conf.arg(metavar='MODEL')
+  ] = tyro.MISSING
+  # A file for the table, JSON. Default: none.
+  out: str | None = None
+  # Replace that file if it exists.
+  overwrite: bool = False
+  # Images in a call.
+  batches: tuple[int, ...] = (1, 128)
+  # Timed runs of each form.
+  repeats: int = 21
+  # Of a run: share of weights to keep, in (0, 1].
+  kept: float = 1.0
+  # Of a run: rank the weights of each layer by themselves, or all together.
+  scope: Literal['layer', 'global'] = 'layer'
+  # Of a run: the output layer keeps this many times the share, at most all.
+  output_factor: float = 1.0
+  # Of a run of several networks, the α of the one to time.
+  alpha: float | None = None
+  # Of a run of several networks, the key of the one to time.
+  key: int | None = None
+
+
+def main(config: BenchConfig) -> None:
+  """Prints the table."""
+  _check(config)
+  exported = pruned_model.load(config.model, export.pruning(config))
+  description = _describe(config, exported)
+  environment = timing.environment()
+  print(f'{environment}\n')
+  for name, value in description.items():
+    text = f'{value:,}' if isinstance(value, int) else value
+    print(f'{name.replace("_", " ")}: {text}')
+  print(f'\nMedians of {config.repeats} runs in turns:\n')
+  rows = measure(exported, config.batches, config.repeats)
+  print(tables.text_table(rows))
+  if config.out:
+    found = {
+      'environment': environment,
+      'model': description,
+      'repeats': config.repeats,
+      'rows': rows,
+    }
+    path = pathlib.Path(config.out).expanduser()
+    print(f'\nTable: {json_files.write_json(path, found)}')
+
+
+def _check(config: BenchConfig) -> None:
+  checks.several(config, 'batches')
+  checks.positive(config, 'repeats')
+  for batch in config.batches:
+    if batch < 1:
+      raise UserError(f'--batches must be at least 1, got {batch}.')
+  if config.out:
+    path = pathlib.Path(config.out).expanduser()
+    export_lib.check_free(path, overwrite=config.overwrite)
+    if not path.parent.is_dir():
+      raise UserError(
+        f'there is no folder {path.parent}. Choose another --out.'
+      )
+
+
+def _describe(config: BenchConfig, exported: Exported) -> dict[str, Any]:
+  """What is timed: the network, its weights, its size on disk."""
+  masks = exported.masks
+  density = float(masks_lib.density(masks, select=select_lib.is_weight))
+  path = pathlib.Path(config.model).expanduser()
+  size = path.stat().st_size if path.is_file() else None
+  whole = exported_lib.dense_bytes(exported.theta)
+  found = {
+    'network': pruned_model.net_name(exported.about),
+    'sparsity': round(1 - density, 6),
+    'dense_bytes': whole,
+  }
+  if size is not None:
+    found |= {'file_bytes': size, 'file_share': round(size / whole, 4)}
+  return found
+
+
+def measure(
+  exported: Exported, batches: tuple[int, ...], repeats: int
+) -> list[dict[str, Any]]:
+  """Times of every form of a network.
+
+  Args:
+    exported: a network whose description says what it is of, see models.make.
+    batches: numbers of images in a call, each at least 1.
+    repeats: runs of each form, in turns.
+
+  Returns:
+    One row for each batch and form: batch, form, ms of a call (median) and
+    speed_up, the median of the ratios to neighbouring dense calls.
+
+  Raises:
+    UserError: if the description does not say what network it is.
+    ValueError: if a form computes other logits than the dense one.
+  """
+  shape = pruned_model.image_shape(exported.about)
+  make = pruned_model.make(exported.about)
+  forms = {
+    'dense': inference.dense(make, exported),
+    'masked': inference.masked(make, exported),
+    'condensed': inference.condensed(make, exported, shape),
+  }
+  mlp = None
+  if pruned_model.is_mlp(exported):
+    mlp = sparse_mlp.from_params(exported.theta, exported.masks)
+  rows = []
+  for batch in batches:
+    images = np.random.default_rng(0).random((batch, *shape), np.float32)
+    calls = {name: _compiled(form, images) for name, form in forms.items()}
+    if mlp is not None:
+      calls['scipy CSR'] = functools.partial(mlp, images)
+    _check_equal(calls)
+    rows += _rows(batch, _times(calls, repeats))
+  return rows
+
+
+def _compiled(form: Form, images: np.ndarray[Any, Any]) -> _Call:
+  run, on_device = jax.jit(form.run), jax.device_put(images)
+  return lambda: jax.block_until_ready(run(form.parameters, on_device))
+
+
+def _check_equal(calls: Mapping[str, _Call]) -> None:
+  """Refuses to time forms that do not compute the same."""
+  logits = {n: np.asarray(call(), np.float32) for n, call in calls.items()}
+  # Half precision is computed with in other widths, and rounded.
+  size = max(1.0, float(np.abs(logits['dense']).max()))
+  for name, found in logits.items():
+    error = float(np.abs(found - logits['dense']).max())
+    if not error <= 0.01 * size:
+      raise ValueError(
+        f'the form {name!r} of this network computes logits that are up to '
+        f'{error:.3g} away from the dense ones, which reach {size:.3g}. Is '
+        'what the file says about its network true?'
+      )
+
+
+def _times(calls: Mapping[str, _Call], repeats: int) -> dict[str, list[float]]:
+  """Seconds of one call of each form, run by run."""
+  counts = {}
+  for name, call in calls.items():
+    seconds = min(timing.run_once(call)[0] for _ in range(3))
+    counts[name] = max(1, math.ceil(_RUN_SECONDS / max(seconds, 1e-9)))
+
+  def repeated(call: _Call, count: int) -> None:
+    for _ in range(count):
+      call()
+
+  programs = {
+    name: functools.partial(repeated, call, counts[name])
+    for name, call in calls.items()
+  }
+  found = timing.take_turns(programs, repeats)
+  return {
+    name: [seconds / counts[name] for seconds in times.wall]
+    for name, times in found.items()
+  }
+
+
+def _rows(batch: int, times: Mapping[str, list[float]]) -> list[dict[str, Any]]:
+  return [
+    {
+      'batch': batch,
+      'form': name,
+      'ms': 1e3 * statistics.median(seconds),
+      'speed_up': timing.median_ratio(times['dense'], seconds),
+    }
+    for name, seconds in times.items()
+  ]

@@ -1,0 +1,126 @@
+"""`powerprop export`: a network of a run, pruned, in a single file."""
+
+import dataclasses
+import pathlib
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from powerprop_jax.export import export as export_lib
+from powerprop_jax.export import exported as exported_lib
+from powerprop_jax.export import program
+from powerprop_jax.export.exported import Exported
+from powerprop_jax.files import tables
+from powerprop_jax.train.cli import pruned_model
+from powerprop_jax.train.cli.pruned_model import PruneOnce
+from powerprop_jax.train.runs.errors import UserError
+
+FORMATS = (*export_lib.FORMATS, 'jax')
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig:
+  """Writes a network of a run, pruned, into one file."""
+
+  # Folder of a run of 'powerprop train' or of experiments.one_shot_pruning; its
+  # latest checkpoint is read, and nothing in it is changed.
+  run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar='RUN')] = (
+    tyro.MISSING
+  )
+  # The file. Default: RUN.safetensors, RUN.npz, RUN_scipy.npz or RUN_jax.npz.
+  out: str | None = None
+  # safetensors (smallest), npz (NumPy), scipy (CSR matrices), jax (a program).
+  format: str = 'safetensors'
+  # Replace the file if it exists.
+  overwrite: bool = False
+  # Share of weights to keep, in (0, 1]; 1 leaves the network as it is.
+  kept: float = 1.0
+  # Rank the weights of each layer by themselves, or of all layers together.
+  scope: Literal['layer', 'global'] = 'layer'
+  # Per layer, the output layer keeps this many times the share, at most all.
+  output_factor: float = 1.0
+  # Of a run of several networks, the α of the one to export.
+  alpha: float | None = None
+  # Of a run of several networks, the key of the one to export.
+  key: int | None = None
+  # For 'jax': images in a call. Default: any number.
+  batch: int | None = None
+
+
+def main(config: ExportConfig) -> None:
+  """Writes the file and says what is in it."""
+  path = _checked(config)
+  exported = pruned_model.from_run(
+    pathlib.Path(config.run).expanduser(), pruning(config)
+  )
+  if config.format == 'jax':
+    program.write(
+      path,
+      pruned_model.make(exported.about),
+      exported,
+      pruned_model.image_shape(exported.about),
+      batch=config.batch,
+      overwrite=config.overwrite,
+    )
+  else:
+    export_lib.write(
+      path, exported, format=config.format, overwrite=config.overwrite
+    )
+  about = exported.about
+  if about['step'] < about['num_steps']:
+    print(
+      f'note: the latest checkpoint of {config.run} is of step '
+      f'{about["step"]:,} of {about["num_steps"]:,}.'
+    )
+  print(tables.text_table([_row(config, path, exported)]))
+  print(f'\nFile: {path}')
+
+
+def pruning(config: Any) -> PruneOnce:
+  """What a command's options say about the network and its pruning."""
+  names = [field.name for field in dataclasses.fields(PruneOnce)]
+  return PruneOnce(**{name: getattr(config, name) for name in names})
+
+
+def _checked(config: ExportConfig) -> pathlib.Path:
+  """The path of the file, after every check that needs no network."""
+  export_lib.check_format(config.format, FORMATS)
+  pruning(config).check()
+  if config.batch is not None and config.format != 'jax':
+    raise UserError(
+      f'--batch is for --format jax; {config.format} files have no batch.'
+    )
+  if config.batch is not None and config.batch < 1:
+    raise UserError(f'--batch must be at least 1, got {config.batch}.')
+  run = pathlib.Path(config.run).expanduser()
+  suffix = (
+    program.SUFFIX
+    if config.format == 'jax'
+    else export_lib.suffix(config.format)
+  )
+  default = run.with_name(f'{run.resolve().name}{suffix}')
+  path = pathlib.Path(config.out).expanduser() if config.out else default
+  if path.exists() and not path.is_dir() and not config.overwrite:
+    raise UserError(
+      f'{path} exists. Choose another --out, or pass --overwrite.'
+    )
+  if path.is_dir() or not path.parent.is_dir():
+    raise UserError(
+      f'cannot write {path}: {"it is" if path.is_dir() else "it is not in"} a '
+      'folder. Choose another --out.'
+    )
+  return path
+
+
+def _row(
+  config: ExportConfig, path: pathlib.Path, exported: Exported
+) -> dict[str, Any]:
+  size, whole = path.stat().st_size, exported_lib.dense_bytes(exported.theta)
+  return {
+    'format': config.format,
+    'density': exported.about['density'],
+    'test_accuracy': exported.about['test']['accuracy'],
+    'bytes': size,
+    'dense_bytes': whole,
+    'share': size / whole,
+  }

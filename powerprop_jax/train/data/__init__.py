@@ -1,0 +1,1 @@
+"""Small data sets, which fit on the device."""

@@ -1,0 +1,265 @@
+"""Small image data sets as arrays, and the order in which they are visited.
+
+Data that fits into the device's memory needs no loader: the images are one
+array and a batch is a row of indices into it. Three sources have one form:
+'digits', which come with scikit-learn; any image data set of TensorFlow
+Datasets that lies prepared on disk ('mnist', 'cifar10', …), read without
+TensorFlow; and the user's own arrays in a .npz file.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from powerprop_jax.train.data import sources
+from powerprop_jax.train.data.sources import Arrays
+from powerprop_jax.train.runs.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """Which data set."""
+
+  # 'digits', a prepared data set of TFDS ('mnist', 'cifar10', …) or FILE.npz.
+  name: str = 'digits'
+  # Folder of prepared TFDS data sets; None is ~/tensorflow_datasets.
+  dir: str | None = None
+  # Training examples, the last ones, held out for validation. None: 240 of the
+  # digits, otherwise a tenth, at most 5,000; all that the source sets apart.
+  num_validation: int | None = None
+
+
+class Splits(NamedTuple):
+  """A data set, in memory.
+
+  Attributes:
+    train: examples to train on.
+    validation: examples to choose settings by.
+    test: examples to report.
+    num_classes: labels are below it.
+    name: what the user called it.
+  """
+
+  train: Arrays
+  validation: Arrays
+  test: Arrays
+  num_classes: int
+  name: str
+
+
+def load(config: DataConfig, *, show_progress: bool = False) -> Splits:
+  """Reads a data set into memory, the same way every time.
+
+  Digits are 8×8×1, float32 in [0, 1]: 1,197 to train on, 240 for validation
+  and 360 to test on, with the classes in equal shares. TFDS gives uint8, in its
+  own order, in which the last 5,000 training examples of MNIST are the
+  validation set of the reference recipe. A .npz file holds x_train, y_train,
+  x_test and y_test, and maybe x_validation and y_validation; see
+  data_sources.npz for their shapes.
+
+  Args:
+    config: which data set.
+    show_progress: whether to report on the standard error while reading.
+
+  Returns:
+    The splits, none of them empty, as NumPy arrays.
+
+  Raises:
+    UserError: if there is no such data set, it is not on disk, cannot be read
+      or does not fit, or num_validation does not. The message says what to do.
+
+  Example:
+    >>> splits = load(DataConfig('digits'))
+    >>> [len(split.labels) for split in splits[:3]]
+    [1197, 240, 360]
+    >>> splits.train.images.shape, splits.num_classes
+    ((1197, 8, 8, 1), 10)
+  """
+  if config.name == 'digits':
+    source = sources.digits()
+    default = 240
+  elif config.name.endswith('.npz'):
+    source = sources.npz(config.name)
+    default = min(5000, len(source.train.labels) // 10)
+  else:
+    source = sources.tfds(config.name, config.dir, show_progress)
+    default = min(5000, len(source.train.labels) // 10)
+  train, validation, test, num_classes = source
+  if validation is None:
+    train, validation = _split_off(train, config, default)
+  elif config.num_validation is not None:
+    raise UserError(
+      f'{config.name} brings a validation set of {len(validation.labels)} '
+      f'examples; leave num_validation away (it is {config.num_validation}).'
+    )
+  return Splits(train, validation, test, num_classes, config.name)
+
+
+def _split_off(
+  train: Arrays, config: DataConfig, default: int
+) -> tuple[Arrays, Arrays]:
+  size = len(train.labels)
+  num = default if config.num_validation is None else config.num_validation
+  if not 0 < num < size:
+    raise UserError(
+      f'num_validation is {num}, but must be between 1 and {size - 1}: '
+      f'{config.name} has {size} examples to train on.'
+    )
+  return (
+    Arrays(train.images[:-num], train.labels[:-num]),
+    Arrays(train.images[-num:], train.labels[-num:]),
+  )
+
+
+def check_batch_size(batch_size: int, num_examples: int) -> None:
+  """Refuses batches that are larger than the training data.
+
+  Args:
+    batch_size: examples in a batch.
+    num_examples: examples to train on.
+
+  Raises:
+    UserError: naming both.
+
+  Example:
+    >>> check_batch_size(60, 1197)
+  """
+  if batch_size > num_examples:
+    raise UserError(
+      f'a batch of {batch_size:,} is larger than the training data of '
+      f'{num_examples:,} examples; choose a smaller batch size.'
+    )
+
+
+def to_float(images: jax.Array | np.ndarray) -> jax.Array:
+  """Images as the networks want them; may be jitted.
+
+  Args:
+    images: uint8 or floating, any shape.
+
+  Returns:
+    uint8 divided by 255, in float32; floating images as they are.
+
+  Example:
+    >>> to_float(np.array([0, 255], np.uint8))
+    Array([0., 1.], dtype=float32)
+  """
+  images = jnp.asarray(images)
+  if images.dtype == jnp.uint8:
+    return images.astype(jnp.float32) / 255
+  return images
+
+
+def normalise(images: np.ndarray) -> Callable[[Any], jax.Array]:
+  """The map that gives every channel mean 0 and standard deviation 1.
+
+  Args:
+    images: the training images, [N, H, W, C], uint8 or floating, from which the
+      mean and the deviation of each channel are taken over all pixels. Those of
+      MNIST, in [0, 1], are 0.1307 and 0.3081.
+
+  Returns:
+    A function of images, uint8 or floating, to float32: (x - mean) / deviation,
+    after division of uint8 by 255. A constant channel becomes 0.
+
+  Example:
+    >>> images = np.array([0., 2., 4.], np.float32).reshape(3, 1, 1, 1)
+    >>> normalise(images)(images).ravel().round(4)
+    Array([-1.2247,  0.    ,  1.2247], dtype=float32)
+  """
+  mean, deviation = _moments(images)
+  # One multiplication and one addition for every pixel.
+  slope = np.where(deviation > 0, 1 / np.where(deviation > 0, deviation, 1), 0)
+  offset = (-mean * slope).astype(np.float32)
+  slope = slope.astype(np.float32)
+
+  def prepare(images: Any) -> jax.Array:
+    x = to_float(images)
+    shape = (1,) * (x.ndim - 1) + (-1,)
+    return x * slope.reshape(shape) + offset.reshape(shape)
+
+  return prepare
+
+
+def _moments(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Mean and standard deviation of each channel, float64[C]."""
+  if images.dtype != np.uint8:
+    axes = tuple(range(images.ndim - 1))
+    mean = np.asarray(np.mean(images, axes, dtype=np.float64))
+    return mean, np.asarray(np.std(images, axes, dtype=np.float64))
+  # Counting the 256 values needs no copy of the images in floating point.
+  levels = np.arange(256) / 255
+  channels = images.reshape(-1, images.shape[-1]).T
+  counts = np.stack([np.bincount(x, minlength=256) for x in channels])
+  share = counts / counts.sum(axis=1, keepdims=True)
+  mean = share @ levels
+  return mean, np.sqrt(share @ levels**2 - mean**2)
+
+
+def batch_indices(
+  key: int, start: int, num_steps: int, batch_size: int, num_examples: int
+) -> np.ndarray:
+  """Which examples form the batches of a stretch of training steps.
+
+  All examples come once, in a new random order, before any comes again. Batches
+  run on over the end of such an epoch, so that each has batch_size examples and
+  none is left out. The answer depends on the arguments alone: asking for steps
+  [0, 20) gives the same rows as asking for [0, 10) and then [10, 20), and a
+  resumed run continues where it was without going through what it has seen.
+
+  Args:
+    key: which stream of random orders, at least 0.
+    start: first step, at least 0.
+    num_steps: number of steps, at least 0.
+    batch_size: examples in a batch, at least 1; may exceed num_examples.
+    num_examples: examples in the data set, at least 1.
+
+  Returns:
+    int32 [num_steps, batch_size], indices in [0, num_examples).
+
+  Raises:
+    ValueError: if an argument is out of its range.
+
+  Example:
+    >>> indices = batch_indices(0, 0, 3, 2, num_examples=6)
+    >>> sorted(indices.ravel().tolist())
+    [0, 1, 2, 3, 4, 5]
+
+  Note:
+    NumPy may change its shuffling in a new release; within one version of
+    NumPy the order is fixed.
+  """
+  for name, value, least in (
+    ('key', key, 0),
+    ('start', start, 0),
+    ('num_steps', num_steps, 0),
+    ('batch_size', batch_size, 1),
+    ('num_examples', num_examples, 1),
+  ):
+    if value < least:
+      raise ValueError(f'{name} must be at least {least}, got {value}.')
+  if num_steps == 0:
+    return np.empty((0, batch_size), np.int32)
+  first = start * batch_size
+  stop = first + num_steps * batch_size
+  epochs = range(first // num_examples, (stop - 1) // num_examples + 1)
+  parts = []
+  for epoch in epochs:
+    begin = epoch * num_examples
+    order = _order(key, epoch, num_examples)
+    parts.append(order[max(0, first - begin) : stop - begin])
+  return np.concatenate(parts).reshape(num_steps, batch_size)
+
+
+# A stretch of steps mostly starts in the epoch where the last one ended.
+@functools.lru_cache(maxsize=8)
+def _order(key: int, epoch: int, num_examples: int) -> np.ndarray:
+  generator = np.random.default_rng((key, epoch))
+  order = generator.permutation(num_examples).astype(np.int32)
+  order.setflags(write=False)
+  return order

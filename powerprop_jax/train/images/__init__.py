@@ -1,0 +1,1 @@
+"""Images decoded by processes, in an order that resumes."""

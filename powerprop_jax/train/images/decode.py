@@ -1,0 +1,310 @@
+"""From the bytes of an image file to a square of pixels.
+
+OpenCV, or Pillow where it is missing, decodes a JPEG file at a half, a quarter
+or an eighth of its sides when the crop to be cut out is large enough for that.
+Where it is not, nvImageCodec, if it is installed beside OpenCV, decodes little
+more than the crop. All give the same pixels. A rotation noted in a file is
+ignored, as TFDS does.
+"""
+
+from collections.abc import Callable
+import functools
+import importlib.util
+import io
+from typing import Any, Literal
+
+import numpy as np
+
+from powerprop_jax.train.images import regions
+from powerprop_jax.train.images.crops import Crop
+from powerprop_jax.train.runs.errors import UserError
+
+Decoder = Literal['nvimgcodec', 'opencv', 'pillow']
+# The fastest one first.
+DECODERS: tuple[Decoder, ...] = ('nvimgcodec', 'opencv', 'pillow')
+
+_MODULES = {'nvimgcodec': 'cv2', 'opencv': 'cv2', 'pillow': 'PIL'}
+# JPEG markers that carry the size: start of frame, of any kind of coding.
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_REDUCTIONS = (8, 4, 2)
+
+
+class CorruptImageError(ValueError):
+  """A file that is no image, or a damaged one."""
+
+
+@functools.cache
+def installed() -> tuple[Decoder, ...]:
+  """The decoders that are installed, the fastest one first.
+
+  Example:
+    >>> set(installed()) <= set(DECODERS)
+    True
+  """
+  return tuple(
+    decoder
+    for decoder in DECODERS
+    if importlib.util.find_spec(_MODULES[decoder])
+    and (decoder != 'nvimgcodec' or regions.is_available())
+  )
+
+
+def fastest() -> Decoder:
+  """The fastest one of the decoders that are installed.
+
+  Returns:
+    'nvimgcodec', 'opencv' without it, or 'pillow' without both.
+
+  Raises:
+    UserError: if none is installed.
+
+  Example:
+    >>> fastest() in DECODERS
+    True
+  """
+  if installed():
+    return installed()[0]
+  raise UserError(
+    'images are decoded with OpenCV or Pillow, and neither is installed; '
+    "install them with: pip install 'powerprop_jax[train]'"
+  )
+
+
+def jpeg_size(data: bytes) -> tuple[int, int] | None:
+  """Height and width that the header of a JPEG file states.
+
+  Args:
+    data: a file, or its beginning.
+
+  Returns:
+    (height, width), both at least 1; None if it is not a JPEG file or its
+    header does not say.
+
+  Example:
+    >>> jpeg_size(b'no image') is None
+    True
+
+  Source:
+    ITU-T T.81, annex B.2.
+  """
+  if data[:2] != b'\xff\xd8':
+    return None
+  at = 2
+  while at + 9 <= len(data) and data[at] == 0xFF:
+    marker = data[at + 1]
+    if marker in _FRAMES:
+      height = int.from_bytes(data[at + 5 : at + 7])
+      width = int.from_bytes(data[at + 7 : at + 9])
+      return (height, width) if height and width else None
+    # A marker may be preceded by any number of 0xFF.
+    at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4])
+  return None
+
+
+def decode(data: bytes, decoder: Decoder | None = None) -> np.ndarray:
+  """All pixels of an image file.
+
+  Args:
+    data: a JPEG file, or any other that the decoder reads.
+    decoder: with what; None is fastest(). nvImageCodec is faster than OpenCV
+      with parts alone, so that it is OpenCV that decodes here.
+
+  Returns:
+    uint8 [H, W, 3], red, green and blue; grayscale and CMYK are converted.
+
+  Raises:
+    CorruptImageError: if it is not an image, or a damaged one.
+  """
+  if decoder == 'pillow' or (decoder or fastest()) == 'pillow':
+    return np.asarray(_decode_pillow(data, 1, None))
+  return _decode_opencv(data, 1)
+
+
+def decode_crop(
+  data: bytes,
+  choose: Callable[[int, int], Crop],
+  size: int,
+  decoder: Decoder | None = None,
+  out: np.ndarray | None = None,
+) -> np.ndarray:
+  """A part of an image file, resized to a square.
+
+  Args:
+    data: a JPEG file, or any other that the decoder reads.
+    choose: gives the part from the height and the width of the image.
+    size: side of the square, at least 1.
+    decoder: with what; None is fastest(). Where pixels are left out in
+      resizing, Pillow takes the mean of more of them than OpenCV does.
+      nvImageCodec does not notice damage below the part.
+    out: where to write the result; None is a new array.
+
+  Returns:
+    uint8 [size, size, 3], red, green and blue, bilinearly interpolated.
+
+  Raises:
+    CorruptImageError: if it is not an image, or a damaged one.
+
+  Example:
+    >>> file = io.BytesIO()
+    >>> from PIL import Image
+    >>> Image.new('L', (40, 30), color=9).save(file, 'JPEG')
+    >>> square = decode_crop(file.getvalue(), lambda h, w: Crop(0, 0, h, w), 2)
+    >>> square[..., 0]
+    array([[9, 9],
+           [9, 9]], dtype=uint8)
+  """
+  crop_with = _CROPS[decoder or fastest()]
+  if out is None:
+    out = np.empty((size, size, 3), np.uint8)
+  stated = jpeg_size(data)
+  if stated is None:
+    return crop_with(data, None, 1, choose, out)
+  crop = choose(*stated)
+  # Enough pixels must remain that the crop is not enlarged on that account.
+  room = min(crop.height, crop.width) // size
+  reduction = next(r for r in _REDUCTIONS if r <= room) if room > 1 else 1
+  return crop_with(data, stated, reduction, lambda *_: crop, out)
+
+
+def _crop_nvimgcodec(
+  data: bytes,
+  stated: tuple[int, int] | None,
+  reduction: int,
+  choose: Callable[[int, int], Crop],
+  out: np.ndarray,
+) -> np.ndarray:
+  if stated is not None and reduction == 1:
+    crop = choose(*stated)
+    part = regions.decode(data, *_reduced(crop, 1))
+    if part is not None:
+      _resize_opencv(part, crop.is_mirrored, out)
+      return out
+  return _crop_opencv(data, stated, reduction, choose, out)
+
+
+def _crop_opencv(
+  data: bytes,
+  stated: tuple[int, int] | None,
+  reduction: int,
+  choose: Callable[[int, int], Crop],
+  out: np.ndarray,
+) -> np.ndarray:
+  image = _decode_opencv(data, reduction)
+  _check_size(image.shape[:2], stated, reduction)
+  crop = choose(*image.shape[:2])
+  top, left, bottom, right = _reduced(crop, reduction)
+  _resize_opencv(image[top:bottom, left:right], crop.is_mirrored, out)
+  return out
+
+
+def _resize_opencv(
+  part: np.ndarray, is_mirrored: bool, out: np.ndarray
+) -> None:
+  import cv2
+
+  if is_mirrored:
+    # Before it is resized, while it is in the cache, where out may not be.
+    part = cv2.flip(part, 1)
+  cv2.resize(part, out.shape[:2], dst=out, interpolation=cv2.INTER_LINEAR)
+
+
+def _decode_opencv(data: bytes, reduction: int) -> np.ndarray:
+  import cv2
+
+  flags = _opencv_flags()[reduction]
+  try:
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+  except cv2.error as error:
+    raise CorruptImageError(_not_an_image(data)) from error
+  if image is None:
+    raise CorruptImageError(_not_an_image(data))
+  return image
+
+
+@functools.cache
+def _opencv_flags() -> dict[int, int]:
+  """How to decode at full size, a half, a quarter and an eighth."""
+  import cv2
+
+  # The flags of these names that reduce say nothing of colours by themselves;
+  # those for colour images would give blue first.
+  reductions = {
+    1: 0,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
+  }
+  flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+  return {by: flags | reduction for by, reduction in reductions.items()}
+
+
+def _crop_pillow(
+  data: bytes,
+  stated: tuple[int, int] | None,
+  reduction: int,
+  choose: Callable[[int, int], Crop],
+  out: np.ndarray,
+) -> np.ndarray:
+  from PIL import Image
+
+  image = _decode_pillow(data, reduction, stated)
+  _check_size((image.height, image.width), stated, reduction)
+  crop = choose(image.height, image.width)
+  top, left, bottom, right = _reduced(crop, reduction)
+  # Cut out first, or pixels beyond its edge would show in it.
+  square = image.crop((left, top, right, bottom)).resize(
+    out.shape[:2], Image.Resampling.BILINEAR
+  )
+  if crop.is_mirrored:
+    square = square.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+  out[:] = np.asarray(square)
+  return out
+
+
+def _decode_pillow(
+  data: bytes, reduction: int, stated: tuple[int, int] | None
+) -> Any:
+  from PIL import Image
+
+  try:
+    image = Image.open(io.BytesIO(data))
+    if reduction > 1 and stated:
+      # It is reduced as far as it stays at least as large as this.
+      image.draft('RGB', (stated[1] // reduction, stated[0] // reduction))
+    return image.convert('RGB')
+  # Which of many exceptions it raises depends on the kind of file.
+  except Exception as error:
+    raise CorruptImageError(_not_an_image(data)) from error
+
+
+_CROPS = {
+  'nvimgcodec': _crop_nvimgcodec,
+  'opencv': _crop_opencv,
+  'pillow': _crop_pillow,
+}
+
+
+def _reduced(crop: Crop, reduction: int) -> tuple[int, int, int, int]:
+  """(top, left, bottom, right) in an image with its sides divided."""
+  top, left = crop.top // reduction, crop.left // reduction
+  bottom = max(top + 1, (crop.top + crop.height) // reduction)
+  right = max(left + 1, (crop.left + crop.width) // reduction)
+  return top, left, bottom, right
+
+
+def _check_size(
+  found: tuple[int, ...], stated: tuple[int, int] | None, reduction: int
+) -> None:
+  if stated is None:
+    return
+  expected = tuple(-(-side // reduction) for side in stated)
+  if found != expected:
+    raise CorruptImageError(
+      f'its header states {stated[0]} × {stated[1]} pixels, but it has '
+      f'{found[0]} × {found[1]} when divided by {reduction}.'
+    )
+
+
+def _not_an_image(data: bytes) -> str:
+  start = data[:4].hex(' ') or 'nothing'
+  return f'{len(data)} bytes, from {start} on, are no complete image.'

@@ -1,0 +1,267 @@
+"""Labelled image files in the ArrayRecord form of TensorFlow Datasets.
+
+Files stay encoded, and only those that are asked for are read. An ImageSet is
+a plain description that can be sent to another process, which opens the files
+for itself.
+"""
+
+from collections.abc import Mapping, Sequence
+from concurrent import futures
+import functools
+import pathlib
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from powerprop_jax.train.data import sources
+from powerprop_jax.train.runs import json_files
+from powerprop_jax.train.runs.errors import UserError
+
+# That wait for disks at the same time.
+_NUM_THREADS = 8
+# Seconds that reading an example may take, from memory 20 to 60 µs, and seconds
+# that all of them may take beyond that: another process may have had the core.
+_PATIENCE = 2e-4
+_SLACK = 2e-3
+
+
+class ImageSet(NamedTuple):
+  """A split of a data set on disk.
+
+  Attributes:
+    name: of the data set.
+    split: e.g. 'train', or 'train[:90%]'.
+    path: folder of the version that is read.
+    num_examples: at least 1.
+    num_classes: labels are below it.
+  """
+
+  name: str
+  split: str
+  path: str
+  num_examples: int
+  num_classes: int
+
+
+class Example(NamedTuple):
+  """A labelled image file.
+
+  Attributes:
+    data: the bytes of the file.
+    label: its class, from 0.
+    name: what the data set calls it, for messages.
+  """
+
+  data: bytes
+  label: int
+  name: str
+
+
+def open_set(name: str, folder: str | None, split: str) -> ImageSet:
+  """Finds an image classification set that lies prepared on disk.
+
+  Args:
+    name: e.g. 'imagenet2012', or 'name/config'; the newest version is read.
+    folder: where the data sets lie; None is ~/tensorflow_datasets.
+    split: as TFDS writes it, e.g. 'train', 'validation', 'train[:1000]'.
+
+  Returns:
+    Its description.
+
+  Raises:
+    UserError: if the data set is not there, is not in ArrayRecord form, does
+      not consist of labelled 8-bit images, or has no such split or an empty
+      one.
+  """
+  root = pathlib.Path(folder or sources.TFDS_DIR).expanduser()
+  path = sources.find_prepared(name, root)
+  builder = _builder(str(path))
+  _check_features(name, builder.info.features)
+  base = split.partition('[')[0]
+  if base not in builder.info.splits:
+    raise UserError(
+      f'{name} has no split {split!r}; there are: '
+      f'{", ".join(builder.info.splits)}.'
+    )
+  try:
+    num_examples = builder.info.splits[split].num_examples
+  except Exception as error:
+    raise UserError(
+      f'cannot take {split!r} of {name}: {error} Write it as in '
+      f"'{base}[:1000]' or '{base}[10%:]'."
+    ) from error
+  if not num_examples:
+    raise UserError(f'{split} of {name} in {path} has no examples.')
+  num_classes = builder.info.features['label'].num_classes
+  return ImageSet(name, split, str(path), num_examples, num_classes)
+
+
+def read(images: ImageSet, indices: Sequence[int]) -> list[Example]:
+  """Examples as they lie on disk.
+
+  Args:
+    images: where.
+    indices: which, each in [0, num_examples), in any order.
+
+  Returns:
+    One example for each index.
+
+  Raises:
+    UserError: if the files cannot be read, or a label is not that of a class.
+  """
+  # Here, as threads that import TFDS at the same time may wait for each other.
+  source, message = _source(images.path, images.split), _message()
+  read_one = functools.partial(_read_one, images, source, message)
+  found: list[Example] = []
+  # Threads that read from memory wait for each other, and cost three times the
+  # work: they take over only where a disk is slow. TFDS's own way to read many
+  # starts up to 64 threads each time.
+  start = time.perf_counter()
+  for index in indices:
+    if time.perf_counter() - start > _SLACK + _PATIENCE * len(found):
+      return found + list(_threads().map(read_one, indices[len(found) :]))
+    found.append(read_one(index))
+  return found
+
+
+def _read_one(
+  images: ImageSet, source: Any, message: Any, index: int
+) -> Example:
+  try:
+    record = source[index]
+    # It does not raise where a file ends too early.
+    if not record:
+      raise OSError(f'there is nothing where example {index} should be')
+    features = message.FromString(record).features.feature
+    name = f'{images.split} {index}'
+    for key in ('file_name', 'id'):
+      if key in features and features[key].bytes_list.value:
+        name = features[key].bytes_list.value[0].decode(errors='replace')
+    data = features['image'].bytes_list.value
+    labels = features['label'].int64_list.value
+    example = Example(
+      data[0] if data else b'', labels[0] if labels else -1, name
+    )
+  except Exception as error:
+    path = pathlib.Path(images.path)
+    prepare = sources.how_to_prepare(images.name, path.parent.parent)
+    raise UserError(
+      f'cannot read the split {images.split} in {path}: {error}. Delete that '
+      f'folder and {prepare}'
+    ) from error
+  if not 0 <= example.label < images.num_classes:
+    raise UserError(
+      f'{name} of {images.name} {images.split} has the label {example.label}, '
+      f'but its classes are 0 to {images.num_classes - 1}. Prepare the data '
+      'set again, or use a labelled split.'
+    )
+  return example
+
+
+def write(
+  folder: str | pathlib.Path,
+  name: str,
+  splits: Mapping[str, Sequence[Example]],
+  num_classes: int,
+) -> None:
+  """Writes image files as TFDS would, without TensorFlow.
+
+  Args:
+    folder: where data sets lie.
+    name: of the data set, which must not be there.
+    splits: the examples of each split. They are taken as they are: neither
+      images nor labels are checked.
+    num_classes: number of classes, at least 1.
+
+  Raises:
+    FileExistsError: if there is such a data set already.
+  """
+  from array_record.python import array_record_module
+  import tensorflow_datasets as tfds
+
+  path = pathlib.Path(folder) / name / '1.0.0'
+  path.mkdir(parents=True)
+  features = tfds.features.FeaturesDict(
+    {
+      'file_name': tfds.features.Text(),
+      'image': tfds.features.Image(),
+      'label': tfds.features.ClassLabel(num_classes=num_classes),
+    }
+  )
+  features.save_config(str(path))
+  infos = []
+  for split, examples in splits.items():
+    file = path / f'{name}-{split}.array_record-00000-of-00001'
+    writer = array_record_module.ArrayRecordWriter(str(file), 'group_size:1')
+    for example in examples:
+      record = _message()()
+      feature = record.features.feature
+      feature['image'].bytes_list.value.append(example.data)
+      feature['label'].int64_list.value.append(example.label)
+      feature['file_name'].bytes_list.value.append(example.name.encode())
+      writer.write(record.SerializeToString())
+    writer.close()
+    infos.append(
+      {
+        'filepathTemplate': '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}',
+        'name': split,
+        'numBytes': str(sum(len(example.data) for example in examples)),
+        'shardLengths': [str(len(examples))],
+      }
+    )
+  info = {'fileFormat': 'array_record', 'name': name, 'version': '1.0.0'}
+  json_files.write_json(path / 'dataset_info.json', info | {'splits': infos})
+
+
+@functools.lru_cache(maxsize=8)
+def _builder(path: str) -> Any:
+  try:
+    import tensorflow_datasets
+  except ImportError as error:
+    raise UserError(
+      f'{path} is read with tensorflow-datasets; {sources.INSTALL}'
+    ) from error
+  return tensorflow_datasets.builder_from_directory(path)
+
+
+@functools.cache
+def _threads() -> futures.Executor:
+  return futures.ThreadPoolExecutor(_NUM_THREADS)
+
+
+@functools.cache
+def _message() -> Any:
+  from tensorflow_datasets.proto import tf_example_pb2
+
+  return tf_example_pb2.Example
+
+
+@functools.lru_cache(maxsize=8)
+def _source(path: str, split: str) -> Any:
+  """Records of a split, unparsed: TFDS's own parser is slow for its purpose."""
+  from tensorflow_datasets import decode
+
+  return _builder(path).as_data_source(
+    split=split, deserialize_method=decode.DeserializeMethod.RAW_BYTES
+  )
+
+
+def _check_features(name: str, features: Any) -> None:
+  keys = list(getattr(features, 'keys', list)())
+  if not {'image', 'label'} <= set(keys):
+    raise UserError(
+      f'{name} is not an image classification set: its features are '
+      f"{', '.join(keys)}; needed are 'image' and 'label'."
+    )
+  shape, kind = features['image'].shape, features['image'].np_dtype
+  if len(shape) != 3 or kind != np.uint8:
+    raise UserError(
+      f'{name} has images of shape {shape} and type {np.dtype(kind)}; needed '
+      'are single images of 8 bits.'
+    )
+  if not hasattr(features['label'], 'num_classes'):
+    raise UserError(
+      f'the labels of {name} are no classes but {features["label"]}; needed is '
+      'one class for each image.'
+    )

@@ -1,0 +1,155 @@
+"""Which images are trained and evaluated on, from settings."""
+
+import dataclasses
+from typing import NamedTuple
+
+from powerprop_jax.train.images import batches, image_set
+from powerprop_jax.train.images.batches import Batches
+from powerprop_jax.train.runs.errors import UserError
+
+# Batches that an evaluation on random images takes.
+_SYNTHETIC_TEST = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class ImagesConfig:
+  """Where images come from."""
+
+  # Name of a TFDS image classification set.
+  name: str = 'imagenet2012'
+  # Folder of the prepared data sets. Default: ~/tensorflow_datasets.
+  dir: str | None = None
+  # Split to train on, as TFDS writes it: 'train', 'train[:90%]', …
+  train: str = 'train'
+  # Split to evaluate on.
+  test: str = 'validation'
+  # Side of the square images that the network sees.
+  image_size: int = 224
+  # Smallest share of an image's area that a training crop shows, in (0, 1].
+  smallest_crop: float = 0.08
+  # Processes that decode, on each host; 0 decodes between steps.
+  workers: int = 8
+  # Examples in a batch of evaluation, on all hosts together. Default: those of
+  # training.
+  test_batch: int | None = None
+  # One batch of random pixels again and again instead, to measure the speed.
+  synthetic: bool = False
+  # Classes that random images pretend to have.
+  synthetic_classes: int = 1000
+  # Training examples that random images pretend to be.
+  synthetic_examples: int = 1_281_167
+
+
+class Images(NamedTuple):
+  """The batches of one host.
+
+  Attributes:
+    num_examples: of the training split.
+    num_classes: labels are below it.
+    train: endless batches.
+    test: batches with every example of the other split once.
+  """
+
+  num_examples: int
+  num_classes: int
+  train: Batches
+  test: Batches
+
+
+def open_images(
+  config: ImagesConfig,
+  batch_size: int,
+  *,
+  key: int = 0,
+  host_index: int = 0,
+  host_count: int = 1,
+) -> Images:
+  """Finds the data set and describes the batches of this host.
+
+  Args:
+    config: the settings.
+    batch_size: examples in a batch, on all hosts together.
+    key: seed of orders and crops.
+    host_index: which host this is.
+    host_count: how many there are.
+
+  Returns:
+    The batches; none has been made yet.
+
+  Raises:
+    UserError: if a setting is out of range, the data set is not there, or the
+      hosts cannot share a batch equally.
+
+  Example:
+    >>> config = ImagesConfig(synthetic=True, image_size=8)
+    >>> open_images(config, 4).train.global_batch_size
+    4
+  """
+  _check(config)
+  own = _share(batch_size, host_count)
+  own_test = _share(config.test_batch or batch_size, host_count)
+  if config.synthetic:
+    synthetic = lambda size, num_batches: batches.synthetic_batches(
+      batch_size=size,
+      image_size=config.image_size,
+      num_classes=config.synthetic_classes,
+      key=key,
+      host_count=host_count,
+      num_batches=num_batches,
+    )
+    return Images(
+      config.synthetic_examples,
+      config.synthetic_classes,
+      synthetic(own, batches.ENDLESS),
+      synthetic(own_test, _SYNTHETIC_TEST),
+    )
+  train = image_set.open_set(config.name, config.dir, config.train)
+  test = image_set.open_set(config.name, config.dir, config.test)
+  return Images(
+    train.num_examples,
+    train.num_classes,
+    batches.training_batches(
+      train,
+      batch_size=own,
+      image_size=config.image_size,
+      key=key,
+      host_index=host_index,
+      host_count=host_count,
+      scale=(config.smallest_crop, 1.0),
+    ),
+    batches.evaluation_batches(
+      test,
+      batch_size=own_test,
+      image_size=config.image_size,
+      host_index=host_index,
+      host_count=host_count,
+    ),
+  )
+
+
+def _share(batch_size: int, host_count: int) -> int:
+  """Examples of a batch that each host has."""
+  if batch_size < 1 or batch_size % host_count:
+    raise UserError(
+      f'a batch of {batch_size} examples cannot be shared out equally among '
+      f'{host_count} hosts. Choose a multiple of {host_count}.'
+    )
+  return batch_size // host_count
+
+
+def _check(config: ImagesConfig) -> None:
+  for name, least in (
+    ('image_size', 1),
+    ('workers', 0),
+    ('test_batch', 1),
+    ('synthetic_classes', 1),
+    ('synthetic_examples', 1),
+  ):
+    value = getattr(config, name)
+    if value is not None and value < least:
+      option = name.replace('_', '-')
+      raise UserError(f'--data.{option} must be at least {least}, got {value}.')
+  if not 0 < config.smallest_crop <= 1:
+    raise UserError(
+      f'--data.smallest-crop must be in (0, 1], got {config.smallest_crop:g}.'
+    )

@@ -1,0 +1,295 @@
+"""Batches of images one after the other, made by worker processes.
+
+    images = image_set.open_set('imagenet2012', folder, 'train')
+    batches = image_batches.training_batches(images, batch_size=256, ...)
+    with image_stream.Stream(batches, num_workers=8) as stream:
+      for images, labels in device_stream.DeviceStream(stream, sharding):
+        ...
+
+A position is a small dictionary that JSON can hold. A stream that is restored
+from it goes on as the old one would have, with any number of workers, and with
+any number of hosts that have the same batch together.
+"""
+
+from collections.abc import Iterator, Mapping
+import contextlib
+import dataclasses
+import functools
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Any, NamedTuple
+import weakref
+
+import numpy as np
+
+from powerprop_jax.train.data.sources import Arrays
+from powerprop_jax.train.images import batches as image_batches
+from powerprop_jax.train.images.batches import Batches, Skipped
+from powerprop_jax.train.images.shared_memory import SharedSlots
+from powerprop_jax.train.runs import workers
+from powerprop_jax.train.runs.errors import UserError
+
+# Batches of a worker under way: grain holds fewer, and does not mind more.
+_SLOTS = 6
+
+# Which worker this process is; set there.
+_worker = 0
+
+Position = dict[str, int | str]
+
+
+class Stream:
+  """An iterator over batches, made here or by worker processes.
+
+  Workers run from the first batch until close, the end of the batches, or an
+  exception; then the next batch starts them again. Close a stream, or use it in
+  a with statement.
+
+  Args:
+    batches: what to give.
+    num_workers: processes that make batches; 0 makes each when it is asked for.
+    position: where to begin; None is the first batch.
+
+  Attributes:
+    batches: what is given.
+    skipped: name and defect of each image file that batches given so far had to
+      do without.
+    num_skipped: how often they had to; a file may be met more than once.
+
+  Raises:
+    ValueError: if num_workers is negative.
+    UserError: if the position belongs to other batches, or grain is missing.
+
+  Example:
+    >>> from powerprop_jax.train.images import batches
+    >>> batches = batches.synthetic_batches(
+    ...     batch_size=2, image_size=8, num_classes=10)
+    >>> with Stream(batches) as stream:
+    ...   images, labels = next(stream)
+    ...   stream.position()['batches']
+    1
+  """
+
+  def __init__(
+    self,
+    batches: Batches,
+    *,
+    num_workers: int = 0,
+    position: Mapping[str, Any] | None = None,
+  ):
+    if num_workers < 0:
+      raise ValueError(f'num_workers must be at least 0, got {num_workers}.')
+    self.batches = batches
+    self.skipped: dict[str, str] = {}
+    self.num_skipped = 0
+    self._num_workers = num_workers
+    self._number = 0
+    # What is open, at most one, so that the finalizer need not know us.
+    self._open: list[_Source] = []
+    weakref.finalize(self, _close_all, self._open)
+    if position is not None:
+      self.restore(position)
+
+  def __iter__(self) -> Iterator[Arrays]:
+    return self
+
+  def __next__(self) -> Arrays:
+    if self._number >= self.batches.num_batches:
+      self.close()
+      raise StopIteration
+    try:
+      if not self._open:
+        self._open.append(_open(self.batches, self._number, self._workers))
+      iterator, slots = self._open[0]
+      with _interrupt_later():
+        made = next(iterator)
+      images = made.images
+      if images is None:
+        images = slots.copy_and_free(made.slot)
+    except BaseException:
+      self.close()
+      raise
+    self._number += 1
+    for name, defect in made.skipped:
+      self.skipped[name] = defect
+      self.num_skipped += 1
+    return Arrays(images, made.labels)
+
+  @property
+  def _workers(self) -> int:
+    # No more than there are batches: grain refuses a worker without any.
+    return min(self._num_workers, self.batches.num_batches - self._number)
+
+  def position(self) -> Position:
+    """Where the stream is.
+
+    Returns:
+      The number of batches given, and what they are batches of.
+    """
+    return {
+      'batches': self._number,
+      'global_batch_size': self.batches.global_batch_size,
+      **self.batches.identity,
+    }
+
+  def restore(self, position: Mapping[str, Any]) -> None:
+    """Goes to a position.
+
+    Args:
+      position: what position() of a stream of the same batches gave.
+
+    Raises:
+      UserError: if it belongs to other batches.
+    """
+    expected = self.position()
+    for name, ours in expected.items():
+      theirs = position.get(name)
+      if name != 'batches' and theirs != ours:
+        raise UserError(
+          f'cannot go on with the data where the checkpoint was: its {name} is '
+          f'{theirs!r}, but {ours!r} is asked for. Use the settings of the run '
+          'that was saved, or start a new one.'
+        )
+    number = position.get('batches')
+    if not isinstance(number, int) or number < 0:
+      raise UserError(
+        f'the position of the data has {number!r} batches; needed is a number '
+        'from 0 on.'
+      )
+    self.close()
+    self._number = number
+
+  def close(self) -> None:
+    """Ends the workers; nothing is lost, as batches can be made again."""
+    _close_all(self._open)
+
+  def __enter__(self) -> 'Stream':
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    self.close()
+
+
+class _Source(NamedTuple):
+  """Grain's iterator over batches, and where its workers put the images."""
+
+  iterator: Any
+  slots: Any  # SharedSlots, or None without workers
+
+
+def _open(batches: Batches, start: int, num_workers: int) -> _Source:
+  """Batches from a number on."""
+  try:
+    import grain
+  except ImportError as error:
+    raise UserError(
+      'streams of images need grain; install it with: '
+      "pip install 'powerprop_jax[train]'"
+    ) from error
+  from absl import flags
+
+  if not flags.FLAGS.is_parsed():
+    # Grain's workers take over flags of this process, so it must have some.
+    flags.FLAGS(sys.argv[:1])
+
+  slots = None
+  if num_workers:
+    shape = (batches.batch_size, batches.image_size, batches.image_size, 3)
+    slots = SharedSlots(shape, num_workers, _SLOTS)
+  numbers = grain.MapDataset.range(start, batches.num_batches)
+  # The numbers need no threads to be read.
+  dataset = numbers.map(
+    functools.partial(_make, batches, slots)
+  ).to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+  if num_workers:
+    dataset = dataset.mp_prefetch(
+      grain.MultiprocessingOptions(num_workers),
+      worker_init_fn=_prepare_worker,
+    )
+  return _Source(iter(dataset), slots)
+
+
+@dataclasses.dataclass
+class _Made:
+  """A batch on its way; grain would take a tuple of arrays apart.
+
+  Attributes:
+    images: of the batch; None if they are in the slot.
+    labels: of the batch.
+    skipped: files left out.
+    slot: which one that is.
+  """
+
+  images: np.ndarray | None
+  labels: np.ndarray
+  skipped: Skipped
+  slot: int = -1
+
+
+def _make(batches: Batches, slots: SharedSlots | None, number: int) -> _Made:
+  slot = None if slots is None else slots.take(_worker)
+  if slots is None or slot is None:
+    (images, labels), skipped = image_batches.make(batches, number)
+    return _Made(images, labels, skipped)
+  labels = np.empty(batches.batch_size, np.int32)
+  skipped = batches.fill(number, Arrays(slots.view(slot), labels))
+  return _Made(None, labels, skipped, slot)
+
+
+def _prepare_worker(index: int, count: int) -> None:
+  """Makes a worker keep to one core and end with this process, only then."""
+  del count
+  global _worker
+  _worker = index
+  workers.follow_parent()
+  # A scheduler may send these to all processes; the first one ends the others.
+  signal.signal(signal.SIGTERM, signal.SIG_IGN)
+  signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+  try:
+    import cv2
+  except ImportError:
+    return
+  cv2.setNumThreads(0)
+
+
+@contextlib.contextmanager
+def _interrupt_later() -> Iterator[None]:
+  """Lets Ctrl-C wait for the end of a block; a second one does not wait.
+
+  Grain's thread hands over batches in a queue of Python's. Where its reader is
+  interrupted between taking one and saying that there is room, the thread waits
+  for ever, and grain's close waits for the thread.
+  """
+  handler = signal.default_int_handler
+  if (
+    threading.current_thread() is not threading.main_thread()
+    or signal.getsignal(signal.SIGINT) is not handler
+  ):
+    yield
+    return
+  caught = []
+
+  def catch(number: int, frame: FrameType | None) -> None:
+    del frame
+    caught.append(number)
+    signal.signal(signal.SIGINT, handler)
+
+  signal.signal(signal.SIGINT, catch)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGINT, handler)
+    if caught:
+      raise KeyboardInterrupt
+
+
+def _close_all(sources: list[_Source]) -> None:
+  while sources:
+    iterator, slots = sources.pop()
+    try:
+      iterator.close()
+    finally:
+      if slots is not None:
+        slots.close()

@@ -1,0 +1,331 @@
+"""The folder of one run: what was asked, what came out, and who may write here.
+
+Every program takes --out DIR and owns that folder for one configuration:
+
+    config.json      the settings, versions, date and command line
+    metrics.jsonl    one line per measurement while training
+    checkpoints/     the latest states, to continue from
+    results.json     flat records, one per measured point
+    *.png            figures
+    report.html      all of it on one page
+    complete.json    written last; its absence means that the run was stopped
+
+A folder that holds anything else, or another configuration, is refused; nothing
+that was not written by the same run is ever replaced.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import datetime
+from importlib import metadata
+import os
+import pathlib
+import platform
+import shlex
+import sys
+from types import TracebackType
+from typing import Any
+
+import jax
+
+from powerprop_jax.train.runs import divergence, json_files
+from powerprop_jax.train.scale import preemption
+from powerprop_jax.train.runs.errors import UserError
+
+_FORMAT = 'powerprop_jax run, version 1'
+_PACKAGES = ('powerprop_jax', 'jax', 'dm-haiku', 'optax', 'numpy')
+# What config.json must hold at least.
+_FIELDS = {'program': str, 'config': dict, 'date': str, 'command': str}
+# Where the run is kept, and that it is continued, are not part of what it is.
+_NOT_SETTINGS = ('out', 'resume')
+
+
+class RunFolder:
+  """The folder of one run, opened for writing.
+
+  Attributes:
+    path: the folder.
+    is_resumed: whether it already held this run.
+  """
+
+  def __init__(
+    self,
+    out: str | pathlib.Path,
+    config: Any,
+    *,
+    program: str,
+    resume: bool = False,
+    is_part: bool = False,
+  ):
+    """Creates the folder, or opens the one of an interrupted run.
+
+    A missing or empty folder becomes a new run, with or without resume (see
+    is_resumed), which is said if it was to be resumed. All checks come before
+    the first write.
+
+    Args:
+      out: the folder.
+      config: the settings, a dataclass; its fields 'out' and 'resume', where
+        it has them, are left out of the record and of the comparison.
+      program: name of the program, e.g. 'one_shot_pruning'; another program
+        cannot continue the run.
+      resume: continue the run that the folder holds.
+      is_part: the folder is of a part of a run that may not have come to it, so
+        that there is nothing to say.
+
+    Raises:
+      UserError: if the folder holds something else, holds a run and resume is
+        False, holds a run of other settings, or cannot be written.
+    """
+    self.path = pathlib.Path(out).expanduser()
+    settings = _settings(config)
+    try:
+      self.is_resumed = _holds_run(self.path)
+      if self.is_resumed:
+        self._check_same_run(program, settings, resume)
+      else:
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.write_json('config.json', _describe(program, settings))
+    except OSError as error:
+      raise UserError(
+        f'cannot use {self.path} as the output folder: {error}. Choose another '
+        '--out.'
+      ) from error
+    if resume and not self.is_resumed and not is_part:
+      # Not on the standard output, which is for what the program finds.
+      print(
+        f'note: {self.path} holds no run to resume; this one starts anew.',
+        file=sys.stderr,
+      )
+
+  def _check_same_run(
+    self, program: str, settings: dict[str, Any], resume: bool
+  ) -> None:
+    stored = read_config(self.path)
+    if not resume:
+      raise UserError(
+        f'{self.path} already holds a run of {stored["program"]}; pass '
+        '--resume to continue it, or choose another --out.'
+      )
+    if stored['program'] != program:
+      raise UserError(
+        f'{self.path} holds a run of {stored["program"]}, not of {program}; '
+        'choose another --out.'
+      )
+    changes = list(differences(stored['config'], settings))
+    if changes:
+      raise UserError(
+        f'cannot resume {self.path} with other settings: {"; ".join(changes)}. '
+        'Use the old settings, or choose another --out.'
+      )
+
+  @property
+  def metrics_path(self) -> pathlib.Path:
+    """The file for metrics.MetricsWriter."""
+    return self.path / 'metrics.jsonl'
+
+  @property
+  def checkpoints_path(self) -> pathlib.Path:
+    """The folder for checkpoint.Checkpoints."""
+    return self.path / 'checkpoints'
+
+  def write_json(self, name: str, value: Any) -> pathlib.Path:
+    """Writes a JSON file of this run, replacing its earlier version."""
+    return json_files.write_json(self.path / name, value)
+
+  def read_json(self, name: str) -> Any:
+    """Reads a JSON file of this run."""
+    return json_files.read_json(self.path / name)
+
+  def write_results(self, records: Sequence[Mapping[str, Any]]) -> pathlib.Path:
+    """Writes results.json.
+
+    Args:
+      records: one flat mapping per measured point, from names such as 'alpha',
+        'key', 'sparsity' and 'accuracy' to numbers, strings, booleans or None.
+
+    Returns:
+      The path of the file. NaN and infinities are written as null.
+
+    Raises:
+      ValueError: if a record is not flat.
+    """
+    flat = [json_files.to_json(record) for record in records]
+    for record in flat:
+      for name, value in record.items():
+        if isinstance(value, (dict, list)):
+          raise ValueError(
+            f'results are flat records, but {name!r} is {value!r}. Write one '
+            'record for each measured point.'
+          )
+    return self.write_json('results.json', flat)
+
+  @property
+  def is_complete(self) -> bool:
+    """Whether the run got to its end."""
+    return (self.path / 'complete.json').exists()
+
+  def mark_complete(self) -> None:
+    """Records that nothing is left to do; call it last."""
+    self.write_json('complete.json', {'date': _now()})
+
+
+def read_config(out: str | pathlib.Path) -> dict[str, Any]:
+  """What config.json of a run says.
+
+  Args:
+    out: the folder of the run.
+
+  Returns:
+    A dict with 'program' (its name), 'config' (the settings, nested dicts),
+    'versions', 'date' and 'command'.
+
+  Raises:
+    UserError: if there is no such file, or it was not written by RunFolder.
+  """
+  path = pathlib.Path(out).expanduser() / 'config.json'
+  if not path.exists():
+    raise UserError(f'{path.parent} holds no run: {path} does not exist.')
+  stored = json_files.read_json(path)
+  if not isinstance(stored, dict) or stored.get('format') != _FORMAT:
+    raise UserError(
+      f'{path} was not written by this version of powerprop_jax. Choose '
+      'another folder.'
+    )
+  for name, kind in _FIELDS.items():
+    if not isinstance(stored.get(name), kind):
+      raise UserError(
+        f'{path} is not as it was written: {name!r} is missing or spoilt. '
+        'Bring it back from a copy, or choose another folder.'
+      )
+  return stored
+
+
+def _holds_run(path: pathlib.Path) -> bool:
+  """Whether a folder holds a run; False for a missing or an empty one."""
+  if path.exists() and not path.is_dir():
+    raise UserError(f'{path} is a file, not a folder. Choose another --out.')
+  if not path.exists():
+    return False
+  if (path / 'config.json').exists():
+    return True
+  # A run killed while it wrote its very first file leaves an unfinished one.
+  names = sorted(
+    entry.name
+    for entry in path.iterdir()
+    if not entry.name.startswith('.config.json.')
+  )
+  if names:
+    raise UserError(
+      f'{path} is not empty and holds no run (it has {", ".join(names[:3])}'
+      f'{", …" if len(names) > 3 else ""}). Choose another --out.'
+    )
+  return False
+
+
+def _settings(config: Any) -> dict[str, Any]:
+  settings = json_files.to_json(config)
+  return {k: v for k, v in settings.items() if k not in _NOT_SETTINGS}
+
+
+def _describe(program: str, settings: dict[str, Any]) -> dict[str, Any]:
+  return {
+    'format': _FORMAT,
+    'program': program,
+    'config': settings,
+    'date': _now(),
+    'command': shlex.join(sys.argv),
+    'versions': {
+      'python': platform.python_version(),
+      **{name: _version(name) for name in _PACKAGES},
+    },
+    'devices': [device.device_kind for device in jax.devices()],
+  }
+
+
+def _now() -> str:
+  return datetime.datetime.now().astimezone().isoformat(timespec='seconds')
+
+
+def _version(package: str) -> str | None:
+  try:
+    return metadata.version(package)
+  except metadata.PackageNotFoundError:
+    return None
+
+
+def differences(old: Any, new: Any, name: str = '') -> Iterator[str]:
+  """Every setting that differs, as 'name: old → new'."""
+  if isinstance(old, dict) and isinstance(new, dict):
+    for key in [*old, *(key for key in new if key not in old)]:
+      path = f'{name}.{key}' if name else key
+      missing = 'not set'
+      yield from differences(old.get(key, missing), new.get(key, missing), path)
+  elif old != new:
+    yield f'{name}: {old!r} → {new!r}'
+
+
+def run_main(main: Callable[..., None], *args: Any) -> int:
+  """Runs a program and turns a user's mistake into one line.
+
+  A ValueError raised by this library or by the program is the user's mistake:
+  its message goes to the standard error, without a traceback. One that comes
+  out of another library is a defect and keeps its traceback. A file that cannot
+  be read or written, whoever tried, is named in one line too.
+
+  Args:
+    main: the program.
+    *args: what to call it with.
+
+  Returns:
+    The exit status: 0; 2 after a mistake; 130 after an interruption (Ctrl-C);
+    75 after a signal on which the run saved and stopped, for the scheduler to
+    start it again; 1 if all networks of the run diverged, or whoever reads the
+    output went away.
+
+  Example:
+    >>> run_main(print, 'trained')
+    trained
+    0
+  """
+  try:
+    try:
+      main(*args)
+    finally:
+      sys.stdout.flush()
+  except KeyboardInterrupt:
+    message = 'interrupted; run the same command with --resume to continue.'
+    print(message, file=sys.stderr)
+    return 130
+  except preemption.Preempted as stop:
+    print(stop, file=sys.stderr)
+    return preemption.EXIT_STATUS
+  except divergence.Diverged as stop:
+    print(stop, file=sys.stderr)
+    return divergence.EXIT_STATUS
+  except BrokenPipeError:
+    # Whoever read the output has seen enough, as in `program --help | head`.
+    # What is still buffered must not raise once more at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
+  except ValueError as error:
+    if not isinstance(error, UserError) and not _is_ours(error.__traceback__):
+      raise
+    print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+    return 2
+  except OSError as error:
+    if error.filename is None:
+      raise
+    # Of two names the second is where a finished file was to go.
+    name = error.filename2 or error.filename
+    print(f'error: cannot use {name}: {error.strerror}.', file=sys.stderr)
+    return 2
+  return 0
+
+
+def _is_ours(traceback: TracebackType | None) -> bool:
+  """Whether the innermost frame belongs to this library or to the program."""
+  module = ''
+  while traceback is not None:
+    module = traceback.tb_frame.f_globals.get('__name__', '')
+    traceback = traceback.tb_next
+  return module.split('.')[0] in ('powerprop_jax', 'experiments', '__main__')

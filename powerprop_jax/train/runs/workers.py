@@ -1,0 +1,129 @@
+"""Independent pieces of work in processes of their own, one thread each.
+
+A small network keeps one core busy; two of them side by side use two cores
+better than two threads of one. JAX reads its settings once a process, so the
+processes are started afresh, with the settings in their environment.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
+import contextlib
+import functools
+import multiprocessing
+import os
+import signal
+import threading
+from typing import Any, TypeVar
+
+from powerprop_jax.train.scale import preemption
+
+T = TypeVar('T')
+
+# What makes XLA compute with a single thread on a CPU.
+_ONE_THREAD = {
+  'XLA_FLAGS': '--xla_cpu_multi_thread_eigen=false',
+  'NPROC': '1',
+  'OMP_NUM_THREADS': '1',
+}
+
+
+def run(
+  work: Callable[[T], Any],
+  items: Sequence[T],
+  num_workers: int,
+  *,
+  watch: Callable[[], None],
+  interval: float = 1.0,
+) -> Iterator[tuple[T, Any]]:
+  """Does the work for every item, num_workers at a time.
+
+  Args:
+    work: a function at the top level of a module; it and what it takes and
+      gives must be picklable. If it raises, so does this.
+    items: what to call it with.
+    num_workers: processes, at least 1.
+    watch: called now and then while waiting, e.g. to show progress.
+    interval: seconds between two calls of it.
+
+  Yields:
+    (item, result), in the order in which they are done. When the iterator is
+    closed, or this process is interrupted or killed, what is unfinished is
+    abandoned.
+
+  Raises:
+    Preempted: after SIGTERM or SIGUSR1, when every process that has a watch of
+      its own has saved what it was doing.
+  """
+  work = functools.partial(_end_if_preempted, work)
+  context = multiprocessing.get_context('spawn')
+  pool = futures.ProcessPoolExecutor(
+    num_workers, mp_context=context, initializer=follow_parent
+  )
+  pending: dict[futures.Future[Any], T] = {}
+  try:
+    with preemption.SignalWatch() as signals:
+      with one_thread():
+        pending = {pool.submit(work, item): item for item in items}
+      while pending:
+        done, _ = futures.wait(
+          pending, interval, return_when=futures.FIRST_COMPLETED
+        )
+        watch()
+        if signals.is_due(0):
+          _end_gently()
+          raise preemption.Preempted()
+        for future in done:
+          yield pending.pop(future), future.result()
+  finally:
+    pool.shutdown(wait=False, cancel_futures=True)
+    if pending:
+      for process in multiprocessing.active_children():
+        process.kill()
+
+
+def _end_gently() -> None:
+  processes = multiprocessing.active_children()
+  for process in processes:
+    process.terminate()
+  for process in processes:
+    process.join()
+
+
+def _end_if_preempted(work: Callable[[T], Any], item: T) -> Any:
+  try:
+    return work(item)
+  except preemption.Preempted:
+    # This process was asked to end, not to go on with another item.
+    os._exit(preemption.EXIT_STATUS)
+
+
+def follow_parent() -> None:
+  """Makes a worker end with the process that started it, and only then."""
+  # Ctrl-C reaches every process of a terminal; the first one ends the others.
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  parent = multiprocessing.parent_process()
+  assert parent is not None
+
+  def end() -> None:
+    # If it was killed, nobody ends the workers, and they would go on writing
+    # into folders that may be in use again.
+    parent.join()
+    os._exit(1)
+
+  threading.Thread(target=end, daemon=True).start()
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+  """The environment for processes that are started meanwhile."""
+  flags = os.environ.get('XLA_FLAGS', '')
+  wanted = _ONE_THREAD | {'XLA_FLAGS': f'{flags} {_ONE_THREAD["XLA_FLAGS"]}'}
+  before = {name: os.environ.get(name) for name in wanted}
+  os.environ.update(wanted)
+  try:
+    yield
+  finally:
+    for name, value in before.items():
+      os.environ.pop(name)
+      if value is not None:
+        os.environ[name] = value

@@ -1,0 +1,1 @@
+"""Meshes, hosts, precision, and loops that are stopped and go on."""

@@ -1,0 +1,119 @@
+"""Batches of a stream on devices, copied there ahead of their use."""
+
+import collections
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+
+from powerprop_jax.train.data.sources import Arrays
+from powerprop_jax.train.images.stream import Position, Stream
+from powerprop_jax.train.runs.errors import UserError
+
+
+class DeviceStream:
+  """The batches of a stream as arrays on devices, some ahead of their use.
+
+  The copy of a batch to the devices goes on while the one before it is used.
+
+  Args:
+    stream: the batches of this host.
+    sharding: how the examples of a batch are divided, along their first axis,
+      over the devices of all hosts; None is the default device.
+    ahead: batches on the devices that have not been asked for, at least 0.
+
+  Attributes:
+    stream: the one below, which is ahead of this one; it has the counts of
+      skipped files.
+
+  Raises:
+    ValueError: if ahead is negative.
+    UserError: if a batch cannot be divided evenly over the devices.
+
+  Example:
+    >>> from powerprop_jax.train.images import batches
+    >>> batches = batches.synthetic_batches(
+    ...     batch_size=2, image_size=8, num_classes=10, num_batches=5)
+    >>> device_stream = DeviceStream(Stream(batches))
+    >>> images, labels = next(device_stream)
+    >>> images.shape, device_stream.position()['batches']
+    ((2, 8, 8, 3), 1)
+  """
+
+  def __init__(
+    self,
+    stream: Stream,
+    sharding: jax.sharding.Sharding | None = None,
+    *,
+    ahead: int = 2,
+  ):
+    if ahead < 0:
+      raise ValueError(f'ahead must be at least 0, got {ahead}.')
+    if sharding is not None:
+      _check_divisible(stream.batches.global_batch_size, sharding)
+    self.stream = stream
+    self._sharding = sharding
+    self._ahead = ahead
+    self._position = stream.position()
+    self._queue: collections.deque[tuple[Arrays, Position]] = (
+      collections.deque()
+    )
+
+  def __iter__(self) -> Iterator[Arrays]:
+    return self
+
+  def __next__(self) -> Arrays:
+    while len(self._queue) <= self._ahead:
+      try:
+        batch = next(self.stream)
+      except StopIteration:
+        break
+      self._queue.append((self._put(batch), self.stream.position()))
+    if not self._queue:
+      raise StopIteration
+    batch, self._position = self._queue.popleft()
+    return batch
+
+  def _put(self, batch: Arrays) -> Arrays:
+    if self._sharding is None:
+      return jax.device_put(batch)
+    total = self.stream.batches.global_batch_size
+    return Arrays(
+      *(
+        jax.make_array_from_process_local_data(
+          self._sharding, array, (total, *array.shape[1:])
+        )
+        for array in batch
+      )
+    )
+
+  def position(self) -> Position:
+    """Where the user of the batches is; see Stream.position."""
+    return dict(self._position)
+
+  def restore(self, position: Mapping[str, Any]) -> None:
+    """Goes to a position; see Stream.restore."""
+    self.stream.restore(position)
+    self._queue.clear()
+    self._position = self.stream.position()
+
+  def close(self) -> None:
+    """Ends the workers, and drops what is ahead."""
+    self.restore(self._position)
+
+  def __enter__(self) -> 'DeviceStream':
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    self.close()
+
+
+def _check_divisible(batch_size: int, sharding: jax.sharding.Sharding) -> None:
+  most = len(sharding.device_set)
+  parts = most // sharding.shard_shape((most,))[0]
+  if batch_size % parts:
+    raise UserError(
+      f'a batch of {batch_size} examples cannot be divided evenly into '
+      f'{parts} parts, one for each device that shares it. Choose a batch size '
+      f'that is a multiple of {parts}, e.g. {-(-batch_size // parts) * parts}.'
+    )

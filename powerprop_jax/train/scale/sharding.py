@@ -1,0 +1,320 @@
+"""Where the arrays of a training run lie on many devices.
+
+A mesh has two axes. Along 'data' the devices see different examples of a batch;
+along 'model' they compute different outputs of a layer. The state is either
+replicated, which is data parallelism, or sharded: every device keeps its part
+of φ, the masks, the momenta and the norm statistics.
+
+    mesh ─▶ state_shardings(shapes) ─▶ create_sharded ─▶ on_mesh(step) ─▶ …
+
+Where a leaf is split follows from its shape alone, so that a leaf, its mask,
+its slots in the optimiser and its scores are split alike, and what concerns
+them entry by entry moves nothing between devices. Steps are those of step.py:
+the compiler sees the whole batch, so that means over it, of the loss as of
+batch norm, are those of one device.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import math
+from typing import Any, Literal, get_args
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
+
+from powerprop_jax.train.runs.errors import UserError
+
+DATA, MODEL = 'data', 'model'
+Mode = Literal['replicated', 'sharded']
+
+
+def make_mesh(
+  data: int | None = None,
+  model: int = 1,
+  devices: Sequence[jax.Device] | None = None,
+  *,
+  explicit: bool = False,
+) -> Mesh:
+  """Devices in rows along 'data' and columns along 'model'.
+
+  Args:
+    data: devices among which a batch is shared out; None is as many as there
+      are for model.
+    model: devices among which the outputs of a layer are shared out.
+    devices: which to use; all of them, on all hosts, by default.
+    explicit: whether shardings are part of the types of arrays. By default the
+      compiler finds them, which is what Haiku's layers need; with explicit
+      axes, on_mesh hands them to the compiler for the length of a step.
+
+  Returns:
+    A mesh of shape [data, model].
+
+  Raises:
+    UserError: if the numbers are not positive, or their product is not the
+      number of devices.
+
+  Example:
+    >>> dict(make_mesh(1, devices=jax.devices()[:1]).shape)
+    {'data': 1, 'model': 1}
+  """
+  devices = jax.devices() if devices is None else devices
+  if model < 1 or (data is not None and data < 1):
+    raise UserError(
+      f'the axes of a mesh have at least one device, got data {data} and model '
+      f'{model}.'
+    )
+  if data is None:
+    data = max(1, len(devices) // model)
+  if data * model != len(devices):
+    raise UserError(
+      f'a mesh of data {data} × model {model} needs {data * model} devices, '
+      f'there are {len(devices)}. Choose numbers whose product is '
+      f'{len(devices)}, or pass the devices to use.'
+    )
+  kind = AxisType.Explicit if explicit else AxisType.Auto
+  return jax.make_mesh(
+    (data, model), (DATA, MODEL), axis_types=(kind, kind), devices=devices
+  )
+
+
+def state_shardings(
+  shapes: Any, mesh: Mesh, mode: Mode = 'sharded', *, min_size: int = 1024
+) -> Any:
+  """Where each leaf of a state lies.
+
+  'replicated': all of it on every device. 'sharded': a leaf is split in two
+  ways. Along 'model' goes its last axis, that of the outputs of a layer, if
+  the length can be divided; along 'data' the longest axis, or part of an axis,
+  whose length can be divided, the last of several. What cannot be divided, and
+  leaves of fewer than min_size entries, are on every device.
+
+  Args:
+    shapes: a state, such as a TrainState, or its shapes from jax.eval_shape.
+    mesh: from make_mesh.
+    mode: 'replicated' or 'sharded'.
+    min_size: entries of the smallest leaf that is split, at least 1; to send
+      smaller ones around takes longer than to keep them.
+
+  Returns:
+    A tree like shapes of NamedShardings.
+
+  Raises:
+    UserError: if the mode is unknown or min_size less than 1.
+
+  Example:
+    >>> mesh = make_mesh(1, devices=jax.devices()[:1])
+    >>> shapes = {'w': jax.ShapeDtypeStruct((3, 3, 64, 128), jnp.float32)}
+    >>> state_shardings(shapes, mesh)['w'].is_fully_replicated
+    True
+  """
+  if mode not in get_args(Mode):
+    raise UserError(
+      f'mode must be one of {", ".join(get_args(Mode))}, got {mode!r}.'
+    )
+  if min_size < 1:
+    raise UserError(f'min_size must be at least 1, got {min_size}.')
+
+  def place(leaf: Any) -> NamedSharding:
+    shape = np.shape(leaf)
+    is_whole = mode == 'replicated' or math.prod(shape) < min_size
+    return NamedSharding(
+      mesh, PartitionSpec() if is_whole else _split(shape, mesh)
+    )
+
+  return jax.tree.map(place, shapes)
+
+
+def _split(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+  """The axes of the mesh along which each axis of a leaf is split."""
+  if not shape:
+    return PartitionSpec()
+  lengths = list(shape)
+  names: list[tuple[str, ...]] = [()] * len(shape)
+
+  def split(axis: int, name: str) -> None:
+    lengths[axis] //= mesh.shape[name]
+    if mesh.shape[name] > 1:
+      names[axis] += (name,)
+
+  if lengths[-1] % mesh.shape[MODEL] == 0:
+    split(len(shape) - 1, MODEL)
+  fitting = [
+    (length, axis)
+    for axis, length in enumerate(lengths)
+    if length % mesh.shape[DATA] == 0
+  ]
+  if fitting:
+    split(max(fitting)[1], DATA)
+  parts = [part[0] if len(part) == 1 else part or None for part in names]
+  while parts and parts[-1] is None:
+    parts.pop()
+  return PartitionSpec(*parts)
+
+
+def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
+  """Where a batch lies: its examples are shared out along 'data'.
+
+  Args:
+    mesh: from make_mesh.
+    axis: the axis of the examples: 0 for images and labels, 1 for the indices
+      [num_steps, batch] of step.make_advance.
+
+  Returns:
+    The sharding.
+
+  Example:
+    >>> tuple(batch_sharding(make_mesh(devices=jax.devices()[:1]), axis=1).spec)
+    (None, 'data')
+  """
+  return NamedSharding(mesh, PartitionSpec(*[None] * axis, DATA))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """All of an array on every device: metrics, or data that steps index."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def check_batch(batch_size: int, mesh: Mesh) -> None:
+  """Refuses a batch that cannot be shared out equally.
+
+  Args:
+    batch_size: examples in a batch, on all hosts together.
+    mesh: from make_mesh.
+
+  Raises:
+    UserError: if it is not a multiple of the devices along 'data'.
+  """
+  num = mesh.shape[DATA]
+  if batch_size % num or batch_size < 1:
+    lower = batch_size // num * num
+    near = f'{lower} or {lower + num}' if lower > 0 else f'{num}'
+    raise UserError(
+      f'a batch of {batch_size} examples cannot be shared out equally among '
+      f'{num} devices. Choose a multiple of {num}, such as {near}.'
+    )
+
+
+def put_batch(batch: Any, mesh: Mesh, axis: int = 0) -> Any:
+  """The batch of all hosts, on their devices, from each host's part of it.
+
+  Args:
+    batch: a tree of arrays in the memory of this host, with as many examples
+      on every host; a single host has all of them.
+    mesh: from make_mesh.
+    axis: the axis of the examples.
+
+  Returns:
+    Arrays of the size of all parts together, sharded by batch_sharding.
+
+  Raises:
+    UserError: if the whole cannot be shared out equally.
+  """
+  sharding = batch_sharding(mesh, axis)
+
+  def put(part: Any) -> jax.Array:
+    part = np.asarray(part)
+    check_batch(part.shape[axis] * jax.process_count(), mesh)
+    return jax.make_array_from_process_local_data(sharding, part)
+
+  return jax.tree.map(put, batch)
+
+
+def create_sharded(
+  create: Callable[[], Any],
+  mesh: Mesh,
+  mode: Mode = 'sharded',
+  *,
+  min_size: int = 1024,
+  compiler_options: Mapping[str, Any] | None = None,
+) -> Any:
+  """A state that is made where it lies: no device ever holds all of it.
+
+  Args:
+    create: makes the state, e.g. functools.partial(state.create, net, tx, key,
+      images); a pure function, the same on every host.
+    mesh: from make_mesh.
+    mode: see state_shardings.
+    min_size: see state_shardings.
+    compiler_options: as for jax.jit.
+
+  Returns:
+    The state, the same numbers on any mesh, up to the rounding of ψ⁻¹.
+
+  Raises:
+    UserError: if the mode is unknown or min_size less than 1.
+  """
+  # Initialisers know nothing of explicit axes; the numbers do not depend on
+  # them.
+  automatic = _with_axes(mesh, AxisType.Auto)
+  shapes = jax.eval_shape(create)
+  placed = state_shardings(shapes, automatic, mode, min_size=min_size)
+  options = dict(compiler_options or {})
+  state = jax.jit(create, out_shardings=placed, compiler_options=options)()
+  if mesh == automatic:
+    return state
+  return jax.device_put(
+    state, state_shardings(shapes, mesh, mode, min_size=min_size)
+  )
+
+
+def _with_axes(mesh: Mesh, kind: AxisType) -> Mesh:
+  return Mesh(mesh.devices, mesh.axis_names, axis_types=(kind, kind))
+
+
+def template(shapes: Any, shardings: Any) -> Any:
+  """Shapes that say where they lie, for Checkpoints.restore_latest.
+
+  A state is restored to them whatever mesh it was saved from.
+
+  Args:
+    shapes: a state, or its shapes.
+    shardings: where its leaves are to lie, from state_shardings.
+
+  Returns:
+    A tree of jax.ShapeDtypeStruct.
+  """
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    shapes,
+    shardings,
+  )
+
+
+def on_mesh(
+  step: Callable[..., Any],
+  shardings: Any,
+  mesh: Mesh,
+  inputs: Sequence[Any] | None = None,
+  *,
+  compiler_options: Mapping[str, Any] | None = None,
+) -> Any:
+  """Compiles a step so that the state stays where it lies.
+
+  Left alone, the compiler may return a sharded state replicated.
+
+  Args:
+    step: (state, *inputs) -> (state, metrics), from step.make_step or
+      make_advance; a pure function.
+    shardings: of the state, from state_shardings.
+    mesh: from make_mesh.
+    inputs: sharding of each argument after the state. By default two batches,
+      of images and of labels; for make_advance (replicated(mesh),
+      batch_sharding(mesh, axis=1)).
+    compiler_options: as for jax.jit.
+
+  Returns:
+    The function as jax.jit gives it. Its first argument is donated; metrics are
+    on every device, where every host can read them.
+  """
+  if inputs is None:
+    inputs = (batch_sharding(mesh), batch_sharding(mesh))
+  outputs = (shardings, replicated(mesh))
+  if AxisType.Explicit in mesh.axis_types:
+    step = jax.sharding.auto_axes(step, out_sharding=outputs)
+  return jax.jit(
+    step,
+    in_shardings=(shardings, *inputs),
+    out_shardings=outputs,
+    donate_argnums=0,
+    compiler_options=dict(compiler_options or {}),
+  )

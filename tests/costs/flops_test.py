@@ -1,0 +1,334 @@
+"""Counts against the figures of the literature, and their arithmetic."""
+
+import re
+
+from absl.testing import absltest, parameterized
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from powerprop_jax import nets
+from powerprop_jax.core import distributions, masks, schedules
+from powerprop_jax.core import select as select_lib
+from powerprop_jax.costs import flops, layers
+from powerprop_jax.costs import training as training_flops
+from powerprop_jax.costs.layers import LayerCost
+
+_LAYER = LayerCost('fc/w', 'linear', (4, 2), 8, 2, 2, 8)
+
+
+def _costs(name, num_classes, *shape):
+  images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+  return layers.layer_costs(nets.make(name, num_classes), images, True)
+
+
+def _theta(costs):
+  return {
+    cost.leaf.removesuffix('/w'): {
+      'w': jax.ShapeDtypeStruct(cost.shape, jnp.float32)
+    }
+    for cost in costs
+  }
+
+
+def _share_out(costs, distribution, sparsity, first_dense):
+  select = select_lib.is_weight
+  if first_dense:
+    select = select_lib.exclude(select, f'^{re.escape(costs[0].leaf)}$')
+  share_out = getattr(distributions, distribution)
+  return share_out(_theta(costs), sparsity, select=select)
+
+
+class ResNet50Test(parameterized.TestCase):
+  """Rigging the lottery (https://arxiv.org/abs/1911.11134) and its code."""
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.costs = _costs('resnet_50', 1000, 224, 224, 3)
+    cls.dense = flops.inference_flops(cls.costs)
+
+  def _sparse(self, *args):
+    return flops.inference_flops(self.costs, _share_out(self.costs, *args))
+
+  def test_dense(self):
+    counts = flops.inference_counts(self.costs)
+    self.assertLen(self.costs, 54)
+    self.assertEqual(counts.weights, 25_502_912)
+    self.assertEqual(counts.nonzeros, 25_502_912)
+    self.assertEqual(sum(cost.macs for cost in self.costs), 4_089_184_256)
+    self.assertAlmostEqual(counts.flops / 1e9, 8.1895, places=4)
+    self.assertAlmostEqual(flops.model_bytes(self.costs) / 1e6, 102.122, 3)
+
+  def test_dense_training(self):
+    samples = 32_000 * 4096
+    total = samples * training_flops.training_flops('dense', self.dense)
+    self.assertAlmostEqual(total / 1e18, 3.2202, places=4)
+
+  def test_a_stride_in_the_first_convolution_costs_less(self):
+    # Version 1, which the published 8.2e9 is not.
+    strides = (1, 2, 2, 2)
+    version_1 = hk.transform_with_state(
+      lambda x: _resnet_50_version_1(x, strides)
+    )
+    images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    costs = layers.layer_costs(version_1, images)
+    self.assertEqual(sum(cost.macs for cost in costs), 3_857_973_248)
+    self.assertAlmostEqual(flops.inference_flops(costs) / 1e9, 7.7265, 4)
+
+  # The published multiplier and megabytes, and those that their rule gives.
+  # Where the two sizes differ the table shows that of another distribution.
+  @parameterized.parameters(
+    ('uniform', 0.8, True, 0.23, 0.2241, None, 23.729),
+    ('uniform', 0.9, True, 0.13, 0.1272, 13.532, 13.532),
+    ('uniform', 0.95, True, 0.08, 0.0787, 8.433, 8.433),
+    ('uniform', 0.965, True, 0.07, 0.0641, 6.904, 6.904),
+    ('erk', 0.8, False, 0.42, 0.4146, 23.683, 23.684),
+    ('erk', 0.9, False, 0.24, 0.2429, 13.499, 13.499),
+    ('erk', 0.95, False, 0.12, 0.1229, 8.399, 8.399),
+    ('erk', 0.965, False, 0.09, 0.0864, None, 6.869),
+    ('erk', 0.8, True, 0.42, 0.4191, None, None),
+    ('erk', 0.965, True, 0.11, 0.1111, 6.904, 6.904),
+    ('erk', 0.99, True, 0.05, 0.0533, 4.354, 4.354),
+    ('er', 0.8, False, None, 0.4537, 23.685, 23.685),
+    ('er', 0.9, False, None, 0.2581, None, 13.498),
+    ('er', 0.95, False, None, 0.1437, None, 8.398),
+  )
+  def test_inference(
+    self, name, sparsity, first_dense, published, ours, published_mb, mb
+  ):
+    sparsities = _share_out(self.costs, name, sparsity, first_dense)
+    ratio = flops.inference_flops(self.costs, sparsities) / self.dense
+    self.assertAlmostEqual(ratio, ours, delta=5e-5)
+    if published is not None:
+      self.assertAlmostEqual(ratio, published, delta=0.01)
+    size = flops.model_bytes(self.costs, sparsities) / 1e6
+    if mb is not None:
+      self.assertAlmostEqual(size, mb, delta=6e-4)
+    if published_mb is not None:
+      self.assertAlmostEqual(size, published_mb, delta=2e-3)
+
+  @parameterized.parameters(
+    ('rigl', 'erk', 0.8, False, 1, 0.42),
+    ('rigl', 'erk', 0.8, False, 5, 2.09),
+    ('rigl', 'uniform', 0.8, True, 1, 0.23),
+    ('rigl', 'uniform', 0.8, True, 5, 1.14),
+    ('rigl', 'erk', 0.9, False, 1, 0.25),
+    ('rigl', 'erk', 0.9, False, 5, 1.23),
+    ('rigl', 'uniform', 0.9, True, 5, 0.66),
+    ('rigl', 'erk', 0.95, False, 5, 0.63),
+    ('rigl', 'uniform', 0.95, True, 5, 0.42),
+    ('rigl', 'erk', 0.99, True, 100, 5.8),
+    ('snfs', 'erk', 0.8, False, 1, 0.61),
+    ('snfs', 'erk', 0.9, False, 1, 0.50),
+    ('static', 'uniform', 0.8, True, 1, 0.23),
+    ('set', 'uniform', 0.8, True, 1, 0.23),
+    ('snip', 'uniform', 0.8, True, 1, 0.23),
+    ('static', 'erk', 0.9, False, 1, 0.24),
+  )
+  def test_training(
+    self, method, name, sparsity, first_dense, length, expected
+  ):
+    sparse = self._sparse(name, sparsity, first_dense)
+    ratio = training_flops.training_multiplier(
+      method, self.dense, sparse, length=length
+    )
+    tolerance = 0.01 if length == 1 else 0.03 * expected
+    self.assertAlmostEqual(ratio, expected, delta=tolerance)
+
+  @parameterized.parameters((0.8, 0.56, 0.5596), (0.9, 0.51, 0.5045))
+  def test_training_with_gradual_pruning(self, sparsity, published, formula):
+    schedule = schedules.polynomial(sparsity, 10_000, 25_000)
+    over_time = [
+      self._sparse('uniform', float(s), True)
+      for s in np.asarray(schedule(np.arange(0, 32_001, 1000)))
+    ]
+    ratio = training_flops.training_multiplier('pruning', self.dense, over_time)
+    self.assertAlmostEqual(ratio, published, delta=0.01)
+    self.assertAlmostEqual(ratio, formula, delta=1e-4)
+
+
+def _resnet_50_version_1(x, strides):
+  x = hk.max_pool(hk.Conv2D(64, 7, stride=2)(x), (3, 3, 1), (2, 2, 1), 'SAME')
+  for stride, channels, blocks in zip(
+    strides, (64, 128, 256, 512), (3, 4, 6, 3), strict=True
+  ):
+    for block in range(blocks):
+      step = stride if block == 0 else 1
+      y = hk.Conv2D(channels, 1, stride=step)(x)
+      y = hk.Conv2D(4 * channels, 1)(hk.Conv2D(channels, 3)(y))
+      x = y + (hk.Conv2D(4 * channels, 1, stride=step)(x) if not block else x)
+  return hk.Linear(1000)(x.mean((1, 2)))
+
+
+class SmallNetworksTest(parameterized.TestCase):
+  # SBP, L0, VIB, and two of RigL, whose appendix B lists them: pixels and units
+  # that are left, the sparsity of their weights (rounded), thousand FLOPs and
+  # bytes.
+  @parameterized.parameters(
+    ((245, 160, 55), 0.0, 97.1, 195_100, 0),
+    ((266, 88, 33), 0.0, 53.3, 107_092, 0),
+    ((97, 71, 33), 0.0, 19.1, 38_696, 0),
+    ((408, 100, 69), 0.870, 12.6, 31_914, 30),
+    ((375, 62, 51), 0.886, 6.2, 16_113, 30),
+  )
+  def test_multilayer_perceptrons_on_mnist(
+    self, sizes, sparsity, kiloflops, size, tolerance
+  ):
+    pixels, *hidden = sizes
+    net = hk.transform(lambda x: hk.nets.MLP([*hidden, 10])(x))
+    images = jax.ShapeDtypeStruct((1, pixels), jnp.float32)
+    costs = layers.layer_costs(net, images)
+    by_leaf = {cost.leaf: sparsity for cost in costs}
+    counted = flops.inference_flops(costs, by_leaf, count_relu=False)
+    self.assertAlmostEqual(counted / 1e3, kiloflops, delta=0.07)
+    self.assertAlmostEqual(
+      flops.model_bytes(costs, by_leaf), size, delta=tolerance
+    )
+
+  def test_lenet_300_100(self):
+    counts = flops.inference_counts(_costs('lenet_300_100', 10, 28, 28, 1))
+    self.assertEqual((counts.weights, counts.biases), (266_200, 410))
+    self.assertEqual(counts.multiplications, 266_200 + 410)
+    self.assertEqual(counts.additions, 266_200)
+
+  def test_mobilenet(self):
+    net = hk.transform_with_state(
+      lambda x: hk.nets.MobileNetV1(
+        strides=(1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1),
+        channels=(64, 128, 128, 256, 256, *(512,) * 6, 1024, 1024),
+        num_classes=1000,
+      )(x, is_training=True)
+    )
+    images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    costs = layers.layer_costs(net, images)
+    self.assertAlmostEqual(flops.inference_flops(costs) / 1e9, 1.14, delta=0.01)
+    # The published size has no biases for the depthwise layers.
+    biases = sum(cost.biases for cost in costs if cost.kind == 'depthwise')
+    size = flops.model_bytes(costs) - 4 * biases
+    self.assertAlmostEqual(size / 1e6, 16.864, delta=6e-4)
+
+
+class WideResNetTest(parameterized.TestCase):
+  """Counted without biases, as in https://arxiv.org/abs/2103.15767."""
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.costs = _costs('wrn_22_2', 10, 32, 32, 3)
+    cls.dense = flops.inference_flops(cls.costs, count_bias=False)
+
+  def test_dense(self):
+    counts = flops.inference_counts(self.costs, count_bias=False)
+    self.assertEqual((counts.weights, counts.biases), (1_076_912, 0))
+    self.assertAlmostEqual(counts.flops / 1e8, 3.1546, places=4)
+    training = training_flops.training_flops('dense', counts.flops)
+    self.assertAlmostEqual(training / 1e8, 9.45, delta=0.02)
+
+  # The published training multipliers of RigL, and what the formula gives.
+  @parameterized.parameters(
+    ('erk', 0.9, False, 0.17, 0.1736),
+    ('erk', 0.8, False, 0.35, 0.3521),
+    ('uniform', 0.9, True, 0.11, 0.1025),
+    ('uniform', 0.8, True, 0.20, 0.2022),
+  )
+  def test_sparse(self, name, sparsity, first_dense, published, formula):
+    sparsities = _share_out(self.costs, name, sparsity, first_dense)
+    sparse = flops.inference_flops(self.costs, sparsities, count_bias=False)
+    self.assertAlmostEqual(sparse / self.dense, published, delta=0.01)
+    self.assertAlmostEqual(sparse / self.dense, formula, delta=0.003)
+
+
+class ArithmeticTest(parameterized.TestCase):
+  @parameterized.product(count_bias=[False, True], count_relu=[False, True])
+  def test_a_dot_product_of_four_is_four_products_and_three_sums(
+    self, count_bias, count_relu
+  ):
+    counts = flops.inference_counts(
+      [_LAYER], count_bias=count_bias, count_relu=count_relu
+    )
+    self.assertEqual(counts.multiplications, 8 + 2 * count_relu)
+    self.assertEqual(counts.additions, 6 + 2 * count_bias)
+    self.assertEqual(counts.biases, 2 * count_bias)
+
+  def test_masks_count_as_the_sparsities_that_they_have(self):
+    costs = [_LAYER, _LAYER._replace(leaf='out/w')]
+    mask = np.array(
+      [[True, False], [False, False], [True, True], [True, False]]
+    )
+    tree = {
+      'fc': {'w': jnp.asarray(mask), 'b': jnp.ones(2, bool)},
+      'out': {'w': jnp.ones((4, 2), bool), 'b': jnp.ones(2, bool)},
+    }
+    of_masks = flops.inference_counts(costs, tree)
+    self.assertEqual(of_masks.nonzeros, 4 + 8)
+    self.assertEqual(of_masks, flops.inference_counts(costs, {'fc/w': 0.5}))
+    # A dense leaf has no mask: 12 values, 4 biases, and 8 bits.
+    self.assertEqual(flops.model_bytes(costs, tree), 4 * 16 + 1)
+
+  def test_full_masks_cost_what_the_dense_network_does(self):
+    costs = _costs('lenet_300_100', 10, 28, 28, 1)
+    full = masks.full_masks(_theta(costs))
+    self.assertEqual(flops.flops_rows(costs, full), flops.flops_rows(costs))
+
+  def test_an_empty_mask_leaves_the_bias(self):
+    empty = {'fc': {'w': np.zeros((4, 2), bool)}}
+    counts = flops.inference_counts([_LAYER], empty)
+    self.assertEqual(counts, (8, 0, 2, 2, 0))
+
+  def test_no_count_is_negative(self):
+    counts = flops.inference_counts(
+      [_LAYER], {'fc/w': 0.9}, count_bias=False, count_relu=False
+    )
+    self.assertEqual(counts.additions, 0)
+
+  def test_products_of_activations_have_no_zeros_bias_or_relu(self):
+    attention = LayerCost(None, 'activations', (), 0, 0, 10, 100)
+    counts = flops.inference_counts([attention], {'fc/w': 0.0})
+    self.assertEqual(counts, (0, 0, 0, 100, 90))
+
+  def test_decimals_are_exact(self):
+    layer = _LAYER._replace(shape=(100, 10), weights=1000, macs=1000)
+    self.assertEqual(
+      flops.inference_counts([layer], {'fc/w': np.float32(0.9)}).nonzeros, 100
+    )
+
+  @parameterized.parameters(
+    ({'fc/w': 1.0}, r'sparsity of fc/w must be in \[0, 1\), got 1.0'),
+    ({'fc/w': float('nan')}, 'got nan'),
+    ({'fc/v': 0.5}, r'fc/v is no layer.*The layers are: fc/w'),
+    ({'fc': {'w': np.ones((2, 4), bool)}}, r'\(2, 4\).*\(4, 2\)'),
+    ({'fc': {'b': np.zeros(2, bool)}}, 'fc/b is no layer'),
+    ({'fc': {'w': np.ones((4, 2))}}, 'mask of booleans'),
+  )
+  def test_what_cannot_be_counted_is_refused(self, sparsities, message):
+    with self.assertRaisesRegex(ValueError, message):
+      flops.inference_counts([_LAYER], sparsities)
+
+
+class TableTest(absltest.TestCase):
+  def test_the_last_row_adds_up_the_others(self):
+    costs = _costs('lenet_5', 10, 28, 28, 1)
+    sparsities = distributions.erk(_theta(costs), 0.9)
+    *rows, total = flops.flops_rows(costs, sparsities)
+    self.assertEqual([row['leaf'] for row in rows], [c.leaf for c in costs])
+    self.assertEqual(total['leaf'], 'total')
+    self.assertAlmostEqual(total['sparsity'], 0.9)
+    for field in ('weights', 'kept', 'macs', 'flops'):
+      self.assertAlmostEqual(
+        total[field], sum(row[field] for row in rows), delta=len(rows)
+      )
+    self.assertEqual(
+      total['flops'], round(flops.inference_flops(costs, sparsities))
+    )
+
+  def test_text_has_a_line_for_each_row(self):
+    costs = _costs('lenet_300_100', 10, 28, 28, 1)
+    lines = flops.flops_table(costs).split('\n')
+    self.assertLen(lines, 1 + 3 + 1)
+    self.assertIn('266,200', lines[-1])
+
+
+if __name__ == '__main__':
+  absltest.main()

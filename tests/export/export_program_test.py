@@ -1,0 +1,262 @@
+"""Programs in files compute what the masked network does."""
+
+import functools
+
+import haiku as hk
+import jax
+from jax import export as jax_export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from powerprop_jax import nets
+from powerprop_jax.core import masks as masks_lib
+from powerprop_jax.export import export, inference
+from powerprop_jax.export import program as export_program
+from powerprop_jax.export.exported import Exported
+from powerprop_jax.nets import forms, layers
+from powerprop_jax.prune import one_shot
+
+SHAPE = (16, 16, 1)
+
+
+def make_lenet(name='lenet_300_100'):
+  return functools.partial(nets.make, name, 10)
+
+
+def make_normalised(*, supports=None):
+  """A small network with a convolution and a norm."""
+
+  def forward(images, is_training):
+    with forms.use(forms.Form(supports=supports)):
+      x = layers.conv(6, 3, 'conv', stride=4)(images)
+      x = jax.nn.relu(layers.norm('norm')(x, is_training))
+      return layers.linear(10, 'logits')(layers.flatten(x))
+
+  return hk.transform_with_state(forward)
+
+
+def trained(make, sparsity, shape=SHAPE, change_masks=lambda masks: None):
+  """A network with random masks and biases, and statistics of its norms."""
+  net = make()
+  images = jax.random.uniform(jax.random.key(1), (8, *shape))
+  theta, net_state = net.init(jax.random.key(0), images, True)
+  _, net_state = net.apply(theta, net_state, jax.random.key(2), images, True)
+  masks = one_shot.prune(theta, sparsity)
+  masks = {m: dict(leaves) for m, leaves in masks.items()}
+  change_masks(masks)
+  theta = jax.tree.map(lambda x: x + 0.01, theta)
+  return Exported(
+    masks_lib.apply_masks(theta, masks), masks, net_state, {'step': 3}
+  )
+
+
+def expected_logits(make, exported, images):
+  theta = masks_lib.apply_masks(exported.theta, exported.masks)
+  return make().apply(theta, exported.net_state, None, images, False)[0]
+
+
+def draw_images(batch, shape=SHAPE):
+  return np.random.default_rng(0).random((batch, *shape), np.float32)
+
+
+def empty_some(masks):
+  """Without the connections of one input, one output and a whole layer."""
+  name = 'lenet_300_100'
+  first = masks[f'{name}/linear_0']
+  first['w'] = first['w'].at[3].set(False).at[:, 5].set(False)
+  masks[f'{name}/logits']['w'] &= False
+
+
+class ProgramTest:
+  @pytest.mark.parametrize(
+    ('name', 'sparsity'),
+    [
+      ('lenet_300_100', 0.0),
+      ('lenet_300_100', 0.4),
+      ('lenet_300_100', 0.95),
+      ('lenet_5', 0.95),
+    ],
+  )
+  def test_any_batch_gives_the_logits_of_the_masked_network(
+    self, tmp_path, name, sparsity
+  ):
+    make = make_lenet(name)
+    given = trained(make, sparsity)
+    path = export_program.write(tmp_path / 'net.npz', make, given, SHAPE)
+    found = export_program.read(path)
+    assert found[1:] == (SHAPE, None, {'step': 3})
+    for batch in (1, 3, 10):
+      images = draw_images(batch)
+      np.testing.assert_allclose(
+        found.run(images),
+        expected_logits(make, given, images),
+        rtol=1e-5,
+        atol=1e-5,
+      )
+
+  @pytest.mark.parametrize(
+    ('name', 'batch'),
+    [('lenet_300_100', 1), ('lenet_300_100', 5), ('lenet_5', 1)],
+  )
+  def test_a_given_batch_runs_condensed_layers(self, tmp_path, name, batch):
+    make = make_lenet(name)
+    given = trained(make, 0.95)
+    path = export_program.write(
+      tmp_path / 'net.npz', make, given, SHAPE, batch=batch
+    )
+    found = export_program.read(path)
+    assert found.batch == batch
+    images = draw_images(batch)
+    np.testing.assert_allclose(
+      found.run(images),
+      expected_logits(make, given, images),
+      rtol=1e-5,
+      atol=1e-5,
+    )
+    with pytest.raises(ValueError):
+      found.run(draw_images(batch + 1))
+
+  @pytest.mark.parametrize('batch', [None, 2])
+  def test_statistics_of_norms_are_kept(self, tmp_path, batch):
+    given = trained(make_normalised, 0.9)
+    assert jax.tree.leaves(given.net_state)
+    path = export_program.write(
+      tmp_path / 'net.npz', make_normalised, given, SHAPE, batch=batch
+    )
+    images = draw_images(2)
+    np.testing.assert_allclose(
+      export_program.read(path).run(images),
+      expected_logits(make_normalised, given, images),
+      rtol=1e-5,
+      atol=1e-5,
+    )
+
+  def test_networks_with_transforms_need_a_batch(self, tmp_path):
+    make = functools.partial(
+      nets.make,
+      'mlp',
+      10,
+      dct=True,
+      w_init=hk.initializers.RandomNormal(),
+    )
+    given = trained(make, 0.9)
+    path = tmp_path / 'net.npz'
+    with pytest.raises(ValueError, match='Say how many there are, with batch'):
+      export_program.write(path, make, given, SHAPE)
+    export_program.write(path, make, given, SHAPE, batch=2)
+    images = draw_images(2)
+    np.testing.assert_allclose(
+      export_program.read(path).run(images),
+      expected_logits(make, given, images),
+      rtol=1e-4,
+      atol=1e-4,
+    )
+
+  @pytest.mark.parametrize('batch', [None, 2])
+  def test_empty_rows_columns_and_layers(self, tmp_path, batch):
+    make = make_lenet()
+    given = trained(make, 0.9, change_masks=empty_some)
+    path = export_program.write(
+      tmp_path / 'net.npz', make, given, SHAPE, batch=batch
+    )
+    images = draw_images(2)
+    np.testing.assert_allclose(
+      export_program.read(path).run(images),
+      expected_logits(make, given, images),
+      rtol=1e-5,
+      atol=1e-5,
+    )
+
+  @pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float16])
+  def test_half_precision(self, tmp_path, dtype):
+    make = make_lenet()
+    given = trained(make, 0.9)
+    given = given._replace(
+      theta=jax.tree.map(lambda x: x.astype(dtype), given.theta)
+    )
+    images = draw_images(2)
+    wanted = np.asarray(expected_logits(make, given, images), np.float32)
+    for batch in (None, 2):
+      path = export_program.write(
+        tmp_path / f'{batch}.npz', make, given, SHAPE, batch=batch
+      )
+      found = np.asarray(export_program.read(path).run(images), np.float32)
+      np.testing.assert_allclose(found, wanted, rtol=0.03, atol=0.03)
+
+  def test_jax_alone_runs_the_file(self, tmp_path):
+    make = make_lenet()
+    given = trained(make, 0.95)
+    path = export_program.write(tmp_path / 'net.npz', make, given, SHAPE)
+    with np.load(path) as arrays:
+      program = jax_export.deserialize(bytearray(arrays['program']))
+    assert set(program.platforms) == {'cpu', 'cuda', 'tpu'}
+    images = draw_images(4)
+    np.testing.assert_allclose(
+      program.call(images),
+      expected_logits(make, given, images),
+      rtol=1e-5,
+      atol=1e-5,
+    )
+
+  def test_at_most_8_percent_of_the_parameters_at_95_percent(self, tmp_path):
+    make, shape = make_lenet(), (28, 28, 1)
+    given = trained(make, 0.95, shape)
+    for batch in (None, 1):
+      path = export_program.write(
+        tmp_path / f'{batch}.npz', make, given, shape, batch=batch
+      )
+      assert path.stat().st_size <= 0.08 * 4 * 266_610
+
+  def test_mistakes_are_named(self, tmp_path):
+    make = make_lenet()
+    given = trained(make, 0.95)
+    path = tmp_path / 'net.npz'
+    with pytest.raises(ValueError, match='batch must be at least 1, got 0'):
+      export_program.write(path, make, given, SHAPE, batch=0)
+    with pytest.raises(ValueError, match=r'none/net\.npz'):
+      export_program.write(tmp_path / 'none' / 'net.npz', make, given, SHAPE)
+    assert not path.exists()
+    export_program.write(path, make, given, SHAPE)
+    data = path.read_bytes()
+    with pytest.raises(ValueError, match=r'net\.npz exists'):
+      export_program.write(path, make, given, SHAPE)
+    assert path.read_bytes() == data
+    with pytest.raises(ValueError, match="'program', which no exported netw"):
+      export.read(path)
+    for part in (data[:100], data[:-50], b'', b'text'):
+      path.write_bytes(part)
+      with pytest.raises(ValueError, match=r'cannot read .*net\.npz'):
+        export_program.read(path)
+    export.write(path, given, format='npz', overwrite=True)
+    with pytest.raises(ValueError, match=r"net\.npz as a program: 'program"):
+      export_program.read(path)
+
+
+class FormsTest:
+  @pytest.mark.parametrize('sparsity', [0.0, 0.9])
+  def test_all_compute_the_same(self, sparsity):
+    make = make_lenet('lenet_5')
+    given = trained(make, sparsity)
+    images = draw_images(3)
+    wanted = expected_logits(make, given, images)
+    for form in (
+      inference.dense(make, given),
+      inference.masked(make, given),
+      inference.condensed(make, given, SHAPE),
+    ):
+      found = jax.jit(form.run)(form.parameters, images)
+      np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+  def test_condensed_form_holds_the_connections_alone(self):
+    make = make_lenet()
+    given = trained(make, 0.95)
+    theta, _ = inference.condensed(make, given, SHAPE).parameters
+    kept = sum(int(x.sum()) for x in jax.tree.leaves(given.masks))
+    assert sum(x.size for x in jax.tree.leaves(theta)) == kept
+
+  def test_a_layer_with_more_connections_than_zeros_stays_dense(self):
+    make = make_lenet()
+    given = trained(make, 0.4)
+    theta, _ = inference.condensed(make, given, SHAPE).parameters
+    assert all(set(leaves) == {'w', 'b'} for leaves in theta.values())

@@ -1,0 +1,396 @@
+"""Exported networks: what is written comes back, what is damaged does not."""
+
+import json
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors import numpy as safetensors_io
+
+from powerprop_jax import nets
+from powerprop_jax.core import masks as masks_lib
+from powerprop_jax.export import export, exported
+from powerprop_jax.export.exported import Exported
+from powerprop_jax.prune import one_shot
+
+FORMATS = export.FORMATS
+MATRICES = ('npz', 'scipy')
+
+
+def network(rng, dtype=np.float32, density=0.2):
+  """A network with every shape of leaf and every kind of mask."""
+  shapes = {
+    'net/linear_0': {'w': (7, 5), 'b': (5,)},
+    'net/conv': {'w': (3, 3, 2, 4), 'b': (4,)},
+    'net/full': {'w': (4, 3)},
+    'net/none': {'w': (3, 4)},
+    'net/one': {'w': (1, 1)},
+    'net/scalar': {'transform_scale': ()},
+    'net/row': {'w': (1, 9)},
+    'net/column': {'w': (9, 1)},
+  }
+  theta, masks = {}, {}
+  for module, leaves in shapes.items():
+    theta[module], masks[module] = {}, {}
+    for name, shape in leaves.items():
+      value = rng.standard_normal(shape).astype(dtype)
+      mask = np.ones(shape, bool)
+      if name == 'w':
+        share = {'net/full': 1, 'net/none': 0}.get(module, density)
+        mask = np.asarray(rng.random(shape) < share)
+        value = np.where(mask, value, np.zeros((), dtype))
+      theta[module][name], masks[module][name] = value, mask
+  # Weights that exist and are zero, of either sign.
+  theta['net/full']['w'][0, :2] = (0.0, -0.0)
+  net_state = {'net/norm/~/mean_ema': {'average': np.arange(3.0, dtype=dtype)}}
+  return Exported(theta, masks, net_state, {'step': 8, 'nested': {'a': [1.5]}})
+
+
+def assert_same(found, expected):
+  """Structure, shapes, dtypes and every bit; and the description."""
+  assert found.about == expected.about
+  for a, b in zip(found[:3], expected[:3], strict=True):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+      assert (x.shape, x.dtype) == (y.shape, y.dtype)
+      assert x.tobytes() == np.asarray(y).tobytes()
+
+
+def pruned_lenet(sparsity):
+  net = nets.make('lenet_300_100', 10)
+  theta, _ = net.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)), True)
+  masks = one_shot.prune(theta, sparsity)
+  return Exported(masks_lib.apply_masks(theta, masks), masks, {}, {})
+
+
+def rewrite(path, change):
+  """Changes the tensors and metadata of a safetensors file, checksum aside."""
+  data = path.read_bytes()
+  size = int.from_bytes(data[:8], 'little')
+  metadata = json.loads(data[8 : 8 + size])['__metadata__']
+  tensors = {k: v.copy() for k, v in safetensors_io.load(data).items()}
+  change(tensors, metadata)
+  path.write_bytes(safetensors_io.save(tensors, metadata))
+
+
+class RoundTripTest:
+  @pytest.mark.parametrize('format', FORMATS)
+  @pytest.mark.parametrize(
+    'dtype', [np.float32, np.float64, np.float16, jnp.bfloat16]
+  )
+  def test_everything_comes_back_to_the_last_bit(self, tmp_path, format, dtype):
+    expected = network(np.random.default_rng(0), dtype)
+    path = export.write(tmp_path / 'net', expected, format=format)
+    assert_same(export.read(path), expected)
+
+  @pytest.mark.parametrize('format', FORMATS)
+  @pytest.mark.parametrize('density', [0.0, 0.03, 0.5, 1.0])
+  def test_any_density_comes_back(self, tmp_path, format, density):
+    for seed in range(3):
+      rng = np.random.default_rng(seed)
+      expected = network(rng, density=density)
+      path = export.write(tmp_path / f'{seed}', expected, format=format)
+      assert_same(export.read(path), expected)
+
+  @pytest.mark.parametrize('format', FORMATS)
+  def test_arrays_in_other_orders_of_memory_come_back(self, tmp_path, format):
+    w = np.arange(12.0, dtype=np.float32).reshape(3, 4)
+    for number, array in enumerate((w.T, w[:, ::2], np.asfortranarray(w))):
+      full = {'a': {'w': np.ones(array.shape, bool)}}
+      half = {'a': {'w': array % 2 == 0}}
+      for kind, masks in (('full', full), ('half', half)):
+        theta = masks_lib.apply_masks({'a': {'w': array}}, masks)
+        given = Exported({'a': {'w': array}}, masks, {'n': {'v': array}}, {})
+        path = tmp_path / f'{number}_{kind}'
+        found = export.read(export.write(path, given, format=format))
+        np.testing.assert_array_equal(found.theta['a']['w'], theta['a']['w'])
+        np.testing.assert_array_equal(found.net_state['n']['v'], array)
+
+  @pytest.mark.parametrize('format', FORMATS)
+  def test_jax_arrays_may_be_written(self, tmp_path, format):
+    given = pruned_lenet(0.9)
+    path = export.write(tmp_path / 'net', given, format=format)
+    assert_same(export.read(path), exported.on_host(given))
+
+  @pytest.mark.parametrize('format', FORMATS)
+  def test_removed_weights_are_zero_whatever_they_were(self, tmp_path, format):
+    theta = {'a': {'w': np.array([[np.nan, 2.0], [3.0, -0.0]])}}
+    masks = {'a': {'w': np.array([[False, True], [False, False]])}}
+    given = Exported(theta, masks, {}, {})
+    found = export.read(export.write(tmp_path / 'n', given, format=format))
+    expected = np.array([[0.0, 2.0], [0.0, 0.0]])
+    assert found.theta['a']['w'].tobytes() == expected.tobytes()
+
+  @pytest.mark.parametrize('seed', range(10))
+  def test_random_networks_come_back(self, tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    theta, masks = {}, {}
+    for number in range(5):
+      shape = tuple(rng.integers(1, 6, rng.integers(1, 5)))
+      masks[f'm_{number}'] = {'w': rng.random(shape) < rng.random()}
+      value = rng.standard_normal(shape).astype(np.float32)
+      theta[f'm_{number}'] = {
+        'w': np.where(masks[f'm_{number}']['w'], value, 0)
+      }
+    given = Exported(theta, masks, {}, {})
+    for format in FORMATS:
+      path = export.write(tmp_path / format, given, format=format)
+      assert_same(export.read(path), given)
+
+
+class SizeTest:
+  def test_at_most_8_percent_of_the_dense_file_at_95_percent(self, tmp_path):
+    given = pruned_lenet(0.95)
+    dense = Exported(
+      given.theta, masks_lib.full_masks(given.theta), {}, given.about
+    )
+    whole = export.write(tmp_path / 'dense', dense).stat().st_size
+    assert whole >= exported.dense_bytes(given.theta)
+    for format in ('safetensors', 'scipy'):
+      path = export.write(tmp_path / format, given, format=format)
+      assert path.stat().st_size <= 0.08 * whole
+
+  @pytest.mark.parametrize('density', [0.01, 0.02, 0.05, 0.1, 0.5])
+  def test_bits_of_random_masks_are_near_the_bound(self, tmp_path, density):
+    mask = np.random.default_rng(0).random((1000, 1000)) < density
+    theta = {'a': {'w': np.zeros((1000, 1000), np.float32)}}
+    given = Exported(theta, {'a': {'w': mask}}, {}, {})
+    size = export.write(tmp_path / 'net', given).stat().st_size
+    bits = 8 * (size - 4 * mask.sum()) / mask.size
+    bound = -sum(p * np.log2(p) for p in (density, 1 - density))
+    assert bound < bits < bound + 0.06
+
+  def test_masks_of_whole_rows_take_next_to_nothing(self, tmp_path):
+    mask = np.zeros((1000, 1000), bool)
+    mask[::100] = True
+    theta = {'a': {'w': np.zeros((1000, 1000), np.float32)}}
+    path = export.write(
+      tmp_path / 'net', Exported(theta, {'a': {'w': mask}}, {}, {})
+    )
+    assert path.stat().st_size < 4 * mask.sum() + 3000
+
+
+class OtherReadersTest:
+  def test_safetensors_is_read_without_this_library(self, tmp_path):
+    given = pruned_lenet(0.95)
+    path = export.write(tmp_path / 'net', given)
+    tensors = safetensors_io.load_file(path)
+    name = 'lenet_300_100/linear_0'
+    np.testing.assert_array_equal(tensors[f'theta/{name}/b'], np.zeros(300))
+    bits = np.frombuffer(
+      zlib.decompress(tensors[f'masks/{name}/w'].tobytes()), np.uint8
+    )
+    mask = np.unpackbits(bits, count=784 * 300).reshape(784, 300) > 0
+    weight = np.zeros((784, 300), np.float32)
+    weight[mask] = tensors[f'values/{name}/w']
+    np.testing.assert_array_equal(weight, given.theta[name]['w'])
+
+  def test_npz_is_read_by_numpy(self, tmp_path):
+    given = network(np.random.default_rng(0), jnp.bfloat16)
+    path = export.write(tmp_path / 'net.npz', given, format='npz')
+    with np.load(path) as arrays:
+      w = arrays['theta/net/linear_0/w']
+      assert w.dtype == np.float32
+      np.testing.assert_array_equal(w, given.theta['net/linear_0']['w'])
+      assert json.loads(str(arrays['about'])) == given.about
+      assert json.loads(str(arrays['dtypes']))['theta/net/conv/b'] == 'bfloat16'
+
+
+class DamageTest:
+  @pytest.mark.parametrize('format', FORMATS)
+  @pytest.mark.parametrize('share', [0.0, 0.1, 0.5, 0.9, 0.999])
+  def test_a_file_that_is_cut_off_is_refused(self, tmp_path, format, share):
+    path = export.write(tmp_path / 'net', pruned_lenet(0.95), format=format)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+    with pytest.raises(ValueError, match=r'cannot read .*net as an exported'):
+      export.read(path)
+
+  @pytest.mark.parametrize('format', FORMATS)
+  def test_no_changed_byte_gives_another_network(self, tmp_path, format):
+    given = network(np.random.default_rng(0))
+    path = export.write(tmp_path / 'net', given, format=format)
+    data = path.read_bytes()
+    for place in np.random.default_rng(0).integers(0, len(data), 150):
+      changed = bytearray(data)
+      changed[place] ^= 0x15
+      path.write_bytes(changed)
+      try:
+        found = export.read(path)
+      except ValueError:
+        continue
+      assert_same(found, given)  # a byte that means nothing
+
+  @pytest.mark.parametrize(
+    'content', [b'', b'x', b'PK', b'not a network', b'{}' * 40, bytes(100)]
+  )
+  def test_files_of_something_else_are_refused(self, tmp_path, content):
+    path = tmp_path / 'net'
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r'cannot read .*net as an exported'):
+      export.read(path)
+
+  def test_networks_of_others_are_refused(self, tmp_path):
+    np.savez(tmp_path / 'other.npz', x=np.zeros(2))
+    with pytest.raises(ValueError, match=r"other\.npz .* no array 'about"):
+      export.read(tmp_path / 'other.npz')
+    safetensors_io.save_file({'x': np.zeros(2)}, tmp_path / 'other')
+    with pytest.raises(ValueError, match='in format None'):
+      export.read(tmp_path / 'other')
+
+  def test_missing_file_and_folder_are_refused(self, tmp_path):
+    with pytest.raises(ValueError, match=r'cannot read .*none\.npz'):
+      export.read(tmp_path / 'none.npz')
+    with pytest.raises(ValueError, match='cannot read'):
+      export.read(tmp_path)
+
+
+class ChangedMaskTest:
+  @pytest.fixture
+  def path(self, tmp_path):
+    return export.write(
+      tmp_path / 'net', network(np.random.default_rng(0)), format='safetensors'
+    )
+
+  def test_mask_with_another_number_of_connections_is_refused(self, path):
+    def change(tensors, metadata):
+      mask = np.zeros(35, bool)
+      mask[:3] = True
+      bits = zlib.compress(np.packbits(mask).tobytes())
+      tensors['masks/net/linear_0/w'] = np.frombuffer(bits, np.uint8)
+
+    rewrite(path, change)
+    with pytest.raises(ValueError, match=r'linear_0/w has \d+ values, and 3 c'):
+      export.read(path)
+
+  def test_mask_with_as_many_connections_elsewhere_is_refused(self, path):
+    def change(tensors, metadata):
+      name = 'masks/net/linear_0/w'
+      bits = np.frombuffer(zlib.decompress(tensors[name].tobytes()), np.uint8)
+      mask = np.roll(np.unpackbits(bits, count=35), 1)
+      bits = zlib.compress(np.packbits(mask).tobytes())
+      tensors[name] = np.frombuffer(bits, np.uint8)
+
+    rewrite(path, change)
+    with pytest.raises(ValueError, match='changed after it was written'):
+      export.read(path)
+
+  def test_mask_of_another_shape_is_refused(self, path):
+    def change(tensors, metadata):
+      shapes = json.loads(metadata['shapes'])
+      shapes['net/linear_0/w'] = [70, 5]
+      metadata['shapes'] = json.dumps(shapes)
+
+    rewrite(path, change)
+    with pytest.raises(ValueError, match='the mask of net/linear_0/w is dam'):
+      export.read(path)
+
+  @pytest.mark.parametrize(
+    'name', ['masks/net/linear_0/w', 'values/net/conv/w', 'theta/net/full/w']
+  )
+  def test_missing_tensor_is_refused(self, path, name):
+    rewrite(path, lambda tensors, metadata: tensors.pop(name))
+    with pytest.raises(ValueError, match='cannot read'):
+      export.read(path)
+
+  @pytest.mark.parametrize('format', FORMATS)
+  def test_connections_that_moved_since_are_found(self, tmp_path, format):
+    given = network(np.random.default_rng(0))
+    path = export.write(tmp_path / 'a', given, format=format)
+    assert_same(export.read(path, masks=given.masks), given)
+    masks = jax.tree.map(np.copy, given.masks)
+    masks['net/conv']['w'][0, 0, 0, :2] ^= True
+    with pytest.raises(ValueError, match=r"2 of the 72 connections of 'net/co"):
+      export.read(path, masks=masks)
+    masks['net/conv']['w'] = masks['net/conv']['w'][:1]
+    with pytest.raises(ValueError, match='net/conv/w'):
+      export.read(path, masks=masks)
+
+
+class WriteTest:
+  def test_unknown_format_gets_a_suggestion(self, tmp_path):
+    given = network(np.random.default_rng(0))
+    with pytest.raises(ValueError, match=r"'safetensor'. Did you mean 'safe"):
+      export.write(tmp_path / 'net', given, format='safetensor')
+    with pytest.raises(ValueError, match=r"'onnx'\. There are: safe"):
+      export.write(tmp_path / 'net', given, format='onnx')
+    assert not list(tmp_path.iterdir())
+
+  def test_replaces_a_file_only_on_request(self, tmp_path):
+    given = network(np.random.default_rng(0))
+    path = tmp_path / 'net'
+    path.write_text('mine')
+    with pytest.raises(ValueError, match=r'net exists\. Choose another'):
+      export.write(path, given)
+    assert path.read_text() == 'mine'
+    export.write(path, given, overwrite=True)
+    assert_same(export.read(path), given)
+    assert [p.name for p in tmp_path.iterdir()] == ['net']
+    with pytest.raises(ValueError, match='is a folder'):
+      export.write(tmp_path, given, overwrite=True)
+
+  def test_missing_folder_is_named(self, tmp_path):
+    with pytest.raises(ValueError, match=r'cannot write .*none/net'):
+      export.write(tmp_path / 'none' / 'net', network(np.random.default_rng(0)))
+
+  def test_masks_of_another_network_are_refused(self, tmp_path):
+    theta = {'net/a': {'w': jnp.ones((2, 3))}}
+    for masks in (
+      {'net/a': {'w': jnp.ones((3, 2), bool)}},
+      {'net/b': {'w': jnp.ones((2, 3), bool)}},
+      {'net/a': {'w': jnp.ones((2, 3))}},
+    ):
+      with pytest.raises(ValueError, match='net/a/w'):
+        export.write(tmp_path / 'net', Exported(theta, masks, {}, {}))
+    with pytest.raises(ValueError, match='theta must be'):
+      flat = {'w': jnp.ones(2)}
+      full = masks_lib.full_masks(flat)
+      export.write(tmp_path / 'net', Exported(flat, full, {}, {}))
+    assert not list(tmp_path.iterdir())
+
+  def test_dtype_that_safetensors_lacks_is_named(self, tmp_path):
+    theta = {'a': {'w': np.ones((2, 3), np.complex128)}}
+    given = Exported(theta, masks_lib.full_masks(theta), {}, {})
+    with pytest.raises(ValueError, match='theta/a/w, which is complex128'):
+      export.write(tmp_path / 'net', given)
+
+  def test_biases_are_no_matrices(self, tmp_path):
+    given = network(np.random.default_rng(0))
+    with pytest.raises(
+      ValueError, match=r'two axes or more, got shape \(\d,\)'
+    ):
+      export.write(
+        tmp_path / 'net',
+        given,
+        format='scipy',
+        select=lambda module, name, value: True,
+      )
+
+
+@pytest.mark.parametrize('format', export.FORMATS)
+def test_description_may_hold_what_numpy_and_jax_give(tmp_path, format):
+  theta = {'a': {'w': np.ones((2, 3), np.float32)}}
+  about = {
+    'alpha': np.float32(3),
+    'scores': {'loss': jnp.float32(0.5), 'counts': np.arange(2)},
+    'shape': (2, 3),
+  }
+  network = Exported(theta, masks_lib.full_masks(theta), {}, about)
+  path = export.write(tmp_path / 'net', network, format=format)
+  assert export.read(path).about == {
+    'alpha': 3.0,
+    'scores': {'loss': 0.5, 'counts': [0, 1]},
+    'shape': [2, 3],
+  }
+
+
+@pytest.mark.parametrize('format', export.FORMATS)
+def test_description_that_json_cannot_hold_is_named(tmp_path, format):
+  theta = {'a': {'w': np.ones((2, 3), np.float32)}}
+  about = {'run': {'select': print}}
+  network = Exported(theta, masks_lib.full_masks(theta), {}, about)
+  with pytest.raises(TypeError, match=r'about\.run\.select: .* is not JSON'):
+    export.write(tmp_path / 'net', network, format=format)
+  assert not list(tmp_path.iterdir())

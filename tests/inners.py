@@ -1,0 +1,25 @@
+"""The optimisers that transformations are tried around."""
+
+import optax
+
+_WEIGHTS = lambda tree: {'m': {'w': True, 'b': False}, 'n': {'w': True}}
+
+INNERS = {
+  'sgd': lambda: optax.sgd(0.05),
+  'momentum': lambda: optax.sgd(0.05, momentum=0.9, nesterov=True),
+  'adam': lambda: optax.adam(0.01),
+  'adamw': lambda: optax.adamw(0.01, weight_decay=0.1),
+  'lion': lambda: optax.lion(0.01),
+  'adafactor': lambda: optax.adafactor(0.01, min_dim_size_to_factor=4),
+  'muon': lambda: optax.contrib.muon(0.01),
+  'sm3': lambda: optax.sm3(0.05),
+  'partition': lambda: optax.partition(
+    {'weight': optax.adam(0.01), 'other': optax.sgd(0.05)},
+    {'m': {'w': 'weight', 'b': 'other'}, 'n': {'w': 'weight'}},
+  ),
+  'masked_chain': lambda: optax.chain(
+    optax.masked(optax.add_decayed_weights(1e-3), _WEIGHTS),
+    optax.clip_by_global_norm(1.0),
+    optax.sgd(optax.cosine_decay_schedule(0.05, 100), momentum=0.9),
+  ),
+}

@@ -1,0 +1,120 @@
+"""What an update writes to memory beside φ and the slots, on a CPU."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+from powerprop_jax.optim import powerprop, sparsify, views
+from powerprop_jax.optim.topologies import fixed
+from powerprop_jax.train import step as step_lib
+from powerprop_jax.train.scale import xla_flags
+from powerprop_jax.train.state import TrainState
+
+PHI = {'linear': {'w': jnp.linspace(-1.0, 1.0, 512 * 512).reshape(512, 512)}}
+BYTES = 4 * 512 * 512
+
+
+def room(tx):
+  """Bytes of the arrays that the compiled update makes for itself."""
+
+  def update(phi, state, grads):
+    updates, state = tx.update(grads, state, phi)
+    return optax.apply_updates(phi, updates), state
+
+  step = jax.jit(update, donate_argnums=(0, 1))
+  program = step.lower(PHI, tx.init(PHI), PHI).compile()
+  return program.memory_analysis().temp_size_in_bytes
+
+
+def optimiser():
+  """Looks at θ, and has two uses for the gradient with the decay added."""
+  return optax.chain(
+    optax.add_decayed_weights(1e-4), optax.sgd(0.1, 0.9, nesterov=True)
+  )
+
+
+@pytest.mark.parametrize('alpha', [1.25, 1.5, 1.75, 2.0, 2.75, 3.0])
+@pytest.mark.parametrize('is_masked', [False, True])
+def test_neither_roots_nor_masked_weights_are_written_down(alpha, is_masked):
+  tx = powerprop.powerprop(optimiser(), alpha)
+  if is_masked:
+    tx = sparsify.sparsify(tx, fixed.given(jax.tree.map(lambda p: p > 0, PHI)))
+  plain = room(optimiser())
+  assert BYTES <= plain < 1.1 * BYTES
+  assert room(tx) < plain + 0.1 * BYTES
+
+
+def test_the_slope_is_taken_where_a_wrapper_says():
+  """One inside that shows powerprop other weights is believed."""
+  inner = powerprop.powerprop(optax.sgd(0.1), 2.0)
+
+  def update(updates, state, params=None, **extra_args):
+    moved = jax.tree.map(lambda p: 2 * p, params)
+    return inner.update(updates, state, moved, **extra_args)
+
+  wrapped = optax.GradientTransformationExtraArgs(inner.init, update)
+  masks = jax.tree.map(lambda p: p > 0, PHI)
+  found = []
+  for tx in (inner, wrapped):
+    tx = sparsify.sparsify(tx, fixed.given(masks))
+    updates, _ = tx.update(PHI, tx.init(PHI), PHI)
+    inside = jax.tree.map(lambda u, m: jnp.where(m, u, 0), updates, masks)
+    found.append(inside)
+  chex.assert_trees_all_close(
+    found[1], jax.tree.map(lambda u: 2 * u, found[0]), rtol=1e-6
+  )
+
+
+def rooms():
+  """Bytes of the second half of steps whose update is written twice."""
+  power = powerprop.powerprop(optimiser(), 1.5)
+  masks = jax.tree.map(lambda p: p > 0, PHI)
+  found = {'fuses': xla_flags.fuses_loops()}
+  for name, tx in {
+    'dense': optimiser(),
+    'powerprop': power,
+    'sparse': sparsify.sparsify(power, fixed.given(masks)),
+  }.items():
+    phi, opt_state = views.init(tx, PHI)
+    state = TrainState(jnp.int32(0), phi, {}, opt_state, jax.random.key(0))
+    net = None  # of no use to the second half
+    update = step_lib.make_step(net, tx, repeat_update=True).update
+    program = jax.jit(update, donate_argnums=0).lower(state, PHI, {}).compile()
+    found[name] = program.memory_analysis().temp_size_in_bytes
+  return found
+
+
+def test_nothing_is_written_down_where_loops_are_fused():
+  environment = dict(os.environ, XLA_FLAGS='', JAX_PLATFORMS='cpu')
+  xla_flags.set_cpu_flags(environment, static_alpha=True)
+  if not environment['XLA_FLAGS']:
+    pytest.skip('the compiler settings have not been tried with this jaxlib')
+  program = 'import compiled_update_test as c; print(c.json.dumps(c.rooms()))'
+  done = subprocess.run(
+    [sys.executable, '-c', program],
+    cwd=pathlib.Path(__file__).parent,
+    env=environment,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  found = json.loads(done.stdout)
+  assert found.pop('fuses')
+  assert max(found.values()) < 0.1 * BYTES
+
+
+def test_fused_loops_are_a_matter_of_the_environment(monkeypatch):
+  monkeypatch.setenv('XLA_FLAGS', '')
+  assert not xla_flags.fuses_loops()
+  flags = {}
+  xla_flags.set_cpu_flags(flags, static_alpha=False)
+  monkeypatch.setenv('XLA_FLAGS', flags.get('XLA_FLAGS', ''))
+  assert not xla_flags.fuses_loops()

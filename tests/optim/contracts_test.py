@@ -1,0 +1,434 @@
+"""What every transformation promises, for every inner optimiser and wrapper.
+
+A new transformation adds one row to TRANSFORMATIONS. One that masks adds what
+it promises, the number of connections after each update, to PROMISES.
+"""
+
+import functools
+import itertools
+
+from absl.testing import parameterized
+import chex
+import inners
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from powerprop_jax.core import distributions, masks
+from powerprop_jax.optim import (
+  adaptive,
+  aliases,
+  decay,
+  powerprop,
+  sparsify,
+  topology,
+  views,
+)
+from powerprop_jax.optim import alpha as alpha_lib
+from powerprop_jax.optim.topologies import protected
+from powerprop_jax.train.checkpoints import checkpoint
+
+# Compiles the many small programs here in half the time.
+_jit = functools.partial(
+  jax.jit, compiler_options={'xla_backend_optimization_level': 0}
+)
+
+POWERS = {
+  'powerprop': lambda inner: powerprop.powerprop(inner, 2.0),
+  'powerprop_traced': lambda inner: powerprop.powerprop(
+    inner, jnp.float32(1.7)
+  ),
+  'powerprop_tree': lambda inner: powerprop.powerprop(
+    inner, {'m': {'w': jnp.float32(2)}, 'n': {'w': 1.5}}
+  ),
+  'powerprop_naive': lambda inner: powerprop.powerprop(
+    inner, 2.0, form='naive'
+  ),
+  'powerprop_decay': lambda inner: optax.chain(
+    powerprop.powerprop(inner, 2.0), decay.decay_phi(1e-3, 0.05)
+  ),
+  'adaptive_alpha': lambda inner: _adaptive(POWERS['powerprop_traced'](inner)),
+}
+
+
+def _adaptive(tx):
+  controller = alpha_lib.near_zero_controller(0.3)
+  return adaptive.adaptive_alpha(tx, controller, period=3)
+
+
+_UNIFORM = {'distribution': distributions.uniform}
+_MOVES = {'period': 3, 'stop': 100}
+_PRUNES = {'start': 1, 'stop': 9, 'period': 4}
+_power = POWERS['powerprop']
+_traced_power = POWERS['powerprop_traced']
+
+SPARSE = {
+  'static': lambda inner: aliases.static(inner, 0.5),
+  'static_given': lambda inner: aliases.static(inner, masks=_given_masks()),
+  'static_powerprop': lambda inner: aliases.static(_power(inner), 0.5),
+  'gradual': lambda inner: aliases.gradual_pruning(inner, 0.5, **_PRUNES),
+  'gradual_global': lambda inner: aliases.gradual_pruning(
+    _traced_power(inner), 0.5, scope='global', **_PRUNES
+  ),
+  'one_shot': lambda inner: aliases.one_shot_pruning(
+    _power(inner), 0.5, step=4
+  ),
+  'set': lambda inner: aliases.sparse_evolution(inner, 0.5, **_MOVES),
+  'set_redraw': lambda inner: aliases.sparse_evolution(
+    _power(inner), 0.5, regrow='redraw', **_MOVES
+  ),
+  'rigl': lambda inner: aliases.rigl(inner, 0.5, **_MOVES),
+  'rigl_keep': lambda inner: aliases.rigl(
+    _power(inner), 0.5, regrow='keep', **_MOVES
+  ),
+  'rigl_traced': lambda inner: aliases.rigl(
+    _traced_power(inner), 0.5, regrow='smallest', **_UNIFORM, **_MOVES
+  ),
+  'rigl_adaptive': lambda inner: _adaptive(
+    aliases.rigl(_traced_power(inner), 0.5, regrow='smallest', **_MOVES)
+  ),
+  'rigl_fan_in': lambda inner: aliases.rigl(
+    _power(inner), 0.5, structure='constant_fan_in', **_UNIFORM, **_MOVES
+  ),
+  'snfs': lambda inner: aliases.snfs(inner, 0.5, **_MOVES),
+  'snfs_powerprop': lambda inner: aliases.snfs(
+    _power(inner), 0.5, second_moment=0.99, **_MOVES
+  ),
+  'dsr': lambda inner: aliases.dsr(
+    inner, 0.5, num_dropped=4, threshold=0.1, **_MOVES
+  ),
+  'top_kast': lambda inner: aliases.top_kast(inner, 0.5, 0.2),
+  'top_kast_powerprop': lambda inner: aliases.top_kast(
+    _power(inner), 0.5, 0.2, period=3
+  ),
+  'protected': lambda inner: sparsify.sparsify(
+    _power(inner), protected.protected()
+  ),
+}
+
+TRANSFORMATIONS = POWERS | SPARSE
+
+# Number of connections of m/w (of 30) and n/w (of 20), or of both together,
+# after a number of updates.
+_ERK = lambda num_updates: (14, 11)
+_HALF = lambda num_updates: (15, 10)
+_TOTAL = lambda num_updates: 25
+
+
+def _pruned(dense, half, end):
+  """Updates 5 and 9 prune, the first of them 7/8 of the zeros."""
+
+  def promise(num_updates):
+    return end if num_updates > 9 else half if num_updates > 5 else dense
+
+  return promise
+
+
+PROMISES = {
+  'static': _ERK,
+  'static_given': lambda num_updates: (10, 14),
+  'static_powerprop': _ERK,
+  'gradual': _pruned((30, 20), (17, 12), (15, 10)),
+  'gradual_global': _pruned(50, 29, 25),
+  'one_shot': lambda num_updates: (15, 10) if num_updates > 4 else (30, 20),
+  'set': _ERK,
+  'set_redraw': _ERK,
+  'rigl': _ERK,
+  'rigl_keep': _ERK,
+  'rigl_traced': _HALF,
+  'rigl_adaptive': _ERK,
+  'rigl_fan_in': lambda num_updates: (15, 12),  # 3 inputs for each of 5 and 4
+  'snfs': _TOTAL,
+  'snfs_powerprop': _TOTAL,
+  'dsr': _TOTAL,
+  'top_kast': _HALF,
+  'top_kast_powerprop': _HALF,
+  'protected': lambda num_updates: (30, 20),
+}
+
+WRAPPERS = {
+  'bare': lambda tx: tx,
+  'chain': lambda tx: optax.chain(optax.clip(1.0), tx),
+  'multi_steps': lambda tx: optax.MultiSteps(tx, 2).gradient_transformation(),
+}
+
+# Every row meets every inner optimiser; with wrappers, the sparse rows meet
+# these only.
+_FEW = ('momentum', 'masked_chain')
+_EVERY_PAIR = tuple(itertools.product(TRANSFORMATIONS, inners.INNERS))
+CASES = (
+  *itertools.product(POWERS, inners.INNERS, WRAPPERS),
+  *itertools.product(SPARSE, inners.INNERS, ('bare',)),
+  *itertools.product(SPARSE, _FEW, ('chain', 'multi_steps')),
+)
+_FEWER_PAIRS = (
+  *itertools.product(POWERS, inners.INNERS),
+  *itertools.product(SPARSE, ('adam',)),
+  *(('rigl', inner) for inner in inners.INNERS if inner != 'adam'),
+)
+
+
+def _are_equal(masks, others):
+  same = jax.tree.map(np.array_equal, masks, others)
+  return all(jax.tree.leaves(same))
+
+
+def _theta():
+  keys = jax.random.split(jax.random.key(0), 3)
+  return {
+    'm': {
+      'w': jax.random.normal(keys[0], (6, 5)),
+      'b': jax.random.normal(keys[1], (5,)),
+    },
+    'n': {'w': jax.random.normal(keys[2], (5, 4))},
+  }
+
+
+def _given_masks():
+  return {
+    'm': {'w': jnp.arange(30).reshape(6, 5) % 3 == 0, 'b': jnp.ones(5, bool)},
+    'n': {'w': jnp.arange(20).reshape(5, 4) > 5},
+  }
+
+
+def _loss(theta):
+  hidden = jnp.tanh(jnp.eye(6) @ theta['m']['w'] + theta['m']['b'][None])
+  return jnp.mean((hidden @ theta['n']['w'] - 1.0) ** 2)
+
+
+def _build(transformation, inner, wrapper='bare'):
+  return WRAPPERS[wrapper](
+    TRANSFORMATIONS[transformation](inners.INNERS[inner]())
+  )
+
+
+def _check_promise(row, phi, opt_state):
+  """The promised connections, and nothing in φ where there is none."""
+  state = topology.find_sparse_state(opt_state)
+  counts = int(state.masks['m']['w'].sum()), int(state.masks['n']['w'].sum())
+  promise = PROMISES[row](int(state.step))
+  assert (counts if isinstance(promise, tuple) else sum(counts)) == promise
+  assert state.masks['m']['b'].all()
+  theta = views.effective_params(phi, opt_state)
+  seen = phi if state.pins else theta
+  chex.assert_trees_all_equal(seen, masks.apply_masks(seen, state.masks))
+  chex.assert_trees_all_equal(
+    theta, views.effective_params(phi, opt_state, pinned=True)
+  )
+
+
+@pytest.mark.parametrize('transformation', SPARSE)
+def test_a_tree_without_leaves_trains(transformation):
+  tx = SPARSE[transformation](optax.sgd(0.05))
+  phi, opt_state = views.init(tx, {})
+  for _ in range(6):
+    updates, opt_state = tx.update({}, opt_state, phi)
+    assert updates == {}
+
+
+@pytest.mark.parametrize('transformation', SPARSE)
+def test_what_cannot_be_right_is_refused(transformation):
+  make = SPARSE[transformation]
+  around = optax.contrib.sam(make(optax.sgd(0.05)), optax.sgd(0.01))
+  with pytest.raises(ValueError, match='SAMState: this wrapper'):
+    views.init(around, _theta())
+  flat = make(optax.flatten(optax.adam(0.01)))
+  if transformation.startswith(('static', 'protected')):  # nothing moves
+    views.init(flat, _theta())
+  else:
+    with pytest.raises(ValueError, match=r'optax\.flatten'):
+      views.init(flat, _theta())
+
+
+class ContractTest(parameterized.TestCase):
+  @parameterized.parameters(*CASES)
+  def test_compiles_once_donates_keeps_types_promises_and_descends(
+    self, transformation, inner, wrapper
+  ):
+    tx = optax.with_extra_args_support(_build(transformation, inner, wrapper))
+
+    @functools.partial(_jit, donate_argnums=(0, 1))
+    @chex.assert_max_traces(n=1)
+    def step(phi, opt_state):
+      theta = views.effective_params(phi, opt_state)
+      loss, grads = jax.value_and_grad(_loss)(theta)
+      updates, opt_state = tx.update(
+        grads, opt_state, phi, value=loss, not_a_known_argument=loss
+      )
+      return optax.apply_updates(phi, updates), opt_state, loss
+
+    phi, opt_state = views.init(tx, _theta())
+    before = jax.tree.map(lambda x: (x.shape, x.dtype), (phi, opt_state))
+    losses, all_masks = [], []
+    for _ in range(12):
+      if transformation in PROMISES:
+        _check_promise(transformation, phi, opt_state)
+      masks = views.current_masks(phi, opt_state)
+      all_masks.append(jax.tree.map(np.array, masks))
+      phi, opt_state, loss = step(phi, opt_state)
+      losses.append(float(loss))
+    after = jax.tree.map(lambda x: (x.shape, x.dtype), (phi, opt_state))
+    self.assertEqual(before, after)
+    # New connections may start with any value, and so cost something: steps
+    # between two networks of different connections do not count.
+    gained = [
+      before_ - after_
+      for before_, after_, old, new in zip(
+        losses, losses[1:], all_masks, all_masks[1:], strict=False
+      )
+      if _are_equal(old, new)
+    ]
+    self.assertGreater(sum(gained), 0)
+
+  @parameterized.parameters(*_EVERY_PAIR)
+  def test_states_can_be_mapped_like_parameters(self, transformation, inner):
+    tx = _build(transformation, inner)
+    _, opt_state = views.init(tx, _theta())
+    mapped = optax.tree.map_params(tx, jnp.copy, opt_state, is_leaf=None)
+    chex.assert_trees_all_equal(mapped, opt_state)
+
+  @parameterized.parameters(*_FEWER_PAIRS)
+  def test_scans_and_batches(self, transformation, inner):
+    tx = _build(transformation, inner)
+
+    def train(scale):
+      theta = jax.tree.map(lambda x: x * scale, _theta())
+
+      def body(carry, _):
+        phi, opt_state = carry
+        grads = jax.grad(_loss)(views.effective_params(phi, opt_state))
+        updates, opt_state = tx.update(grads, opt_state, phi)
+        return (optax.apply_updates(phi, updates), opt_state), None
+
+      (phi, opt_state), _ = jax.lax.scan(body, views.init(tx, theta), length=7)
+      return views.effective_params(phi, opt_state)
+
+    scales = jnp.array([1.0, 0.5])
+    together = _jit(jax.vmap(train))(scales)
+    alone = _jit(train)(scales[1])
+    chex.assert_trees_all_close(
+      jax.tree.map(lambda x: x[1], together), alone, rtol=2e-3, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+  ('transformation', 'inner', 'wrapper'),
+  [case for case in CASES if case[0] in SPARSE and case[1] in _FEW]
+  + [(row, 'adam', 'bare') for row in SPARSE],
+)
+def test_an_update_that_is_written_twice_is_the_same(
+  transformation, inner, wrapper
+):
+  tx = optax.with_extra_args_support(_build(transformation, inner, wrapper))
+
+  def train(is_repeated):
+    @_jit
+    def step(phi, opt_state):
+      grads = jax.grad(_loss)(views.effective_params(phi, opt_state))
+      extra_args = {'repeat_update': True} if is_repeated else {}
+      updates, opt_state = tx.update(grads, opt_state, phi, **extra_args)
+      return optax.apply_updates(phi, updates), opt_state
+
+    phi, opt_state = views.init(tx, _theta())
+    for _ in range(9):
+      phi, opt_state = step(phi, opt_state)
+    return phi, opt_state
+
+  once, twice = train(False), train(True)
+  chex.assert_trees_all_equal(
+    *(views.current_masks(*state) for state in (once, twice))
+  )
+  chex.assert_trees_all_close(
+    *(views.effective_params(*state) for state in (once, twice)),
+    rtol=1e-4,
+    atol=1e-6,
+  )
+  chex.assert_trees_all_equal_shapes_and_dtypes(once, twice)
+
+
+@pytest.mark.parametrize('inner', tuple(inners.INNERS))
+def test_slots_of_weights_that_come_or_go_start_anew(inner):
+  """And nothing else in the state moves, as RigL replaces the step."""
+  tx = _build('rigl', inner)
+  phi, opt_state = views.init(tx, _theta())
+  fresh = opt_state.inner_state
+
+  @_jit
+  def step(phi, opt_state):
+    grads = jax.grad(_loss)(views.effective_params(phi, opt_state))
+    updates, opt_state = tx.update(grads, opt_state, phi)
+    return optax.apply_updates(phi, updates), opt_state
+
+  for _ in range(3):
+    phi, opt_state = step(phi, opt_state)
+  before, (_, after) = opt_state, step(phi, opt_state)
+  changed = jax.tree.map(jnp.not_equal, before.masks, after.masks)
+  assert changed['m']['w'].any()
+  assert changed['n']['w'].any()
+
+  def expect(slots, changed):
+    clear = lambda moved, slot: (
+      jnp.where(moved, 0, slot) if slot.shape == moved.shape else slot
+    )
+    # SM3 has a list of arrays for each leaf, a partition nothing for some.
+    return jax.tree.map(
+      lambda moved, slot: jax.tree.map(lambda x: clear(moved, x), slot),
+      changed,
+      slots,
+    )
+
+  expected = optax.tree.map_params(
+    tx, expect, before, changed, is_leaf=lambda _: True
+  ).inner_state
+  chex.assert_trees_all_equal(after.inner_state, expected)
+  chex.assert_trees_all_equal_structs(after.inner_state, fresh)
+
+
+@pytest.mark.parametrize(('transformation', 'inner'), _FEWER_PAIRS)
+def test_state_survives_a_checkpoint(transformation, inner, tmp_path):
+  tx = _build(transformation, inner)
+  state = views.init(tx, _theta())
+  with checkpoint.Checkpoints(tmp_path / 'checkpoints') as checkpoints:
+    checkpoints.save(7, state, {})
+    checkpoints.wait()
+    restored, step, _ = checkpoints.restore_latest(
+      jax.eval_shape(lambda: state)
+    )
+  assert step == 7
+  chex.assert_trees_all_equal(restored, state)
+  chex.assert_trees_all_equal_dtypes(restored, state)
+  assert jax.tree.structure(restored) == jax.tree.structure(state)
+
+
+@pytest.mark.parametrize('alpha', [1.0, 2.0])
+def test_hyperparameters_can_be_injected(alpha):
+  make = lambda learning_rate, alpha, drop_fraction: aliases.rigl(
+    powerprop.powerprop(optax.sgd(learning_rate), alpha),
+    0.5,
+    drop_fraction=drop_fraction,
+    replaces_step=False,
+    **_MOVES,
+  )
+  fall = optax.linear_schedule(0.1, 0.0, 8)
+  tx = optax.inject_hyperparams(make)(
+    learning_rate=fall, alpha=alpha, drop_fraction=0.5
+  )
+  phi, opt_state = views.init(tx, _theta())
+  step = _jit(lambda grads, state, phi: tx.update(grads, state, phi))
+  for _ in range(9):
+    grads = jax.grad(_loss)(views.effective_params(phi, opt_state))
+    old_masks = views.current_masks(phi, opt_state)
+    updates, opt_state = step(grads, opt_state, phi)
+    phi = optax.apply_updates(phi, updates)
+    moved = masks.difference(old_masks, views.current_masks(phi, opt_state))
+  assert opt_state.hyperparams['learning_rate'] == 0
+  chex.assert_tree_all_finite(phi)
+  assert not moved['m']['w'].any()  # update 8 is not a multiple of 3
+  # The learning rate is 0 now, and the drop fraction no longer.
+  opt_state.hyperparams['drop_fraction'] = jnp.float32(1e-6)
+  updates, next_state = step(grads, opt_state, phi)
+  chex.assert_trees_all_equal(
+    views.current_masks(phi, next_state), views.current_masks(phi, opt_state)
+  )

@@ -1,0 +1,169 @@
+"""Neuron ablation against a slow oracle, and what it promises in training."""
+
+import math
+
+from absl.testing import parameterized
+import fan_in_cases as cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from powerprop_jax.core import select as select_lib
+from powerprop_jax.optim import aliases, powerprop
+from powerprop_jax.optim.topologies import neuron_ablation
+from powerprop_jax.optim.topologies.neuron_ablation import Ablation
+
+_HIDDEN = select_lib.exclude(select_lib.is_weight, 'logits')
+
+
+def _oracle(mask, drop, grow, num_dropped, k, min_salient):
+  """Counts salient weights neuron by neuron; 0 or the new fan-in of each."""
+  columns = mask.shape[-1]
+  size = mask.size // columns
+  flat = mask.ravel()
+  salient = np.zeros(mask.size, bool)
+  salient[cases.best(drop.ravel(), flat, int(flat.sum()) - num_dropped)] = True
+  if grow is not None:
+    salient[cases.best(grow.ravel(), ~flat, num_dropped)] = True
+  counts = salient.reshape(-1, columns).sum(0)
+  enough = [j for j in range(columns) if counts[j] >= max(1, min_salient * k)]
+  order = sorted(range(columns), key=lambda j: (-counts[j], j))
+  least = order[: math.ceil(k * columns / size)]
+  stays = sorted(set(enough) | set(least))
+  return [
+    k * columns // len(stays) if j in stays else 0 for j in range(columns)
+  ]
+
+
+class FanInsLeftTest(parameterized.TestCase):
+  @parameterized.parameters(range(30))
+  def test_equals_the_oracle_on_random_shapes_with_ties(self, seed):
+    rng = np.random.default_rng(seed)
+    mask, drop, grow, k = cases.layer(rng)
+    # Some neurons are gone already.
+    mask &= rng.random(mask.shape[-1]) < 0.8
+    num_dropped = int(rng.integers(0, mask.sum() + 1))
+    min_salient = float(rng.choice([0.1, 0.25, 0.5, 1.0]))
+    merit = grow if seed % 3 else None
+    got = neuron_ablation.fan_ins_left(
+      mask, drop, merit, jnp.int32(num_dropped), k, min_salient
+    )
+    expected = _oracle(mask, drop, merit, num_dropped, k, min_salient)
+    np.testing.assert_array_equal(got, expected)
+    size, columns = mask.size // mask.shape[-1], mask.shape[-1]
+    self.assertLessEqual(int(got.max()), size)
+    self.assertGreaterEqual(int(got.max()), k)
+    lost = k * columns - int(got.sum())
+    self.assertBetween(lost, 0, int((got > 0).sum()) - 1)
+
+  def test_a_dense_layer_loses_no_neuron(self):
+    mask = jnp.ones((5, 4), bool)
+    drop = jnp.zeros((5, 4)).at[:, 0].set(1.0)
+    got = neuron_ablation.fan_ins_left(mask, drop, None, jnp.int32(15), 5, 1.0)
+    np.testing.assert_array_equal(got, 5)
+
+  def test_by_hand(self):
+    """Two inputs each; neuron 2 keeps nothing and has one large gradient."""
+    mask = jnp.zeros((8, 3), bool).at[:2].set(True)
+    drop = jnp.where(mask, jnp.array([[3.0, 2.0, 1.0]]), 0.0)
+    grow = jnp.zeros((8, 3)).at[5, 2].set(9.0).at[6, 0].set(8.0)
+    left = lambda grow, share: neuron_ablation.fan_ins_left(
+      mask, drop, grow, jnp.int32(2), 2, share
+    )
+    np.testing.assert_array_equal(left(None, 0.3), [3, 3, 0])
+    np.testing.assert_array_equal(left(grow, 0.3), [2, 2, 2])
+    np.testing.assert_array_equal(left(grow, 1.0), [3, 3, 0])
+
+  @parameterized.parameters(
+    (0.3, 10, 3), (0.3, 11, 4), (0.1, 30, 3), (0.3, 1, 1)
+  )
+  def test_the_least_is_rounded_up(self, share, k, least):
+    self.assertEqual(neuron_ablation.least_salient(k, share), least)
+
+
+class TrainingTest(parameterized.TestCase):
+  @parameterized.product(
+    make=(aliases.rigl, aliases.sparse_evolution), alpha=(1.0, 2.0)
+  )
+  def test_neurons_have_all_inputs_or_none_and_logits_all_stay(
+    self, make, alpha
+  ):
+    tx = make(
+      powerprop.powerprop(optax.sgd(0.05), alpha),
+      0.8,
+      period=3,
+      stop=90,
+      drop_fraction=0.8,
+      structure='constant_fan_in',
+      ablation=Ablation(_HIDDEN, 0.5),
+      **cases.UNIFORM,
+    )
+    start = {'conv': 4, 'linear': 4, 'logits': 2}
+    fewest = dict(cases.NEURONS)
+    before = None
+    for state in cases.states(tx, 70):
+      for name, k in start.items():
+        counts = cases.inputs(state.masks, name)
+        neurons = cases.NEURONS[name]
+        left = int((counts > 0).sum())
+        new_k = k * neurons // left
+        np.testing.assert_array_equal(counts, np.where(counts > 0, new_k, 0))
+        if before is not None and make is aliases.sparse_evolution:
+          # Where growth is no merit, what is gone stays away.
+          self.assertFalse((counts > 0)[before[name] == 0].any())
+        fewest[name] = min(fewest[name], left)
+      before = {name: cases.inputs(state.masks, name) for name in start}
+    self.assertEqual(fewest['logits'], cases.NEURONS['logits'])
+    self.assertLess(fewest['linear'], cases.NEURONS['linear'])
+
+  def test_a_rewiring_equals_the_oracle(self):
+    tx = aliases.rigl(
+      optax.sgd(0.0),
+      0.8,
+      period=1,
+      start=0,
+      stop=100,
+      drop_fraction=0.6,
+      structure='constant_fan_in',
+      ablation=Ablation(_HIDDEN, 0.6),
+      **cases.UNIFORM,
+    )
+    theta = cases.theta()
+    state = tx.init(theta)
+    update = cases.jit(tx.update)
+    removed = returned = False
+    for i in range(6):
+      grads = optax.tree.random_like(
+        jax.random.key(i), theta, jax.random.normal
+      )
+      _, new = update(grads, state, theta)
+      fraction = 0.3 * (1 + math.cos(math.pi * i / 100))
+      for name, k in (('conv', 4), ('linear', 4), ('logits', 2)):
+        mask = np.asarray(state.masks[name]['w'])
+        drop = np.abs(np.asarray(theta[name]['w']))
+        grow = np.abs(np.asarray(grads[name]['w']))
+        num_dropped = int(fraction * mask.sum() + 1e-5)
+        fan_ins = [k] * mask.shape[-1]
+        if name != 'logits':
+          fan_ins = _oracle(mask, drop, grow, num_dropped, k, 0.6)
+        expected = cases.drop_and_grow(mask, drop, grow, num_dropped, fan_ins)
+        np.testing.assert_array_equal(new.masks[name]['w'], expected)
+        was, now = (cases.inputs(s.masks, name) > 0 for s in (state, new))
+        removed |= bool((was & ~now).any())
+        returned |= bool((now & ~was).any())
+      state = new
+    self.assertTrue(removed)
+    self.assertTrue(returned)
+
+
+class RefusalsTest(parameterized.TestCase):
+  @parameterized.parameters(0.0, -0.3, 1.5, float('nan'))
+  def test_shares_out_of_range(self, share):
+    with self.assertRaisesRegex(ValueError, r'min_salient must be in \(0, 1\]'):
+      Ablation(_HIDDEN, share)
+
+  def test_ablation_needs_the_structure(self):
+    for make in (aliases.rigl, aliases.sparse_evolution):
+      with self.assertRaisesRegex(ValueError, "structure='constant_fan_in'"):
+        make(optax.sgd(0.1), 0.5, stop=500, ablation=Ablation(_HIDDEN))

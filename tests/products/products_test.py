@@ -1,0 +1,196 @@
+from absl.testing import absltest, parameterized
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from powerprop_jax.products import walk
+from powerprop_jax.products.walk import Product
+from powerprop_jax.sparse import plain_convolution
+
+_X = jnp.ones((2, 3))
+_W = jnp.ones((3, 3))
+_SIZES = {'w': 9, 'scale': 3}
+
+
+def _find(fn, theta, x=_X):
+  """Products of fn(theta, x), theta a dict of parameters, x the data."""
+  closed = jax.make_jaxpr(fn)(theta, x)
+  origins = [frozenset({name}) for name in sorted(theta)]
+  origins += [None] * len(jax.tree.leaves(x))
+  sizes = {name: value.size for name, value in theta.items()}
+  return walk.find_products(closed, origins, sizes)
+
+
+def _conv(x, w, **kwargs):
+  kwargs = {'window_strides': (1, 1), 'padding': 'VALID'} | kwargs
+  return lax.conv_general_dilated(
+    x, w, dimension_numbers=('NHWC', 'HWIO', 'NHWC'), **kwargs
+  )
+
+
+def _own_vjp():
+  @jax.custom_vjp
+  def product(x, w):
+    return x @ w
+
+  product.defvjp(
+    lambda x, w: (x @ w, (x, w)), lambda saved, g: (g @ saved[1].T, saved[1])
+  )
+  return product
+
+
+def _own_jvp():
+  @jax.custom_jvp
+  def product(x, w):
+    return x @ w
+
+  product.defjvp(
+    lambda primals, tangents: (product(*primals), tangents[0] @ primals[1])
+  )
+  return product
+
+
+class ProductsTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ({}, (3, 3, 4, 6), 'conv'),
+    ({'window_strides': (2, 3)}, (3, 2, 4, 6), 'conv'),
+    ({'rhs_dilation': (2, 2)}, (2, 3, 4, 6), 'conv'),
+    ({'feature_group_count': 2}, (3, 3, 2, 6), 'conv'),
+    ({'feature_group_count': 4}, (3, 3, 1, 8), 'depthwise'),
+    (
+      {'lhs_dilation': (2, 2), 'padding': ((2, 2), (2, 2))},
+      (3, 3, 4, 6),
+      'conv',
+    ),
+  )
+  def test_ones_through_a_kernel_of_ones_add_up_to_the_multiply_adds(
+    self, kwargs, shape, kind
+  ):
+    x, w = jnp.ones((2, 7, 9, 4)), jnp.ones(shape)
+    y = _conv(x, w, **kwargs)
+    (found,) = _find(lambda t, x: _conv(x, t['w'], **kwargs), {'w': w}, x)
+    self.assertEqual(found.kind, kind)
+    self.assertEqual(found.macs, int(y.sum()))
+    self.assertEqual(found.outputs, y.size)
+    self.assertEqual(found.fan_in, w.size // shape[-1])
+
+  @parameterized.parameters(
+    ('ij,jk->ik', (2, 3), (3, 4)),
+    ('tij,jk->tik', (5, 2, 3), (3, 4)),
+    ('ij,kj->ki', (2, 3), (4, 3)),
+    ('ihj,hjk->ihk', (2, 6, 3), (6, 3, 4)),
+    ('ihj,hjk->ik', (2, 6, 3), (6, 3, 4)),
+  )
+  def test_ones_through_a_matrix_of_ones_add_up_likewise(self, rule, x, w):
+    x, w = jnp.ones(x), jnp.ones(w)
+    y = jnp.einsum(rule, x, w)
+    found = _find(lambda t, x: jnp.einsum(rule, x, t['w']), {'w': w}, x)
+    self.assertLen(found, 1)
+    self.assertEqual(found[0].leaf, 'w')
+    self.assertEqual(found[0].macs, int(y.sum()))
+    self.assertEqual(found[0].outputs, y.size)
+
+  @parameterized.named_parameters(
+    ('transpose', lambda w: w.T),
+    ('reshape', lambda w: w.reshape(1, 9).reshape(3, 3)),
+    ('mask', lambda w: jnp.where(jnp.eye(3, dtype=bool), w, 0)),
+    ('half_precision', lambda w: w.astype(jnp.bfloat16).astype(jnp.float32)),
+    ('own_statistics', lambda w: (w - w.mean()) / w.std()),
+    ('jit', jax.jit(jnp.tanh)),
+    ('checkpoint', jax.checkpoint(jnp.tanh)),
+  )
+  def test_a_weight_is_known_after(self, change):
+    found = _find(lambda t, x: x @ change(t['w']), {'w': _W})
+    self.assertEqual(found, [Product('w', 'linear', 18, 6, 3)])
+
+  @parameterized.named_parameters(
+    ('jit', jax.jit(jnp.matmul)),
+    ('checkpoint', jax.checkpoint(jnp.matmul)),
+    ('custom_vjp', _own_vjp()),
+    ('custom_jvp', _own_jvp()),
+    ('vmap', jax.vmap(jnp.matmul, in_axes=(0, None))),
+  )
+  def test_products_are_found_inside(self, product):
+    found = _find(lambda t, x: product(x, t['w']), {'w': _W})
+    self.assertEqual(found, [Product('w', 'linear', 18, 6, 3)])
+
+  def test_a_convolution_with_a_derivative_of_its_own_counts_once(self):
+    convolve = lambda t, x: plain_convolution.convolve(
+      x, t['w'], 1, ((1, 1), (1, 1))
+    )
+    found = _find(
+      convolve, {'w': jnp.ones((3, 3, 2, 4))}, jnp.ones((1, 5, 5, 2))
+    )
+    self.assertEqual(found, [Product('w', 'conv', 1800, 100, 18)])
+
+  def test_of_a_kernel_with_a_scale_the_kernel_is_the_leaf(self):
+    theta = {'w': _W, 'scale': jnp.ones(3)}
+    found = _find(lambda t, x: x @ (t['w'] * t['scale'][None]), theta)
+    self.assertEqual([product.leaf for product in found], ['w'])
+
+  def test_products_of_activations_have_no_leaf(self):
+    found = _find(lambda t, x: (x @ t['w']) @ x.T, {'w': _W})
+    self.assertEqual(found[1], Product(None, 'activations', 12, 4, 3))
+
+  def test_products_with_constants_have_no_leaf(self):
+    fixed = jnp.arange(9.0).reshape(3, 3)
+    found = _find(
+      lambda t, x: (x @ fixed) * t['scale'][None], {'scale': jnp.ones(3)}
+    )
+    self.assertEqual(found, [Product(None, 'activations', 18, 6, 3)])
+
+  def test_products_without_data_are_left_out(self):
+    found = _find(lambda t, x: x + (t['w'] @ t['w']).sum(), {'w': _W})
+    self.assertEqual(found, [])
+
+  def test_turns_of_a_scan_add_up(self):
+    def recurrent(t, xs):
+      # The state starts as a constant and depends on the data after one turn.
+      step = lambda h, x: (jnp.tanh(h @ t['w'] + x), None)
+      return lax.scan(step, jnp.zeros((2, 3)), xs)[0]
+
+    found = _find(recurrent, {'w': _W}, jnp.ones((5, 2, 3)))
+    self.assertEqual(found, [Product('w', 'linear', 5 * 18, 5 * 6, 3)])
+
+  def test_origins_pass_through_the_carry_of_a_scan(self):
+    def shifted(t, x):
+      # The data need three turns to reach the last place.
+      turn = lambda carry, _: ((x, *carry[:-1]), None)
+      start = (jnp.zeros((2, 3)),) * 3
+      last = lax.scan(turn, start, length=4)[0][-1]
+      return last @ t['w']
+
+    found = _find(shifted, {'w': _W})
+    self.assertEqual(found, [Product('w', 'linear', 18, 6, 3)])
+
+  def test_stacked_layers_are_one_leaf(self):
+    layers = lambda t, x: lax.scan(lambda h, w: (h @ w, None), x, t['w'])[0]
+    found = _find(layers, {'w': jnp.ones((4, 3, 3))})
+    self.assertEqual(found, [Product('w', 'linear', 4 * 18, 4 * 6, 3)])
+
+  def test_the_costliest_branch_counts(self):
+    def branches(t, x):
+      twice = lambda x: x @ t['w'] @ t['w']
+      once = lambda x: x @ t['w']
+      return lax.switch(x.sum().astype(int), [once, twice, lambda x: x], x)
+
+    found = _find(branches, {'w': _W})
+    self.assertEqual(sum(product.macs for product in found), 36)
+
+  def test_a_product_in_a_while_loop_is_refused(self):
+    def loop(t, x):
+      return lax.while_loop(lambda x: x.sum() < 9, lambda x: x @ t['w'], x)
+
+    with self.assertRaisesRegex(ValueError, 'with w inside a while loop'):
+      _find(loop, {'w': _W})
+
+  def test_a_while_loop_without_products_is_no_obstacle(self):
+    def loop(t, x):
+      x = lax.while_loop(lambda x: x.sum() < 9, lambda x: 2 * x, x)
+      return x @ t['w']
+
+    self.assertLen(_find(loop, {'w': _W}), 1)
+
+
+if __name__ == '__main__':
+  absltest.main()

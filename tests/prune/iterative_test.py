@@ -1,0 +1,388 @@
+"""Iterative pruning: nested masks, exact counts, and where a cycle starts."""
+
+import functools
+import itertools
+
+from absl.testing import parameterized
+import chex
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from powerprop_jax.core import distributions, masks, scores, trees
+from powerprop_jax.core import select as select_lib
+from powerprop_jax.optim import powerprop, views
+from powerprop_jax.prune import iterative, one_shot
+from powerprop_jax.prune.iterative import Rewind
+from powerprop_jax.train.data import splits as data
+
+SPARSITIES = (0.0, 0.29, 0.5, 0.75)
+
+
+def make_theta(seed=0):
+  rng = np.random.default_rng(seed)
+  leaf = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  return {
+    'net/conv': {'w': leaf(3, 3, 2, 5), 'b': leaf(5)},
+    'net/logits': {'w': leaf(17, 1), 'b': leaf(1)},
+    'net/norm': {'scale': leaf(1, 1, 5)},
+  }
+
+
+def by_name(tree):
+  return {
+    leaf.path: np.asarray(leaf.value) for leaf in trees.named_leaves(tree)
+  }
+
+
+def shake(theta, existing, step):
+  """Training that changes every weight that is left, and its rank."""
+  noise = make_theta(seed=step + 100)
+  moved = jax.tree.map(lambda t, n: 0.5 * t + n, theta, noise)
+  return masks.apply_masks(moved, existing)
+
+
+class Recorder:
+  """A train function that remembers what it was called with."""
+
+  def __init__(self, train=shake):
+    self.calls = []
+    self._train = train
+
+  def __call__(self, theta, existing, step):
+    self.calls.append((theta, existing, step))
+    return self._train(theta, existing, step)
+
+
+def oracle(theta, sparsities, scope):
+  """Masks of each cycle by sorting in NumPy, with shake between the cycles."""
+  names = [name for name in by_name(theta) if name.endswith('/w')]
+  alive = {name: np.ones(x.shape, bool) for name, x in by_name(theta).items()}
+  groups = [[name] for name in names] if scope == 'layer' else [names]
+  for sparsity in sparsities:
+    values = by_name(theta)
+    for group in groups:
+      entries = [
+        (-abs(values[name].ravel()[i]), name, i)
+        for name in group
+        for i in np.flatnonzero(alive[name])
+      ]
+      size = sum(values[name].size for name in group)
+      pruned = sorted(entries)[masks.num_kept(size, sparsity) :]
+      for _, name, i in pruned:
+        alive[name].ravel()[i] = False
+    kept = trees.map_named(
+      lambda m, n, x: jnp.asarray(alive[f'{m}/{n}']), theta
+    )
+    theta = shake(masks.apply_masks(theta, kept), kept, 0)
+    yield kept, theta
+
+
+class MasksTest(parameterized.TestCase):
+  @parameterized.parameters('layer', 'global')
+  def test_masks_and_weights_agree_with_sorting(self, scope):
+    theta = make_theta()
+    cycles = iterative.iterative_pruning(
+      shake, theta, SPARSITIES, Rewind(0), scope=scope
+    )
+    expected = oracle(theta, SPARSITIES, scope)
+    for cycle, (kept, trained) in zip(cycles, expected, strict=True):
+      chex.assert_trees_all_equal(cycle.masks, kept)
+      chex.assert_trees_all_close(cycle.theta, trained, rtol=1e-6)
+
+  @parameterized.parameters('layer', 'global')
+  def test_pruned_weights_never_return(self, scope):
+    cycles = list(
+      iterative.iterative_pruning(
+        shake,
+        make_theta(),
+        SPARSITIES,
+        Rewind(3, make_theta(seed=1)),
+        scope=scope,
+      )
+    )
+    for earlier, later in itertools.pairwise(cycles):
+      for leaf, before in zip(
+        jax.tree.leaves(later.masks),
+        jax.tree.leaves(earlier.masks),
+        strict=True,
+      ):
+        self.assertFalse(jnp.any(leaf & ~before))
+
+  def test_each_leaf_keeps_exactly_its_count(self):
+    theta = make_theta()
+    for cycle in iterative.iterative_pruning(
+      shake, theta, SPARSITIES, Rewind(0)
+    ):
+      for name, kept in by_name(cycle.masks).items():
+        weight = name.endswith('/w')
+        number = masks.num_kept(kept.size, cycle.sparsity if weight else 0.0)
+        self.assertEqual(kept.sum(), number, name)
+
+  def test_the_first_cycle_is_one_shot_pruning(self):
+    theta = make_theta()
+    for scope in ('layer', 'global'):
+      (cycle,) = iterative.iterative_pruning(
+        shake, theta, [0.7], Rewind(0), scope=scope
+      )
+      chex.assert_trees_all_equal(
+        cycle.masks, one_shot.prune(theta, 0.7, scope=scope)
+      )
+
+  def test_any_score_ranks_the_trained_weights(self):
+    theta, seen = make_theta(), []
+
+    def score(trained):
+      seen.append(trained)
+      return scores.movement(trained, theta)
+
+    cycles = list(
+      iterative.iterative_pruning(
+        shake, theta, (0.3, 0.6), Rewind(0, theta), score=score
+      )
+    )
+    chex.assert_trees_all_equal(seen[0], theta)
+    chex.assert_trees_all_equal(seen[1], cycles[0].theta)
+
+  def test_a_distribution_may_be_asked_for_in_each_cycle(self):
+    theta = make_theta()
+    asked = [distributions.erk(theta, s) for s in (0.3, 0.6, 0.8)]
+    for cycle, sparsities in zip(
+      iterative.iterative_pruning(shake, theta, asked, Rewind(0)),
+      asked,
+      strict=True,
+    ):
+      kept = by_name(cycle.masks)
+      for name, sparsity in sparsities.items():
+        number = masks.num_kept(kept[name].size, sparsity)
+        self.assertEqual(kept[name].sum(), number)
+
+  def test_the_output_layer_can_be_pruned_at_half_the_rate(self):
+    theta = make_theta()
+    half = lambda s: {'logits/w$': 1 - (1 - s) ** 0.32}
+    for cycle in iterative.iterative_pruning(
+      shake, theta, (0.3, 0.6), Rewind(0), overrides=half
+    ):
+      kept = by_name(cycle.masks)['net/logits/w']
+      number = masks.num_kept(17, half(cycle.sparsity)['logits/w$'])
+      self.assertEqual(kept.sum(), number)
+
+
+class RewindTest(parameterized.TestCase):
+  def start_of(self, rewind, sparsities=(0.5, 0.8)):
+    train = Recorder()
+    cycles = list(
+      iterative.iterative_pruning(train, make_theta(), sparsities, rewind)
+    )
+    return train.calls, cycles
+
+  @parameterized.parameters(0, 700)
+  def test_without_weights_training_goes_on_from_the_pruned_ones(self, step):
+    calls, cycles = self.start_of(Rewind(step))
+    before = [make_theta(), cycles[0].theta]
+    for (theta, kept, given), cycle, trained in zip(
+      calls, cycles, before, strict=True
+    ):
+      self.assertEqual(given, step)
+      chex.assert_trees_all_equal(kept, cycle.masks)
+      chex.assert_trees_all_equal(theta, masks.apply_masks(trained, kept))
+
+  def test_with_weights_the_survivors_return_to_them(self):
+    early = make_theta(seed=5)
+    calls, cycles = self.start_of(Rewind(30, early))
+    for (theta, _, step), cycle in zip(calls, cycles, strict=True):
+      self.assertEqual(step, 30)
+      chex.assert_trees_all_equal(theta, masks.apply_masks(early, cycle.masks))
+
+  def test_ranking_is_by_trained_weights_whatever_is_rewound(self):
+    _, cycles = self.start_of(Rewind(0, make_theta(seed=5)))
+    ranked = scores.magnitude(cycles[0].theta)
+    counts = one_shot.kept_counts(ranked, 0.8)
+    chex.assert_trees_all_equal(
+      cycles[1].masks, one_shot.masks_from_counts(ranked, counts)
+    )
+
+  def test_a_first_sparsity_of_zero_does_the_first_training_too(self):
+    theta = make_theta()
+    train = Recorder()
+    cycles = iterative.iterative_pruning(
+      train, theta, (0.0, 0.5), Rewind(0, theta)
+    )
+    next(cycles)
+    chex.assert_trees_all_equal(train.calls[0][0], theta)
+
+  def test_cycles_are_computed_when_they_are_asked_for(self):
+    train = Recorder()
+    cycles = iterative.iterative_pruning(
+      train, make_theta(), SPARSITIES, Rewind(0)
+    )
+    for number in range(len(SPARSITIES)):
+      self.assertLen(train.calls, number)
+      next(cycles)
+    self.assertRaises(StopIteration, lambda: next(cycles))
+
+  @parameterized.product(
+    scope=['layer', 'global'], rewind=[Rewind(9), Rewind(2, make_theta(seed=5))]
+  )
+  def test_going_on_after_a_cycle_gives_the_same_cycles(self, scope, rewind):
+    run = functools.partial(
+      iterative.iterative_pruning, shake, rewind=rewind, scope=scope
+    )
+    whole = list(run(make_theta(), SPARSITIES))
+    for done in range(1, len(SPARSITIES)):
+      last = whole[done - 1]
+      rest = list(run(last.theta, SPARSITIES[done:], masks=last.masks))
+      chex.assert_trees_all_equal(rest, whole[done:])
+
+  def test_train_may_donate_the_weights_it_is_given(self):
+    theta, early = make_theta(), make_theta(seed=5)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def train(theta, existing):
+      moved = jax.tree.map(lambda t: t * 0.5 - 1, theta)
+      return masks.apply_masks(moved, existing)
+
+    for rewind in (Rewind(0), Rewind(0, early)):
+      cycles = iterative.iterative_pruning(
+        lambda theta, kept, step: train(theta, kept),
+        theta,
+        SPARSITIES,
+        rewind,
+      )
+      for cycle in cycles:
+        jax.block_until_ready(cycle)
+    jax.block_until_ready((theta, early))
+
+  def test_the_state_of_a_network_is_rewound_but_not_pruned(self):
+    state = {'norm/~/mean_ema': {'counter': jnp.int32(4), 'w': jnp.ones(3)}}
+    theta = (make_theta(), state)
+    early = (make_theta(seed=5), jax.tree.map(lambda x: x + 1, state))
+
+    def train(tree, kept, step):
+      chex.assert_trees_all_equal(tree[1], early[1])
+      return masks.apply_masks(tree, kept)
+
+    for cycle in iterative.iterative_pruning(
+      train, theta, (0.5,), Rewind(1, early)
+    ):
+      chex.assert_trees_all_equal(cycle.masks[1], masks.full_masks(state))
+      chex.assert_trees_all_equal_dtypes(cycle.theta, theta)
+
+
+NUM_STEPS, EARLY = 250, 25
+
+
+def make_digits_run(alpha):
+  """A small network on digits: (theta_0, train, accuracy)."""
+  splits = data.load(data.DataConfig('digits'))
+  arrays = jax.device_put(splits.train)
+  net = hk.without_apply_rng(
+    hk.transform(lambda x: hk.nets.MLP([100, 10])(hk.Flatten()(x)))
+  )
+  rate = optax.piecewise_constant_schedule(0.2, {200: 0.2})
+
+  def loss_fn(theta, batch):
+    losses = optax.softmax_cross_entropy_with_integer_labels(
+      net.apply(theta, arrays.images[batch]), arrays.labels[batch]
+    )
+    return jnp.mean(losses)
+
+  @jax.jit
+  def run(theta, kept, start_step, batches):
+    from_there = lambda step: rate(step + start_step)
+    sgd = optax.sgd(from_there, momentum=0.9)
+    tx = powerprop.powerprop(sgd, alpha)
+
+    def step(carry, batch):
+      phi, opt_state = carry
+      theta = views.effective_params(phi, opt_state)
+      grads = masks.apply_masks(jax.grad(loss_fn)(theta, batch), kept)
+      updates, opt_state = tx.update(grads, opt_state, phi)
+      return (optax.apply_updates(phi, updates), opt_state), None
+
+    (phi, opt_state), _ = jax.lax.scan(step, views.init(tx, theta), batches)
+    return views.effective_params(phi, opt_state)
+
+  def train(theta, kept, start_step, stop=NUM_STEPS):
+    # Fine-tuning starts at the end: as many steps again, at the last rate.
+    num_steps = (stop - start_step) or NUM_STEPS
+    batches = data.batch_indices(0, start_step, num_steps, 60, 1197)
+    return run(theta, kept, start_step, batches)
+
+  def accuracy(theta):
+    logits = net.apply(theta, splits.test.images)
+    return float(jnp.mean(jnp.argmax(logits, -1) == splits.test.labels))
+
+  return net.init(jax.random.key(0), arrays.images[:1]), train, accuracy
+
+
+class DigitsTest(parameterized.TestCase):
+  @parameterized.parameters(1.0, 2.0)
+  def test_every_procedure_beats_pruning_in_one_shot(self, alpha):
+    theta_0, train, accuracy = make_digits_run(alpha)
+    everything = masks.full_masks(theta_0)
+    early = train(theta_0, everything, 0, stop=EARLY)
+    trained = train(early, everything, EARLY)
+    at_once = masks.apply_masks(trained, one_shot.prune(trained, 0.95))
+    for rewind in (
+      Rewind(NUM_STEPS),
+      Rewind(EARLY),
+      Rewind(EARLY, early),
+      Rewind(0, theta_0),
+    ):
+      *_, last = iterative.iterative_pruning(
+        train, trained, (0.6, 0.85, 0.95), rewind
+      )
+      self.assertGreater(accuracy(last.theta), accuracy(trained) - 0.15)
+      self.assertGreater(accuracy(last.theta), accuracy(at_once) + 0.1)
+      density = masks.density(last.masks, select=select_lib.is_weight)
+      self.assertLess(density, 0.0501)
+
+
+class SparsitiesTest(parameterized.TestCase):
+  @parameterized.parameters(0.01, 0.2, 0.5, 0.9)
+  def test_each_cycle_removes_the_same_share_of_what_is_left(self, fraction):
+    sparsities = np.array([0.0, *iterative.geometric_sparsities(9, fraction)])
+    left = 1 - sparsities
+    np.testing.assert_allclose(left[1:] / left[:-1], 1 - fraction, rtol=1e-2)
+
+  def test_lottery_tickets_of_the_paper(self):
+    """The shares of weights left for which the paper plots LeNet-300-100."""
+    theta = {
+      'linear_0': {'w': jnp.ones((784, 300))},
+      'linear_1': {'w': jnp.ones((300, 100))},
+      'logits': {'w': jnp.ones((100, 10))},
+    }
+    sparsities = [
+      {'linear_0/w': inner, 'linear_1/w': inner, 'logits/w': outer}
+      for inner, outer in zip(
+        iterative.geometric_sparsities(18),
+        iterative.geometric_sparsities(18, 0.1),
+        strict=True,
+      )
+    ]
+    left = [
+      round(100 * float(masks.density(cycle.masks)), 1)
+      for cycle in iterative.iterative_pruning(
+        lambda theta, kept, step: theta, theta, sparsities, Rewind(0, theta)
+      )
+    ]
+    published = {3: 51.3, 7: 21.1, 12: 7.0, 15: 3.6, 18: 1.9}
+    self.assertEqual({i: left[i - 1] for i in published}, published)
+
+  def test_a_sparsity_is_reached_in_a_number_of_cycles(self):
+    sparsities = iterative.geometric_sparsities(5, 1 - 0.05 ** (1 / 5))
+    self.assertAlmostEqual(sparsities[-1], 0.95)
+
+  @parameterized.parameters(
+    (0, 0.2, 'num_cycles must be at least 1, got 0'),
+    (3, 0.0, r'fraction must be in \(0, 1\), got 0.0'),
+    (3, 1.0, r'fraction must be in \(0, 1\), got 1.0'),
+    (3, float('nan'), r'fraction must be in \(0, 1\), got nan'),
+    (200, 0.2, '200 cycles .* leave none'),
+  )
+  def test_impossible_cycles_are_refused(self, num_cycles, fraction, message):
+    with self.assertRaisesRegex(ValueError, message):
+      iterative.geometric_sparsities(num_cycles, fraction)

@@ -1,0 +1,342 @@
+"""Every kernel of a sparse product: the numbers of a dense one."""
+
+import functools
+import os
+import subprocess
+import sys
+import textwrap
+
+from absl.testing import parameterized
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from powerprop_jax.sparse import (
+  convolution as sparse_convolution,
+)
+from powerprop_jax.sparse import (
+  index as sparse_index,
+)
+from powerprop_jax.sparse import (
+  kernel_choice,
+  linear,
+  native,
+  plain_convolution,
+)
+from powerprop_jax.sparse.convolution import Window
+from powerprop_jax.sparse.native import cache
+
+_KERNELS = ('native', 'loops', 'dense')
+
+# in, out, batch, density: tiles of every width, rows and columns of one, more
+# columns than are packed at once, empty rows and columns, nothing, everything.
+_SHAPES = {
+  'square': (64, 64, 64, 0.1),
+  'tiles of 64, 32 and 4': (40, 33, 99, 0.2),
+  'tile of 16': (17, 50, 13, 0.3),
+  'vector': (600, 70, 1, 0.05),
+  'one input': (1, 20, 5, 0.5),
+  'one output': (30, 1, 7, 0.5),
+  'one weight': (1, 1, 1, 1.0),
+  'wide': (1300, 20, 3, 0.01),
+  'mostly empty': (50, 60, 9, 0.005),
+  'empty': (5, 6, 4, 0.0),
+  'full': (20, 30, 65, 1.0),
+}
+
+
+def _skip_without(kernel):
+  if kernel == 'native' and not native.is_available():
+    pytest.skip(f'no compiled kernels: {native.status()}')
+
+
+def _draw(num_in, num_out, num_vectors, density):
+  random = np.random.default_rng(0)
+  mask = random.random((num_in, num_out)) < density
+  w = np.where(mask, random.standard_normal(mask.shape), 0).astype(np.float32)
+  index = sparse_index.from_positions(np.flatnonzero(mask.T), mask.shape)
+  x = random.standard_normal((num_vectors, num_in)).astype(np.float32)
+  dy = random.standard_normal((num_vectors, num_out)).astype(np.float32)
+  return mask, w, index, x, dy
+
+
+def _close(found, expected):
+  scale = max(np.abs(expected).max(initial=0), 1)
+  np.testing.assert_allclose(found, expected, atol=1e-5 * scale, rtol=1e-5)
+
+
+class IndexTest(parameterized.TestCase):
+  @parameterized.parameters(*_SHAPES.values())
+  def test_the_two_ways_to_make_one_agree(self, *shape):
+    mask, _, index, _, _ = _draw(*shape)
+    size = int(mask.sum())
+    make = jax.jit(sparse_index.from_mask, static_argnums=1)
+    chex.assert_trees_all_equal(make(mask, size), index)
+    # With room to spare, the connections come first.
+    roomy = make(mask, size + 3)
+    assert roomy.positions.size == size + 3
+    chex.assert_trees_all_equal(
+      jax.tree.map(lambda wide, x: wide[: x.size], roomy, index), index
+    )
+
+  def test_both_sides_name_the_same_connections(self):
+    mask, _, index, _, _ = _draw(40, 33, 1, 0.2)
+    outputs, inputs = np.divmod(index.positions, 40)
+    assert mask[inputs, outputs].all() and index.shape == mask.shape
+    rows, columns = np.divmod(index.in_positions, 33)
+    np.testing.assert_array_equal(rows, inputs[index.order])
+    np.testing.assert_array_equal(columns, outputs[index.order])
+    np.testing.assert_array_equal(np.diff(index.offsets), mask.sum(0))
+    np.testing.assert_array_equal(np.diff(index.in_offsets), mask.sum(1))
+
+  @parameterized.product(shape=tuple(_SHAPES), room=(0, 3))
+  def test_connections_go_into_a_dense_matrix_and_back(self, shape, room):
+    mask, w, _, _, _ = _draw(*_SHAPES[shape])
+    index = sparse_index.from_mask(jnp.asarray(mask), int(mask.sum()) + room)
+    values = np.concatenate([w.T[mask.T], np.zeros(room, np.float32)])
+    found = linear.gather(jnp.asarray(w), index)
+    np.testing.assert_array_equal(found, values)
+    # What lies in room that is not used goes nowhere.
+    found = found.at[len(values) - room :].set(7.0)
+    np.testing.assert_array_equal(linear.scatter(found, index), w)
+
+
+class ProductTest(parameterized.TestCase):
+  @parameterized.product(kernel=_KERNELS, shape=tuple(_SHAPES))
+  def test_equals_the_dense_product_and_its_gradients(self, kernel, shape):
+    _skip_without(kernel)
+    mask, w, index, x, dy = _draw(*_SHAPES[shape])
+    multiply = jax.jit(functools.partial(linear.product, kernel=kernel))
+    values = jnp.asarray(w.T[mask.T])
+    y, pull_back = jax.vjp(lambda x, v: multiply(x, v, index), x, values)
+    to_x, to_values = pull_back(jnp.asarray(dy))
+    _close(y, x @ w)
+    _close(to_x, dy @ w.T)
+    _close(to_values, (x.T @ dy).T[mask.T])
+    np.testing.assert_array_equal(linear.dense(values, index), w)
+
+  @parameterized.parameters(*_KERNELS)
+  def test_room_that_is_not_used_changes_nothing(self, kernel):
+    _skip_without(kernel)
+    mask, w, _, x, dy = _draw(40, 33, 20, 0.2)
+    size = int(mask.sum())
+    index = sparse_index.from_mask(jnp.asarray(mask), size + 5)
+    values = jnp.concatenate([w.T[mask.T], jnp.full(5, 7.0)])
+    y, pull_back = jax.vjp(
+      lambda x, v: linear.product(x, v, index, kernel), x, values
+    )
+    to_x, to_values = pull_back(jnp.asarray(dy))
+    _close(y, x @ w)
+    _close(to_x, dy @ w.T)
+    _close(to_values[:size], (x.T @ dy).T[mask.T])
+    np.testing.assert_array_equal(to_values[size:], 0)
+
+  @parameterized.product(
+    kernel=_KERNELS, dtype=(jnp.bfloat16, jnp.float16, jnp.float32)
+  )
+  def test_half_precision_sums_are_made_in_full(self, kernel, dtype):
+    _skip_without(kernel)
+    index = sparse_index.from_positions(np.arange(4096), (4096, 1))
+    values, x = jnp.ones(4096, dtype), jnp.ones((2, 4096), dtype)
+    y, pull_back = jax.vjp(
+      lambda x, v: linear.product(x, v, index, kernel), x, values
+    )
+    to_x, to_values = pull_back(jnp.ones_like(y))
+    assert y.dtype == to_x.dtype == to_values.dtype == dtype
+    np.testing.assert_array_equal(y, 4096)
+    np.testing.assert_array_equal(to_values, 2)
+
+  @parameterized.parameters(*_KERNELS)
+  def test_leading_axes_and_vmap(self, kernel):
+    _skip_without(kernel)
+    mask, w, index, _, _ = _draw(12, 7, 1, 0.4)
+    x = np.random.default_rng(1).standard_normal((3, 2, 12))
+    x = x.astype(np.float32)
+    values = jnp.asarray(w.T[mask.T])
+    multiply = lambda x: linear.product(x, values, index, kernel)
+    _close(multiply(x), x @ w)
+    _close(jax.vmap(multiply)(x), x @ w)
+    assert multiply(x[:0]).shape == (0, 2, 7)
+
+  @parameterized.parameters(*_KERNELS)
+  def test_what_is_not_finite_stays_so(self, kernel):
+    _skip_without(kernel)
+    index = sparse_index.from_positions(np.arange(4), (2, 2))
+    values = jnp.array([1.0, 1.0, 0.0, 1.0])
+    x = jnp.array([[jnp.inf, 1.0], [jnp.nan, 1.0]])
+    y = linear.product(x, values, index, kernel)
+    np.testing.assert_array_equal(y[0], [np.inf, np.nan])
+    assert np.isnan(y[1]).all()
+
+  def test_bad_input_is_refused(self):
+    index = sparse_index.from_positions(np.arange(4), (2, 2))
+    with pytest.raises(ValueError, match='do not fit a matrix'):
+      linear.product(jnp.ones((1, 3)), jnp.ones(4), index, 'loops')
+    with pytest.raises(ValueError, match='do not fit a matrix'):
+      linear.product(jnp.ones((1, 2)), jnp.ones(3), index, 'loops')
+    with pytest.raises(ValueError, match=r"kernel must be .* got 'fast'"):
+      linear.product(jnp.ones((1, 2)), jnp.ones(4), index, 'fast')
+
+
+# images, channels out, kernel, stride, pads
+_CONVOLUTIONS = {
+  'plain': ((3, 9, 9, 16), 16, (3, 3), 1, 'SAME'),
+  'stride': ((5, 8, 6, 3), 17, (3, 3), 2, 'SAME'),
+  'valid, not square': ((2, 9, 9, 20), 5, (5, 3), 2, 'VALID'),
+  'small images side by side': ((70, 4, 4, 33), 34, (3, 3), 1, 'SAME'),
+  'large kernel': ((2, 11, 13, 5), 3, (7, 7), 2, 'SAME'),
+  'even kernel, stride 3': ((2, 10, 10, 3), 4, (2, 2), 3, 'VALID'),
+  'stride beyond the kernel': ((1, 5, 5, 2), 1, (1, 1), 2, 'SAME'),
+  'rows left over': ((2, 12, 12, 3), 4, (3, 3), 3, 'VALID'),
+  'one pixel': ((1, 1, 1, 1), 1, (1, 1), 1, 'SAME'),
+  'pads of its own': ((2, 6, 6, 3), 2, (3, 3), 1, ((2, 0), (0, 3))),
+}
+
+
+class ConvolutionTest(parameterized.TestCase):
+  @parameterized.product(case=tuple(_CONVOLUTIONS), density=(0.0, 0.2, 1.0))
+  def test_equals_the_dense_convolution_and_its_gradients(self, case, density):
+    _skip_without('native')
+    images, num_out, kernel, stride, pads = _CONVOLUTIONS[case]
+    if isinstance(pads, str):
+      strides = (stride, stride)
+      pads = jax.lax.padtype_to_pads(images[1:3], kernel, strides, pads)
+    window = Window(*kernel, stride, tuple(map(tuple, pads)))
+    random = np.random.default_rng(0)
+    shape = (*kernel, images[-1], num_out)
+    mask = random.random(shape) < density
+    w = np.where(mask, random.standard_normal(shape), 0).astype(np.float32)
+    by_output = lambda w: jnp.moveaxis(w, -1, 0)[np.moveaxis(mask, -1, 0)]
+    index = sparse_index.from_positions(
+      np.flatnonzero(np.moveaxis(mask, -1, 0)),
+      (int(np.prod(shape[:-1])), num_out),
+    )
+    x = random.standard_normal(images).astype(np.float32)
+    expected, expected_back = jax.vjp(
+      lambda x, w: plain_convolution.convolve(x, w, stride, window.pads),
+      x,
+      jnp.asarray(w),
+    )
+    y, pull_back = jax.vjp(
+      lambda x, v: sparse_convolution.convolve(x, v, index, window),
+      x,
+      by_output(w),
+    )
+    dy = random.standard_normal(expected.shape).astype(np.float32)
+    to_x, to_values = pull_back(jnp.asarray(dy))
+    expected_x, expected_w = expected_back(jnp.asarray(dy))
+    _close(y, expected)
+    _close(to_x, expected_x)
+    _close(to_values, by_output(expected_w))
+
+
+class ChoiceTest(parameterized.TestCase):
+  def test_a_measurement_is_made_once_and_kept(self):
+    product = kernel_choice.Product(300, 200, 600, 32)
+    seconds = kernel_choice.times(product)
+    names = {'loops', 'dense', 'held dense'}
+    assert names <= set(seconds) <= names | {'native'}
+    assert min(seconds.values()) > 0
+    assert kernel_choice.choose(product) in _KERNELS
+    folder = cache.folder()
+    texts = [path.read_text() for path in folder.glob('kernel_times_*.json')]
+    assert any('num_in=300, num_out=200' in text for text in texts)
+    # Nearly the same density, the same measurement.
+    assert kernel_choice.times(product._replace(num_connections=610)) is seconds
+
+  def test_chooses_inside_of_a_trace(self):
+    mask, w, index, x, _ = _draw(200, 300, 32, 0.02)
+    chosen = []
+
+    @jax.jit
+    def multiply(x, values):
+      product = kernel_choice.Product(*mask.shape, values.size, x.shape[0])
+      chosen.append(kernel_choice.choose(product))
+      return linear.product(x, values, index, chosen[0])
+
+    _close(multiply(x, jnp.asarray(w.T[mask.T])), x @ w)
+    assert chosen[0] in _KERNELS
+
+  def test_only_what_the_context_allows(self):
+    small = kernel_choice.Product(8, 8, 4, 2)
+    for kernel in ('loops', 'dense'):
+      with kernel_choice.use(kernel):
+        assert kernel_choice.choose(small) == kernel
+    with kernel_choice.use('loops', 'dense'):
+      full = small._replace(num_connections=64)
+      assert kernel_choice.choose(full) == 'dense'
+      # There is nothing but these two for what is not float32.
+      assert kernel_choice.choose(full._replace(dtype='float64')) == 'dense'
+    with (
+      pytest.raises(ValueError, match="got 'fast'"),
+      kernel_choice.use('fast'),
+    ):
+      pass
+    with pytest.raises(ValueError, match='got none'), kernel_choice.use():
+      pass
+
+  def test_tiny_products_do_not_pay(self):
+    assert not kernel_choice.pays(kernel_choice.Product(8, 8, 4, 2))
+
+
+class CompilerTest(parameterized.TestCase):
+  def _run(self, tmp_path, **environment):
+    """What a program prints that multiplies in a fresh process."""
+    program = textwrap.dedent("""
+      import warnings
+      import jax.numpy as jnp
+      from powerprop_jax.sparse import kernel_choice, native, index
+      from powerprop_jax.sparse import linear
+
+      with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        print(native.status())
+      print([str(w.message) for w in caught if w.category is RuntimeWarning])
+      index = index.from_positions([0, 3], (2, 2))
+      kernel = kernel_choice.choose(kernel_choice.Product(2, 2, 2, 1))
+      x, values = jnp.ones((1, 2)), jnp.array([2.0, 3.0])
+      print(kernel, linear.product(x, values, index, kernel))
+      try:
+        linear.product(x, values, index, 'native')
+      except ValueError as error:
+        print(error)
+    """)
+    done = subprocess.run(
+      [sys.executable, '-c', program],
+      capture_output=True,
+      text=True,
+      check=True,
+      env={
+        **os.environ,
+        'POWERPROP_CACHE_DIR': str(tmp_path),
+        'JAX_PLATFORMS': 'cpu',
+        **environment,
+      },
+    )
+    return done.stdout.splitlines()
+
+  @pytest.fixture(autouse=True)
+  def _folder(self, tmp_path):
+    self.folder = tmp_path
+
+  def test_works_without_one_and_says_so(self):
+    status, warned, product, error = self._run(self.folder, CXX='no-such-c++')
+    assert status == 'no C++ compiler: no-such-c++ not found'
+    assert status in warned and 'POWERPROP_NATIVE=0' in warned
+    # Half of the connections exist, which is dense for so small a matrix.
+    assert product == 'dense [[2. 3.]]'
+    assert error.startswith(f'there are no compiled kernels: {status}')
+
+  def test_can_be_turned_off_in_silence(self):
+    lines = self._run(self.folder, POWERPROP_NATIVE='0')
+    assert lines[:2] == ['$POWERPROP_NATIVE turns them off', '[]']
+
+  def test_a_compiler_that_fails_is_reported(self):
+    compiler = self.folder / 'broken-c++'
+    compiler.write_text('#!/bin/sh\necho "error: out of ink" >&2\nexit 1\n')
+    compiler.chmod(0o755)
+    status, warned, *_ = self._run(self.folder, CXX=str(compiler))
+    assert status == 'error: out of ink' and status in warned
+    assert not list(self.folder.glob('*.so'))

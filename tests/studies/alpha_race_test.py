@@ -1,0 +1,124 @@
+"""The race over α, with scores that are given."""
+
+import itertools
+
+from absl.testing import parameterized
+import numpy as np
+
+from experiments.adaptive_alpha import race
+from powerprop_jax.train import ensemble
+from powerprop_jax.train.runs.errors import UserError
+
+
+class RungsTest(parameterized.TestCase):
+  @parameterized.product(
+    num_candidates=(1, 2, 3, 6, 7, 16),
+    num_steps=(900, 1_801, 41_265),
+    final_share=(0.1, 0.6, 0.75, 0.9),
+  )
+  def test_all_lanes_together_take_the_budget(
+    self, num_candidates, num_steps, final_share
+  ):
+    ladder = race.rungs(num_candidates, num_steps, final_share)
+    spent = [rung.num_lanes * rung.num_steps for rung in ladder]
+    self.assertEqual(sum(spent), num_steps)
+    self.assertGreaterEqual(spent[-1], round(final_share * num_steps, 6))
+    self.assertEqual(ladder[0].num_lanes, num_candidates)
+    self.assertEqual(ladder[-1].num_lanes, 1)
+    for before, after in itertools.pairwise(ladder):
+      self.assertEqual(after.num_lanes, -(-before.num_lanes // 2))
+    for rung in ladder:
+      self.assertGreaterEqual(rung.num_steps, 1)
+
+  def test_one_candidate_has_the_whole_budget(self):
+    self.assertEqual(race.rungs(1, 7), ((1, 7),))
+
+  def test_the_smallest_budget_is_one_step_a_lane(self):
+    # 6 lanes, then 3, then 2: each rung has at least six steps.
+    ladder = race.rungs(6, 45, 0.6)
+    self.assertEqual([rung.num_steps for rung in ladder], [1, 2, 3, 27])
+    with self.assertRaisesRegex(UserError, 'too few for a race of 6'):
+      race.rungs(6, 44, 0.6)
+
+  @parameterized.parameters(
+    ((0, 100), 'at least one candidate, got 0'),
+    ((2, 0), '0 training steps'),
+    ((1, 0), '0 training steps'),
+    ((2, 100, 0.0), 'final_share must be in .0, 1., got 0'),
+    ((2, 100, 1.0), 'final_share'),
+    ((2, 100, float('nan')), 'final_share'),
+  )
+  def test_what_cannot_be_is_refused(self, args, message):
+    with self.assertRaisesRegex(UserError, message):
+      race.rungs(*args)
+
+
+class SurvivorsTest(parameterized.TestCase):
+  @parameterized.parameters(range(20))
+  def test_they_are_the_first_of_a_sorted_list(self, seed):
+    generator = np.random.default_rng(seed)
+    size = int(generator.integers(1, 9))
+    # Few values, so that there are many ties; some lanes diverged.
+    scores = generator.choice([0.1, 0.5, 0.9, np.nan], size)
+    losses = generator.choice([1.0, 2.0, np.inf, np.nan], size)
+    num = int(generator.integers(1, size + 1))
+
+    def place(i):
+      if not (np.isfinite(scores[i]) and np.isfinite(losses[i])):
+        return (1, 0.0, 0.0, i)
+      return (0, -scores[i], losses[i], i)
+
+    expected = sorted(sorted(range(size), key=place)[:num])
+    found = race.survivors(scores, losses, num)
+    np.testing.assert_array_equal(found, expected)
+
+  def test_a_diverged_lane_loses_to_the_worst(self):
+    found = race.survivors([1.0, 0.0], [np.nan, 9.0], 1)
+    np.testing.assert_array_equal(found, [1])
+
+  @parameterized.parameters(
+    ([0.5], [1.0], 0), ([0.5], [1.0], 2), ([0.5], [], 1)
+  )
+  def test_what_cannot_be_is_refused(self, scores, losses, num):
+    with self.assertRaisesRegex(ValueError, 'survivors needs'):
+      race.survivors(scores, losses, num)
+
+
+class RaceTest(parameterized.TestCase):
+  def test_each_key_keeps_the_lanes_that_score_best(self):
+    # A lane's state is its number and its steps; key 1 likes a large α, key 0
+    # one near 2.
+    runs = ensemble.product([1.0, 2.0, 3.0, 4.0], [0, 1])
+    state = {'lane': np.arange(8), 'steps': np.zeros(8, int)}
+    ladder = race.rungs(4, 100, 0.6)
+    used = {0: 0, 1: 0}
+
+    def train(state, runs, number, num_steps):
+      self.assertEqual(num_steps, ladder[number].num_steps)
+      for key in runs.key.tolist():
+        used[key] += num_steps
+      return {**state, 'steps': state['steps'] + num_steps}
+
+    def score(state, runs):
+      by_key = {0: -np.abs(runs.alpha - 2), 1: runs.alpha}
+      return np.where(runs.key == 0, by_key[0], by_key[1]), np.ones(
+        len(runs.key)
+      )
+
+    found = race.run(state, runs, ladder, train=train, score=score)
+    np.testing.assert_array_equal(found.lanes.alpha, [2.0, 4.0])
+    np.testing.assert_array_equal(found.lanes.key, [0, 1])
+    np.testing.assert_array_equal(found.state['lane'], [2, 7])
+    own = race.own_steps(ladder)
+    np.testing.assert_array_equal(found.state['steps'], [own, own])
+    self.assertEqual(used, {0: 100, 1: 100})
+    first = [r for r in found.verdicts if r['rung'] == 0 and r['key'] == 0]
+    kept = [r['candidate'] for r in first if r['survives']]
+    self.assertLen(first, 4)
+    # 1 and 3 are equally far from 2: the lower index goes on.
+    self.assertEqual(kept, [1.0, 2.0])
+
+  def test_a_ladder_for_other_lanes_is_refused(self):
+    runs = ensemble.product([1.0, 2.0, 3.0], [0])
+    with self.assertRaisesRegex(ValueError, 'rung 0 is for 2 lanes'):
+      race.run({}, runs, race.rungs(2, 100), train=None, score=None)

@@ -1,0 +1,132 @@
+"""The comparison of features writes what it promises, and refuses the rest."""
+
+import collections
+import functools
+
+import numpy as np
+import programs
+import pytest
+
+from experiments.class_specialisation import (
+  __main__ as class_specialisation,
+)
+from experiments.class_specialisation import (
+  report,
+)
+from experiments.class_specialisation.features import LayerFeatures
+
+TINY = [
+  '--net=mlp',
+  '--density=0.2',
+  '--methods',
+  'dense',
+  'set',
+  '--loop.num-steps=6',
+  '--loop.batch-size=8',
+  '--loop.eval-every=6',
+  '--loop.steps-per-dispatch=6',
+  '--sparse.period=2',
+]
+
+
+run = functools.partial(programs.run, class_specialisation, static_alpha=True)
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  """A run of the dense network and SET, for two keys."""
+  out = tmp_path_factory.mktemp('specialisation') / 'run'
+  assert run(*TINY, '--out', out) == 0
+  return out
+
+
+def test_a_run_writes_everything_it_promises(finished):
+  names = ['config.json', 'report.html', 'complete.json']
+  for name in [*names, 'class_specialisation.png']:
+    assert (finished / name).stat().st_size > 0
+  found = programs.results(finished)
+  scored = [r for r in found if 'accuracy' in r]
+  assert [(r['method'], r['density'], r['key']) for r in scored] == [
+    (method, density, key)
+    for method, density in (('dense', 1.0), ('set', 0.2))
+    for key in (0, 1)
+  ]
+  for record in scored:
+    assert record['density_measured'] == pytest.approx(
+      record['density'], abs=2e-3
+    )
+
+
+def test_every_feature_has_a_share_between_that_of_chance_and_one(finished):
+  of_features = [r for r in programs.results(finished) if 'feature' in r]
+  counts = collections.Counter(
+    (r['method'], r['key'], r['layer']) for r in of_features
+  )
+  # The networks differ in their masks only, and have the same features.
+  assert len(counts) == 2 * 2 * 2
+  (hidden,) = {n for (_, _, name), n in counts.items() if 'logits' not in name}
+  assert hidden > 10
+  shares = [r['specialisation'] for r in of_features]
+  known = [share for share in shares if share is not None]
+  assert len(known) > len(shares) / 2
+  assert 0.1 - 1e-6 <= min(known) <= max(known) <= 1
+
+
+def test_what_is_finished_is_not_trained_again(finished):
+  def times():
+    found = finished.glob('*_alpha_1/**/*')
+    return {p: p.stat().st_mtime_ns for p in found if 'complete' not in p.name}
+
+  before, found = times(), programs.results(finished)
+  assert run(*TINY, '--out', finished, '--resume') == 0
+  assert programs.results(finished) == found
+  assert {p: t for p, t in times().items() if p.is_file()} == {
+    p: t for p, t in before.items() if p.is_file()
+  }
+
+
+def test_a_feature_without_connections_has_no_specialisation():
+  kernel = np.array([[1.0, 0.0], [0.0, 0.0]])
+  found = LayerFeatures(np.array([[3.0, 1.0], [1.0, 1.0]]), np.zeros(2))
+  connected = class_specialisation._of_connected(found, kernel)
+  np.testing.assert_array_equal(connected.activity, [[3, 0], [1, 0]])
+  np.testing.assert_allclose(connected.specialisation, [0.75, np.nan])
+
+
+def test_means_are_those_of_keys_not_of_their_features():
+  records = [
+    {'layer': layer, 'method': 'set', 'key': key, 'specialisation': share}
+    for layer in ('net/a', 'net/b')
+    for key, shares in enumerate(([0.2, 0.2, 0.2], [0.4, None]))
+    for share in shares
+  ]
+  rows = report.mean_by_layer(records)
+  words = '0.3000 ± 0.1414'
+  assert rows == [{'layer': 'a', 'set': words}, {'layer': 'b', 'set': words}]
+
+
+@pytest.mark.parametrize(
+  ('args', 'named'),
+  [
+    ('--methods rigll', 'rigll'),
+    ('--methods rigl rigl', '--methods must differ'),
+    ('--density 0', '(0, 1], got 0'),
+    ('--density 0.0001', 'would lose all of them'),
+    ('--alpha 0.5', 'at least 1'),
+    ('--keys -1', 'at least 0'),
+    ('--num-test 0', '--num-test'),
+    ('--net mlpp', "Did you mean 'mlp'"),
+    ('--data.name mnits', 'mnits'),
+  ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(
+  args, named, tmp_path, capsys
+):
+  out = tmp_path / 'run'
+  assert named in programs.error(run(*args.split(), '--out', out), capsys)
+  assert not out.exists()
+
+
+@pytest.mark.parametrize('name', class_specialisation.PRESETS)
+def test_presets_survive_their_record(name):
+  assert programs.survives_its_record(class_specialisation.PRESETS[name])

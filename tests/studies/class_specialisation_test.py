@@ -1,0 +1,279 @@
+from absl.testing import absltest, parameterized
+import chex
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.class_specialisation import activations, features
+from powerprop_jax import nets
+from powerprop_jax.sparse import plain_convolution
+
+
+def _oracle(values, labels, num_classes):
+  """Sums by class, one number at a time."""
+  values = np.asarray(values, np.float64)
+  sums = np.zeros((num_classes, values.shape[-1]))
+  for example, label in zip(values, labels, strict=True):
+    for index in np.ndindex(example.shape):
+      sums[label, index[-1]] += max(0.0, example[index])
+  return sums
+
+
+def _labelled(shape, num_classes, seed=0):
+  generator = np.random.default_rng(seed)
+  values = generator.normal(size=shape).astype(np.float32)
+  return values, generator.integers(0, num_classes, shape[:1])
+
+
+def _transform(fn):
+  return hk.without_apply_rng(hk.transform(fn))
+
+
+class ClassActivityTest(parameterized.TestCase):
+  @chex.variants(with_jit=True, without_jit=True)
+  @parameterized.parameters(
+    ((7, 5), 3), ((4, 6, 3), 10), ((9, 4, 4, 2), 2), ((1, 1), 1)
+  )
+  def test_sums_are_those_of_a_loop(self, shape, num_classes):
+    values, labels = _labelled(shape, num_classes)
+    activity = self.variant(features.class_activity, static_argnums=2)(
+      jnp.asarray(values), jnp.asarray(labels), num_classes
+    )
+    self.assertEqual(activity.dtype, jnp.float32)
+    np.testing.assert_allclose(
+      activity, _oracle(values, labels, num_classes), rtol=1e-5
+    )
+
+  def test_batches_add_up(self):
+    values, labels = _labelled((20, 3, 4), 5)
+    whole = features.class_activity(values, labels, 5)
+    parts = [
+      features.class_activity(values[part], labels[part], 5)
+      for part in (slice(0, 3), slice(3, 20))
+    ]
+    np.testing.assert_allclose(whole, sum(parts), rtol=1e-5)
+
+  def test_examples_of_no_class_are_not_counted(self):
+    values, labels = _labelled((6, 4), 3)
+    expected = _oracle(values[:4], labels[:4], 3)
+    labels[4:] = [-1, 3]
+    activity = features.class_activity(values, labels, 3)
+    np.testing.assert_allclose(activity, expected, rtol=1e-5)
+
+  def test_small_integer_labels_do_not_wrap_around(self):
+    labels = np.array([0, 255], np.uint8)
+    activity = features.class_activity(np.ones((2, 1)), labels, 300)
+    self.assertEqual(activity.sum(), 2)
+
+  def test_other_shapes_are_refused(self):
+    for shape in ((3, 2), (4,)):
+      with self.assertRaisesRegex(ValueError, r'\[N, ..., C\]'):
+        features.class_activity(np.ones(shape), np.zeros(4, np.int32), 2)
+
+
+class ClassSpecialisationTest(parameterized.TestCase):
+  @chex.variants(with_jit=True, without_jit=True)
+  @parameterized.parameters((2, 4), (10, 30), (1, 3))
+  def test_shares_are_those_of_numpy(self, num_classes, channels):
+    activity = np.random.default_rng(0).exponential(
+      size=(num_classes, channels)
+    )
+    found = self.variant(features.class_specialisation)(
+      jnp.asarray(activity, jnp.float32)
+    )
+    self.assertEqual(found.dtype, jnp.float32)
+    np.testing.assert_allclose(
+      found, activity.max(axis=0) / activity.sum(axis=0), rtol=1e-5
+    )
+
+  def test_one_class_gives_one_and_all_alike_the_smallest_share(self):
+    activity = np.stack([np.eye(10)[3], np.ones(10)], axis=1)
+    np.testing.assert_allclose(
+      features.class_specialisation(activity), [1.0, 0.1], rtol=1e-6
+    )
+
+  @parameterized.parameters(1e-30, 1e30)
+  def test_scale_does_not_matter(self, scale):
+    activity = np.random.default_rng(0).exponential(size=(10, 5))
+    np.testing.assert_allclose(
+      features.class_specialisation(activity * scale),
+      features.class_specialisation(activity),
+      rtol=1e-5,
+    )
+
+  def test_dead_and_broken_features_are_left_out(self):
+    activity = np.array([[0.0, np.nan, np.inf, 1.0], [0.0, 1.0, 1.0, 0.0]])
+    np.testing.assert_array_equal(
+      features.class_specialisation(activity), [np.nan, np.nan, np.nan, 1.0]
+    )
+    found = {
+      'layer': features.LayerFeatures(
+        activity, np.asarray(features.class_specialisation(activity))
+      )
+    }
+    (row,) = features.specialisation_table(found)
+    self.assertEqual(
+      row,
+      {
+        'layer': 'layer',
+        'features': 4,
+        'dead': 1,
+        'not_finite': 2,
+        'mean': 1.0,
+        'median': 1.0,
+      },
+    )
+
+
+class LayerOutputsTest(parameterized.TestCase):
+  def test_outputs_are_those_that_the_network_computed(self):
+    def forward(x):
+      conv = hk.Conv2D(4, 3, name='b_conv')(x)
+      hidden = hk.Linear(5, name='a_linear')(jax.nn.relu(conv).mean((1, 2)))
+      return {'b_conv': conv, 'a_linear': hidden}
+
+    net = _transform(forward)
+    x = jnp.asarray(_labelled((3, 8, 8, 2), 2)[0])
+    theta = net.init(jax.random.key(0), x)
+    found = activations.layer_outputs(net.apply, theta, x)
+    self.assertEqual(list(found), ['b_conv', 'a_linear'])
+    for layer, expected in net.apply(theta, x).items():
+      np.testing.assert_array_equal(found[layer][0], expected)
+
+  def test_our_convolution_is_seen_like_that_of_haiku(self):
+    init = hk.initializers.RandomNormal()
+    options = {'stride': 2, 'padding': 'SAME', 'w_init': init, 'name': 'conv'}
+    x = jnp.asarray(_labelled((3, 8, 8, 2), 2)[0])
+    found = []
+    for module in (plain_convolution.Conv2D, hk.Conv2D):
+      net = _transform(lambda x, m=module: m(4, 3, **options)(x))
+      theta = net.init(jax.random.key(0), x)
+      found.append(activations.layer_outputs(net.apply, theta, x)['conv'][0])
+    np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-6)
+
+  def test_a_normalisation_that_follows_directly_belongs_to_the_layer(self):
+    def norm(name):
+      return hk.BatchNorm(True, True, decay_rate=0.9, name=name)
+
+    def forward(x):
+      first = norm('norm_0')(hk.Linear(4, name='first')(x), is_training=True)
+      second = hk.Linear(4, name='second')(jax.nn.relu(first))
+      norm('norm_1')(jax.nn.relu(second), is_training=True)
+      return first, second
+
+    net = hk.without_apply_rng(hk.transform_with_state(forward))
+    x = jnp.asarray(_labelled((6, 3), 2)[0])
+    theta, state = net.init(jax.random.key(0), x)
+    found = activations.layer_outputs(
+      lambda theta, x: net.apply(theta, state, x), theta, x
+    )
+    (first, second), _ = net.apply(theta, state, x)
+    self.assertEqual(list(found), ['first', 'second'])
+    np.testing.assert_array_equal(found['first'][0], first)
+    np.testing.assert_array_equal(found['second'][0], second)
+
+  def test_channels_first_become_last(self):
+    def forward(x):
+      x = hk.Conv2D(4, 3, data_format='NCHW', name='conv')(x)
+      norm = hk.BatchNorm(True, True, 0.9, data_format='NCHW')
+      return norm(x, is_training=True)
+
+    net = hk.without_apply_rng(hk.transform_with_state(forward))
+    x = jnp.ones((2, 3, 8, 6))
+    theta, state = net.init(jax.random.key(0), x)
+    found = activations.layer_outputs(
+      lambda theta, x: net.apply(theta, state, x), theta, x
+    )
+    self.assertEqual(found['conv'][0].shape, (2, 8, 6, 4))
+
+  def test_a_network_that_is_not_seen_is_an_error(self):
+    net = _transform(lambda x: hk.Linear(2)(x))
+    theta = net.init(jax.random.key(0), jnp.ones((1, 3)))
+    with self.assertRaisesRegex(ValueError, 'apply ran none.*linear'):
+      activations.layer_outputs(lambda theta, x: x, theta, jnp.ones((1, 3)))
+
+
+class ByLayerTest(parameterized.TestCase):
+  @parameterized.parameters('lenet_300_100', 'mnist_cnn')
+  def test_every_layer_of_our_networks_is_measured(self, name):
+    net = nets.make(name, 10)
+    images, labels = _labelled((20, 8, 8, 3), 10)
+    theta, state = net.init(jax.random.key(0), jnp.asarray(images[:1]), True)
+
+    def apply(theta, images):
+      return net.apply(theta, state, None, images, False)
+
+    batches = [(images[:12], labels[:12]), (images[12:], labels[12:])]
+    found = features.specialisation_by_layer(apply, theta, batches, 10)
+    outputs = activations.layer_outputs(apply, theta, jnp.asarray(images))
+    self.assertEqual(list(found), list(outputs))
+    self.assertEqual(
+      set(found), {module for module, leaf in theta.items() if 'w' in leaf}
+    )
+    for layer, (activity, specialisation) in found.items():
+      expected = _oracle(outputs[layer][0], labels, 10)
+      np.testing.assert_allclose(activity, expected, rtol=1e-3, atol=1e-3)
+      alive = activity.sum(axis=0) > 0
+      np.testing.assert_array_equal(alive, np.isfinite(specialisation))
+      np.testing.assert_allclose(
+        specialisation[alive],
+        activity[:, alive].max(axis=0) / activity[:, alive].sum(axis=0),
+        rtol=1e-5,
+      )
+
+  def test_a_feature_without_connections_is_dead(self):
+    net = _transform(lambda x: hk.Linear(3)(x))
+    x, labels = _labelled((20, 4), 2)
+    theta = net.init(jax.random.key(0), x)
+    theta['linear']['w'] = theta['linear']['w'].at[:, 1].set(0)
+    found = features.specialisation_by_layer(net.apply, theta, [(x, labels)], 2)
+    np.testing.assert_array_equal(
+      np.isnan(found['linear'].specialisation), [False, True, False]
+    )
+    (row,) = features.specialisation_table(found)
+    self.assertEqual((row['features'], row['dead']), (3, 1))
+    records = features.specialisation_records(found)
+    self.assertEqual([record['feature'] for record in records], [0, 1, 2])
+
+  def test_a_layer_applied_twice_counts_both(self):
+    def forward(x):
+      layer = hk.Linear(3)
+      return layer(layer(x))
+
+    net = _transform(forward)
+    x, labels = _labelled((20, 3), 2)
+    theta = net.init(jax.random.key(0), x)
+    outputs = activations.layer_outputs(net.apply, theta, x)['linear']
+    self.assertLen(outputs, 2)
+    found = features.specialisation_by_layer(net.apply, theta, [(x, labels)], 2)
+    np.testing.assert_allclose(
+      found['linear'].activity,
+      sum(_oracle(output, labels, 2) for output in outputs),
+      rtol=1e-5,
+    )
+
+  def test_bad_arguments_are_refused(self):
+    net = _transform(lambda x: hk.Linear(3)(x))
+    x, labels = _labelled((4, 3), 2)
+    theta = net.init(jax.random.key(0), x)
+
+    def measure(batches, apply=net.apply):
+      return features.specialisation_by_layer(apply, theta, batches, 2)
+
+    with self.assertRaisesRegex(ValueError, 'at least one batch'):
+      measure([])
+    with self.assertRaisesRegex(ValueError, r'in \[0, 2\), got 0 to 2'):
+      measure([(x, np.array([0, 1, 2, 0]))])
+    with self.assertRaisesRegex(ValueError, 'integers'):
+      measure([(x, np.zeros(4))])
+    with self.assertRaisesRegex(ValueError, 'linear must have an entry'):
+      measure([(x, labels[:3])])
+    with self.assertRaisesRegex(ValueError, 'linear must be an array'):
+      measure([(x[0], labels)])
+    with self.assertRaisesRegex(TypeError, 'must not be compiled'):
+      measure([(x, labels)], jax.jit(net.apply))
+
+
+if __name__ == '__main__':
+  absltest.main()

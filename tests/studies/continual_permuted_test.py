@@ -1,0 +1,230 @@
+"""The program of continual learning writes what it promises, also in pieces."""
+
+import functools
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import programs
+import pytest
+
+from experiments.continual_permuted import (
+  __main__ as continual_permuted,
+)
+from experiments.continual_permuted import figures as plotting
+from experiments.continual_permuted import (
+  report,
+  streams,
+)
+from experiments.continual_permuted.config import PRESETS
+from powerprop_jax.train.data.splits import DataConfig
+
+ROOT = pathlib.Path(__file__).parents[2]
+TINY = [
+  *('--net.hidden', '16'),
+  '--net.epochs=2',
+  '--ewc.num-examples=20',
+  *('--packing.densities', '0.2', '0.5'),
+]
+ARGS = [
+  *TINY,
+  *('--methods', 'efficient_packnet', 'fine_tuning', 'joint'),
+  *('--alphas', '1', '1.5'),
+  *('--rates', '0.1', '0.05'),
+  *('--keys', '0', '1'),
+]
+
+
+run = functools.partial(programs.run, continual_permuted, static_alpha=True)
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  """A run of three methods, with two α and two keys."""
+  out = tmp_path_factory.mktemp('continual') / 'run'
+  assert run(*ARGS, '--out', out) == 0
+  return out
+
+
+def test_a_run_writes_everything_it_promises(finished):
+  names = ['config.json', 'table.md', 'report.html', 'complete.json']
+  names += ['accuracy.png', 'capacity.png', 'weights_efficient_packnet.png']
+  for name in names:
+    assert (finished / name).stat().st_size > 0
+  found = programs.results(finished)
+  runs = list(dict.fromkeys((r['method'], r['alpha'], r['key']) for r in found))
+  assert runs == [
+    (method, alpha, key)
+    for method, alphas in (
+      ('efficient_packnet', (1.0, 1.5)),
+      ('fine_tuning', (1.0,)),
+      ('joint', (1.0,)),
+    )
+    for alpha in alphas
+    for key in (0, 1)
+  ]
+  for place in runs:
+    own = [r for r in found if (r['method'], r['alpha'], r['key']) == place]
+    entries = [r for r in own if 'task' in r and r['tasks_learned'] > 0]
+    assert {r['task'] for r in entries} == {1, 2, 3}
+    assert all(0 <= r['accuracy'] <= 1 for r in entries)
+    (summary,) = [r for r in own if 'num_tasks' in r]
+    last = [r['accuracy'] for r in entries if r['tasks_learned'] == 3]
+    average = np.mean(last[:3])
+    assert summary['average_accuracy'] == pytest.approx(average)
+    packed = [r for r in own if 'capacity_used' in r]
+    assert len(packed) == (3 if place[0] == 'efficient_packnet' else 0)
+    used = [r['capacity_used'] for r in packed]
+    assert used == sorted(used)
+
+
+def test_table_has_a_row_for_every_method_and_alpha(finished):
+  rows = report.table(programs.results(finished))
+  assert [(row['method'], row['α']) for row in rows] == [
+    ('EfficientPackNet', '1'),
+    ('EfficientPackNet', '1.5'),
+    ('fine-tuning', '1'),
+    ('all at once', '1'),
+  ]
+  assert rows[0]['forgetting'] == '0.00 ± 0.00'
+  assert rows[3]['forgetting'] is None
+  assert rows[2]['capacity used'] is None
+
+
+def test_workers_and_resuming_give_the_same_results(finished, tmp_path):
+  out = tmp_path / 'run'
+  args = [*ARGS, '--methods', 'fine_tuning', '--keys', '0', '--out', out]
+  assert run(*args, '--workers', 2) == 0
+  expected = [
+    r
+    for r in programs.results(finished)
+    if (r['method'], r['key']) == ('fine_tuning', 0)
+  ]
+  found = programs.results(out)
+  assert [r.get('task') for r in found] == [r.get('task') for r in expected]
+  assert run(*args, '--workers', 1, '--resume') == 0
+  assert programs.results(out) == found
+
+
+def test_a_killed_run_continues_to_the_same_results(finished, tmp_path):
+  out = tmp_path / 'run'
+  args = [*map(str, ARGS), '--out', str(out)]
+  process = subprocess.Popen(
+    [sys.executable, '-m', 'experiments.continual_permuted', *args],
+    cwd=ROOT,
+    env=dict(os.environ),
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
+  )
+  first = out / 'combinations' / 'efficient_packnet_alpha_1_key_0'
+  deadline = time.monotonic() + 120
+  while not (first / 'state.npz').exists():
+    assert process.poll() is None, 'ended without a state'
+    assert time.monotonic() < deadline, 'no state within two minutes'
+    time.sleep(0.005)
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  assert not (out / 'results.json').exists()
+  assert run(*args, '--resume') == 0
+  assert programs.results(out) == programs.results(finished)
+
+
+@pytest.mark.parametrize(
+  ('args', 'named'),
+  [
+    ('--methods packnett', 'packnett'),
+    ('--methods ewc ewc', '--methods must differ'),
+    ('--alphas 0.5', 'at least 1'),
+    ('--keys -1', 'at least 0'),
+    ('--rates 0.1', '--rates needs one for each of the 3'),
+    ('--rates 0.1 0.1 -1', 'learning_rate must be positive'),
+    ('--workers 0', '--workers'),
+    ('--measure-every 0', '--measure-every'),
+    ('--net.epochs 0', '--net.epochs'),
+    ('--net.batch-size 0', '--net.batch-size'),
+    ('--net.hidden 10 0', '--net.hidden'),
+    ('--packing.gamma 0', 'gamma must be in (0, 1]'),
+    ('--packing.gamma 1.5', 'gamma must be in (0, 1]'),
+    ('--packing.densities 1.5', 'got 1.5'),
+    ('--packing.budgets 0.5', '--packing.budgets needs one for each'),
+    ('--packing.share 0', 'share must be in (0, 1], got 0'),
+    ('--packing.restart zero', "restart='zero'"),
+    ('--ewc.strength -1', '--ewc.strength'),
+    ('--ewc.num-examples 0', '--ewc.num-examples'),
+    ('--stream.num-tasks 0', '--stream.num-tasks'),
+    ('--stream.kind split --stream.num-tasks 11', '10 classes'),
+    ('--stream.kind sequence', '--stream.sequence needs the names'),
+    ('--stream.sequence mnist', 'is for kind=sequence'),
+    ('--data.name mnits', 'mnits'),
+  ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(
+  args, named, tmp_path, capsys
+):
+  out = tmp_path / 'run'
+  assert named in programs.error(run(*args.split(), '--out', out), capsys)
+  assert not out.exists()
+
+
+@pytest.mark.parametrize('name', PRESETS)
+def test_presets_survive_their_record(name):
+  assert programs.survives_its_record(PRESETS[name])
+
+
+@pytest.mark.parametrize('kind', ['rotated', 'split'])
+def test_other_streams_of_the_digits(kind):
+  config = streams.StreamConfig(kind, num_tasks=5)
+  stream = streams.load(config, DataConfig())
+  assert len(stream) == 5
+  assert {task.shape for task in stream} == {(8, 8, 1)}
+  assert sum(task.size('train') for task in stream) == (
+    1197 if kind == 'split' else 5 * 1197
+  )
+
+
+def test_a_sequence_of_different_data(tfds_dir):
+  config = PRESETS['sequence']
+  stream = streams.load(config.stream, DataConfig(dir=tfds_dir))
+  assert [task.id for task in stream] == ['mnist', 'digits', 'cifar10']
+  assert {task.shape for task in stream} == {(28, 28, 1)}
+  image = stream[1].test.images[0]
+  # Digits of 8×8, three times as large, with a margin of two.
+  assert image[:2].max() == image[-2:].max() == 0
+  assert image.max() > 0.5
+
+
+def test_figures_choose_a_few_of_many_tasks():
+  records = [
+    {'method': 'ewc', 'tasks_learned': i, 'task': j, 'accuracy': 0.5 + j / 50}
+    for i in range(1, 21)
+    for j in range(1, i + 1)
+  ]
+  figure = plotting.accuracy_over_tasks(records, title='many')
+  titles = [axes.get_title(loc='left') for axes in figure.axes]
+  assert titles[0] == 'mean of the tasks so far'
+  assert len(titles) == 9
+  assert titles[1] == 'task 1'
+  assert titles[-1] == 'task 20'
+  mean = figure.axes[0].lines[0].get_ydata()
+  assert mean[-1] == pytest.approx(0.5 + np.mean(np.arange(1, 21)) / 50)
+
+
+def test_what_is_measured_at_the_end_is_a_level():
+  records = [
+    {'method': m, 'tasks_learned': i, 'task': 1, 'accuracy': 0.8}
+    for m, learned in (('joint', [2]), ('ewc', [1, 2]))
+    for i in learned
+  ]
+  figure = plotting.accuracy_over_tasks(records)
+  dotted = [x for x in figure.axes[1].lines if x.get_linestyle() == ':']
+  assert len(dotted) == 1
+
+
+def test_figures_refuse_records_of_something_else():
+  for draw in (plotting.accuracy_over_tasks, plotting.capacity):
+    with pytest.raises(ValueError, match='tasks_learned'):
+      draw([{'loss': 1.0}])

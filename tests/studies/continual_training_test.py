@@ -1,0 +1,376 @@
+"""Baselines and packing in one harness: forgetting, resuming, one program."""
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from experiments.continual_permuted import (
+  baselines,
+  methods,
+  runs,
+  training,
+)
+from experiments.continual_permuted import (
+  packing as continual_packing,
+)
+from experiments.continual_permuted.methods import EwcConfig, NetConfig, Problem
+from experiments.continual_permuted.packing import PackingConfig
+from powerprop_jax.continual import task_streams
+from powerprop_jax.nets import mlp
+from powerprop_jax.optim import ewc, powerprop
+from powerprop_jax.train.data import splits as data
+from powerprop_jax.train.data.sources import Arrays
+from powerprop_jax.train.optimizers import OptimizerConfig
+from powerprop_jax.train.runs.errors import UserError
+from powerprop_jax.train.runs.folder import RunFolder
+
+DENSITIES = (0.1, 0.3, 0.6)
+
+
+def digits():
+  splits = data.load(data.DataConfig('digits'))
+  return splits._replace(train=Arrays(*(x[:300] for x in splits.train)))
+
+
+def permuted(num_tasks=3):
+  return task_streams.permuted(digits(), num_tasks)
+
+
+def problem(stream=None, **changes):
+  settings = dict(
+    stream=permuted() if stream is None else stream,
+    num_classes=10,
+    is_multi_head=False,
+    key=0,
+    net=NetConfig(hidden=(32,), epochs=12, batch_size=20),
+    optimizer=OptimizerConfig(learning_rate=0.2, schedule='cosine'),
+    ewc=EwcConfig(strength=30.0, num_examples=100),
+  )
+  return Problem(**{**settings, **changes})
+
+
+def multi_head():
+  return problem(
+    task_streams.split(digits(), [[0, 1, 2], [3, 4], [5, 6]]),
+    num_classes=3,
+    is_multi_head=True,
+  )
+
+
+def make(name, given, alpha=1.0, **packing):
+  if name in methods.SPARSE:
+    config = PackingConfig(**{'densities': DENSITIES, **packing})
+    return continual_packing.make(name, given, config, alpha)
+  return baselines.make(name, given)
+
+
+def run(method, given, path, **settings):
+  folder = RunFolder(path, {}, program='test', resume=True)
+  return runs.run(method, given, folder, **settings)
+
+
+def matrix(records, num_tasks=3):
+  found = np.full((num_tasks + 1, num_tasks), np.nan)
+  for record in records:
+    if 'task' in record:
+      place = record['tasks_learned'], record['task'] - 1
+      found[place] = record['accuracy']
+  return found[1:]
+
+
+def without_nan(records):
+  return [{k: v for k, v in r.items() if v == v} for r in records]
+
+
+@pytest.mark.parametrize('name', methods.SPARSE)
+@pytest.mark.parametrize('alpha', [1.0, 2.0])
+def test_packed_tasks_are_not_forgotten(name, alpha, tmp_path):
+  given = problem()
+  found = matrix(run(make(name, given, alpha, retrain=True), given, tmp_path))
+  for number in range(3):
+    scores = found[number:, number]
+    assert (scores == scores[0]).all()
+    assert scores[0] > 0.5
+
+
+def test_fine_tuning_forgets_and_ewc_forgets_less(tmp_path):
+  quick = OptimizerConfig(learning_rate=0.1, momentum=0.9, schedule='cosine')
+  given, last = problem(optimizer=quick), {}
+  for name in ('fine_tuning', 'ewc', 'separate'):
+    records = run(make(name, given), given, tmp_path / name)
+    last[name] = records[-1]
+  assert last['fine_tuning']['forgetting'] > 0.3
+  assert last['ewc']['forgetting'] < last['fine_tuning']['forgetting'] / 2
+  assert last['separate']['forgetting'] == 0
+  assert last['separate']['average_accuracy'] > 0.8
+
+
+def test_joint_training_is_measured_once_and_is_good_at_all(tmp_path):
+  given = problem()
+  records = run(make('joint', given), given, tmp_path)
+  found = matrix(records)
+  assert np.isnan(found[:2]).all()
+  assert (found[2] > 0.8).all()
+  assert records[-1]['average_accuracy'] == pytest.approx(found[2].mean())
+
+
+@pytest.mark.parametrize('name', methods.NAMES)
+def test_each_task_has_its_own_head(name, tmp_path):
+  given = multi_head()
+  found = matrix(run(make(name, given), given, tmp_path))
+  learned = [2] if name == 'joint' else [0, 1, 2]
+  for number in learned:
+    assert found[number, number] > 0.8
+  if name not in ('joint', 'separate'):
+    # Nothing can be said about a task whose head does not exist yet.
+    assert np.isnan(found[0, 1:]).all()
+
+
+def test_all_methods_start_from_the_same_weights():
+  given = problem()
+  theta, _ = methods.initial(make('ewc', given).program.net, given)
+  state = make('efficient_packnet', given, 2.0).init()
+  packed = continual_packing.weights(state)
+  for ours, theirs in zip(
+    jax.tree.leaves(packed), jax.tree.leaves(theta), strict=True
+  ):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('heads', 'name'),
+  [
+    *(('shared', name) for name in methods.NAMES),
+    *(('own', name) for name in ('efficient_packnet', 'ewc')),
+  ],
+)
+def test_an_interrupted_stream_continues_to_the_same_results(
+  name, heads, tmp_path
+):
+  given = problem() if heads == 'shared' else multi_head()
+  short = given._replace(net=NetConfig((16,), epochs=2, batch_size=20))
+  method = make(name, short, retrain=True)
+  expected = run(method, short, tmp_path / 'whole')
+  path = tmp_path / 'pieces'
+  learned = []
+
+  def learn_one(state, task, report):
+    if learned:
+      raise KeyboardInterrupt
+    learned.append(task.number)
+    return method.learn(state, task, report)
+
+  for _ in range(3):
+    learned.clear()
+    try:
+      found = run(method._replace(learn=learn_one), short, path)
+    except KeyboardInterrupt:
+      continue
+  assert without_nan(found) == without_nan(expected)
+  # All is done: nothing is learned again.
+  learned.append(None)
+  again = run(method._replace(learn=learn_one), short, path)
+  assert without_nan(again) == without_nan(expected)
+
+
+@pytest.mark.parametrize('name', ['efficient_packnet', 'packnet', 'ewc'])
+def test_later_tasks_compile_nothing(name, tmp_path):
+  # Unequal groups: tasks differ in size.
+  stream = task_streams.split(digits(), [[0, 1, 2], [3, 4], [5, 6], [7, 8, 9]])
+  given = problem(stream, net=NetConfig((17,), epochs=1, batch_size=20))
+  method = make(name, given, retrain=True)
+  run(method, given, tmp_path)
+  assert method.program.advance._cache_size() == 1
+  assert method.program.count._cache_size() <= 2
+
+
+def test_earlier_tasks_are_measured_every_so_often(tmp_path):
+  given = problem(permuted(5), net=NetConfig((8,), epochs=1, batch_size=50))
+  method = make('efficient_packnet', given)
+  found = matrix(run(method, given, tmp_path, measure_every=2), 5)
+  measured = [np.flatnonzero(~np.isnan(row)).tolist() for row in found]
+  assert measured == [[0], [0, 1], [2], [0, 1, 2, 3], [0, 1, 2, 3, 4]]
+
+
+def test_capacity_agrees_with_the_masks(tmp_path):
+  from powerprop_jax import continual as continual_lib
+  from powerprop_jax.continual import metrics
+
+  given = problem(net=NetConfig((16,), epochs=1, batch_size=20))
+  method = make('efficient_packnet', given, 1.5)
+  records = run(method, given, tmp_path)
+  state = runs.read_state(tmp_path, method)
+  masks = (continual_lib.task_masks(state, i) for i in state.task_ids)
+  said = [r for r in records if 'capacity_used' in r]
+  for ours, theirs in zip(metrics.capacity(masks), said, strict=True):
+    for name, value in ours.items():
+      assert theirs[name] == pytest.approx(value)
+
+
+def test_a_full_network_says_so_and_keeps_what_it_has(tmp_path):
+  given = problem(net=NetConfig((8,), epochs=1, batch_size=50))
+  method = make('packnet', given, budgets=(0.5, 1.0, 1.0))
+  records = run(method, given, tmp_path)
+  (stopped,) = [r['stopped'] for r in records if 'stopped' in r]
+  assert "'permuted_1', 'permuted_2'" in stopped
+  assert records[-1]['tasks_fitted'] == 2
+  assert np.isnan(records[-1]['average_accuracy'])
+  found = matrix(records)
+  assert found[1, 0] == found[0, 0]
+  state = runs.read_state(tmp_path, method)
+  assert state.task_ids == ('permuted_1', 'permuted_2')
+  assert without_nan(run(method, given, tmp_path)) == without_nan(records)
+
+
+@pytest.mark.parametrize('name', ['efficient_packnet', 'fine_tuning'])
+def test_training_that_diverges_stops_the_stream(name, tmp_path):
+  given = problem(
+    optimizer=OptimizerConfig(learning_rate=1e20),
+    net=NetConfig((8,), epochs=1, batch_size=50),
+  )
+  records = run(make(name, given), given, tmp_path)
+  (stopped,) = [r['stopped'] for r in records if 'stopped' in r]
+  assert 'diverged' in stopped
+  assert records[-1]['tasks_fitted'] == 0
+
+
+def test_filled_up_examples_do_not_count():
+  given = problem()
+  program = make('fine_tuning', given).program
+  theta, net_state = methods.initial(program.net, given)
+  images, labels = given.stream[0].test
+  logits, _ = program.net.apply(theta, net_state, None, images, False)
+  for num in (1, 17, 360):
+    arrays = Arrays(images[:num], labels[:num])
+    arrays = training.scored(arrays, given.sizes)
+    assert len(arrays.labels) == 360
+    expected = np.mean(np.argmax(logits[:num], -1) == labels[:num])
+    found = program.accuracy(theta, net_state, arrays)
+    assert found == pytest.approx(expected)
+
+
+def test_a_row_of_logits_belongs_to_its_task():
+  logits = jnp.arange(12.0).reshape(2, 6)
+  own = training._own_block(logits, jnp.array([1, 4]), 3)
+  np.testing.assert_array_equal(own, [[0, 1, 2], [9, 10, 11]])
+
+
+def test_a_network_of_any_width():
+  net = training.make_net(10, (2000, 2000))
+  shape = jax.ShapeDtypeStruct((1, 28, 28, 1), jnp.float32)
+  theta, _ = jax.eval_shape(
+    lambda key, x: net.init(key, x, is_training=True), jax.random.key(0), shape
+  )
+  sizes = {True: 0, False: 0}
+  for leaf in jax.tree.leaves(theta):
+    sizes[leaf.ndim == 2] += leaf.size
+  assert sizes == {True: 5_588_000, False: 4_010}
+  with pytest.raises(ValueError, match='at least one unit'):
+    hk.transform(lambda x: mlp.MLP(10, (0,))(x)).init(
+      jax.random.key(0), jnp.zeros((1, 2, 2, 1))
+    )
+
+
+class TestEwc:
+  """The penalty is that of the paper, in the memory of one task."""
+
+  def trees(self, num):
+    keys = jax.random.split(jax.random.key(0), 2 * num + 1)
+    draw = lambda key: {'w': jax.random.normal(key, (3, 4))}
+    fishers = [jax.tree.map(jnp.square, draw(k)) for k in keys[:num]]
+    return fishers, [draw(k) for k in keys[num:-1]], draw(keys[-1])
+
+  def test_penalties_of_several_tasks_are_summed(self):
+    fishers, stars, theta = self.trees(3)
+    tx = ewc.ewc(0.7)
+    state = tx.init(theta)
+    for fisher, star in zip(fishers, stars, strict=True):
+      state = ewc.consolidated(state, fisher, star)
+
+    def penalty(theta):
+      terms = [
+        0.7 / 2 * jnp.sum(f['w'] * (theta['w'] - s['w']) ** 2)
+        for f, s in zip(fishers, stars, strict=True)
+      ]
+      return sum(terms)
+
+    expected = jax.grad(penalty)(theta)['w']
+    zeros = {'w': jnp.zeros((3, 4))}
+    found, after = tx.update(zeros, state, theta)
+    np.testing.assert_allclose(found['w'], expected, rtol=1e-4, atol=1e-5)
+    assert after is state
+
+  def test_without_a_task_nothing_is_added(self):
+    _, _, theta = self.trees(1)
+    tx = ewc.ewc(1e6)
+    found, _ = tx.update(theta, tx.init(theta), theta)
+    np.testing.assert_array_equal(found['w'], theta['w'])
+
+  def test_inside_powerprop_it_sees_theta(self):
+    phi = {'linear': {'w': jnp.array([[2.0, -0.5]])}}
+    tx = powerprop.powerprop(optax.chain(ewc.ewc(1.0), optax.sgd(1.0)), 2.0)
+    star = {'linear': {'w': jnp.zeros((1, 2))}}
+    ones = {'linear': {'w': jnp.ones((1, 2))}}
+    state = ewc.consolidated(tx.init(phi), ones, star)
+    zeros = {'linear': {'w': jnp.zeros((1, 2))}}
+    updates, _ = tx.update(zeros, state, phi)
+    # -θ times the derivative: -4 · 4 and 0.25 · 1.
+    np.testing.assert_allclose(updates['linear']['w'], [[-16.0, 0.25]])
+
+  def test_fisher_of_a_linear_classifier(self):
+    # For p = softmax(W x), F = E_x x_i² p_c (1 - p_c), by many drawn labels.
+    theta = jnp.array([[0.3, -0.2, 0.1], [0.5, 0.0, -0.4]])
+    images = jnp.tile(jnp.array([[1.0, 2.0], [-1.0, 0.5]]), (4000, 1))
+    found = ewc.fisher(
+      lambda theta, x: x @ theta, theta, images, jax.random.key(0)
+    )
+    probs = jax.nn.softmax(images @ theta)
+    expected = jnp.mean(
+      images[:, :, None] ** 2 * (probs * (1 - probs))[:, None, :], axis=0
+    )
+    np.testing.assert_allclose(found, expected, rtol=0.05)
+
+  def test_bad_input_is_named(self):
+    theta = jnp.ones(2)
+    with pytest.raises(ValueError, match='strength must be'):
+      ewc.ewc(-1.0)
+    with pytest.raises(ValueError, match='needs the parameters'):
+      tx = ewc.ewc(1.0)
+      tx.update(theta, tx.init(theta))
+    with pytest.raises(ValueError, match='holds 0'):
+      ewc.consolidated(optax.sgd(0.1).init(theta), theta, theta)
+    with pytest.raises(ValueError, match='must divide'):
+      ewc.fisher(
+        lambda t, x: x, theta, jnp.ones((5, 2)), jax.random.key(0), batch_size=2
+      )
+
+
+def test_trees_of_arrays_come_back_from_their_bytes():
+  tree = {
+    'theta': {'mlp/linear': {'w': np.ones((2, 3), np.float32)}, 'none': {}},
+    'number': np.int64(3),
+    'mask': np.array([True, False]),
+  }
+  found, details = runs.unpack(
+    runs.pack(tree, {'done': 2, 'records': [{'a': None}]})
+  )
+  assert details == {'done': 2, 'records': [{'a': None}]}
+  assert jax.tree.structure(found) == jax.tree.structure(tree)
+  for ours, theirs in zip(
+    jax.tree.leaves(found), jax.tree.leaves(tree), strict=True
+  ):
+    np.testing.assert_array_equal(ours, theirs)
+    assert ours.dtype == np.asarray(theirs).dtype
+
+
+def test_a_damaged_state_is_reported(tmp_path):
+  given = problem(net=NetConfig((8,), epochs=1, batch_size=50))
+  method = make('fine_tuning', given)
+  run(method, given, tmp_path)
+  path = tmp_path / runs.STATE
+  path.write_bytes(path.read_bytes()[:1000])
+  with pytest.raises(UserError, match=r'cannot read .*state\.npz'):
+    run(method, given, tmp_path)

@@ -1,0 +1,285 @@
+"""The comparison with cosine transforms writes what it promises."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import numpy as np
+import programs
+import pytest
+
+from experiments.common import sparse_runs
+from experiments.dct_plus_sparse import __main__ as dct_plus_sparse
+from experiments.dct_plus_sparse import patterns, training
+from experiments.dct_plus_sparse.config import PRESETS
+from powerprop_jax.optim import views
+from powerprop_jax.train.data import splits as data
+from powerprop_jax.train.data.sources import Arrays
+from powerprop_jax.train.runs import metrics
+
+TINY = [
+  '--net=mlp',
+  '--loop.num-steps=4',
+  '--loop.batch-size=8',
+  '--loop.eval-every=2',
+  '--loop.steps-per-dispatch=2',
+  '--sparse.period=1',
+  '--score.rounds=2',
+  '--score.synflow-rounds=2',
+  '--score.batch-size=20',
+  '--timed-steps=1',
+]
+ARGS = [
+  *TINY,
+  *('--supports', 'erk', 'snip', 'set'),
+  *('--densities', '0.05'),
+  *('--keys', '0', '1'),
+]
+SUPPORTS_OF = {'standard': ('erk', 'snip', 'set'), 'dct': ('erk', 'set')}
+
+
+run = functools.partial(programs.run, dct_plus_sparse, static_alpha=True)
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  """A run of three supports, for two keys."""
+  out = tmp_path_factory.mktemp('dct') / 'run'
+  assert run(*ARGS, '--out', out) == 0
+  return out
+
+
+def test_a_run_writes_everything_it_promises(finished):
+  names = ['config.json', 'table.md', 'report.html', 'complete.json']
+  names += ['accuracy.png', *(f'signals_{s}.png' for s in ('erk', 'snip'))]
+  for name in names:
+    assert (finished / name).stat().st_size > 0
+  found = [r for r in programs.results(finished) if 'accuracy' in r]
+  fields = ('support', 'density', 'network', 'key')
+  assert [tuple(record[f] for f in fields) for record in found] == [
+    (support, 0.05, network, key)
+    for support in ('erk', 'snip', 'set')
+    for network in ('standard', 'dct')
+    if support in SUPPORTS_OF[network]
+    for key in (0, 1)
+  ]
+  for record in found:
+    assert record['density_measured'] == pytest.approx(
+      record['density'], abs=2e-3
+    )
+    assert 0 <= record['accuracy'] <= 1
+    assert record['loss'] > 0
+
+
+def test_sizes_are_those_of_the_arrays(finished):
+  # mlp on digits: 64 × 100 + 100 × 10 weights and 110 biases; Adam has two
+  # slots for each and a step, sparsify a step, a key and masks of a byte for
+  # each parameter.
+  weights, biases = 64 * 100 + 100 * 10, 110
+  for record in programs.results(finished):
+    if 'accuracy' not in record:
+      continue
+    scales = 2 * (record['network'] == 'dct')
+    connections = round(record['density_measured'] * weights)
+    others = biases + scales
+    assert record['parameters'] == connections + others
+    dense = 12 * (weights + others) + 4
+    assert record['bytes_dense'] == dense
+    assert record['bytes_masked'] == dense + (weights + others) + 4 + 8
+    condensed = 12 * (connections + others) + 4 * connections + 4
+    moves = record['support'] == 'set'
+    assert record['bytes_condensed'] == (None if moves else condensed)
+
+
+def test_every_layer_has_a_density_and_signals(finished):
+  layers = [r for r in programs.results(finished) if 'layer' in r]
+  networks = [r for r in programs.results(finished) if 'accuracy' in r]
+  assert len(layers) == 2 * len(networks)
+  for record in layers:
+    assert 0 < record['layer_density'] <= 1
+    assert record['gradient_norm'] > 0
+  of = lambda network: [
+    r['variance']
+    for r in layers
+    if (r['network'], r['support']) == (network, 'erk')
+  ]
+  assert min(of('dct')) > max(of('standard'))
+
+
+def test_costs_compare_the_networks(finished):
+  costs = json.loads((finished / 'costs.json').read_text())
+  assert [(row['network'], row['density']) for row in costs['sizes']] == [
+    ('standard', 0.05),
+    ('dct', 0.05),
+  ]
+  assert all(row['condensed / dense'] < 0.2 for row in costs['sizes'])
+  standard, dct = costs['steps']
+  assert standard['ratio to standard'] == 1
+  assert dct['ratio to standard'] > 0
+
+
+def test_table_has_a_gap_where_a_network_has_no_support(finished):
+  lines = (finished / 'table.md').read_text().splitlines()
+  assert lines[0] == '| support | density | standard | dct |'
+  assert [line.split(' | ')[0] for line in lines[2:]] == [
+    '| erk',
+    '| snip',
+    '| set',
+  ]
+  assert lines[3].endswith('|  |')
+
+
+def test_what_is_finished_is_not_trained_again(finished):
+  times = {
+    path: path.stat().st_mtime_ns
+    for path in (finished / 'combinations').rglob('*')
+    if path.is_file()
+  }
+  before = programs.results(finished)
+  args = [*ARGS, '--timed-steps', '0', '--out', finished, '--resume']
+  assert run(*args) == 0
+  assert {path: path.stat().st_mtime_ns for path in times} == times
+  assert programs.results(finished) == before
+
+
+def test_a_combination_that_was_stopped_continues_to_the_same(
+  finished, tmp_path
+):
+  """As if it had been stopped after its first look, with its masks scored."""
+  name = 'standard_snip_density_0.05_alpha_1'
+  args = [*TINY, '--supports', 'snip', '--densities', '0.05', '--timed-steps=0']
+  args += ['--networks', 'standard', '--keys', '0', '1']
+  out = tmp_path / 'run'
+  assert run(*args, '--out', out) == 0
+  expected = programs.results(out)
+  folder = out / 'combinations' / name
+  for path in (folder / 'complete.json', folder / 'results.json'):
+    path.unlink()
+  assert run(*args, '--out', out, '--resume') == 0
+  assert programs.results(out) == expected
+  assert len(metrics.read_metrics(folder / 'metrics.jsonl')) == len(
+    metrics.read_metrics(finished / 'combinations' / name / 'metrics.jsonl')
+  )
+
+
+def test_with_powerprop_the_sparse_part_leaves_its_start(tmp_path):
+  out = tmp_path / 'run'
+  args = ['--supports', 'erk', '--densities', '0.1', '--keys', '0']
+  args += ['--alphas', '2', '--networks', 'dct', '--loop.num-steps=60']
+  args += ['--loop.eval-every=30', '--dct-optimizer.learning-rate=0.01']
+  assert run(*TINY, *args, '--timed-steps=0', '--out', out) == 0
+  name = 'dct_erk_density_0.1_alpha_2'
+  looks = metrics.read_metrics(out / 'combinations' / name / 'metrics.jsonl')
+  losses = [look['loss'] for look in looks if 'loss' in look]
+  assert losses[-1] < losses[0]
+
+
+def test_scores_that_rank_nothing_leave_a_combination_out(tmp_path, capsys):
+  # Images of zeros: there is no gradient of any weight.
+  images, labels = np.zeros((60, 8, 8, 1), np.float32), np.arange(60) % 2
+  path = tmp_path / 'dark.npz'
+  np.savez(path, x_train=images, y_train=labels, x_test=images, y_test=labels)
+  args = ['--data.name', path, '--supports', 'snip', '--out', tmp_path / 'run']
+  args += ['--networks', 'standard', '--densities', '0.1', '--keys', '0']
+  assert run(*TINY, *args) == 2
+  found = capsys.readouterr()
+  assert 'snip_density_0.1_alpha_1 is left out: SNIP scores' in found.out
+  assert 'error: there is no network to report' in found.err
+
+
+@pytest.mark.parametrize('name', patterns.SCORED)
+def test_scored_supports_are_refused_for_the_transform_alone(
+  name, tmp_path, capsys
+):
+  out = tmp_path / 'run'
+  refused = run(*TINY, '--supports', name, '--networks', 'dct', '--out', out)
+  error = programs.error(refused, capsys)
+  assert error.startswith('error: the weights beside a cosine transform start')
+  assert name in error
+  assert not out.exists()
+
+
+@pytest.mark.parametrize(
+  ('args', 'named'),
+  [
+    ('--supports epq', 'epq'),
+    ('--supports erk erk', '--supports must differ'),
+    ('--networks dct dct', '--networks must differ'),
+    ('--densities 0', '(0, 1], got 0'),
+    ('--densities 0.0005 --supports uniform', 'would lose all of them'),
+    ('--densities 0.0001 --supports snip', '1 connections for 2 layers'),
+    ('--alphas 0.5', 'at least 1'),
+    ('--dct-init-scale 0 --alphas 2', '--dct-init-scale'),
+    ('--score.rounds 0', 'rounds must be at least 1'),
+    ('--score.num-batches 100', '--score.num-batches'),
+    ('--timed-steps -1', '--timed-steps'),
+    ('--workers 0', '--workers'),
+    ('--net mlpp', "Did you mean 'mlp'"),
+    ('--sparse.period 5000', 'nothing would ever be rewired'),
+    ('--dct-optimizer.learning-rate 0', 'learning_rate'),
+  ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(
+  args, named, tmp_path, capsys
+):
+  out = tmp_path / 'run'
+  assert named in programs.error(
+    run(*TINY, *args.split(), '--out', out), capsys
+  )
+  assert not out.exists()
+
+
+@pytest.mark.parametrize('name', PRESETS)
+def test_presets_survive_their_record(name):
+  assert programs.survives_its_record(PRESETS[name])
+
+
+def test_presets_compare_both_networks_and_have_the_epochs_of_the_recipe():
+  for name, config in PRESETS.items():
+    chosen = training.combinations(config)
+    assert {c.network for c in chosen} == {'standard', 'dct'}, name
+  for name, examples, epochs in (
+    ('mnist_lenet_300_100', 55_000, 5),
+    ('cifar10_resnet_50', 45_000, 200),
+  ):
+    loop = PRESETS[name].loop
+    steps = examples // loop.batch_size
+    assert loop.num_steps in range(steps * epochs, (steps + 1) * epochs + 1)
+    assert loop.num_steps % loop.eval_every == 0
+
+
+@pytest.mark.parametrize('name', ['mnist_lenet_300_100', 'mnist_lenet_5'])
+def test_presets_leave_a_weight_in_every_layer(name):
+  config = PRESETS[name]
+  part = Arrays(np.zeros((1, 28, 28, 1), np.uint8), np.zeros(1, int))
+  splits = data.Splits(part, part, part, 10, 'zeros')
+  for combination in training.combinations(config):
+    network, support, density, alpha = combination
+    net = training.make_net(config, network, alpha, 10)
+    theta = sparse_runs.shapes(net, splits)
+    patterns.check_density(support, theta, density)
+    make_tx = training.tx_maker(config, combination, theta, 1)
+    # Raises an error where a layer would lose all its weights.
+    init = functools.partial(views.init, make_tx(jax.random.key(0)))
+    jax.eval_shape(init, theta)
+
+
+@pytest.mark.slow
+def test_residual_networks_on_cifar10_take_a_few_steps(tfds_dir, tmp_path):
+  short = PRESETS['cifar10_short']
+  config = dataclasses.replace(
+    short,
+    out=str(tmp_path / 'run'),
+    data=dataclasses.replace(short.data, dir=tfds_dir),
+  )
+  dct_plus_sparse.main(config)
+  found = [r for r in programs.results(tmp_path / 'run') if 'accuracy' in r]
+  assert [(r['network'], r['support']) for r in found] == [
+    ('standard', 'erk'),
+    ('dct', 'erk'),
+    ('standard', 'snip'),
+  ]
+  for record in found:
+    assert record['density_measured'] == pytest.approx(0.01, abs=1e-4)
+    assert record['loss'] > 0

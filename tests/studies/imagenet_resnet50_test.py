@@ -1,0 +1,365 @@
+"""The program for ImageNet at a tiny size: train, stop, resume, evaluate."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import socket
+import subprocess
+import sys
+
+import image_files
+import jax
+import numpy as np
+import pytest
+
+from experiments.imagenet_resnet50 import __main__ as imagenet_resnet50
+from experiments.imagenet_resnet50 import report, setup
+from experiments.imagenet_resnet50 import run as image_run
+from experiments.imagenet_resnet50.config import (
+  PRESETS,
+  Config,
+  from_identity,
+  identity,
+)
+from experiments.imagenet_resnet50.setup import Task
+from powerprop_jax.core import masks
+from powerprop_jax.export import export
+from powerprop_jax.train import methods
+from powerprop_jax.train.cli import arguments
+from powerprop_jax.train.runs import metrics as metrics_lib
+
+ROOT = pathlib.Path(__file__).parents[2]
+ALL_DEVICES = ['--mesh.devices', '8']
+ONE_DEVICE = ['--mesh.devices', '1']
+TINY = ['--preset', 'tiny', *ONE_DEVICE]
+SYNTHETIC = [*TINY, '--data.synthetic', '--data.synthetic-classes', '10']
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _compiled_once(tmp_path_factory):
+  """Runs of the same settings take what the first one compiled."""
+  before = {
+    name: jax.config.values[name]
+    for name in (
+      'jax_compilation_cache_dir',
+      'jax_persistent_cache_min_compile_time_secs',
+      'jax_disable_most_optimizations',
+    )
+  }
+  folder = tmp_path_factory.mktemp('compiled')
+  jax.config.update('jax_compilation_cache_dir', str(folder))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+  # Which takes most of the time.
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  for name, value in before.items():
+    jax.config.update(name, value)
+
+
+def run(*args):
+  return arguments.run(
+    imagenet_resnet50.main,
+    PRESETS,
+    prog='imagenet_resnet50',
+    description='',
+    args=[str(arg) for arg in args],
+    static_alpha=True,
+  )
+
+
+def result(out):
+  [record] = json.loads((out / 'results.json').read_text())
+  return record
+
+
+class PresetsTest:
+  def test_there_is_one_for_each_cell_of_the_table(self):
+    sparse = [m for m in setup.METHODS if m != 'dense']
+    expected = {'dense', 'dense_powerprop', 'tiny'} | {
+      f'{method}_{sparsity}_{allocation}{suffix}'
+      for method in sparse
+      for sparsity in (80, 90, 95)
+      for allocation in ('uniform', 'erk')
+      for suffix in ('', '_powerprop')
+    }
+    assert set(PRESETS) == expected
+
+  def test_names_say_what_they_are(self):
+    config = PRESETS['rigl_90_erk_powerprop']
+    assert (config.method, config.sparsity, config.allocation) == (
+      *('rigl', 0.9, 'erk'),
+    )
+    assert config.alpha > 1
+    assert PRESETS['rigl_90_erk'] == dataclasses.replace(config, alpha=1.0)
+    recipe = config.recipe
+    assert (recipe.batch_size, recipe.num_steps) == (4096, 32_000)
+    assert round(config.sparse.stop * recipe.num_steps) == 25_000
+
+  @pytest.mark.parametrize('name', [n for n in PRESETS if '_90_' in n])
+  def test_every_method_fits_the_real_network(self, name):
+    config = PRESETS[name]
+    theta = _real_shapes()
+    tx = setup.make_tx(
+      config.recipe,
+      config.sparse,
+      Task(
+        config.method,
+        config.sparsity,
+        config.allocation,
+        config.alpha,
+        1_281_167,
+      ),
+      theta,
+    )
+    state = jax.eval_shape(tx.init, theta)
+    slots = sum(x.size for x in jax.tree.leaves(state) if x.dtype == np.float32)
+    assert slots >= 25_557_032
+
+  def test_settings_come_back_from_a_file(self):
+    for config in PRESETS.values():
+      stored = json.loads(json.dumps(identity(config)))
+      here = Config(data=dataclasses.replace(config.data, workers=3))
+      found = from_identity(stored, here)
+      assert identity(found) == identity(config)
+      assert found.data.workers == 3
+
+  def test_published_numbers_stand_beside_ours(self):
+    found = {
+      (r['sparsity'], r['allocation'], r['length']): r['accuracy']
+      for r in report.published('rigl')
+    }
+    assert found[0.9, 'erk', 1] == 0.73 and found[0.95, 'uniform', 5] == 0.731
+    assert found[0.0, None, 1] == 0.768
+
+
+def _real_shapes():
+  net = setup.make_net(setup.NetConfig(), 1000)
+  return setup.shapes(net, 224)
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  """A run on random images."""
+  out = tmp_path_factory.mktemp('imagenet') / 'run'
+  assert run(*SYNTHETIC, '--out', out) == 0
+  return out
+
+
+@pytest.mark.slow
+class RunTest:
+  def test_everything_promised_is_there(self, finished):
+    for name in (
+      'config.json', 'metrics.jsonl', 'best.npz', 'learning_curves.png',
+      'report.html', 'results.json', 'complete.json',
+    ):  # fmt: skip
+      assert (finished / name).stat().st_size > 0
+    record = result(finished)
+    assert record['step'] == 8 and record['num_skipped'] == 0
+    assert record['loss'] > 0
+    assert record['density'] == pytest.approx(_expected_density())
+    looks = metrics_lib.read_metrics(finished / 'metrics.jsonl')
+    evaluated = [r['step'] for r in looks if 'validation_accuracy' in r]
+    assert evaluated == [4, 8]
+    page = (finished / 'report.html').read_text()
+    assert 'Evci et al., 2020' in page and '0.746' in page
+
+  def test_a_longer_run_continues_a_finished_part(self, finished, tmp_path):
+    # The checkpoint of step 4 stands for a run that was stopped there.
+    out = tmp_path / 'run'
+    out.mkdir()
+    (out / 'config.json').write_bytes((finished / 'config.json').read_bytes())
+    (out / 'checkpoints').mkdir()
+    (finished / 'checkpoints' / '4').rename(out / 'checkpoints' / '4')
+    try:
+      assert run(*SYNTHETIC, '--out', out, '--resume') == 0
+    finally:
+      (out / 'checkpoints' / '4').rename(finished / 'checkpoints' / '4')
+    assert result(out) == result(finished)
+    with (
+      np.load(out / 'best.npz') as ours,
+      np.load(finished / 'best.npz') as theirs,
+    ):
+      for name in set(ours.files) - {'about'}:
+        np.testing.assert_array_equal(ours[name], theirs[name])
+
+  def test_evaluation_alone_says_the_same(self, finished, capsys):
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob('*')}
+    assert run('--evaluate', finished, *ONE_DEVICE) == 0
+    printed = capsys.readouterr().out
+    record = result(finished)
+    assert _column(printed, 'loss') == pytest.approx(record['loss'], rel=2e-3)
+    assert _column(printed, 'step') == 8
+    assert {p: p.stat().st_mtime_ns for p in finished.rglob('*')} == before
+
+  def test_export_is_the_mean_under_its_masks(self, finished, capsys):
+    path = finished / 'best.npz'
+    found = export.read(path)
+    zeros = jax.tree.map(
+      lambda t, m: bool((t[~m] == 0).all()), *map(_host, found[:2])
+    )
+    assert all(jax.tree.leaves(zeros))
+    assert setup.density(
+      setup.Weights(found.theta, found.masks, {})
+    ) == pytest.approx(result(finished)['density'])
+    assert run('--evaluate', path, *ONE_DEVICE) == 0
+    scores = found.about['scores']
+    printed = _column(capsys.readouterr().out, 'loss')
+    assert printed == pytest.approx(scores['loss'], rel=2e-3)
+
+
+def _expected_density():
+  """That of 0.2 of each layer, with all of the first."""
+  config = PRESETS['tiny']
+  theta = setup.shapes(setup.make_net(config.net, 10), 32)
+  sparsities = methods.uniform_dense_stem(theta, 0.8)
+  sizes = {name: theta[name[:-2]]['w'].size for name in sparsities}
+  kept = [masks.num_kept(sizes[name], s) for name, s in sparsities.items()]
+  return sum(kept) / sum(sizes.values())
+
+
+def _host(tree):
+  return jax.tree.map(np.asarray, tree)
+
+
+def _column(table, name):
+  """The number in the last table printed, below a heading."""
+  lines = [line for line in table.splitlines() if line.strip()]
+  heads = re.split(r'\s{2,}', lines[-2].strip())
+  values = re.split(r'\s{2,}', lines[-1].strip())
+  return float(values[heads.index(name)].replace(',', ''))
+
+
+@pytest.mark.slow
+class PhotographsTest:
+  def test_sample_is_trained_stopped_resumed_and_evaluated(
+    self, tfds_dir, finished, tmp_path
+  ):
+    del finished
+    out = tmp_path / 'run'
+    args = [*TINY, '--data.dir', tfds_dir, '--data.test', 'validation[:32]']
+    assert run(*args, '--out', out) == 0
+    whole = result(out)
+    # As if it had been killed after step 6.
+    for name in ('results.json', 'complete.json', 'report.html'):
+      (out / name).unlink()
+    (out / 'checkpoints' / '8').rename(tmp_path / '8')
+    assert run(*args, '--out', out, '--resume') == 0
+    assert result(out) == whole
+    assert run('--evaluate', out, '--data.dir', tfds_dir, *ONE_DEVICE) == 0
+
+
+class BadInputTest:
+  @pytest.mark.parametrize(
+    ('args', 'message'),
+    [
+      (['--preset', 'rigl_90'], "unknown preset 'rigl_90'; there are: dense"),
+      (['--preset', 'rigl_90'], 'more. Near it: rigl_90_erk, rigl_95_erk'),
+      ([*SYNTHETIC, '--method', 'lottery'], 'lottery'),
+      ([*SYNTHETIC, *ALL_DEVICES, '--recipe.batch-size', '12'],
+       'a batch of 12 examples cannot be shared out equally among 8 devices'),
+      ([*SYNTHETIC, *ALL_DEVICES, '--data.test-batch', '9'],
+       'a batch of 9 examples'),
+      ([*SYNTHETIC, '--mesh.devices', '9'], 'from 1 to 8, as many as there'),
+      ([*SYNTHETIC, '--mesh.data', '3'], 'needs 3 devices, there are 1'),
+      ([*SYNTHETIC, '--key', '-1'], 'key must be at least 0'),
+      ([*SYNTHETIC, '--eval-every', '0'], '--eval-every must be at least 1'),
+      ([*SYNTHETIC, '--sparsity', '0.9999', '--allocation', 'uniform',
+        '--sparse.drop-fraction', '2'], 'drop_fraction must be in (0, 1)'),
+      ([*SYNTHETIC, '--sparse.distribution', 'er'], 'choose --allocation'),
+      ([*SYNTHETIC, '--data.image-size', '0'], '--data.image-size must be'),
+      ([*SYNTHETIC, '--net.width', '0'], 'net.width must leave at least one'),
+      ([*TINY, '--data.name', 'imagenot'], 'imagenot'),
+      ([*SYNTHETIC, '--hosts.count', '2'], 'without hosts.coordinator'),
+      (['--evaluate', 'no_such_run'], 'no_such_run holds no run'),
+      (['--evaluate', 'no_such.npz'], 'cannot read no_such.npz'),
+    ],
+  )  # fmt: skip
+  def test_mistakes_are_one_line_and_status_2(
+    self, args, message, capsys, tmp_path
+  ):
+    out = tmp_path / 'run'
+    assert run(*args, '--out', out, '--data.dir', tmp_path) == 2
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith('error: ') and message in line
+    assert not out.exists()
+
+  @pytest.mark.slow
+  def test_folder_of_another_run_is_refused(self, finished, capsys):
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob('*')}
+    for args, message in (
+      (SYNTHETIC, 'already holds a run of imagenet_resnet50; pass --resume'),
+      ([*SYNTHETIC, '--resume', '--alpha', '2'], 'alpha: 1.5 → 2.0'),
+    ):
+      assert run(*args, '--out', finished) == 2
+      [line] = capsys.readouterr().err.strip().splitlines()
+      assert line.startswith('error: ') and message in line
+    assert {p: p.stat().st_mtime_ns for p in finished.rglob('*')} == before
+
+  @pytest.mark.slow
+  def test_label_that_is_no_class_is_named(self, finished, tmp_path, capsys):
+    del finished
+    found = image_files.examples(16)
+    found[3] = found[3]._replace(label=7)
+    image_files.make_set(tmp_path, found)
+    args = ['--data.name', 'tiny', '--data.dir', tmp_path, '--data.test',
+            'train[:2]']  # fmt: skip
+    assert run(*TINY, *args, '--out', tmp_path / 'run') == 2
+    [line] = [
+      line
+      for line in capsys.readouterr().err.splitlines()
+      if line.startswith('error: ')
+    ]
+    assert '3.jpg' in line and '7' in line and '0 to 4' in line
+
+
+@pytest.mark.slow
+def test_hosts_that_disagree_are_refused(tmp_path):
+  try:
+    with socket.create_server(('127.0.0.1', 0)) as probe:
+      port = probe.getsockname()[1]
+  except OSError as error:
+    pytest.skip(f'needs sockets on this machine: {error}')
+  environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+  hosts = [
+    subprocess.Popen(
+      [
+        *(sys.executable, '-m', 'experiments.imagenet_resnet50'),
+        *('--preset', 'tiny', '--data.synthetic', '--key', str(index)),
+        *('--out', str(tmp_path / 'run')),
+        *(f'--hosts.coordinator=127.0.0.1:{port}', '--hosts.count=2'),
+        f'--hosts.index={index}',
+      ],
+      cwd=ROOT,
+      env=environment,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for index in (0, 1)
+  ]
+  try:
+    for host in hosts:
+      _, printed = host.communicate(timeout=300)
+      errors = [x for x in printed.splitlines() if x.startswith('error: ')]
+      assert host.returncode == 2
+      assert len(errors) == 1
+      assert 'host 1 differs from host 0: settings.key: 0 → 1' in errors[0]
+  finally:
+    for host in hosts:
+      host.kill()
+      host.wait()
+  assert not (tmp_path / 'run').exists()
+
+
+def test_all_hosts_get_the_folder_of_a_single_one(tmp_path):
+  out = str(tmp_path / 'run')
+  settings = identity(PRESETS['tiny'])
+  folder = image_run.open_folder(
+    out, settings, program='imagenet_resnet50', resume=False
+  )
+  assert not folder.is_resumed
+  again = image_run.open_folder(
+    out, settings, program='imagenet_resnet50', resume=True
+  )
+  assert again.is_resumed

@@ -1,0 +1,291 @@
+"""What settings make of networks, rates, methods and masks."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.imagenet_resnet50 import setup
+from experiments.imagenet_resnet50.setup import NetConfig, RecipeConfig, Task
+from powerprop_jax.core import distributions, trees
+from powerprop_jax.core import select as select_lib
+from powerprop_jax.optim import ema, topology, views
+from powerprop_jax.train import schedules
+from powerprop_jax.train import state as state_lib
+from powerprop_jax.train.methods import SparseConfig
+from powerprop_jax.train.runs.errors import UserError
+from powerprop_jax.train.schedules import ScheduleConfig
+
+IMAGENET = 1_281_167
+SPARSE = SparseConfig(period=10, stop=25 / 32)
+# A network of two leaves that masks concern, with the names of a real one.
+THETA = {
+  'net/stem': {'w': jnp.full((3, 3, 3, 8), 0.1, jnp.float32)},
+  'net/norm': {'scale': jnp.ones(8)},
+  'net/logits': {'w': jnp.linspace(-1.0, 1.0, 400).reshape(8, 50) + 1e-3},
+}
+RECIPE = RecipeConfig(
+  batch_size=10, num_steps=100, schedule=ScheduleConfig(warmup=0.0)
+)
+
+
+def task(method='rigl', sparsity=0.9, allocation='erk', alpha=1.0, num=100):
+  return Task(method, sparsity, allocation, alpha, num)
+
+
+def state_of(asked, recipe=RECIPE, sparse=SPARSE):
+  tx = setup.make_tx(recipe, sparse, asked, THETA)
+  phi, opt_state = views.init(tx, THETA)
+  return tx, state_lib.TrainState(
+    jnp.zeros([], jnp.int32), phi, {}, opt_state, jax.random.key(0)
+  )
+
+
+def kept(masks):
+  return {name: int(leaves['w'].sum()) for name, leaves in masks.items()
+          if 'w' in leaves}  # fmt: skip
+
+
+class NetTest:
+  def test_sizes_are_those_of_the_literature(self):
+    theta = setup.shapes(setup.make_net(NetConfig(), 1000), 224)
+    leaves = list(trees.named_leaves(theta))
+    assert sum(leaf.value.size for leaf in leaves) == 25_557_032
+    weights = [x.value.size for x in leaves if select_lib.is_weight(*x)]
+    assert sum(weights) == 25_502_912
+
+  def test_width_scales_every_layer(self):
+    theta = setup.shapes(setup.make_net(NetConfig(width=0.5), 1000), 64)
+    assert theta['resnet_50/stem']['w'].shape == (7, 7, 3, 32)
+    assert theta['resnet_50/logits']['w'].shape == (1024, 1000)
+
+  @pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+      ({'depth': 34}, 'must be 10, 18 or 50, got 34'),
+      ({'width': 0.0}, 'got 0'),
+    ],
+  )
+  def test_impossible_ones_are_refused(self, settings, message):
+    with pytest.raises(UserError, match=message):
+      setup.make_net(NetConfig(**settings), 10)
+
+
+class RateTest:
+  def test_recipe_of_rigl(self):
+    rate = setup.learning_rate(RecipeConfig(), IMAGENET)
+    epoch = IMAGENET / 4096
+    at = lambda epochs: float(rate(round(epochs * epoch)))
+    assert at(0) == 0
+    assert at(2.5) == pytest.approx(0.8, rel=1e-3)
+    for epochs, expected in ((5, 1.6), (29.9, 1.6), (30, 0.16), (69.9, 0.16),
+                             (70, 0.016), (90, 0.0016)):  # fmt: skip
+      assert at(epochs) == pytest.approx(expected, rel=1e-5)
+
+  def test_longer_training_stretches_all_of_it(self):
+    short = setup.learning_rate(RecipeConfig(), IMAGENET)
+    long = setup.learning_rate(RecipeConfig(length=5.0), IMAGENET)
+    assert setup.num_steps(RecipeConfig(length=5.0)) == 160_000
+    for step in (0, 400, 1000, 9000, 10_000, 25_000, 31_999):
+      expected = pytest.approx(float(short(step)), rel=1e-3)
+      assert float(long(5 * step)) == expected
+
+  def test_cosine_ends_at_zero(self):
+    config = ScheduleConfig(kind='cosine', warmup=1.0)
+    rate = schedules.make(config, num_steps=110, steps_per_epoch=10)
+    found = [float(rate(step)) for step in (0, 5, 10, 60, 110)]
+    np.testing.assert_allclose(found, [0, 0.8, 1.6, 0.8, 0], atol=1e-6)
+
+  def test_rate_is_one_program_for_all_steps(self):
+    rate = setup.learning_rate(RecipeConfig(), IMAGENET)
+    found = jax.jit(jax.vmap(rate))(jnp.arange(0, 32_000, 1000))
+    assert found.dtype == jnp.float32 and bool(
+      jnp.all(jnp.diff(found[2:]) <= 0)
+    )
+
+  @pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+      ({'learning_rate': 0.0}, 'positive and finite, got 0'),
+      ({'warmup': 200.0}, 'takes 200 steps, but there are 100'),
+      ({'warmup': -1.0}, 'at least 0 epochs, got -1'),
+      ({'kind': 'steps'}, "'stairs' or 'cosine', got 'steps'"),
+      ({'factor': 1.0}, r'\(0, 1\), got 1'),
+      ({'drops': (70.0, 30.0)}, r'ascending order, got \(70.0, 30.0\)'),
+    ],
+  )
+  def test_impossible_ones_are_refused(self, settings, message):
+    with pytest.raises(UserError, match=message):
+      schedules.make(ScheduleConfig(**settings), 100, 1.0)
+
+
+class MethodTest:
+  @pytest.mark.parametrize('alpha', [1.0, 1.5])
+  @pytest.mark.parametrize(
+    'method', [m for m in setup.METHODS if m not in ('dense', 'one_shot')]
+  )
+  @pytest.mark.parametrize('allocation', ['uniform', 'erk'])
+  def test_first_masks_are_as_asked(self, method, allocation, alpha):
+    _, state = state_of(task(method, 0.8, allocation, alpha))
+    found = kept(views.current_masks(state.phi, state.opt_state))
+    if method == 'pruning':
+      assert found == {'net/stem': 216, 'net/logits': 400}
+    elif allocation == 'uniform':
+      assert found == {'net/stem': 216, 'net/logits': 80}
+    else:
+      expected = distributions.erk(THETA, 0.8)
+      for name, size in (('net/stem', 216), ('net/logits', 400)):
+        assert found[name] == size - math.floor(size * expected[f'{name}/w'])
+
+  @pytest.mark.parametrize('method', ['dense', 'one_shot'])
+  def test_dense_training_has_no_masks(self, method):
+    sparsity = 0.0 if method == 'dense' else 0.8
+    _, state = state_of(task(method, sparsity, 'uniform', 1.5))
+    assert topology.find_sparse_state(state.opt_state) is None
+
+  @pytest.mark.parametrize('allocation', ['uniform', 'erk'])
+  def test_one_shot_leaves_out_the_smallest_of_each_layer(self, allocation):
+    asked = task('one_shot', 0.9, allocation, 1.5)
+    _, state = state_of(asked)
+    theta, masks, _ = setup.weights(state, asked)
+    if allocation == 'uniform':
+      assert kept(masks) == {'net/stem': 216, 'net/logits': 40}
+      w = np.abs(np.asarray(THETA['net/logits']['w'])).ravel()
+      smallest = np.sort(w)[-40]
+      np.testing.assert_array_equal(
+        np.asarray(masks['net/logits']['w']).ravel(), w >= smallest
+      )
+    assert 0 < setup.density(setup.Weights(theta, masks, {})) < 0.5
+    zero = np.asarray(theta['net/logits']['w']) == 0
+    np.testing.assert_array_equal(zero, ~np.asarray(masks['net/logits']['w']))
+
+  def test_penalty_spares_norms_and_sees_theta(self):
+    recipe = dataclasses.replace(
+      RECIPE,
+      schedule=ScheduleConfig(learning_rate=1.0, warmup=0.0),
+      momentum=0.0,
+      decay_theta=0.5,
+    )
+    tx, state = state_of(task('dense', 0.0), recipe)
+    zeros = jax.tree.map(jnp.zeros_like, THETA)
+    updates, _ = tx.update(zeros, state.opt_state, state.phi)
+    np.testing.assert_array_equal(updates['net/norm']['scale'], 0)
+    np.testing.assert_allclose(
+      updates['net/logits']['w'], -0.5 * THETA['net/logits']['w'], rtol=1e-6
+    )
+
+  def test_end_of_rewiring_is_stretched_too(self):
+    asked = task('rigl', 0.5, 'uniform')
+    sparse = SparseConfig(period=10, stop=0.5)
+    for length, last in ((1.0, 40), (2.0, 90)):
+      recipe = dataclasses.replace(RECIPE, length=length)
+      tx, state = state_of(asked, recipe, sparse)
+      update = jax.jit(tx.update)
+      moved, opt_state = [], state.opt_state
+      for step in range(100):
+        before = views.current_masks(state.phi, opt_state)
+        grads = jax.tree.map(functools.partial(_noise, step), THETA)
+        _, opt_state = update(grads, opt_state, state.phi)
+        after = views.current_masks(state.phi, opt_state)
+        same = jax.tree.map(np.array_equal, before, after)
+        if not all(jax.tree.leaves(same)):
+          moved.append(step)
+      assert max(moved) == last
+
+  @pytest.mark.parametrize(
+    ('asked', 'message'),
+    [
+      (task('lottery'), "unknown method 'lottery'; there are: dense, one_shot"),
+      (task('rigl', 1.0), r'sparsity must be in \[0, 1\), got 1'),
+      (task('dense', 0.5), 'dense network has sparsity 0, got 0.5'),
+      (task(allocation='er'), "unknown allocation 'er'"),
+      (task(alpha=0.5), 'alpha must be at least 1 and finite, got 0.5'),
+    ],
+  )
+  def test_impossible_tasks_are_refused(self, asked, message):
+    with pytest.raises(UserError, match=message):
+      setup.make_tx(RECIPE, SPARSE, asked, THETA)
+
+  @pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+      ({'batch_size': 0}, 'batch_size must be at least 1, got 0'),
+      ({'momentum': 1.0}, r'momentum must be in \[0, 1\), got 1'),
+      ({'label_smoothing': -0.1}, r'label_smoothing must be in .* got -0.1'),
+      ({'ema': 1.0}, r'ema must be in \[0, 1\), got 1'),
+      ({'decay_theta': -1.0}, 'decay_theta must be at least 0'),
+      ({'num_steps': 0}, 'num_steps must be at least 1, got 0'),
+      ({'length': 0.0}, 'length must be positive and finite, got 0'),
+    ],
+  )
+  def test_impossible_recipes_are_refused(self, settings, message):
+    recipe = dataclasses.replace(RECIPE, **settings)
+    with pytest.raises(UserError, match=message):
+      setup.make_tx(recipe, SPARSE, task(), THETA)
+
+
+class MeanTest:
+  def test_mean_is_that_of_theta_and_obeys_the_masks(self):
+    recipe = dataclasses.replace(
+      RECIPE, ema=0.5, schedule=ScheduleConfig(learning_rate=0.1, warmup=0.0)
+    )
+    asked = task('set', 0.5, 'uniform', 2.0)
+    tx, state = state_of(asked, recipe, SparseConfig(period=3, stop=1.0))
+    update = jax.jit(tx.update)
+    phi, opt_state = state.phi, state.opt_state
+    expected = jax.tree.map(np.asarray, views.effective_params(phi, opt_state))
+    for step in range(1, 9):
+      grads = jax.tree.map(functools.partial(_noise, step), THETA)
+      updates, opt_state = update(grads, opt_state, phi)
+      phi = jax.tree.map(jnp.add, phi, updates)
+      theta = views.effective_params(phi, opt_state)
+      d = min(0.5, (1 + step) / (10 + step))
+      expected = jax.tree.map(
+        lambda a, t, d=d: d * a + (1 - d) * np.asarray(t), expected, theta
+      )
+    masks = views.current_masks(phi, opt_state)
+    jax.tree.map(
+      lambda found, e, m: np.testing.assert_allclose(
+        found, np.where(m, e, 0), rtol=1e-4, atol=1e-6
+      ),
+      ema.average(phi, opt_state),
+      expected,
+      masks,
+    )
+    mean = setup.weights(
+      state._replace(phi=phi, opt_state=opt_state), asked, mean=True
+    )
+    assert kept(mean.masks)['net/logits'] == 200
+    zeros = np.asarray(mean.theta['net/logits']['w']) == 0
+    assert zeros.sum() >= 200
+
+  def test_state_can_be_donated_and_compiles_once(self):
+    tx = ema.with_ema(setup.make_tx(RECIPE, SPARSE, task(), THETA), 0.9)
+    traces = []
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(phi, opt_state):
+      traces.append(0)
+      updates, opt_state = tx.update(THETA, opt_state, phi)
+      return jax.tree.map(jnp.add, phi, updates), opt_state
+
+    carry = views.init(tx, THETA)
+    for _ in range(3):
+      carry = step(*carry)
+    assert len(traces) == 1
+    assert jax.tree.leaves(tx.init({})) is not None
+
+  def test_wrong_use_is_refused(self):
+    with pytest.raises(ValueError, match=r'\[0, 1\), got 1'):
+      ema.with_ema(setup.make_tx(RECIPE, SPARSE, task(), THETA), 1.0)
+    tx, state = state_of(task(), dataclasses.replace(RECIPE, ema=0.9))
+    with pytest.raises(ValueError, match='needs the parameters'):
+      tx.update(THETA, state.opt_state)
+
+
+def _noise(step, x):
+  return jax.random.normal(jax.random.key(step), x.shape)

@@ -1,0 +1,193 @@
+"""Signals are measured where they pass, whatever the layers do to them."""
+
+import io
+import math
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.dct_plus_sparse import figures, figures_supports, propagation
+from powerprop_jax import nets
+from powerprop_jax.core import masks as masks_lib
+
+
+def _mlp():
+  """A network without biases or nonlinearities: a product of two matrices."""
+
+  def forward(x):
+    x = hk.Linear(5, with_bias=False, name='first')(x)
+    return hk.Linear(2, with_bias=False, name='second')(x)
+
+  net = hk.without_apply_rng(hk.transform(forward))
+  images = jax.random.normal(jax.random.key(1), (7, 3))
+  theta = net.init(jax.random.key(0), images)
+  return net, theta, images
+
+
+def _half_squares(outputs):
+  return jnp.sum(outputs**2) / 2
+
+
+def test_a_product_of_matrices_has_the_signals_of_a_hand_calculation():
+  net, theta, images = _mlp()
+  masks = masks_lib.full_masks(theta)
+  masks['first']['w'] = masks['first']['w'].at[0].set(False)
+  found = propagation.signal_propagation(
+    net.apply, _half_squares, theta, images, masks=masks
+  )
+  x = np.asarray(images, np.float64)
+  a = np.asarray(theta['first']['w'], np.float64)
+  a[0] = 0
+  b = np.asarray(theta['second']['w'], np.float64)
+  y = x @ a @ b
+  expected = {
+    'first': ((x @ a).var(), (x.T @ y @ b.T)[1:]),
+    'second': (y.var(), (x @ a).T @ y),
+  }
+  assert list(found) == ['first', 'second']
+  for layer, (variance, gradient) in expected.items():
+    np.testing.assert_allclose(found[layer].variance, variance, rtol=1e-5)
+    norm = np.linalg.norm(gradient)
+    np.testing.assert_allclose(found[layer].gradient_norm, norm, rtol=1e-5)
+
+
+def test_a_layer_without_connections_passes_nothing_on():
+  net, theta, images = _mlp()
+  masks = jax.tree.map(jnp.zeros_like, masks_lib.full_masks(theta))
+  found = propagation.signal_propagation(
+    net.apply, _half_squares, theta, images, masks=masks
+  )
+  for record in propagation.signal_records(found):
+    assert record['variance'] == record['gradient_norm'] == 0
+
+
+def test_a_norm_is_not_part_of_the_layer_before_it():
+  def forward(x):
+    x = 100 * hk.Linear(4, name='layer')(x)
+    return hk.BatchNorm(True, True, 0.9, name='norm')(x, is_training=True)
+
+  net = hk.transform_with_state(forward)
+  images = jax.random.normal(jax.random.key(1), (50, 3))
+  theta, net_state = net.init(jax.random.key(0), images)
+  double = jax.tree.map(lambda t: 2 * t, theta)
+  small, large = (
+    propagation.signal_propagation(
+      lambda t, x: net.apply(t, net_state, None, x)[0], jnp.mean, t, images
+    )['layer']
+    for t in (theta, double)
+  )
+  # After a norm, both would be 1.
+  np.testing.assert_allclose(large.variance, 4 * small.variance, rtol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['lenet_300_100', 'lenet_5_small'])
+def test_a_cosine_transform_passes_on_what_almost_no_connections_cannot(name):
+  images = jax.random.uniform(jax.random.key(1), (16, 28, 28, 1))
+  last = {}
+  for dct in (False, True):
+    net = nets.make(name, 10, dct=dct)
+    theta, net_state = net.init(jax.random.key(0), images, True)
+
+    def apply(theta, images, net=net, net_state=net_state):
+      return net.apply(theta, net_state, None, images, True)[0]
+
+    masks = jax.tree.map(
+      lambda t: jnp.arange(t.size).reshape(t.shape) % 100 == 0, theta
+    )
+    masks = {
+      module: {n: m if n == 'w' else jnp.ones_like(m) for n, m in own.items()}
+      for module, own in masks.items()
+    }
+    found = propagation.signal_propagation(
+      apply, lambda z: jnp.mean(z[:, 0]), theta, images, masks=masks
+    )
+    assert set(found) == set(theta)
+    last[dct] = float(list(found.values())[-1].variance)
+  assert last[True] > 100 * last[False]
+
+
+def test_masks_that_do_not_fit_are_refused():
+  net, theta, images = _mlp()
+  with pytest.raises(ValueError, match='first/w'):
+    propagation.signal_propagation(
+      net.apply, jnp.mean, theta, images, masks={'second': {'w': jnp.ones(1)}}
+    )
+
+
+def _records(layers):
+  return [
+    {
+      'network': network,
+      'density': density,
+      'key': key,
+      'layer': f'net/~/{layer}',
+      'variance': density / (1 + index) * (network == 'dct'),
+      'gradient_norm': 1 + density + key,
+    }
+    for network in ('standard', 'dct')
+    for density in (0.1, 0.01)
+    for key in (0, 1)
+    for index, layer in enumerate(layers)
+  ]
+
+
+@pytest.mark.parametrize('num_layers', [1, 3, 30])
+def test_the_figure_has_a_line_for_each_network_and_density(num_layers):
+  layers = [f'layer_{index}' for index in range(num_layers)]
+  figure = figures.signal_propagation(_records(layers), title='LeNet')
+  figure.savefig(io.BytesIO(), format='png', dpi=50)
+  (legend,) = figure.legends
+  assert [text.get_text() for text in legend.get_texts()] == [
+    'standard, 10 % of the weights',
+    'standard, 1 % of the weights',
+    'dct, 10 % of the weights',
+    'dct, 1 % of the weights',
+  ]
+  variance, norm = figure.axes
+  assert variance.get_yscale() == norm.get_yscale() == 'log'
+  lines = {line.get_label(): line.get_ydata() for line in variance.lines}
+  assert all(math.isnan(y) for y in lines['standard, 1 % of the weights'])
+  np.testing.assert_allclose(
+    lines['dct, 1 % of the weights'], 0.01 / (1 + np.arange(num_layers))
+  )
+  np.testing.assert_allclose(norm.lines[1].get_ydata(), 1.51)
+
+
+def test_the_figure_says_which_fields_it_needs():
+  with pytest.raises(ValueError, match='gradient_norm'):
+    figures.signal_propagation([{'layer': 'linear'}])
+
+
+def test_accuracies_have_a_pair_of_axes_for_each_support():
+  records = [
+    {
+      'support': support,
+      'network': network,
+      'density': density,
+      'alpha': alpha,
+      'key': key,
+      'accuracy': 0.5 + 0.1 * key,
+    }
+    for support in ('erk', 'snip')
+    for network in ('standard', 'dct')
+    for density in (0.1, 0.001)
+    for alpha in (1.0, 2.0)
+    for key in (0, 1)
+    if (support, network) != ('snip', 'dct')
+  ]
+  figure = figures_supports.accuracy_by_support(
+    records, title='LeNet', num_classes=10
+  )
+  figure.savefig(io.BytesIO(), format='png', dpi=50)
+  panels = [axes for axes in figure.axes if axes.get_title(loc='left')]
+  assert [axes.get_title(loc='left') for axes in panels] == ['erk', 'snip']
+  # Lines of two or four networks and α, and that of guessing.
+  assert [len(axes.lines) for axes in panels] == [5, 3]
+  (legend,) = figure.legends
+  assert [text.get_text() for text in legend.get_texts()][:2] == [
+    'standard, α = 1',
+    'standard, α = 2',
+  ]

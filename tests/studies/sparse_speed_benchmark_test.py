@@ -1,0 +1,65 @@
+"""The benchmark of layers without zeros, at a tiny size."""
+
+import json
+
+import numpy as np
+import pytest
+import scipy.sparse
+
+from experiments.benchmarks import mkl, sparse_speed
+from powerprop_jax.train.data.splits import DataConfig
+from powerprop_jax.train.runs.errors import UserError
+
+
+def test_writes_tables_and_a_figure(tmp_path):
+  config = sparse_speed.Config(
+    out=str(tmp_path / 'speed'),
+    parts=('inference', 'step', 'accuracy'),
+    widths=(16,),
+    batches=(1, 32),
+    train_batch=8,
+    sparsities=(0.8,),
+    repeats=1,
+    data=DataConfig('digits'),
+    accuracy_width=16,
+    accuracy=0.99,
+    max_steps=200,
+  )
+  sparse_speed.main(config)
+  records = json.loads((tmp_path / 'speed/results.json').read_text())
+  ways = {(r['part'], r['batch'], r['way']) for r in records}
+  assert ('inference', 32, 'BCSR') in ways and ('step', 8, 'masked') in ways
+  assert ('inference', 1, 'auto') in ways and ('step', 8, 'auto') in ways
+  timed = [r for r in records if r['part'] != 'accuracy']
+  assert all(r['ms'] > 0 and r['speed_up'] > 0 for r in timed)
+  trained = [r for r in records if r['part'] == 'accuracy']
+  assert [(r['way'], r['sparsity']) for r in trained] == [
+    ('dense', 0.0),
+    ('condensed', 0.8),
+  ]
+  assert all(r['steps'] == 200 and r['seconds'] > 0 for r in trained)
+  assert (tmp_path / 'speed/speed_ups.png').stat().st_size > 10_000
+
+
+@pytest.mark.skipif(not mkl.is_available(), reason='MKL is not installed')
+@pytest.mark.parametrize('num_vectors', [1, 5])
+def test_mkl_multiplies(num_vectors):
+  matrix = scipy.sparse.random(7, 4, 0.5, 'csr', np.float32, random_state=0)
+  x = np.arange(4.0 * num_vectors, dtype=np.float32).reshape(4, num_vectors)
+  found = mkl.Matrix(matrix, num_vectors)(x)
+  np.testing.assert_allclose(found, matrix @ x, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ('settings', 'message'),
+  [
+    (dict(widths=()), '--widths needs at least one value'),
+    (dict(parts=('speed',)), "no 'speed'; there are: inference, step, accu"),
+    (dict(batches=(0,)), '--batches must be at least 1, got 0'),
+    (dict(repeats=0), '--repeats must be at least 1, got 0'),
+    (dict(accuracy=1.5), r'--accuracy must be in \(0, 1\), got 1.5'),
+  ],
+)
+def test_bad_input_is_refused(settings, message):
+  with pytest.raises(UserError, match=message):
+    sparse_speed.main(sparse_speed.Config(**settings))

@@ -1,0 +1,216 @@
+"""The comparison of sparse methods writes what it promises, also in pieces."""
+
+import dataclasses
+import functools
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import programs
+import pytest
+
+from experiments.sparse_training import __main__ as sparse_training
+from experiments.sparse_training.config import PRESETS
+from powerprop_jax.train.runs import metrics
+
+ROOT = pathlib.Path(__file__).parents[2]
+TINY = [
+  '--net=mlp',
+  '--densities=0.2',
+  '--loop.num-steps=8',
+  '--loop.batch-size=8',
+  '--loop.eval-every=4',
+  '--loop.steps-per-dispatch=4',
+  '--sparse.period=2',
+]
+
+
+run = functools.partial(programs.run, sparse_training, static_alpha=True)
+
+
+def times(out):
+  return {
+    path: path.stat().st_mtime_ns
+    for path in (out / 'combinations').rglob('*')
+    if path.is_file()
+  }
+
+
+ARGS = [
+  *TINY,
+  *('--methods', 'dense', 'rigl'),
+  *('--alphas', '1', '2'),
+  *('--keys', '0', '1'),
+]
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  """A run of the dense network and RigL, for two α and two keys."""
+  out = tmp_path_factory.mktemp('sparse') / 'run'
+  assert run(*ARGS, '--out', out) == 0
+  return out
+
+
+def test_a_run_writes_everything_it_promises(finished):
+  names = ['config.json', 'table.md', 'report.html', 'complete.json']
+  names += ['accuracy.png', 'churn_density_0.2.png', 'layers_density_0.2.png']
+  for name in names:
+    assert (finished / name).stat().st_size > 0
+  found = programs.results(finished)
+  places = [(r['alpha'], r['method'], r['density'], r['key']) for r in found]
+  assert places == [
+    (alpha, method, 1.0 if method == 'dense' else 0.2, key)
+    for alpha in (1.0, 2.0)
+    for method in ('dense', 'rigl')
+    for key in (0, 1)
+  ]
+  for record in found:
+    assert record['density_measured'] == pytest.approx(
+      record['density'], abs=2e-3
+    )
+    assert 0 <= record['accuracy'] <= 1
+    assert 0 <= record['validation_accuracy'] <= 1
+    assert record['loss'] > 0
+
+
+def test_every_look_has_scores_churn_and_densities(finished):
+  path = finished / 'combinations' / 'rigl_density_0.2_alpha_2'
+  looks = metrics.read_metrics(path / 'metrics.jsonl')
+  for step in (4, 8):
+    at_step = [record for record in looks if record['step'] == step]
+    assert [r['key'] for r in at_step if 'loss' in r] == [0, 1]
+    churn = [r['churn'] for r in at_step if 'churn' in r]
+    assert len(churn) == 2
+    layers = [r for r in at_step if 'layer' in r]
+    assert len(layers) == 4
+  # Rewired at steps 2 and 4, of which the first look has seen one.
+  assert all(0 < r['churn'] < 0.5 for r in looks if 'churn' in r)
+
+
+def test_table_has_a_row_for_every_method(finished):
+  lines = (finished / 'table.md').read_text().splitlines()
+  assert lines[0] == '| method | density | measured | α = 1 | α = 2 |'
+  assert [line.split(' | ')[0] for line in lines[2:]] == [
+    '| dense',
+    '| rigl',
+  ]
+
+
+def test_what_is_finished_is_not_trained_again(finished):
+  before, found = times(finished), programs.results(finished)
+  assert run(*ARGS, '--out', finished, '--resume') == 0
+  assert times(finished) == before
+  assert programs.results(finished) == found
+
+
+def test_workers_give_the_same_results_and_may_change_on_resuming(
+  finished, tmp_path
+):
+  out = tmp_path / 'run'
+  args = [*ARGS, '--alphas', '2', '--out', out]
+  assert run(*args, '--workers', 2) == 0
+  expected = [r for r in programs.results(finished) if r['alpha'] == 2]
+  found = programs.results(out)
+  assert [r['density_measured'] for r in found] == [
+    r['density_measured'] for r in expected
+  ]
+  for ours, theirs in zip(found, expected, strict=True):
+    # One thread adds up in another order.
+    assert ours['loss'] == pytest.approx(theirs['loss'], rel=1e-3)
+  assert run(*args, '--workers', 1, '--resume') == 0
+  assert programs.results(out) == found
+
+
+def test_a_killed_run_continues_to_the_same_results(finished, tmp_path):
+  out = tmp_path / 'run'
+  args = [*map(str, ARGS), '--out', str(out)]
+  process = subprocess.Popen(
+    [sys.executable, '-m', 'experiments.sparse_training', *args],
+    cwd=ROOT,
+    env=dict(os.environ),
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
+  )
+  look = out / 'combinations' / 'rigl_density_0.2_alpha_1' / 'checkpoints' / '4'
+  deadline = time.monotonic() + 120
+  while not look.exists():
+    assert process.poll() is None, 'ended without a checkpoint'
+    assert time.monotonic() < deadline, 'no checkpoint within two minutes'
+    time.sleep(0.005)
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  assert not (out / 'results.json').exists()
+  assert run(*args, '--resume') == 0
+  assert programs.results(out) == programs.results(finished)
+  for path in (out / 'combinations').glob('*/metrics.jsonl'):
+    other = finished / 'combinations' / path.parent.name / path.name
+    assert path.read_text() == other.read_text()
+
+
+@pytest.mark.parametrize(
+  ('args', 'named'),
+  [
+    ('--methods rigll', 'rigll'),
+    ('--methods rigl rigl', '--methods must differ'),
+    ('--densities 0', '(0, 1], got 0'),
+    ('--densities 1.5', 'got 1.5'),
+    ('--densities 0.0001', 'would lose all of them'),
+    ('--alphas 0.5', 'at least 1'),
+    ('--keys -1', 'at least 0'),
+    ('--workers 0', '--workers'),
+    ('--num-test 0', '--num-test'),
+    ('--lanes-at-once 0', 'lanes_at_once'),
+    ('--net mlpp', "Did you mean 'mlp'"),
+    ('--sparse.period 5000', 'nothing would ever be rewired'),
+    ('--sparse.drop-fraction 2', 'drop_fraction'),
+    ('--alphas 2 --sparse.regrow zero', "regrow='zero' would start"),
+    ('--optimizer.schedule staircase --optimizer.stair-steps 0', 'stair_steps'),
+    ('--data.name mnits', 'mnits'),
+  ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(
+  args, named, tmp_path, capsys
+):
+  out = tmp_path / 'run'
+  assert named in programs.error(run(*args.split(), '--out', out), capsys)
+  assert not out.exists()
+
+
+def test_augmentation_of_images_that_are_too_small_is_refused(tmp_path, capsys):
+  path = tmp_path / 'tiny.npz'
+  images, labels = np.zeros((20, 4, 4), np.uint8), np.arange(20) % 2
+  np.savez(path, x_train=images, y_train=labels, x_test=images, y_test=labels)
+  args = ['--data.name', path, '--augment', '--out', tmp_path / 'run']
+  assert run(*args) == 2
+  assert 'padding' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('name', PRESETS)
+def test_presets_survive_their_record(name):
+  assert programs.survives_its_record(PRESETS[name])
+
+
+def test_mnist_presets_have_the_epochs_of_the_recipe():
+  for name, epochs in (('mnist_lenet_300_100', 100), ('mnist_lenet_5', 10)):
+    config = PRESETS[name]
+    examples = 60_000 - config.data.num_validation
+    steps = config.loop.num_steps * config.loop.batch_size
+    assert steps == epochs * examples
+
+
+def test_wide_residual_network_on_cifar10_takes_a_few_steps(tfds_dir, tmp_path):
+  config = dataclasses.replace(
+    PRESETS['cifar10_short'],
+    out=str(tmp_path / 'run'),
+    data=dataclasses.replace(PRESETS['cifar10_short'].data, dir=tfds_dir),
+    alphas=(2.0,),
+  )
+  sparse_training.main(config)
+  (record,) = programs.results(tmp_path / 'run')
+  assert record['density_measured'] == pytest.approx(0.2, abs=1e-3)
+  assert record['loss'] > 0

@@ -1,0 +1,363 @@
+"""A run continues from what was saved, bit by bit, or says why it cannot."""
+
+import dataclasses
+import functools
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from typing import NamedTuple
+
+import chex
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from powerprop_jax.train.checkpoints import checkpoint
+from powerprop_jax.train.runs.errors import UserError
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Inner:
+  alpha: jax.Array
+  inner_state: object
+  kind: str = dataclasses.field(metadata={'static': True})
+
+
+class State(NamedTuple):
+  phi: dict
+  net_state: dict
+  opt_state: object
+  masks: dict
+  key: jax.Array
+  step: jax.Array
+
+
+def make_state(seed=0, units=5, tx=None):
+  net = hk.transform(lambda x: hk.nets.MLP([units, 3])(x))
+  phi = net.init(jax.random.key(seed), jnp.ones((1, 4)))
+  tx = optax.chain(optax.adam(1e-3), optax.trace(0.9)) if tx is None else tx
+  return State(
+    phi=phi,
+    net_state={},
+    opt_state=Inner(jnp.float32(2), tx.init(phi), kind='recommended'),
+    masks=jax.tree.map(lambda x: x > 0, phi),
+    key=jax.random.key(seed + 1),
+    step=jnp.int32(seed),
+  )
+
+
+def assert_same(actual, expected):
+  assert jax.tree.structure(actual) == jax.tree.structure(expected)
+  for a, e in zip(
+    jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True
+  ):
+    assert a.dtype == e.dtype
+    assert a.shape == e.shape
+    assert isinstance(a, jax.Array)
+    if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+      a, e = jax.random.key_data(a), jax.random.key_data(e)
+    assert np.asarray(a).tobytes() == np.asarray(e).tobytes()
+
+
+@pytest.fixture
+def saved(tmp_path):
+  """A folder with checkpoints of steps 1, 2 and 3."""
+  folder = tmp_path / 'checkpoints'
+  with checkpoint.Checkpoints(folder) as checkpoints:
+    for step in (1, 2, 3):
+      checkpoints.save(step, make_state(step), {'step': step})
+  return folder
+
+
+def restore(folder, template=None):
+  lines = []
+  if template is None:
+    template = jax.eval_shape(make_state)
+  with checkpoint.Checkpoints(folder, report=lines.append) as checkpoints:
+    return checkpoints.restore_latest(template), lines
+
+
+def files_of(folder):
+  return sorted(path for path in folder.rglob('*') if path.is_file())
+
+
+class RoundTripTest:
+  def test_state_comes_back_bit_by_bit(self, saved):
+    restored, lines = restore(saved)
+    assert (restored.step, restored.metadata, lines) == (3, {'step': 3}, [])
+    assert_same(restored.state, make_state(3))
+    assert restored.state.opt_state.kind == 'recommended'
+
+  def test_template_may_be_a_state(self, saved):
+    assert_same(restore(saved, make_state(7))[0].state, make_state(3))
+
+  @pytest.mark.parametrize('impl', ['threefry2x32', 'rbg', 'unsafe_rbg'])
+  def test_unusual_leaves_come_back(self, tmp_path, impl):
+    state = {
+      'bf16': jnp.array([1.5, jnp.nan, -0.0], jnp.bfloat16),
+      'f16': jnp.float16(0.1),
+      'empty': jnp.zeros((0, 3), jnp.int8),
+      'keys': jax.random.split(jax.random.key(0, impl=impl), 3),
+      'old_key': jax.random.PRNGKey(3),
+      'odd name [0] / "x"': (jnp.uint8(255), None, [jnp.array(True)]),
+    }
+    with checkpoint.Checkpoints(tmp_path / 'c') as checkpoints:
+      checkpoints.save(1, state)
+    restored, _ = restore(tmp_path / 'c', jax.eval_shape(lambda: state))
+    assert_same(restored.state, state)
+    drawn = [jax.random.normal(s['keys'][1]) for s in (state, restored.state)]
+    assert drawn[0] == drawn[1]
+
+  def test_single_array_is_a_state(self, tmp_path):
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+      checkpoints.save(1, jnp.arange(3))
+    assert_same(restore(tmp_path, jnp.zeros(3, int))[0].state, jnp.arange(3))
+
+  def test_a_state_may_be_donated_at_once(self, tmp_path):
+    @functools.partial(jax.jit, donate_argnums=0)
+    def advance(state):
+      return jax.tree.map(lambda x: x + 1, state)
+
+    state = {'w': jnp.zeros((500, 1000)), 'n': jnp.int32(0)}
+    template = jax.eval_shape(lambda: state)
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+      for step in range(1, 4):
+        state = advance(state)
+        checkpoints.save(step, state)
+        for _ in range(20):
+          state = advance(state)
+    restored, _ = restore(tmp_path, template)
+    expected = 1 + 2 * 21
+    assert restored.state['n'] == expected
+    assert (restored.state['w'] == expected).all()
+    # What was restored may be donated too.
+    again = advance(restored.state)
+    assert (again['w'] == expected + 1).all()
+
+  def test_restored_state_compiles_nothing_new(self, saved):
+    traced = chex.assert_max_traces(lambda s: s.step + 1, n=1)
+    step = jax.jit(traced)
+    step(make_state())
+    step(restore(saved)[0].state)
+
+  def test_leaves_go_where_the_template_says(self, tmp_path):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), 'x')
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('x'))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    state = {
+      'w': jax.device_put(jnp.arange(16.0), rows),
+      'key': jax.device_put(jax.random.key(2), everywhere),
+    }
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+      checkpoints.save(1, state)
+    restored, _ = restore(tmp_path, state)
+    assert_same(restored.state, state)
+    assert restored.state['w'].sharding == rows
+    assert restored.state['key'].sharding == everywhere
+    alone = jax.eval_shape(lambda: {'w': jnp.zeros(16), 'key': state['key']})
+    alone = {
+      k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in alone.items()
+    }
+    restored, _ = restore(tmp_path, alone)
+    assert restored.state['w'].devices() == {jax.devices()[0]}
+
+
+class FolderTest:
+  def test_oldest_are_deleted(self, saved):
+    with checkpoint.Checkpoints(saved) as checkpoints:
+      checkpoints.save(10, make_state())
+      checkpoints.wait()
+      assert checkpoints.steps() == [2, 3, 10]
+
+  def test_nothing_there_restores_nothing_and_writes_nothing(self, tmp_path):
+    assert restore(tmp_path / 'missing') == (None, [])
+    assert restore(tmp_path) == (None, [])
+    assert not (tmp_path / 'missing').exists()
+
+  def test_same_step_is_kept_and_earlier_step_refused(self, saved):
+    with checkpoint.Checkpoints(saved) as checkpoints:
+      checkpoints.save(3, make_state(99))
+      with pytest.raises(ValueError, match='cannot save step 2'):
+        checkpoints.save(2, make_state())
+    assert_same(restore(saved)[0].state, make_state(3))
+
+  def test_remains_of_a_killed_save_are_ignored_then_removed(self, saved):
+    remains = saved / '4.orbax-checkpoint-tmp-1'
+    remains.mkdir()
+    assert restore(saved)[0].step == 3
+    assert remains.exists()
+    with checkpoint.Checkpoints(saved) as checkpoints:
+      checkpoints.save(4, make_state(4))
+    assert not remains.exists()
+    assert_same(restore(saved)[0].state, make_state(4))
+
+  def test_failure_in_the_background_is_raised(self, tmp_path, monkeypatch):
+    def full(*args):
+      raise OSError('No space left on device')
+
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+      checkpoints.save(1, make_state(1))
+      checkpoints.wait()
+      monkeypatch.setattr(checkpoint.json_files, 'write_json', full)
+      checkpoints.save(2, make_state(2))
+      with pytest.raises(checkpoint.SaveError, match=r'step 2 .*No space'):
+        checkpoints.wait()
+    restored, lines = restore(tmp_path)
+    assert (restored.step, lines) == (1, [])
+
+  def test_what_failed_can_be_saved_again(self, saved, monkeypatch, capsys):
+    def full(*args):
+      raise OSError(28, 'No space left on device')
+
+    with checkpoint.Checkpoints(saved) as checkpoints:
+      with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.json_files, 'write_json', full)
+        checkpoints.save(4, make_state(4))
+        with pytest.raises(checkpoint.SaveError, match=r'4 .*of step 3 is'):
+          checkpoints.save(5, make_state(5))
+      assert {path.name for path in saved.iterdir()} == {'1', '2', '3'}
+      checkpoints.check()
+      checkpoints.save(4, make_state(4))
+      checkpoints.wait()
+      assert checkpoints.steps() == [2, 3, 4]
+    assert_same(restore(saved)[0].state, make_state(4))
+    # On the way out of another failure it is only said.
+    monkeypatch.setattr(checkpoint.json_files, 'write_json', full)
+    with pytest.raises(KeyError), checkpoint.Checkpoints(saved) as checkpoints:
+      checkpoints.save(5, make_state(5))
+      raise KeyError
+    assert 'cannot save the checkpoint of step 5' in capsys.readouterr().err
+
+  def test_max_to_keep_is_checked(self, tmp_path):
+    with pytest.raises(ValueError, match='max_to_keep must be at least 1'):
+      checkpoint.Checkpoints(tmp_path, max_to_keep=0)
+
+  def test_is_quiet(self, saved, capfd):
+    restore(saved)
+    captured = capfd.readouterr()
+    assert captured.out + captured.err == ''
+
+
+class DamageTest:
+  @pytest.mark.parametrize('seed', range(12))
+  def test_any_damage_is_harmless_or_noticed(self, saved, seed, capfd):
+    random_state = random.Random(seed)
+    for path in random_state.sample(files_of(saved / '3'), 2):
+      size = path.stat().st_size
+      match random_state.choice(['delete', 'truncate', 'flip']):
+        case 'delete':
+          path.unlink()
+        case 'truncate':
+          os.truncate(path, random_state.randrange(size))
+        case 'flip':
+          content = bytearray(path.read_bytes())
+          content[random_state.randrange(size)] ^= 1
+          path.write_bytes(content)
+    restored, lines = restore(saved)
+    assert_same(restored.state, make_state(restored.step))
+    assert restored.metadata == {'step': restored.step}
+    assert restored.step == (2 if lines else 3)
+    assert (saved / '3').exists()
+    assert capfd.readouterr().err == ''
+
+  def test_previous_one_is_used_and_it_is_said(self, saved):
+    largest = max(files_of(saved / '3'), key=lambda path: path.stat().st_size)
+    os.truncate(largest, largest.stat().st_size - 1)
+    restored, lines = restore(saved)
+    assert restored.step == 2
+    assert_same(restored.state, make_state(2))
+    assert 'checkpoint of step 3' in lines[0]
+    assert 'damaged' in lines[0]
+    assert 'step 2' in lines[1]
+
+  def test_step_can_be_saved_again_and_nothing_is_lost(self, saved):
+    (saved / '3' / 'powerprop_jax.json').unlink()
+    damaged = 0
+    for again in range(2):
+      damaged += len(files_of(saved / '3'))
+      with checkpoint.Checkpoints(
+        saved, report=lambda line: None
+      ) as checkpoints:
+        assert checkpoints.restore_latest(make_state()).step == 2
+        checkpoints.save(3, make_state(30 + again))
+      restored, lines = restore(saved)
+      assert (restored.step, lines) == (3, [])
+      assert_same(restored.state, make_state(30 + again))
+      assert len(files_of(saved / 'damaged')) == damaged
+      (saved / '3' / 'powerprop_jax.json').write_text('{')
+
+  def test_all_damaged_is_an_error_and_deletes_nothing(self, saved):
+    for step in (1, 2, 3):
+      for path in files_of(saved / str(step)):
+        os.truncate(path, 0)
+    before = files_of(saved)
+    with pytest.raises(UserError, match=r'no checkpoint in .* can be read'):
+      restore(saved)
+    assert files_of(saved) == before
+
+  @pytest.mark.parametrize(
+    ('template', 'leaf'),
+    [
+      (lambda: make_state(units=6), r"linear_0'\]\['b'\] is float32\[5\]"),
+      (lambda: make_state(tx=optax.sgd(0.1)), 'has the leaf .*count'),
+      (lambda: make_state(tx=optax.rmsprop(0.1)), 'has no leaf .*nu'),
+      (lambda: make_state()._replace(step=jnp.float32(0)), r'\.step is int32'),
+      (
+        lambda: make_state()._replace(key=jax.random.key(0, impl='rbg')),
+        r'\.key is key<fry>',
+      ),
+    ],
+  )
+  def test_other_state_is_an_error_naming_the_leaf(self, saved, template, leaf):
+    with pytest.raises(UserError, match=leaf) as caught:
+      restore(saved, jax.eval_shape(template))
+    assert '\n' not in str(caught.value)
+
+
+_ENDLESS = """
+import sys
+import jax.numpy as jnp
+from powerprop_jax.train.checkpoints import checkpoint
+template = {'w': jnp.zeros(50_000), 'n': jnp.int32(0)}
+with checkpoint.Checkpoints(sys.argv[1]) as checkpoints:
+  restored = checkpoints.restore_latest(template)
+  step = restored.step if restored else 0
+  while True:
+    step += 1
+    state = {'w': jnp.full(50_000, float(step)), 'n': jnp.int32(step)}
+    checkpoints.save(step, state)
+    print(step, flush=True)
+"""
+
+
+class KillTest:
+  def test_a_killed_run_never_loses_a_complete_checkpoint(self, tmp_path):
+    template = {'w': jnp.zeros(50_000), 'n': jnp.int32(0)}
+    random_state = random.Random(0)
+    complete = 0
+    for _ in range(3):
+      command = [sys.executable, '-c', textwrap.dedent(_ENDLESS), str(tmp_path)]
+      environment = os.environ | {'JAX_PLATFORMS': 'cpu'}
+      with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=environment
+      ) as process:
+        first = int(process.stdout.readline())
+        time.sleep(random_state.uniform(0.05, 0.3))
+        process.send_signal(signal.SIGKILL)
+        started = [first, *map(int, process.stdout.read().split())][-1]
+      assert first == complete + 1
+      restored, lines = restore(tmp_path, template)
+      # Starting to save a step means that the step before is on disk.
+      assert restored.step >= started - 1
+      assert restored.state['n'] == restored.step
+      assert (restored.state['w'] == restored.step).all()
+      assert lines == []
+      complete = restored.step

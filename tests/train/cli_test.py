@@ -1,0 +1,292 @@
+"""The command: train, prune and report work together on one folder."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.one_shot_pruning import __main__ as one_shot_pruning
+import powerprop_jax as pp
+from powerprop_jax.core import masks
+from powerprop_jax.prune import one_shot
+from powerprop_jax.train.cli import main as cli
+from powerprop_jax.train.cli.main import TrainConfig
+from powerprop_jax.train.runs import json_files, load, metrics
+from powerprop_jax.train.runs.errors import UserError
+from powerprop_jax.train.scale import preemption
+
+TINY = ['--loop.num-steps', '60', '--loop.eval-every', '30']
+
+
+def contents(folder):
+  return {p: p.read_bytes() for p in folder.rglob('*') if p.is_file()}
+
+
+def read(path):
+  return json.loads(path.read_text())
+
+
+def main(*args):
+  assert cli.main([str(arg) for arg in args]) == 0
+
+
+# The state after 2,000 steps depends on every bit of the state before.
+LONG = ['train', '--loop.num-steps=2000', '--loop.eval-every=200']
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  """A run that was never interrupted."""
+  path = tmp_path_factory.mktemp('cli') / 'whole'
+  main(*LONG, '--out', path)
+  return path
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """A tiny complete run of `powerprop train`."""
+  path = tmp_path_factory.mktemp('cli') / 'run'
+  main('train', '--net', 'mlp', '--alpha', 1.3, '--out', path, *TINY)
+  return path
+
+
+class TrainTest:
+  def test_writes_everything_that_a_run_promises(self, run):
+    names = {path.name for path in run.iterdir()}
+    assert names == {
+      *('config.json', 'metrics.jsonl', 'results.json', 'weights.json'),
+      *('checkpoints', 'complete.json', 'report.html'),
+      *('learning_curves.png', 'weight_histograms.png'),
+    }
+    found = read(run / 'results.json')
+    assert [record['split'] for record in found] == ['validation', 'test']
+    for record in found:
+      assert (record['alpha'], record['key'], record['step']) == (1.3, 0, 60)
+      assert (record['sparsity'], record['density']) == (0.0, 1.0)
+      assert 0.2 < record['accuracy'] <= 1
+    measured = metrics.read_metrics(run / 'metrics.jsonl')
+    assert [record['step'] for record in measured] == [30, 60]
+    assert found[0]['accuracy'] == measured[-1]['validation_accuracy']
+    page = (run / 'report.html').read_text()
+    assert page.count('data:image/png') == 2
+    assert 'mlp on digits' in page
+
+  def test_shows_what_is_reparameterised_and_what_came_out(
+    self, tmp_path, capsys
+  ):
+    main('train', '--net', 'mlp', '--out', tmp_path / 'run', *TINY)
+    shown = capsys.readouterr().out
+    assert shown.count('leaves selected') == 1
+    assert shown.index('leaves selected') < shown.index('near zero')
+    for word in ('mlp/linear_0/w', 'validation accuracy: 0.', 'report.html'):
+      assert word in shown
+
+  def test_settings_come_back_from_what_was_written(self, run):
+    stored = read(run / 'config.json')['config']
+    config = json_files.from_json(TrainConfig, stored)
+    assert config.net == 'mlp'
+    assert config.loop.num_steps == 60
+    assert json_files.to_json(config).items() >= stored.items()
+
+  @pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGTERM])
+  def test_stopped_run_continues_to_the_same_weights(
+    self, whole, tmp_path, number
+  ):
+    parts = tmp_path / 'parts'
+    process = subprocess.Popen(
+      [
+        sys.executable,
+        '-m',
+        'powerprop_jax.train.cli.main',
+        *LONG,
+        '--out',
+        parts,
+      ],
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    try:
+      deadline = time.monotonic() + 120
+      while not (parts / 'checkpoints' / '200').exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    finally:
+      os.kill(process.pid, number)
+      _, err = process.communicate()
+    assert not (parts / 'complete.json').exists()
+    if number == signal.SIGTERM:
+      assert process.returncode == preemption.EXIT_STATUS
+      steps = [path.name for path in (parts / 'checkpoints').iterdir()]
+      assert err.splitlines()[-1] == (
+        f'stopped by a signal, saved at step {max(map(int, steps)):,} of 2,000;'
+        ' run the same command with --resume to continue.'
+      )
+    main(*LONG, '--out', parts, '--resume')
+    for name in ('metrics.jsonl', 'results.json', 'weights.json'):
+      assert (parts / name).read_bytes() == (whole / name).read_bytes()
+    for name in ('learning_curves.png', 'weight_histograms.png'):
+      assert (parts / name).read_bytes() == (whole / name).read_bytes()
+    states = [load.load(path).state for path in (whole, parts)]
+    states = [s._replace(key=jax.random.key_data(s.key)) for s in states]
+    for a, b in zip(*map(jax.tree.leaves, states), strict=True):
+      assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+class PruneTest:
+  @pytest.mark.parametrize('scope', ['layer', 'global'])
+  def test_records_what_pruning_by_hand_gives(self, run, tmp_path, scope):
+    before = contents(run)
+    out = tmp_path / 'pruned'
+    kept = ['--kept', 1, 0.1, 0.07]
+    main('prune', run, *kept, '--scope', scope, '--out', out)
+    assert contents(run) == before
+    found = read(out / 'results.json')
+    assert [record['sparsity'] for record in found] == [0.0, 0.9, 0.93]
+    dense = read(run / 'results.json')[1]
+    assert found[0]['accuracy'] == pytest.approx(dense['accuracy'], abs=1e-6)
+    network = load.load(run)
+    state = jax.tree.map(lambda x: x[0], network.state)
+    mask = one_shot.prune(state.theta, 0.93, scope=scope)
+    test = network.splits.test
+    logits, _ = network.net.apply(
+      masks.apply_masks(state.theta, mask), {}, None, test.images, False
+    )
+    correct = (np.argmax(np.asarray(logits), -1) == test.labels).mean()
+    assert found[2]['accuracy'] == pytest.approx(correct, abs=1.1 / 360)
+    assert found[2]['density'] == (448 + 70) / (64 * 100 + 100 * 10)
+    for record in found:
+      assert (record['alpha'], record['key'], record['step']) == (1.3, 0, 60)
+      assert record['scope'] == scope
+
+  def test_output_layer_keeps_more_on_request(self, run, tmp_path):
+    out = tmp_path / 'pruned'
+    main('prune', run, '--kept', 0.1, '--output-factor', 2, '--out', out)
+    (record,) = read(out / 'results.json')
+    sizes = 64 * 100, 100 * 10
+    assert record['density'] == (640 + 200) / sum(sizes)
+
+  def test_results_go_beside_the_run_and_say_where_they_come_from(
+    self, run, capsys
+  ):
+    before = contents(run)
+    main('prune', run, '--kept', 0.5)
+    out = run.with_name('run_pruned')
+    assert {path.name for path in out.iterdir()} == {
+      *('config.json', 'results.json', 'complete.json'),
+      *('accuracy_layer.png', 'report.html'),
+    }
+    assert contents(run) == before
+    assert read(out / 'config.json')['config']['trained']['net'] == 'mlp'
+    assert 'alpha 1.3' in capsys.readouterr().out
+    page = (out / 'report.html').read_text()
+    assert 'mlp on digits' in page
+    main('prune', run, '--kept', 0.5, '--resume')
+    assert (out / 'report.html').read_text() == page
+
+  def test_run_that_was_stopped_is_pruned_where_it_is(
+    self, tmp_path, capsys, monkeypatch
+  ):
+    path = tmp_path / 'run'
+    stop = lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
+    with monkeypatch.context() as patch:
+      # Ctrl-C between the last step and the results.
+      patch.setattr(cli.RunFolder, 'write_results', stop)
+      args = ['train', '--net', 'mlp', '--out', str(path), *TINY]
+      assert cli.main(args) == 130
+    assert '--resume' in capsys.readouterr().err
+    checkpoint = path / 'checkpoints' / '60'
+    checkpoint.rename(tmp_path / '60')
+    main('prune', path, '--kept', 0.5)
+    shown = capsys.readouterr().out
+    assert 'of step 30 of 60' in shown
+    main('report', path)
+    assert 'stopped before its end' in (path / 'report.html').read_text()
+
+  def test_networks_of_a_sweep_are_pruned_as_the_sweep_itself_does(
+    self, tmp_path
+  ):
+    path = tmp_path / 'sweep'
+    args = ['--alphas', '1', '2', '--keys', '0', '3', '--net', 'mlp', *TINY]
+    args += ['--kept', '0.2', '--scopes', 'global', '--out', str(path)]
+    one_shot_pruning.main(
+      cli.command.parse(one_shot_pruning.PRESETS, args, prog='sweep')
+    )
+    before = contents(path)
+    main('prune', path, '--kept', 0.2, '--scope', 'global')
+    assert contents(path) == before
+    pruned = read(path.with_name('sweep_pruned') / 'results.json')
+    for record, expected in zip(
+      pruned, read(path / 'results.json'), strict=True
+    ):
+      assert record.pop('step') == 60
+      assert record == expected
+
+
+class ReportTest:
+  def test_rebuilds_the_same_page_from_the_files_alone(self, run):
+    before = contents(run)
+    for name in ('report.html', 'learning_curves.png'):
+      (run / name).unlink()
+    main('report', run)
+    assert contents(run) == before
+
+  def test_replaces_nothing_but_figures_and_the_page(self, run, tmp_path):
+    main('prune', run, '--kept', 0.5, 0.1, '--out', tmp_path / 'pruned')
+    (tmp_path / 'pruned' / 'notes.txt').write_text('mine')
+    before = contents(tmp_path)
+    main('report', tmp_path / 'pruned')
+    assert contents(tmp_path) == before
+
+
+def test_says_that_there_is_nothing_to_resume(tmp_path, capsys):
+  out = tmp_path / 'run'
+  args = ['train', '--net', 'mlp', *TINY, '--out', out, '--resume']
+  note = f'note: {out} holds no run to resume; this one starts anew.'
+  main(*args)
+  assert note in capsys.readouterr().err.splitlines()
+  main(*args)
+  assert 'note' not in capsys.readouterr().err
+
+
+def test_says_which_version_it_is(capsys):
+  main('--version')
+  assert capsys.readouterr().out == f'powerprop_jax {pp.__version__}\n'
+
+
+class HelpTest:
+  def test_says_which_commands_there_are(self, capsys):
+    main('--help')
+    shown = capsys.readouterr().out
+    for name in ('train', 'prune', 'report'):
+      assert f'\n  {name}' in shown
+
+  @pytest.mark.parametrize('name', ['train', 'prune', 'report'])
+  def test_explains_every_setting(self, name, capsys):
+    with pytest.raises(SystemExit) as stop:
+      cli.main([name, '--help'])
+    assert not stop.value.code
+    shown = capsys.readouterr().out
+    assert 'helptext' not in shown
+    if name == 'train':
+      for setting in ('--alpha', '--optimizer.decay-phi', '--data.name'):
+        assert setting in shown
+      assert '1 is ordinary training' in shown
+    else:
+      assert 'RUN' in shown
+
+
+class FromJsonTest:
+  @pytest.mark.parametrize(
+    'value', [[1], None, {'alpah': 2.0}, {'data': {'names': 'digits'}}]
+  )
+  def test_settings_of_something_else_are_refused(self, value):
+    with pytest.raises(UserError, match=r'cannot read .* as settings of'):
+      json_files.from_json(TrainConfig, value)

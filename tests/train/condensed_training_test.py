@@ -1,0 +1,222 @@
+"""Training without zeros: the numbers of masked training, and less memory."""
+
+import functools
+
+from absl.testing import parameterized
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from powerprop_jax import nets
+from powerprop_jax.optim import aliases, powerprop
+from powerprop_jax.train import condensed, step
+from powerprop_jax.train import state as state_lib
+from powerprop_jax.train.data.sources import Arrays
+from powerprop_jax.train.runs.errors import UserError
+
+_SGD = optax.sgd(0.1, momentum=0.9)
+_DECAYED = optax.chain(optax.add_decayed_weights(1e-3), optax.adam(1e-3))
+_EVERY_THIRD = dict(stop=100, period=3)
+
+# Optimiser, α, method, its arguments.
+_CASES = {
+  'static': (_SGD, 1.0, aliases.static, {}),
+  'static, power': (_SGD, 2.0, aliases.static, {}),
+  'rigl': (_SGD, 1.0, aliases.rigl, _EVERY_THIRD),
+  'rigl, power, adam': (
+    _DECAYED, 2.0, aliases.rigl, dict(regrow='smallest', **_EVERY_THIRD),
+  ),
+  'set, array of powers': (
+    _SGD, jnp.asarray(1.5), aliases.sparse_evolution,
+    dict(regrow='redraw', **_EVERY_THIRD),
+  ),
+  'constant fan-in': (
+    _SGD, 1.0, aliases.rigl, dict(structure='constant_fan_in', **_EVERY_THIRD),
+  ),
+}  # fmt: skip
+
+
+def _data(shape, num_examples=40):
+  random = np.random.default_rng(0)
+  images = random.random((num_examples, *shape), np.float32)
+  labels = random.integers(0, 10, num_examples)
+  return Arrays(jnp.asarray(images), jnp.asarray(labels))
+
+
+def _make(name, case, sparsity=0.8):
+  """Network, maker, transformation and first state."""
+  inner, alpha, method, arguments = _CASES[case]
+  tx = method(powerprop.powerprop(inner, alpha), sparsity, **arguments)
+  net = nets.make(name, 10)
+  make_net = lambda supports: nets.make(name, 10, supports=supports)
+  arrays = _data((8, 8, 1))
+  state = state_lib.create(net, tx, jax.random.key(0), arrays.images[:1])
+  return net, make_net, tx, state, arrays
+
+
+def _layout(tx, state, make_net, arrays, **options):
+  return condensed.layout(
+    state, tx=tx, make_net=make_net, images=arrays.images[:8], **options
+  )
+
+
+class NumbersTest(parameterized.TestCase):
+  @parameterized.product(
+    name=('lenet_300_100', 'lenet_5_small'), case=tuple(_CASES)
+  )
+  def test_equal_masked_training(self, name, case):
+    net, make_net, tx, state, arrays = _make(name, case)
+    layout = _layout(tx, state, make_net, arrays)
+    assert layout.shapes
+    indices = np.random.default_rng(1).integers(0, 40, (8, 8))
+    advance = condensed.make_advance(net, make_net, tx, layout)
+    found, metrics = jax.jit(advance)(state, arrays, indices)
+    expected, expected_metrics = jax.jit(step.make_advance(net, tx))(
+      state, arrays, indices
+    )
+    chex.assert_trees_all_equal_shapes_and_dtypes(found, expected)
+    chex.assert_trees_all_equal(found.opt_state.masks, expected.opt_state.masks)
+    if 'stop' in _CASES[case][3]:
+      moved = jax.tree.map(
+        lambda a, b: jnp.any(a != b),
+        state.opt_state.masks,
+        found.opt_state.masks,
+      )
+      assert any(jax.tree.leaves(moved))
+    chex.assert_trees_all_close(metrics, expected_metrics, rtol=1e-5)
+    chex.assert_trees_all_close(found.phi, expected.phi, atol=1e-5)
+    # What is remembered of connections that do not exist is of no use.
+    found, expected = (
+      condensed.condense(state, layout).opt_state.inner_state
+      for state in (found, expected)
+    )
+    chex.assert_trees_all_close(found, expected, atol=1e-5)
+
+  def test_batch_norm_and_convolutions_with_strides(self):
+    random = np.random.default_rng(0)
+    net = nets.make('resnet_18_cifar', 10)
+    make_net = lambda supports: nets.make(
+      'resnet_18_cifar', 10, supports=supports
+    )
+    tx = aliases.static(_SGD, 0.9)
+    images = jnp.asarray(random.random((8, 16, 16, 3), np.float32))
+    state = state_lib.create(net, tx, jax.random.key(0), images)
+    layout = condensed.layout(state, tx=tx, make_net=make_net, images=images)
+    arrays = Arrays(images, jnp.arange(8))
+    indices = np.arange(8)[np.newaxis]
+    advance = condensed.make_advance(net, make_net, tx, layout)
+    found, metrics = jax.jit(advance)(state, arrays, indices)
+    expected, expected_metrics = jax.jit(step.make_advance(net, tx))(
+      state, arrays, indices
+    )
+    chex.assert_trees_all_close(metrics, expected_metrics, rtol=1e-4)
+    chex.assert_trees_all_close(
+      found.net_state, expected.net_state, rtol=1e-3, atol=1e-4
+    )
+    # Gradients through so many norms make much of rounding: a relative change
+    # of 1e-7 in φ changes those of the masked network by 1e-2.
+    for start, one, other in zip(
+      *map(jax.tree.leaves, (state.phi, found.phi, expected.phi)), strict=True
+    ):
+      moved = jnp.linalg.norm(other - start)
+      assert jnp.linalg.norm(one - other) <= 0.04 * moved + 1e-6
+
+
+class StateTest(parameterized.TestCase):
+  @parameterized.parameters('static, power', 'rigl, power, adam')
+  def test_expand_undoes_condense(self, case):
+    _, make_net, tx, state, arrays = _make('lenet_300_100', case)
+    layout = _layout(tx, state, make_net, arrays)
+    thin = jax.jit(lambda s: condensed.condense(s, layout))(state)
+    chex.assert_trees_all_equal(condensed.expand(thin, layout), state)
+
+  def test_memory_is_that_of_the_connections(self):
+    _, make_net, tx, state, arrays = _make('lenet_300_100', 'static', 0.98)
+    layout = _layout(tx, state, make_net, arrays)
+    thin = condensed.condense(state, layout)
+    counts = sum(layout.sizes.values())
+    rest = sum(
+      leaf.size
+      for leaf in jax.tree.leaves(state.phi)
+      if leaf.shape not in layout.shapes.values()
+    )
+    values = sum(leaf.size for leaf in jax.tree.leaves(thin.phi))
+    assert values == counts + rest
+    slots = jax.tree.leaves(thin.opt_state.inner_state)
+    assert sum(slot.size for slot in slots) == values
+    index = sum(leaf.size for leaf in jax.tree.leaves(thin.net_state))
+    rows = sum(sum(shape) + 2 for shape in layout.shapes.values())
+    assert index == 3 * counts + rows
+
+  def test_one_program_for_all_rewirings(self):
+    net, make_net, tx, state, arrays = _make('lenet_300_100', 'rigl')
+    layout = _layout(tx, state, make_net, arrays)
+    steps = condensed.make_steps(net, make_net, tx, layout)
+    step_fn = jax.jit(chex.assert_max_traces(steps.step, 1))
+    rewire = jax.jit(chex.assert_max_traces(steps.rewire, 1))
+    state = condensed.condense(state, layout)
+    due = []
+    for _ in range(8):
+      due.append(bool(steps.is_due(state)))
+      advance = rewire if due[-1] else step_fn
+      state, _ = advance(state, arrays.images[:8], arrays.labels[:8])
+    assert due == [False, False, False, True, False, False, True, False]
+
+  def test_lanes_share_the_room_of_the_largest(self):
+    _, make_net, tx, state, arrays = _make('lenet_300_100', 'static')
+    fewer = jax.tree.map(lambda x: x, state)
+    masks = fewer.opt_state.masks
+    masks['lenet_300_100/linear_0']['w'] = (
+      masks['lenet_300_100/linear_0']['w'].at[:2].set(False)
+    )
+    stacked = jax.tree.map(lambda *xs: jnp.stack(xs), fewer, state)
+    alone = _layout(tx, state, make_net, arrays)
+    assert _layout(tx, stacked, make_net, arrays) == alone
+
+
+class ChoiceTest(parameterized.TestCase):
+  def test_auto_takes_what_pays_and_masked_nothing(self):
+    _, make_net, tx, state, arrays = _make('lenet_300_100', 'static')
+    none = condensed.Layout({}, {})
+    # Products with 64 inputs are too small to gain anything.
+    for execution in ('auto', 'masked'):
+      found = _layout(tx, state, make_net, arrays, execution=execution)
+      assert found == none
+
+  def test_what_cannot_be_condensed_is_refused_with_the_reason(self):
+    refused = {
+      "regrow is 'keep'": functools.partial(
+        aliases.rigl, powerprop.powerprop(_SGD, 2.0), stop=10, period=2
+      ),
+      'dense gradients or weights': functools.partial(
+        aliases.snfs, _SGD, stop=10, period=2
+      ),
+      'no linear layer or convolution lacks': functools.partial(
+        aliases.gradual_pruning, _SGD, start=0, stop=10, period=2
+      ),
+    }
+    net, make_net, _, _, arrays = _make('lenet_300_100', 'static')
+    for reason, make_tx in refused.items():
+      tx = make_tx(sparsity=0.9)
+      state = state_lib.create(net, tx, jax.random.key(0), arrays.images[:1])
+      with pytest.raises(UserError, match=reason):
+        _layout(tx, state, make_net, arrays)
+      auto = _layout(tx, state, make_net, arrays, execution='auto')
+      assert not auto.shapes
+    state = state_lib.create(net, _SGD, jax.random.key(0), arrays.images[:1])
+    with pytest.raises(UserError, match='sparsify is not the outermost'):
+      _layout(_SGD, state, make_net, arrays)
+    with pytest.raises(UserError, match="got 'fast'"):
+      _layout(tx, state, make_net, arrays, execution='fast')
+
+  def test_factored_moments_are_refused(self):
+    net, make_net, _, _, arrays = _make('lenet_300_100', 'static')
+    inner = optax.adafactor(0.1, min_dim_size_to_factor=8)
+    tx = aliases.static(inner, 0.9)
+    state = state_lib.create(net, tx, jax.random.key(0), arrays.images[:1])
+    layout = _layout(tx, state, make_net, arrays)
+    with pytest.raises(ValueError, match='factored moments'):
+      condensed.condense(state, layout)

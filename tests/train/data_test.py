@@ -1,0 +1,349 @@
+"""Data is what it says it is, and comes in a reproducible order."""
+
+import hashlib
+import json
+import re
+import shutil
+
+import image_files
+import jax
+import numpy as np
+import pytest
+
+from powerprop_jax.train.data import splits as data
+from powerprop_jax.train.data.splits import DataConfig
+from powerprop_jax.train.runs.errors import UserError
+
+
+def digest(array):
+  return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
+
+
+def refusal(config):
+  """The message with which a configuration is refused: a single line."""
+  with pytest.raises(UserError) as caught:
+    data.load(config)
+  assert '\n' not in str(caught.value)
+  return str(caught.value)
+
+
+class DigitsTest:
+  def test_shapes_types_and_range(self):
+    splits = data.load(DataConfig())
+    assert splits.name == 'digits'
+    assert splits.num_classes == 10
+    for split, size in zip(splits[:3], (1197, 240, 360), strict=True):
+      assert split.images.shape == (size, 8, 8, 1)
+      assert split.images.dtype == np.float32
+      assert (split.images.min(), split.images.max()) == (0, 1)
+      assert split.labels.shape == (size,)
+      assert split.labels.dtype == np.int32
+
+  def test_split_never_changes(self):
+    splits = data.load(DataConfig())
+    assert [digest(split.labels) for split in splits[:3]] == DIGEST_LABELS
+    assert digest(splits.test.images) == DIGEST_TEST_IMAGES
+
+  def test_splits_are_stratified_and_complete(self):
+    splits = data.load(DataConfig())
+    total = np.zeros(10)
+    for split in splits[:3]:
+      counts = np.bincount(split.labels, minlength=10)
+      total += counts
+      expected = len(split.labels) * np.array(CLASS_SIZES) / 1797
+      assert np.abs(counts - expected).max() <= 1
+    assert total.tolist() == CLASS_SIZES
+
+  def test_splits_share_no_example(self):
+    splits = data.load(DataConfig())
+    rows = np.concatenate([s.images.reshape(-1, 64) for s in splits[:3]])
+    assert len(np.unique(rows, axis=0)) == 1797
+
+  def test_size_of_validation_can_be_chosen(self):
+    splits = data.load(DataConfig(num_validation=37))
+    assert len(splits.validation.labels) == 37
+    assert len(splits.train.labels) == 1400
+
+  @pytest.mark.parametrize('num_validation', [0, -1, 1437])
+  def test_impossible_validation_is_refused(self, num_validation):
+    message = refusal(DataConfig(num_validation=num_validation))
+    assert f'num_validation is {num_validation}' in message
+    assert '1436' in message
+
+
+CLASS_SIZES = [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+DIGEST_LABELS = ['c7437d81a8614edb', '7dcb6dcbeea83bff', '65f5f3d5ddd68e84']
+DIGEST_TEST_IMAGES = '293d111bff44e04f'
+
+
+def make_arrays(train=40, test=10, shape=(5, 4), dtype=np.uint8):
+  rng = np.random.default_rng(0)
+  arrays = {}
+  for name, size in (('train', train), ('test', test)):
+    arrays[f'x_{name}'] = rng.integers(0, 256, (size, *shape)).astype(dtype)
+    arrays[f'y_{name}'] = np.arange(size) % 3
+  return arrays
+
+
+class NpzTest:
+  @pytest.fixture
+  def load(self, tmp_path):
+    def load(arrays, num_validation=None, refused=False):
+      path = str(tmp_path / 'my.npz')
+      np.savez(path, **arrays)
+      config = DataConfig(path, num_validation=num_validation)
+      return refusal(config) if refused else data.load(config)
+
+    return load
+
+  @pytest.mark.parametrize(
+    ('shape', 'expected'),
+    [((5, 4), (5, 4, 1)), ((5, 4, 3), (5, 4, 3)), ((7,), (1, 1, 7))],
+  )
+  @pytest.mark.parametrize('dtype', [np.uint8, np.float64, np.float16])
+  def test_arrays_come_as_saved(self, load, shape, expected, dtype):
+    arrays = make_arrays(shape=shape, dtype=dtype)
+    splits = load(arrays)
+    assert splits.num_classes == 3
+    assert splits.train.images.shape == (36, *expected)
+    assert splits.validation.images.shape == (4, *expected)
+    kind = np.uint8 if dtype == np.uint8 else np.float32
+    assert splits.train.images.dtype == kind
+    both = np.concatenate([splits.train.images, splits.validation.images])
+    assert (both.reshape(arrays['x_train'].shape) == arrays['x_train']).all()
+    assert (splits.test.labels == arrays['y_test']).all()
+    assert splits.test.labels.dtype == np.int32
+
+  def test_labels_may_be_a_column(self, load):
+    arrays = make_arrays()
+    arrays['y_train'] = arrays['y_train'][:, None]
+    assert load(arrays).train.labels.shape == (36,)
+
+  def test_own_validation_is_used(self, load):
+    arrays = make_arrays()
+    arrays['x_validation'] = arrays['x_test'][:3]
+    arrays['y_validation'] = arrays['y_test'][:3]
+    splits = load(arrays)
+    assert len(splits.train.labels) == 40
+    assert (splits.validation.images[..., 0] == arrays['x_test'][:3]).all()
+    assert 'leave num_validation away' in load(arrays, 5, refused=True)
+    del arrays['y_validation']
+    assert 'lacks y_validation' in load(arrays, refused=True)
+
+  @pytest.mark.parametrize(
+    ('change', 'expected'),
+    [
+      ({'x_train': None}, r'lacks x_train: it has y_train, x_test, y_test'),
+      ({'y_train': np.zeros(39, int)}, '40 images but y_train has 39 labels'),
+      ({'y_test': np.full(10, 3)}, 'has the label 3, but .* end at 2'),
+      ({'y_test': np.full(10, -1)}, 'labels from -1 to -1'),
+      ({'y_train': np.zeros(40)}, 'type float64; labels are integers'),
+      ({'y_train': np.eye(40, dtype=int)}, r'shape \(40, 40\); expected'),
+      ({'y_train': np.array(['cat'] * 40)}, 'labels are integers'),
+      ({'x_train': np.zeros(40, np.uint8)}, r'shape \(40,\); expected are'),
+      ({'x_train': np.zeros((40, 5, 4), int)}, 'type int64; images are uint8'),
+      ({'x_train': np.full((40, 5, 4), np.nan)}, 'NaN or infinite'),
+      ({'x_test': np.zeros((10, 4, 4), np.uint8)}, 'they must agree'),
+      ({'x_test': np.zeros((10, 5, 4), np.float32)}, 'they must agree'),
+      ({'x_test': np.zeros((0, 5, 4), np.uint8)}, 'x_test of .* is empty'),
+      ({'y_test': np.zeros(0, int)}, 'y_test of .* is empty'),
+      ({'y_test': np.array([None] * 10)}, 'cannot read .* numpy.savez'),
+    ],
+  )
+  def test_bad_arrays_are_refused(self, load, change, expected):
+    arrays = {
+      key: value
+      for key, value in (make_arrays() | change).items()
+      if value is not None
+    }
+    message = load(arrays, refused=True)
+    assert re.search(expected, message), message
+
+  def test_bad_files_are_refused(self, tmp_path):
+    path = tmp_path / 'my.npz'
+    assert f'there is no file {path}' in refusal(DataConfig(str(path)))
+    for content in (b'', b'PK\x03\x04 not a zip', b'hello', b'\x80\x04.'):
+      path.write_bytes(content)
+      assert 'cannot read' in refusal(DataConfig(str(path)))
+    np.savez(path, **make_arrays())
+    path.write_bytes(path.read_bytes()[:-30])
+    assert 'cannot read' in refusal(DataConfig(str(path)))
+    np.savez_compressed(path, **make_arrays())
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 255
+    path.write_bytes(content)
+    assert 'cannot read' in refusal(DataConfig(str(path)))
+    with open(path, 'wb') as file:
+      np.save(file, np.zeros(3))
+    assert 'cannot read' in refusal(DataConfig(str(path)))
+
+
+class TfdsFolderTest:
+  """What is refused before TFDS is asked, and so without a network."""
+
+  def test_missing_folder_says_how_to_prepare(self, tmp_path):
+    folder = tmp_path / 'nowhere'
+    message = refusal(DataConfig('mnist', str(folder)))
+    assert f'mnist is not prepared in {folder}' in message
+    assert 'does not exist' in message
+    assert f"t.builder('mnist', data_dir='{folder}'" in message
+    assert "file_format='array_record').download_and_prepare()" in message
+    assert not folder.exists()
+
+  def test_missing_data_set_says_what_is_there(self, tmp_path):
+    for name in ('cifar10/3.0.2', 'emnist/letters/3.1.0'):
+      (tmp_path / name).mkdir(parents=True)
+      (tmp_path / name / 'dataset_info.json').write_text('{}')
+    message = refusal(DataConfig('mnist', str(tmp_path)))
+    assert 'it has cifar10, emnist/letters' in message
+
+  def test_unknown_name_suggests_the_nearest(self, tmp_path):
+    message = refusal(DataConfig('mnits', str(tmp_path)))
+    assert "unknown data set 'mnits', did you mean 'mnist'?" in message
+    assert 'fashion_mnist' in message
+    assert '.npz' in message
+
+  @pytest.mark.parametrize('info', ['{}', '{"fileFormat": "tfrecord"}'])
+  def test_tfrecord_is_refused(self, tmp_path, info):
+    (tmp_path / 'mnist/3.0.1').mkdir(parents=True)
+    (tmp_path / 'mnist/3.0.1/dataset_info.json').write_text(info)
+    message = refusal(DataConfig('mnist', str(tmp_path)))
+    assert 'holds tfrecord files' in message
+    assert "file_format='array_record'" in message
+
+
+class TfdsTest:
+  def test_mnist_is_the_official_one(self, tfds_dir):
+    splits = data.load(DataConfig('mnist', tfds_dir))
+    assert splits.num_classes == 10
+    sizes = [len(split.labels) for split in splits[:3]]
+    assert sizes == [55_000, 5_000, 10_000]
+    assert splits.train.images.shape == (55_000, 28, 28, 1)
+    assert splits.train.images.dtype == np.uint8
+    assert splits.train.labels[:8].tolist() == [4, 1, 0, 7, 8, 1, 2, 7]
+    labels = np.concatenate([splits.train.labels, splits.validation.labels])
+    assert np.bincount(labels).tolist() == [
+      5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949,
+    ]  # fmt: skip
+    images = np.concatenate([splits.train.images, splits.validation.images])
+    assert round(images.mean() / 255, 4) == 0.1307
+    assert round(images.std() / 255, 4) == 0.3081
+
+  def test_cifar10_is_read(self, tfds_dir):
+    splits = data.load(DataConfig('cifar10', tfds_dir, num_validation=1))
+    assert splits.train.images.shape == (49_999, 32, 32, 3)
+    assert np.bincount(splits.test.labels).tolist() == [1000] * 10
+
+  def test_images_of_many_sizes_are_refused(self, tmp_path):
+    image_files.make_set(tmp_path, image_files.examples(2))
+    message = refusal(DataConfig('tiny', str(tmp_path)))
+    assert 'images of shape (None, None, 3)' in message
+
+  def test_large_sets_are_refused_with_the_program_that_reads_them(self):
+    message = refusal(DataConfig('imagenet2012', 'nowhere'))
+    assert 'experiments.imagenet_resnet50' in message
+
+  def test_damaged_files_are_refused(self, tfds_dir, tmp_path):
+    shutil.copytree(f'{tfds_dir}/mnist', tmp_path / 'mnist')
+    version = tmp_path / 'mnist/3.0.1'
+    version.chmod(0o755)
+    for record in version.glob('*test*'):
+      record.chmod(0o644)
+      record.write_bytes(record.read_bytes()[:100_000])
+    assert 'cannot read the split test' in refusal(
+      DataConfig('mnist', str(tmp_path))
+    )
+    for record in version.glob('*train*'):
+      record.unlink()
+    message = refusal(DataConfig('mnist', str(tmp_path)))
+    assert 'cannot read the split train' in message
+    assert 'prepare it once' in message
+
+  def test_newest_version_is_read(self, tfds_dir, tmp_path):
+    shutil.copytree(f'{tfds_dir}/mnist', tmp_path / 'mnist')
+    (tmp_path / 'mnist').chmod(0o755)
+    older = tmp_path / 'mnist/2.10.0'
+    older.mkdir()
+    info = {'fileFormat': 'tfrecord'}
+    (older / 'dataset_info.json').write_text(json.dumps(info))
+    splits = data.load(DataConfig('mnist', str(tmp_path)))
+    assert len(splits.test.labels) == 10_000
+
+
+class ToFloatTest:
+  def test_bytes_are_scaled_and_floats_kept(self):
+    images = np.arange(256, dtype=np.uint8).reshape(4, 8, 8, 1)
+    for fn in (data.to_float, jax.jit(data.to_float)):
+      scaled = fn(images)
+      assert scaled.dtype == np.float32
+      np.testing.assert_allclose(scaled, images / 255, rtol=1e-6)
+      floats = np.array([-1.5, 300.0], np.float32)
+      assert (fn(floats) == floats).all()
+
+
+def slow_stream(key, num_examples, length):
+  """The stream of indices, epoch after epoch."""
+  stream = []
+  epoch = 0
+  while len(stream) < length:
+    stream += (
+      np.random.default_rng((key, epoch)).permutation(num_examples).tolist()
+    )
+    epoch += 1
+  return stream[:length]
+
+
+class BatchIndicesTest:
+  @pytest.mark.parametrize('seed', range(20))
+  def test_equals_the_slow_stream(self, seed):
+    rng = np.random.default_rng(seed)
+    key, start, num_steps = (int(x) for x in rng.integers(0, 30, 3))
+    batch_size, num_examples = (int(x) for x in rng.integers(1, 40, 2))
+    indices = data.batch_indices(
+      key, start, num_steps, batch_size, num_examples
+    )
+    assert indices.dtype == np.int32
+    stop = (start + num_steps) * batch_size
+    expected = slow_stream(key, num_examples, stop)[start * batch_size :]
+    assert indices.tolist() == (
+      np.reshape(expected, (num_steps, batch_size)).tolist()
+    )
+
+  def test_every_epoch_has_every_example_once(self):
+    indices = data.batch_indices(1, 0, 7, 10, num_examples=35).reshape(2, 35)
+    assert (np.sort(indices) == np.arange(35)).all()
+    assert (indices[0] != indices[1]).any()
+
+  def test_keys_differ(self):
+    first, second = (data.batch_indices(k, 0, 1, 50, 50) for k in (0, 1))
+    assert (first != second).any()
+
+  def test_starting_late_costs_nothing(self):
+    late = data.batch_indices(0, 10**9, 3, 60, 55_000)
+    again = data.batch_indices(0, 10**9 + 1, 2, 60, 55_000)
+    assert (late[1:] == again).all()
+
+  def test_result_may_be_changed(self):
+    data.batch_indices(0, 0, 1, 6, 6)[:] = 0
+    assert sorted(data.batch_indices(0, 0, 1, 6, 6)[0]) == list(range(6))
+
+  @pytest.mark.parametrize(
+    ('name', 'value'),
+    [
+      ('key', -1),
+      ('start', -1),
+      ('num_steps', -1),
+      ('batch_size', 0),
+      ('num_examples', 0),
+    ],
+  )
+  def test_out_of_range_is_refused(self, name, value):
+    arguments = {
+      'key': 0,
+      'start': 0,
+      'num_steps': 1,
+      'batch_size': 1,
+      'num_examples': 1,
+    }
+    with pytest.raises(ValueError, match=f'{name} must be at least'):
+      data.batch_indices(**(arguments | {name: value}))

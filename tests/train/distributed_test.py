@@ -1,0 +1,306 @@
+"""Several processes train as one; run as a program, this file is one."""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import chex
+import jax
+from jax.experimental import multihost_utils
+import mesh_training_test
+import numpy as np
+import optax
+import pytest
+import tyro
+
+from powerprop_jax.optim import aliases
+from powerprop_jax.train import step as step_lib
+from powerprop_jax.train.checkpoints import checkpoint
+from powerprop_jax.train.runs.errors import UserError
+from powerprop_jax.train.scale import distributed, sharding
+from powerprop_jax.train.scale.distributed import HostsConfig, LocalConfig
+
+NUM_STEPS = 5
+
+
+def train(mesh, folder):
+  """Losses, and masks on every host, of training and of random growth.
+
+  The state is saved in the folder and restored on the way.
+  """
+  net, tx, create, arrays = mesh_training_test.make_problem(NUM_STEPS, period=2)
+  state = sharding.create_sharded(
+    create, mesh, min_size=16, compiler_options=mesh_training_test.OPTIONS
+  )
+  shardings = sharding.state_shardings(state, mesh, min_size=16)
+  step = sharding.on_mesh(
+    step_lib.make_step(net, tx),
+    shardings,
+    mesh,
+    compiler_options=mesh_training_test.OPTIONS,
+  )
+  whole = mesh_training_test.BATCH
+  size = whole // distributed.host_count()
+  losses = []
+  for i in range(NUM_STEPS):
+    start = i * whole + distributed.host_index() * size
+    part = jax.tree.map(lambda x: x[start : start + size], arrays)  # noqa: B023
+    state, found = step(state, *sharding.put_batch(part, mesh))
+    losses.append(float(found['loss']))
+  with checkpoint.Checkpoints(folder) as checkpoints:
+    checkpoints.save(NUM_STEPS, state)
+    restored = checkpoints.restore_latest(sharding.template(state, shardings))
+  for part in ('phi', 'opt_state'):
+    # Keys are not numbers.
+    found, expected = (
+      [x for x in jax.tree.leaves(getattr(s, part)) if is_number(x)]
+      for s in (restored.state, state)
+    )
+    chex.assert_trees_all_equal(*on_every_host((found, expected)))
+  # Random growth: half of the connections of an update are drawn anew.
+  tx = aliases.sparse_evolution(
+    optax.sgd(0.1), 0.7, stop=2, period=1, drop_fraction=0.5
+  )
+  shardings = sharding.state_shardings(state.phi, mesh, min_size=16)
+  masks_of = lambda phi: tx.update(phi, tx.init(phi), phi)[1].masks
+  grown = jax.jit(
+    masks_of,
+    out_shardings=shardings,
+    compiler_options=mesh_training_test.OPTIONS,
+  )(state.phi)
+  return losses, on_every_host((state.opt_state.masks, grown))
+
+
+def is_number(leaf):
+  return not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def on_every_host(tree):
+  return multihost_utils.process_allgather(tree, tiled=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """What one of the processes does."""
+
+  out: pathlib.Path = pathlib.Path()
+  hosts: HostsConfig = HostsConfig()
+  # The host that is given another learning rate than the others.
+  odd: int = -1
+
+
+def main(config):
+  distributed.initialise(config.hosts)
+  index = distributed.host_index()
+  try:
+    distributed.check_agreement(
+      {'optimizer': {'learning_rate': 0.5 if config.odd == index else 0.1}}
+    )
+  except UserError as error:
+    (config.out / f'{index}.txt').write_text(str(error))
+    return
+  losses, masks = train(sharding.make_mesh(), config.out / 'checkpoints')
+  leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(masks))}
+  np.savez(config.out / f'{index}.npz', losses=losses, **leaves)
+
+
+@pytest.fixture
+def sockets():
+  """A skip with the reason where processes cannot listen to each other."""
+  try:
+    with socket.create_server(('127.0.0.1', 0)):
+      pass
+  except OSError as error:
+    pytest.skip(f'needs sockets on this machine: {error}')
+
+
+@contextlib.contextmanager
+def started(*arguments, **variables):
+  """A Python process, which ends with all that it started."""
+  # The tests' own eight devices are not for the hosts.
+  environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+  process = subprocess.Popen(
+    [sys.executable, *arguments],
+    env=environment | variables,
+    start_new_session=True,
+  )
+  try:
+    yield process
+  finally:
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def launched(*arguments):
+  return started('-m', 'powerprop_jax.train.scale.distributed', *arguments)
+
+
+@pytest.fixture
+def run_hosts(sockets, tmp_path):
+  """Runs this file as two processes of two devices, from a command line."""
+
+  def run(*arguments):
+    program = [sys.executable, __file__, '--out', str(tmp_path), *arguments]
+    with launched('--count', '2', '--devices', '2', '--', *program) as launcher:
+      assert launcher.wait(300) == 0
+    return tmp_path
+
+  return run
+
+
+class TwoProcessesTest:
+  @pytest.mark.slow
+  def test_losses_and_masks_are_those_of_one(self, run_hosts):
+    folder = run_hosts()
+    mesh = sharding.make_mesh(devices=jax.devices()[:4])
+    losses, masks = train(mesh, folder / 'one')
+    expected = [np.asarray(leaf) for leaf in jax.tree.leaves(masks)]
+    assert any(0 < leaf.mean() < 0.5 for leaf in expected)
+    for index in (0, 1):
+      with np.load(folder / f'{index}.npz') as found:
+        np.testing.assert_allclose(found['losses'], losses, rtol=0, atol=1e-5)
+        for i, leaf in enumerate(expected):
+          np.testing.assert_array_equal(found[str(i)], leaf)
+
+  def test_other_settings_are_named_on_every_host(self, run_hosts):
+    assert_disagree(run_hosts('--odd', '1'))
+
+  def test_hosts_learn_from_slurm_who_they_are(self, sockets, tmp_path):
+    with socket.create_server(('127.0.0.1', 0)) as probe:
+      port = probe.getsockname()[1]
+    with contextlib.ExitStack() as stack:
+      hosts = [
+        stack.enter_context(
+          started(
+            *(__file__, '--out', str(tmp_path), '--odd', '1'),
+            *('--hosts.coordinator', 'cluster'),
+            SLURM_JOB_ID='7',
+            SLURM_STEP_NODELIST='localhost',
+            SLURM_NTASKS='2',
+            SLURM_PROCID=str(index),
+            SLURM_LOCALID=str(index),
+            JAX_COORDINATOR_PORT=str(port),
+          )
+        )
+        for index in (0, 1)
+      ]
+      assert [host.wait(120) for host in hosts] == [0, 0]
+    assert_disagree(tmp_path)
+
+
+def assert_disagree(folder):
+  for index in (0, 1):
+    text = (folder / f'{index}.txt').read_text()
+    assert 'host 1 differs from host 0' in text
+    assert 'settings.optimizer.learning_rate: 0.1 → 0.5' in text
+    assert 'same command' in text
+
+
+class SettingsTest:
+  @pytest.mark.parametrize(
+    ('config', 'message'),
+    [
+      (
+        HostsConfig('somewhere', 2, 0),
+        "'address:port' or 'cluster', got 'some",
+      ),
+      (HostsConfig('here:1', 2), 'needs hosts.count and hosts.index.*2 and No'),
+      (HostsConfig('here:1', 2, 2), 'from 0 to hosts.count - 1, got 2 of 2'),
+      (HostsConfig('here:1', 0, 0), 'hosts.count must be at least 1, got 0'),
+      (HostsConfig(count=2), "2 .* no use without.* Give it as 'address:port'"),
+      (HostsConfig(timeout=0), 'at least 1 second, got 0'),
+    ],
+  )
+  def test_wrong_ones_are_refused(self, config, message):
+    with pytest.raises(UserError, match=message):
+      distributed.initialise(config)
+
+  def test_a_single_process_needs_none(self):
+    distributed.initialise(HostsConfig())
+    distributed.check_agreement({'learning_rate': 0.1})
+    assert (distributed.host_index(), distributed.host_count()) == (0, 1)
+
+
+@pytest.mark.usefixtures('sockets')
+class RunLocalTest:
+  def run(self, code, **settings):
+    return distributed.run_local(
+      [sys.executable, '-c', code], LocalConfig(**settings)
+    )
+
+  def test_every_host_is_told_who_it_is(self, tmp_path):
+    code = f"""
+import os, sys
+where, count, index = sys.argv[1:]
+open({str(tmp_path)!r} + '/' + index, 'w').write(
+    where + ' ' + count + ' ' + os.environ['XLA_FLAGS'].split()[-1])
+"""
+    assert self.run(code, count=3, devices=2) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {
+      f'--hosts.index={i}' for i in range(3)
+    }
+    texts = {path.read_text() for path in tmp_path.iterdir()}
+    (text,) = texts  # all of them listen to the same one
+    assert text.startswith('--hosts.coordinator=127.0.0.1:')
+    assert text.endswith('=3 --xla_force_host_platform_device_count=2')
+
+  def test_failure_of_one_ends_the_others(self, tmp_path):
+    code = f"""
+import os, sys, time
+index = sys.argv[-1][-1]
+if index == '1':
+  while not os.path.exists({str(tmp_path)!r} + '/0'):
+    time.sleep(0.05)
+  sys.exit(3)
+open({str(tmp_path)!r} + '/0.part', 'w').write(str(os.getpid()))
+os.rename({str(tmp_path)!r} + '/0.part', {str(tmp_path)!r} + '/0')
+time.sleep(120)
+os.remove({str(tmp_path)!r} + '/0')
+"""
+    assert self.run(code) == 3
+    with pytest.raises(ProcessLookupError):
+      os.kill(int((tmp_path / '0').read_text()), 0)
+
+  def test_sigterm_is_passed_on(self, tmp_path):
+    code = f"""
+import pathlib, signal, sys, time
+def end(*_):
+  (pathlib.Path({str(tmp_path)!r}) / ('saved' + sys.argv[-1][-1])).touch()
+  sys.exit(75)
+signal.signal(signal.SIGTERM, end)
+(pathlib.Path({str(tmp_path)!r}) / ('ready' + sys.argv[-1][-1])).touch()
+time.sleep(300)
+"""
+    with launched('--', sys.executable, '-c', code) as launcher:
+      while not all((tmp_path / f'ready{i}').exists() for i in (0, 1)):
+        assert launcher.poll() is None
+        time.sleep(0.05)
+      launcher.terminate()
+      assert launcher.wait(60) == 75
+    assert all((tmp_path / f'saved{i}').exists() for i in (0, 1))
+
+  def test_nothing_to_run_is_refused(self):
+    with pytest.raises(UserError, match='behind --'):
+      distributed.run_local([], LocalConfig())
+    with pytest.raises(UserError, match=r'count must be .* got 0 and 0'):
+      distributed.run_local(['true'], LocalConfig(count=0))
+    with pytest.raises(UserError, match='cannot run /does/not/exist'):
+      distributed.run_local(['/does/not/exist'], LocalConfig())
+
+  def test_mistakes_on_the_command_line_are_one_line(self, capsys):
+    assert distributed.main(['--counts', '2', '--', 'true']) == 2
+    assert distributed.main([]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith('error: ') for line in lines)
+
+
+if __name__ == '__main__':
+  main(tyro.cli(Config))

@@ -1,0 +1,320 @@
+"""`powerprop export` and `powerprop bench`, from a run to a table."""
+
+import json
+
+import jax
+import numpy as np
+import programs
+import pytest
+
+from experiments.one_shot_pruning import __main__ as one_shot_pruning
+from powerprop_jax import nets
+from powerprop_jax.core import masks as masks_lib
+from powerprop_jax.export import export
+from powerprop_jax.export import program as export_program
+from powerprop_jax.export.exported import Exported
+from powerprop_jax.prune import one_shot
+from powerprop_jax.train.cli import (
+  bench as bench_command,
+)
+from powerprop_jax.train.cli import (
+  main as cli,
+)
+from powerprop_jax.train.cli import (
+  pruned_model,
+  timing,
+)
+from powerprop_jax.train.cli.pruned_model import PruneOnce
+from powerprop_jax.train.runs import load
+from powerprop_jax.train.runs.errors import UserError
+
+TINY = ['--loop.num-steps', '60', '--loop.eval-every', '30']
+FORMATS = ['safetensors', 'npz', 'scipy', 'jax']
+
+
+def contents(folder):
+  return {p: p.read_bytes() for p in folder.rglob('*') if p.is_file()}
+
+
+def main(*args):
+  assert cli.main([str(arg) for arg in args]) == 0
+
+
+def refused(capsys, *args):
+  """The one line that a mistake gets."""
+  capsys.readouterr()
+  return programs.error(cli.main([str(arg) for arg in args]), capsys)
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """A tiny complete run of `powerprop train`."""
+  path = tmp_path_factory.mktemp('export') / 'run'
+  main('train', '--net', 'mlp', '--alpha', 1.3, '--out', path, *TINY)
+  return path
+
+
+@pytest.fixture(scope='module')
+def sweep(tmp_path_factory):
+  path = tmp_path_factory.mktemp('export') / 'sweep'
+  args = ['--alphas', '1', '2', '--keys', '0', '3', '--net', 'mlp', *TINY]
+  args += ['--kept', '0.2', '--scopes', 'global', '--out', str(path)]
+  one_shot_pruning.main(
+    cli.command.parse(one_shot_pruning.PRESETS, args, prog='sweep')
+  )
+  return path
+
+
+class ExportTest:
+  @pytest.mark.parametrize('format', ['safetensors', 'npz', 'scipy'])
+  @pytest.mark.parametrize('scope', ['layer', 'global'])
+  def test_writes_what_pruning_by_hand_gives(
+    self, run, tmp_path, format, scope
+  ):
+    before = contents(run)
+    path = tmp_path / 'net'
+    args = ['--format', format, '--kept', 0.1, '--scope', scope]
+    main('export', run, *args, '--out', path)
+    assert contents(run) == before
+    found = export.read(path)
+    state = jax.tree.map(lambda x: x[0], load.load(run).state)
+    masks = one_shot.prune(state.theta, 0.9, scope=scope)
+    jax.tree.map(np.testing.assert_array_equal, found.masks, dict(masks))
+    theta = masks_lib.apply_masks(state.theta, masks)
+    jax.tree.map(np.testing.assert_array_equal, found.theta, dict(theta))
+    assert found.net_state == {}
+    about = found.about
+    assert about['model'] == {
+      **{'net': 'mlp', 'num_classes': 10, 'image_shape': [8, 8, 1]}
+    }
+    assert (about['alpha'], about['key'], about['step']) == (1.3, 0, 60)
+    assert (about['kept'], about['scope']) == (0.1, scope)
+    assert about['density'] == pytest.approx(0.1)
+
+  @pytest.mark.parametrize('format', FORMATS)
+  def test_file_lies_beside_the_run_and_its_score_is_that_of_prune(
+    self, run, tmp_path, capsys, format
+  ):
+    main('prune', run, '--kept', 0.2, '--out', tmp_path / 'pruned')
+    (record,) = json.loads((tmp_path / 'pruned' / 'results.json').read_text())
+    capsys.readouterr()
+    main('export', run, '--kept', 0.2, '--format', format, '--overwrite')
+    suffix = {
+      **{'safetensors': '.safetensors', 'npz': '.npz'},
+      **{'scipy': '_scipy.npz', 'jax': '_jax.npz'},
+    }[format]
+    path = run.with_name(f'run{suffix}')
+    shown = capsys.readouterr().out
+    assert str(path) in shown
+    assert f'{path.stat().st_size:,}' in shown
+    reader = export_program if format == 'jax' else export
+    about = reader.read(path).about
+    assert about['test']['accuracy'] == pytest.approx(record['accuracy'])
+    assert about['density'] == pytest.approx(record['density'])
+
+  def test_program_classifies_as_the_file_says(self, run, tmp_path):
+    path = tmp_path / 'net'
+    main('export', run, '--format', 'jax', '--kept', 0.2, '--out', path)
+    program = export_program.read(path)
+    images, labels = load.load(run).splits.test
+    logits = program.run(np.asarray(images, np.float32))
+    accuracy = float((np.argmax(logits, axis=-1) == labels).mean())
+    assert accuracy == pytest.approx(program.about['test']['accuracy'])
+    args = ['--format', 'jax', '--batch', 4, '--overwrite']
+    main('export', run, *args, '--out', path)
+    assert export_program.read(path).batch == 4
+
+  def test_whole_network_by_default(self, run, tmp_path):
+    main('export', run, '--out', tmp_path / 'net')
+    found = export.read(tmp_path / 'net')
+    assert all(mask.all() for mask in jax.tree.leaves(found.masks))
+
+  def test_output_layer_keeps_more_on_request(self, run, tmp_path):
+    args = ['--kept', 0.1, '--output-factor', 2]
+    main('export', run, *args, '--out', tmp_path / 'net')
+    masks = export.read(tmp_path / 'net').masks
+    assert masks['mlp/linear_0']['w'].sum() == 640
+    assert masks['mlp/logits']['w'].sum() == 200
+
+  def test_one_network_of_a_sweep_is_chosen_by_alpha_and_key(
+    self, sweep, tmp_path, capsys
+  ):
+    stored = load.load(sweep)
+    for lane, (alpha, key) in enumerate(zip(*stored.lanes, strict=True)):
+      path = tmp_path / f'{lane}'
+      main('export', sweep, '--alpha', alpha, '--key', key, '--out', path)
+      found = export.read(path)
+      assert (found.about['alpha'], found.about['key']) == (alpha, key)
+      state = jax.tree.map(lambda x, lane=lane: x[lane], stored.state)
+      jax.tree.map(
+        np.testing.assert_array_equal, found.theta, dict(state.theta)
+      )
+    for args in ([], ['--alpha', 1], ['--key', 3]):
+      error = refused(capsys, 'export', sweep, *args, '--out', tmp_path / 'x')
+      assert 'more than one' in error
+      assert '1 0, 1 3, 2 0, 2 3' in error
+    error = refused(capsys, 'export', sweep, '--alpha', 3, '--out', 'x')
+    assert 'none of the networks' in error
+
+  def test_mistakes_are_one_line(self, run, tmp_path, capsys):
+    out = ['--out', tmp_path / 'net']
+    for args, message in (
+      (['--format', 'safetensor'], "Did you mean 'safetensors'?"),
+      (['--format', 'onnx'], 'There are: safetensors, npz, scipy, jax.'),
+      (['--kept', 0], '--kept'),
+      (['--kept', 1.5], '--kept'),
+      (['--output-factor', -1], '--output-factor'),
+      (['--scope', 'global', '--output-factor', 2], '--output-factor'),
+      (['--batch', 3], '--batch is for --format jax'),
+      (['--format', 'jax', '--batch', 0], '--batch must be at least 1'),
+      (['--fromat', 'npz'], '--format'),
+    ):
+      assert message in refused(capsys, 'export', run, *args, *out)
+    error = refused(capsys, 'export', tmp_path / 'none', *out)
+    assert 'holds no run' in error
+    for path in (tmp_path, tmp_path / 'none' / 'net'):
+      assert 'folder' in refused(capsys, 'export', run, '--out', path)
+    assert not list(tmp_path.iterdir())
+
+  def test_no_file_is_replaced_unless_asked(self, run, tmp_path, capsys):
+    path = tmp_path / 'net'
+    path.write_text('mine')
+    for format in FORMATS:
+      args = ['--format', format, '--out', path]
+      assert '--overwrite' in refused(capsys, 'export', run, *args)
+    assert path.read_text() == 'mine'
+    main('export', run, '--out', path, '--overwrite')
+    assert export.read(path).about['step'] == 60
+
+
+class BenchTest:
+  FAST = ('--repeats', '2', '--batches', '1', '3')
+
+  @pytest.mark.parametrize('format', ['safetensors', 'npz', 'scipy'])
+  def test_times_every_form_of_a_file(self, run, tmp_path, capsys, format):
+    path = tmp_path / 'net'
+    args = ['--format', format, '--kept', 0.1, '--out', path]
+    main('export', run, *args)
+    capsys.readouterr()
+    table = tmp_path / 'table.json'
+    main('bench', path, *self.FAST, '--out', table)
+    shown = capsys.readouterr().out
+    assert f'{path.stat().st_size:,}' in shown
+    found = json.loads(table.read_text())
+    assert found['model']['network'] == 'mlp'
+    assert found['model']['sparsity'] == pytest.approx(0.9)
+    assert found['model']['file_bytes'] == path.stat().st_size
+    forms = ['dense', 'masked', 'condensed', 'scipy CSR']
+    assert [(row['batch'], row['form']) for row in found['rows']] == [
+      (batch, form) for batch in (1, 3) for form in forms
+    ]
+    for row in found['rows']:
+      assert row['ms'] > 0
+      assert row['form'] in shown
+      assert row['form'] != 'dense' or row['speed_up'] == 1
+
+  def test_times_a_run_pruned_on_the_way(self, run, capsys):
+    before = contents(run)
+    main('bench', run, '--kept', 0.2, *self.FAST)
+    assert 'sparsity: 0.8' in capsys.readouterr().out
+    assert contents(run) == before
+
+  def test_convolutions_have_no_row_for_scipy(self, tmp_path, capsys):
+    shape = (8, 8, 1)
+    net = nets.make('mnist_cnn', 10)
+    images = np.zeros((1, *shape), np.float32)
+    theta, net_state = net.init(jax.random.key(0), images, True)
+    model = {'net': 'mnist_cnn', 'num_classes': 10, 'image_shape': shape}
+    masks = one_shot.prune(theta, 0.9)
+    found = Exported(theta, masks, net_state, {'model': model})
+    path = export.write(tmp_path / 'net', found)
+    main('bench', path, '--repeats', 1, '--batches', 1)
+    shown = capsys.readouterr().out
+    assert 'condensed' in shown
+    assert 'scipy' not in shown
+
+  def test_forms_that_disagree_are_not_timed(self, tmp_path, run):
+    found = pruned_model.from_run(run, PruneOnce(kept=0.5))
+    wrong = jax.tree.map(lambda mask: mask & False, found.masks)
+    found = found._replace(masks=wrong)
+    with pytest.raises(ValueError, match="the form 'masked' of this network"):
+      bench_command.measure(found, (2,), 1)
+
+  def test_mistakes_are_one_line(self, run, tmp_path, capsys):
+    bench = lambda *args: refused(capsys, 'bench', *args)
+    assert 'there is no' in bench(tmp_path / 'none')
+    assert 'holds no run' in bench(tmp_path)
+    (tmp_path / 'text').write_text('not a network')
+    assert 'as an exported network' in bench(tmp_path / 'text')
+    main('export', run, '--out', tmp_path / 'net')
+    assert '--kept' in bench(tmp_path / 'net', '--kept', 0.5)
+    assert '--repeats must be at least 1' in bench(run, '--repeats', 0)
+    assert '--batches must be at least 1' in bench(run, '--batches', 0)
+    table = tmp_path / 'text'
+    assert 'exists' in bench(run, '--out', table)
+    assert table.read_text() == 'not a network'
+    assert 'folder' in bench(run, '--out', tmp_path / 'none' / 'table.json')
+    main('export', run, '--format', 'jax', '--out', tmp_path / 'program')
+    assert 'program' in bench(tmp_path / 'program')
+
+  def test_files_that_do_not_say_what_they_hold_are_refused(
+    self, tmp_path, capsys
+  ):
+    theta = {'a': {'w': np.ones((2, 3), np.float32)}}
+    masks = masks_lib.full_masks(theta)
+    for number, about in enumerate(({}, {'model': {}}, {'model': {'net': 1}})):
+      path = export.write(
+        tmp_path / f'{number}', Exported(theta, masks, {}, about)
+      )
+      assert 'which network' in refused(capsys, 'bench', path)
+
+  def test_parameters_of_another_network_are_refused(
+    self, run, tmp_path, capsys
+  ):
+    found = pruned_model.from_run(run, PruneOnce())
+    about = found.about | {'model': found.about['model'] | {'net': 'lenet_5'}}
+    path = export.write(tmp_path / 'net', found._replace(about=about))
+    assert 'lenet_5' in refused(capsys, 'bench', path)
+
+
+class HelpTest:
+  @pytest.mark.parametrize('name', ['export', 'bench'])
+  def test_explains_every_setting(self, name, capsys):
+    main('--help')
+    assert f'\n  {name}' in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+      cli.main([name, '--help'])
+    assert not stop.value.code
+    shown = capsys.readouterr().out
+    assert 'helptext' not in shown
+    for setting in ('--kept', '--scope', '--alpha', '--overwrite'):
+      assert setting in shown
+
+
+class TimingTest:
+  def test_programs_take_turns(self):
+    calls = []
+    programs = {name: lambda name=name: calls.append(name) for name in 'abc'}
+    found = timing.take_turns(programs, 9)
+    rounds = [''.join(calls[i : i + 3]) for i in range(0, len(calls), 3)]
+    assert rounds[0] == 'abc' and len(rounds) == 10
+    assert all(sorted(order) == ['a', 'b', 'c'] for order in rounds)
+    # Not always after the same one.
+    assert {'ab', 'cb'} <= {
+      order[i : i + 2] for order in rounds for i in (0, 1)
+    }
+    assert list(found) == ['a', 'b', 'c']
+    assert [len(times.wall) for times in found.values()] == [9, 9, 9]
+
+  def test_ratio_is_that_of_neighbours(self):
+    assert timing.median_ratio([1.0, 9.0, 4.0], [1.0, 3.0, 2.0]) == 2.0
+
+
+def test_pruning_that_makes_no_sense_is_refused():
+  for pruning in (
+    PruneOnce(kept=0.0),
+    PruneOnce(output_factor=0.0),
+    PruneOnce(scope='global', output_factor=2.0),
+  ):
+    with pytest.raises(UserError):
+      pruning.check()

@@ -1,0 +1,304 @@
+"""A step that is not finite is as if it had not been."""
+
+import functools
+
+import chex
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import stream_runs
+from stream_runs import OPTIONS
+
+from powerprop_jax.nets import resnet
+from powerprop_jax.optim import aliases, powerprop
+from powerprop_jax.train import state as state_lib
+from powerprop_jax.train import step as step_lib
+from powerprop_jax.train.images import batches
+from powerprop_jax.train.scale import guard, sharding
+
+METHODS = {
+  'gradual': lambda tx: aliases.gradual_pruning(
+    tx, 0.5, start=0, stop=8, period=2
+  ),
+  'snfs': lambda tx: aliases.snfs(tx, 0.5, period=2, stop=9),
+  'top_kast': lambda tx: aliases.top_kast(tx, 0.5, 0.3, period=2),
+}
+
+
+def batch(number, bad=()):
+  return batches.make(stream_runs.make_batches(bad), number)[0]
+
+
+def train(step, state, numbers, bad=()):
+  metrics = []
+  for number in numbers:
+    state, found = step(state, *batch(number, bad))
+    metrics.append(jax.device_get(found))
+  return state, metrics
+
+
+@functools.cache
+def step_alone():
+  step = step_lib.make_step(
+    *stream_runs.make_net(), prepare=stream_runs.prepare
+  )
+  return jax.jit(step, donate_argnums=0, compiler_options=OPTIONS)
+
+
+def counts(state):
+  return int(state.num_skipped), int(state.num_in_a_row)
+
+
+class GuardedTest:
+  def test_finite_steps_are_those_without_guard(self):
+    *_, step = stream_runs.compiled(0)
+    state, metrics = train(step, stream_runs.make_state(), range(7))
+    alone, expected = train(
+      step_alone(), stream_runs.make_state().train, range(7)
+    )
+    stream_runs.assert_same(state.train, alone)
+    assert counts(state) == (0, 0)
+    assert [m['loss'] for m in metrics] == [m['loss'] for m in expected]
+
+  def test_bad_batches_are_as_if_they_had_not_been(self):
+    *_, step = stream_runs.compiled(0)
+    # Number 5, the sixth step, is one at which RigL rewires.
+    bad = (1, 4, 5, 6)
+    state, metrics = train(step, stream_runs.make_state(), range(9), bad)
+    alone, _ = train(
+      step_alone(), stream_runs.make_state().train, (1, 2, 6, 7, 8)
+    )
+    stream_runs.assert_same(state.train, alone)
+    assert counts(state) == (4, 0)
+    assert [m['num_in_a_row'] for m in metrics] == [1, 0, 0, 1, 2, 3, 0, 0, 0]
+    assert [np.isfinite(m['loss']) for m in metrics] == [
+      m['num_in_a_row'] == 0 for m in metrics
+    ]
+    assert metrics[-1]['num_skipped'] == 4
+
+  @pytest.mark.parametrize('name', METHODS)
+  def test_any_method_stands_still(self, name):
+    net, _ = stream_runs.make_net()
+    tx = METHODS[name](powerprop.powerprop(optax.adam(0.01), 2.0))
+    create = functools.partial(
+      state_lib.create, net, tx, jax.random.key(0), jnp.zeros((1, 8, 8, 3))
+    )
+    step = jax.jit(
+      guard.guarded(step_lib.make_step(net, tx, prepare=stream_runs.prepare)),
+      donate_argnums=0,
+      compiler_options=OPTIONS,
+    )
+    state = guard.create(jax.jit(create, compiler_options=OPTIONS)())
+    for number in range(3):
+      state, _ = step(state, *batch(number))
+      before = stream_runs.to_host(state)
+      state, _ = step(state, *batch(number, (number + 1,)))
+      stream_runs.assert_same(state.train, before.train)
+    assert counts(state) == (3, 1)
+
+  def test_any_leaf_counts_but_those_that_were_not_finite(self):
+    def step(state, images, labels):
+      return {**state, labels: state[labels] + images}, {'loss': jnp.float32(0)}
+
+    state = guard.create(
+      {
+        'w': jnp.ones((3, 2)),
+        'best': jnp.array([jnp.inf, 1.0]),
+        'half': jnp.full(70_000, 2.0, jnp.float16),
+        'count': jnp.int32(3),
+        'key': jax.random.key(0),
+      }
+    )
+    guarded = jax.jit(guard.guarded(step), static_argnums=2)
+    change = jnp.zeros((3, 2)).at[2, 1].set(-jnp.inf)
+    for number, (images, label, is_made) in enumerate(
+      [
+        (jnp.ones((3, 2)), 'w', True),
+        (change, 'w', False),
+        (change * 0, 'w', False),
+        (jnp.float32([0, jnp.nan]), 'best', True),
+        (jnp.ones(70_000, jnp.float16), 'half', True),
+        (jnp.full(70_000, 6e4, jnp.float16), 'half', True),
+        (jnp.full(70_000, 6e4, jnp.float16), 'half', False),
+        (jnp.int32(1), 'count', True),
+      ]
+    ):
+      before = int(state.num_skipped)
+      state, _ = guarded(state, images, label)
+      assert (int(state.num_skipped) == before) == is_made, number
+    np.testing.assert_array_equal(state.train['w'], 2)
+    assert counts(state) == (3, 0)
+
+  def test_loss_counts_though_the_state_stays_finite(self):
+    step = guard.guarded(lambda state, *_: (state + 1, {'loss': jnp.inf - 0}))
+    state = guard.create(jnp.float32(1))
+    for _ in range(2):
+      state, _ = step(state, None, None)
+    assert float(state.train) == 1
+    assert counts(state) == (2, 2)
+
+  @pytest.mark.parametrize(
+    ('grad', 'average', 'loss', 'is_made'),
+    [
+      (1.0, 1.0, 1.0, True),
+      (1.0, 1.0, jnp.inf, False),
+      (jnp.nan, 1.0, 1.0, False),
+      (-jnp.inf, 1.0, 1.0, False),
+      (1e20, 1.0, 1.0, False),  # Adam would keep its square for ever
+      (1.0, jnp.nan, 1.0, False),
+    ],
+  )
+  def test_update_is_made_of_finite_numbers_only(
+    self, grad, average, loss, is_made
+  ):
+    net, _ = stream_runs.make_net()
+    tx = aliases.rigl(optax.adam(0.01), 0.5, period=2, stop=9)
+    real = step_lib.make_step(net, tx, prepare=stream_runs.prepare)
+
+    def gradient(state, images, labels):
+      grads, net_state, metrics = real.gradient(state, images, labels)
+      w = grads['hidden']['w']
+      grads = {
+        **grads,
+        'hidden': {**grads['hidden'], 'w': w.at[1, 2].set(grad)},
+      }
+      net_state = {**net_state, 'norm': {'average': jnp.full(3, average)}}
+      return grads, net_state, {**metrics, 'loss': jnp.float32(loss)}
+
+    state = state_lib.create(
+      net, tx, jax.random.key(0), jnp.zeros((1, 8, 8, 3))
+    )
+    state = state._replace(
+      net_state={**state.net_state, 'norm': {'average': jnp.zeros(3)}}
+    )
+    before = stream_runs.to_host(state)
+    step = jax.jit(guard.guarded(step_lib.joined(gradient, real.update)))
+    after, metrics = step(guard.create(state), *batch(0))
+    assert counts(after) == (int(not is_made), int(not is_made))
+    assert int(metrics['num_skipped']) == int(not is_made)
+    if is_made:
+      alone = jax.jit(step_lib.joined(gradient, real.update))
+      expected, _ = alone(state, *batch(0))
+      chex.assert_trees_all_close(
+        stream_runs.to_host(after.train),
+        stream_runs.to_host(expected),
+        rtol=1e-4,
+        atol=1e-7,
+      )
+    else:
+      stream_runs.assert_same(after.train, before)
+
+  def test_weights_that_overflow_end_all_updates(self):
+    net, _ = stream_runs.make_net()
+    rate = 1e30
+    tx = optax.sgd(rate)
+    real = step_lib.make_step(net, tx, prepare=stream_runs.prepare)
+    large = step_lib.joined(
+      real.gradient,
+      lambda state, grads, net_state: real.update(
+        state, jax.tree.map(lambda g: jnp.full_like(g, 1e10), grads), net_state
+      ),
+    )
+    state = guard.create(
+      state_lib.create(net, tx, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    )
+    step = jax.jit(guard.guarded(large))
+    for number in range(3):
+      state, metrics = step(state, *batch(number))
+      # The first one is made; the sum of both is the number of batches.
+      assert counts(state) == (number, number + 1)
+      assert int(state.train.step) == 1
+      assert int(metrics['num_in_a_row']) == number + 1
+
+  @pytest.mark.parametrize('is_whole', [False, True])
+  def test_compiled_program_stays_small(self, is_whole):
+    # XLA copies what leads to the decision into each select if it can: twenty
+    # times the program then, and in deeper networks more.
+    net = hk.transform_with_state(
+      lambda x, is_training: resnet.ResNet(5, depth=10, width=0.0625)(
+        x, is_training
+      )
+    )
+    tx = optax.sgd(0.1, 0.9)
+    step = step_lib.make_step(net, tx, prepare=stream_runs.prepare)
+    alone = compiled(net, tx, step)
+    checked = guard.guarded((lambda *given: step(*given)) if is_whole else step)
+    with_guard = compiled(net, tx, checked, guard.create)
+    count = lambda program: program.as_text().count('\n')
+    assert count(with_guard) < 4 * count(alone)
+
+  @pytest.mark.parametrize('name', METHODS)
+  def test_no_second_state_is_held(self, name):
+    net = hk.transform_with_state(
+      lambda x, is_training: hk.nets.MLP([512, 5])(hk.Flatten()(x))
+    )
+    tx = METHODS[name](powerprop.powerprop(optax.sgd(0.1, 0.9), 2.0))
+    step = step_lib.make_step(net, tx, prepare=stream_runs.prepare)
+    weights = 4 * 192 * 512
+    room = lambda program: program.memory_analysis().temp_size_in_bytes
+    alone = room(compiled(net, tx, step))
+    whole = guard.guarded(lambda *given: step(*given))
+    assert room(compiled(net, tx, whole, guard.create)) > alone + weights / 5
+    halves = compiled(net, tx, guard.guarded(step), guard.create)
+    assert room(halves) < alone + weights / 10
+
+  @pytest.mark.parametrize('explicit', [False, True])
+  def test_all_devices_agree(self, explicit):
+    mesh = sharding.make_mesh(4, 2, explicit=explicit)
+    state = sharding.create_sharded(
+      stream_runs.create,
+      mesh,
+      min_size=16,
+      compiler_options=OPTIONS,
+    )
+    lies = sharding.state_shardings(state, mesh, min_size=16)
+    step = sharding.on_mesh(
+      guard.guarded(
+        step_lib.make_step(*stream_runs.make_net(), prepare=bad_in_one_example)
+      ),
+      lies,
+      mesh,
+      compiler_options=OPTIONS,
+    )
+    assert not state.train.phi['hidden']['w'].sharding.is_fully_replicated
+    put = lambda number, bad=(): sharding.put_batch(one_bad(number, bad), mesh)
+    state, _ = step(state, *put(0))
+    before = stream_runs.to_host(state)
+    state, _ = step(state, *put(1, (2,)))
+    stream_runs.assert_same(state.train, before.train)
+    for leaf in (state.num_skipped, state.num_in_a_row):
+      assert [int(s.data) for s in leaf.addressable_shards] == [1] * 8
+    state, _ = step(state, *put(2))
+    assert counts(state) == (1, 0)
+    jax.tree.map(
+      lambda x, s: np.testing.assert_(x.sharding.is_equivalent_to(s, x.ndim)),
+      state,
+      lies,
+    )
+
+
+def compiled(net, tx, step, wrap=lambda state: state):
+  """The program of a step on two images, its state donated."""
+  images, labels = np.zeros((2, 8, 8, 3), np.uint8), np.zeros(2, np.int32)
+  create = lambda key: wrap(
+    state_lib.create(net, tx, key, jnp.zeros((1, 8, 8, 3)))
+  )
+  state = jax.eval_shape(create, jax.random.key(0))
+  step = jax.jit(step, donate_argnums=0, compiler_options=OPTIONS)
+  return step.lower(state, images, labels).compile()
+
+
+def one_bad(number, bad):
+  """A batch of which only one example, on one device, is bad."""
+  images, labels = batch(number)
+  if bad:
+    images[5] = 255
+  return images, labels
+
+
+def bad_in_one_example(images):
+  images = images.astype(jnp.float32)
+  return images / (255 - jnp.max(images, axis=(1, 2, 3), keepdims=True))

@@ -1,0 +1,396 @@
+"""Crops lie in the image, and decoders give the pixels that files have."""
+
+import concurrent.futures
+import functools
+import subprocess
+import sys
+import threading
+import types
+
+import image_files
+import numpy as np
+from PIL import Image
+import pytest
+
+from powerprop_jax.train.images import crops as image_crops
+from powerprop_jax.train.images import decode, regions
+from powerprop_jax.train.images.crops import Crop
+from powerprop_jax.train.images.decode import CorruptImageError
+from powerprop_jax.train.runs.errors import UserError
+
+SIZES = [(1, 1), (1, 300), (300, 1), (50, 40), (375, 500)]
+
+
+def decoders(*names):
+  """Decoders to test with; those that are not installed are skipped."""
+  return [
+    pytest.param(
+      name,
+      marks=pytest.mark.skipif(
+        name not in decode.installed(), reason=f'{name} is not installed'
+      ),
+    )
+    for name in names
+  ]
+
+
+each = pytest.mark.parametrize('decoder', decoders(*decode.DECODERS))
+# All but the slowest one, whose crops others are compared with.
+faster = pytest.mark.parametrize('decoder', decoders('nvimgcodec', 'opencv'))
+
+
+def whole(height, width):
+  return Crop(0, 0, height, width)
+
+
+def difference(a, b):
+  assert a.shape == b.shape and a.dtype == b.dtype == np.uint8
+  return np.abs(a.astype(int) - b).max()
+
+
+class CropsTest:
+  @pytest.mark.parametrize('size', SIZES)
+  def test_random_crops_lie_in_the_image(self, size):
+    for draws in image_crops.random_draws(0, 0, 200):
+      crop = image_crops.random_crop(draws, *size)
+      assert min(crop[:2]) >= 0 and min(crop[2:4]) >= 1
+      assert crop.top + crop.height <= size[0]
+      assert crop.left + crop.width <= size[1]
+
+  def test_random_crops_have_the_distribution_asked_for(self):
+    crops = [
+      image_crops.random_crop(draws, 500, 500)
+      for draws in image_crops.random_draws(0, 0, 4000)
+    ]
+    top, left, height, width, is_mirrored = np.array(crops).T
+    share, ratio = height * width / 500**2, width / height
+    assert 0.075 < share.min() < 0.1 and 0.9 < share.max() <= 1
+    assert 0.74 < ratio.min() < 0.76 and 1.32 < ratio.max() < 1.35
+    # The logarithm of the ratio is symmetric; five standard errors are 0.013.
+    assert abs(np.log(ratio).mean()) < 0.013
+    assert abs(is_mirrored.mean() - 0.5) < 0.04
+    # Anywhere there is room, one end as often as the other.
+    for start, length in ((top, height), (left, width)):
+      room = (start + 0.5) / (500 - length + 1)
+      assert abs(room.mean() - 0.5) < 0.025
+      assert room.min() < 0.01 and room.max() > 0.99
+
+  def test_share_of_the_area_is_uniform_where_all_shapes_fit(self):
+    shares = [
+      np.prod(image_crops.random_crop(draws, 600, 600, scale=(0.1, 0.5))[2:4])
+      / 600**2
+      for draws in image_crops.random_draws(0, 0, 4000)
+    ]
+    expected = np.linspace(0.1, 0.5, 4000)
+    # The distance of Kolmogorov and Smirnov, five times its usual size, in 0.4.
+    assert np.abs(np.sort(shares) - expected).max() < 0.4 * 0.065
+
+  def test_what_never_fits_is_taken_from_the_centre(self):
+    [draws] = image_crops.random_draws(0, 0, 1)
+    crop = image_crops.random_crop(draws, 10, 400, scale=(1, 1))
+    assert crop[:4] == (0, 193, 10, 13)
+    crop = image_crops.random_crop(draws, 400, 10, scale=(1, 1))
+    assert crop[:4] == (193, 0, 13, 10)
+
+  @pytest.mark.parametrize('size', SIZES)
+  def test_central_crop_is_a_centred_square(self, size):
+    crop = image_crops.central_crop(*size)
+    assert crop.height == crop.width == max(1, round(0.875 * min(size)))
+    below = size[0] - crop.top - crop.height
+    right = size[1] - crop.left - crop.width
+    assert 0 <= below - crop.top <= 1 and 0 <= right - crop.left <= 1
+    assert not crop.is_mirrored
+
+
+class SizeTest:
+  @pytest.mark.parametrize('size', SIZES)
+  @pytest.mark.parametrize('progressive', [False, True])
+  def test_header_states_the_size(self, size, progressive):
+    pixels = image_files.smooth(0, *size)
+    file = image_files.encode(pixels, progressive=progressive)
+    assert decode.jpeg_size(file) == size
+    # Whatever lies before it, fill bytes included.
+    note = b'\xff\xff\xfe\x00\x08\xff\xc0\x00\x01\x02\x03'
+    assert decode.jpeg_size(file[:2] + note + file[2:]) == size
+
+  def test_other_files_have_none(self):
+    pixels = image_files.smooth(0, 30, 40)
+    file = image_files.encode(pixels)
+    assert decode.jpeg_size(image_files.encode(pixels, 'PNG')) is None
+    for length in (0, 1, 2, 3, 10, 20):
+      assert decode.jpeg_size(file[:length]) is None
+    random = np.random.default_rng(0)
+    for _ in range(200):
+      decode.jpeg_size(b'\xff\xd8' + random.bytes(30))
+
+  def test_sizes_of_real_files(self, tfds_dir):
+    for file in real_files(tfds_dir, 60):
+      assert decode.jpeg_size(file) == decode.decode(file).shape[:2]
+
+
+def real_files(tfds_dir, count):
+  images = image_files.image_set.open_set(
+    'imagenet2012', tfds_dir, 'validation'
+  )
+  found = image_files.image_set.read(images, range(count))
+  return [example.data for example in found]
+
+
+class DecodeTest:
+  @each
+  @pytest.mark.parametrize('size', [(1, 1), (45, 61), (64, 48)])
+  def test_pixels_are_red_green_and_blue(self, decoder, size):
+    pixels = image_files.smooth(1, *size)
+    file = image_files.encode(pixels, 'PNG')
+    assert difference(decode.decode(file, decoder), pixels) == 0
+    file = image_files.encode(pixels, quality=100, subsampling=0)
+    assert difference(decode.decode(file, decoder), pixels) <= 4
+
+  @each
+  def test_grayscale_has_three_equal_channels(self, decoder):
+    file = image_files.encode(image_files.smooth(2, 30, 40), mode='L')
+    square = decode.decode_crop(file, whole, 16, decoder)
+    assert square.shape == (16, 16, 3)
+    assert (square == square[..., :1]).all()
+
+  @each
+  def test_cmyk_becomes_rgb(self, decoder):
+    pixels = image_files.smooth(3, 30, 40)
+    file = image_files.encode(pixels, mode='CMYK', quality=100, subsampling=0)
+    assert difference(decode.decode(file, decoder), pixels) <= 6
+
+  @each
+  def test_noted_rotation_is_ignored(self, decoder):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = image_files.smooth(4, 30, 40)
+    file = image_files.encode(pixels, exif=exif)
+    assert decode.decode(file, decoder).shape == (30, 40, 3)
+
+  @faster
+  def test_decoders_agree_on_real_files(self, decoder, tfds_dir):
+    for file in real_files(tfds_dir, 30):
+      one, other = (decode.decode(file, d) for d in (decoder, 'pillow'))
+      assert difference(one, other) == 0
+
+
+class DecodeCropTest:
+  @each
+  def test_the_part_asked_for_is_cut_out(self, decoder):
+    pixels = image_files.smooth(5, 40, 60)
+    file = image_files.encode(pixels, 'PNG')
+    for top, left, mirrored in ((0, 0, False), (8, 28, False), (5, 7, True)):
+      crop = Crop(top, left, 32, 32, mirrored)
+      square = decode.decode_crop(file, lambda *_, crop=crop: crop, 32, decoder)
+      expected = pixels[top : top + 32, left : left + 32]
+      expected = expected[:, ::-1] if mirrored else expected
+      assert difference(square, expected) == 0
+
+  @each
+  @pytest.mark.parametrize('reduction', [1, 2, 4, 8])
+  @pytest.mark.parametrize('mirrored', [False, True])
+  def test_decoding_at_reduced_size_gives_the_same_image(
+    self, decoder, reduction, mirrored
+  ):
+    pixels = image_files.smooth(6, 301, 403)
+    crop = Crop(11, 21, 32 * reduction, 32 * reduction, mirrored)
+    file = image_files.encode(pixels, quality=100, subsampling=0)
+    square = decode.decode_crop(file, lambda *_: crop, 32, decoder)
+    # The mean of the pixels that each pixel stands for.
+    expected = pixels[11 : 11 + crop.height, 21 : 21 + crop.width].astype(float)
+    expected = expected.reshape(32, reduction, 32, reduction, 3).mean((1, 3))
+    expected = expected[:, ::-1] if mirrored else expected
+    # A crop begins at a multiple of the reduction, up to 7 pixels away.
+    slope = np.abs(np.diff(pixels.astype(int), axis=1)).max()
+    slope += np.abs(np.diff(pixels.astype(int), axis=0)).max()
+    assert np.abs(square - expected).max() <= 4 + (reduction - 1) * slope
+
+  @faster
+  def test_decoders_agree_where_nothing_is_left_out(self, decoder, tfds_dir):
+    crop = Crop(3, 5, 50, 45, True)
+    for file in real_files(tfds_dir, 20):
+      one, other = (
+        decode.decode_crop(file, lambda *_: crop, 64, d)
+        for d in (decoder, 'pillow')
+      )
+      assert difference(one, other) <= 2
+
+  @each
+  def test_any_size_becomes_a_square(self, decoder):
+    for size in SIZES:
+      for file_format in ('JPEG', 'PNG'):
+        file = image_files.encode(image_files.smooth(7, *size), file_format)
+        square = decode.decode_crop(file, image_crops.central_crop, 8, decoder)
+        assert square.shape == (8, 8, 3)
+
+
+class CorruptTest:
+  FILE = image_files.encode(image_files.smooth(8, 90, 70))
+
+  @each
+  @pytest.mark.parametrize(
+    'file',
+    [
+      b'',
+      b'\xff',
+      b'not an image',
+      b'\xff\xd8' + bytes(100),
+      FILE[:40],
+      FILE[: len(FILE) // 2],
+      image_files.encode(image_files.smooth(8, 90, 70), 'PNG')[:60],
+    ],
+    ids=['empty', 'byte', 'text', 'zeros', 'header', 'half', 'png'],
+  )
+  @pytest.mark.parametrize('size', [8, 64])
+  def test_damage_is_an_error(self, decoder, file, size):
+    with pytest.raises(CorruptImageError, match='are no complete image'):
+      decode.decode_crop(file, image_crops.central_crop, size, decoder)
+    with pytest.raises(CorruptImageError, match=f'^{len(file)} bytes'):
+      decode.decode(file, decoder)
+
+  @each
+  def test_any_change_gives_an_image_or_that_error(self, decoder):
+    random = np.random.default_rng(0)
+    for _ in range(100):
+      file = bytearray(self.FILE)
+      for at in random.integers(0, len(file), 4):
+        file[at] = random.integers(256)
+      try:
+        square = decode.decode_crop(
+          bytes(file), image_crops.central_crop, 8, decoder
+        )
+      except CorruptImageError:
+        continue
+      assert square.shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize('decoder', decoders('nvimgcodec'))
+class RegionTest:
+  """What decodes a part alone gives the same pixels as what decodes all."""
+
+  @pytest.mark.parametrize('size', [224, 64, 8])
+  def test_random_crops_of_real_files(self, decoder, size, tfds_dir):
+    files = real_files(tfds_dir, 60)
+    for file, draws in zip(
+      files, image_crops.random_draws(0, 0, 60), strict=True
+    ):
+      choose = functools.partial(image_crops.random_crop, draws)
+      one, other = (
+        decode.decode_crop(file, choose, size, d) for d in (decoder, 'opencv')
+      )
+      assert difference(one, other) == 0
+
+  @pytest.mark.parametrize('mode', ['RGB', 'L', 'CMYK'])
+  @pytest.mark.parametrize(
+    'settings',
+    [{'subsampling': s} for s in (0, 1, 2)] + [{'progressive': True}],
+    ids=str,
+  )
+  def test_all_kinds_of_files(self, decoder, mode, settings):
+    pixels = image_files.smooth(9, 83, 117)
+    file = image_files.encode(pixels, mode=mode, **settings)
+    random = np.random.default_rng(0)
+    for draws in image_crops.random_draws(0, 0, 30):
+      choose = functools.partial(image_crops.random_crop, draws)
+      size = int(random.integers(1, 90))
+      one, other = (
+        decode.decode_crop(file, choose, size, d) for d in (decoder, 'opencv')
+      )
+      assert difference(one, other) == 0
+
+  def test_only_what_is_needed_of_a_file_is_missed(self, decoder):
+    pixels = image_files.smooth(8, 160, 70)
+    file = image_files.encode(pixels)
+    damaged = file[: len(file) * 3 // 4]
+    top, bottom = Crop(0, 0, 60, 70, False), Crop(100, 0, 60, 70, False)
+    one, other = (
+      decode.decode_crop(f, lambda *_: top, 64, decoder)
+      for f in (file, damaged)
+    )
+    assert difference(one, other) == 0
+    with pytest.raises(CorruptImageError):
+      decode.decode_crop(damaged, lambda *_: bottom, 64, decoder)
+
+  def test_parts_that_a_file_lacks_cannot_be_had(self, decoder):
+    file = image_files.encode(image_files.smooth(8, 30, 40))
+    assert regions.decode(file, 0, 0, 30, 40).shape == (30, 40, 3)
+    assert regions.decode(file, 0, 0, 31, 40) is None
+    assert regions.decode(file, 0, 10, 30, 41) is None
+
+  def test_threads_decode_at_once(self, decoder):
+    file = image_files.encode(image_files.smooth(8, 90, 70))
+    whole_image = decode.decode(file)
+
+    def agree(key):
+      random = np.random.default_rng(key)
+      for _ in range(300):
+        top, left = random.integers(0, (60, 50)).tolist()
+        part = regions.decode(file, top, left, top + 25, left + 18)
+        expected = whole_image[top : top + 25, left : left + 18]
+        assert difference(part, expected) == 0
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+      list(pool.map(agree, range(8)))
+
+  def test_nothing_is_printed(self, decoder):
+    program = (
+      'from powerprop_jax.train import image_regions;'
+      'assert image_regions.decode(b"no image", 0, 0, 1, 1) is None;'
+      'import sys; print("visible", file=sys.stderr)'
+    )
+    done = subprocess.run(
+      [sys.executable, '-c', program], capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr) == ('', 'visible\n')
+
+
+def unusable_codec():
+  """A module that cannot make a decoder on this machine."""
+
+  def refuse(**options):
+    del options
+    raise RuntimeError('no')
+
+  return types.SimpleNamespace(
+    Decoder=refuse,
+    Backend=str,
+    BackendKind=types.SimpleNamespace(CPU_ONLY=0),
+    NVIMGCODEC_DEVICE_CPU_ONLY=-1,
+  )
+
+
+class FastestTest:
+  def test_what_is_missing_is_not_used(self, monkeypatch):
+    missing = set()
+    monkeypatch.setattr(
+      decode.importlib.util,
+      'find_spec',
+      lambda name: None if name in missing else name,
+    )
+    monkeypatch.setattr(
+      decode.image_regions, 'is_available', lambda: 'nv' not in missing
+    )
+    monkeypatch.setattr(decode, 'installed', decode.installed.__wrapped__)
+    assert decode.fastest() == 'nvimgcodec'
+    missing.add('nv')
+    assert decode.fastest() == 'opencv'
+    missing.add('cv2')
+    assert decode.fastest() == 'pillow'
+    missing.remove('nv')
+    assert decode.installed() == ('pillow',)
+    missing.add('PIL')
+    with pytest.raises(UserError, match='OpenCV or Pillow, and neither is'):
+      decode.fastest()
+
+  @pytest.mark.parametrize(
+    'module',
+    [None, object(), unusable_codec()],
+    ids=['none', 'old', 'unusable'],
+  )
+  def test_an_nvimgcodec_that_does_not_work_is_not_used(
+    self, monkeypatch, module
+  ):
+    monkeypatch.setattr(regions, '_of_thread', threading.local())
+    monkeypatch.setitem(sys.modules, 'nvidia', types.ModuleType('nvidia'))
+    monkeypatch.setitem(sys.modules, 'nvidia.nvimgcodec', module)
+    assert not regions.is_available()

@@ -1,0 +1,157 @@
+"""The loop visits every step once, looks when due, and resumes exactly."""
+
+import json
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from powerprop_jax.train import loop
+from powerprop_jax.train.checkpoints.checkpoint import Checkpoints
+from powerprop_jax.train.loop import LoopConfig
+from powerprop_jax.train.runs.errors import UserError
+from powerprop_jax.train.runs.folder import RunFolder
+from powerprop_jax.train.scale.preemption import Preempted
+
+CONFIG = LoopConfig(
+  num_steps=23, batch_size=2, eval_every=10, steps_per_dispatch=4
+)
+
+
+@jax.jit
+def advance(state, rows):
+  """A state whose every bit depends on the rows and on their order."""
+
+  def body(state, row):
+    return jnp.sin(3 * state + row.sum()), state
+
+  state, before = jax.lax.scan(body, state, rows.astype(jnp.float32))
+  return state, {'loss': before.mean()}
+
+
+def interrupt():
+  raise KeyboardInterrupt
+
+
+def fit(
+  path,
+  *,
+  calls=None,
+  stop_at=None,
+  stop=interrupt,
+  resume=False,
+  begin=None,
+  config=CONFIG,
+):
+  calls = [] if calls is None else calls
+
+  def indices(start, count):
+    if start == stop_at:
+      stop()
+    calls.append((start, count))
+    rows = np.arange(start, start + count)[:, None] + np.arange(2)
+    return rows.astype(np.int32)
+
+  return loop.fit(
+    jnp.float32(0.5),
+    advance=advance,
+    evaluate=lambda state: {'accuracy': state},
+    indices=indices,
+    records=lambda trained, found: [
+      {
+        'loss': float(trained['loss']),
+        'validation_accuracy': float(found['accuracy']),
+      }
+    ],
+    config=config,
+    folder=RunFolder(path, {}, program='test', resume=resume),
+    begin=begin,
+  )
+
+
+def measured(path):
+  lines = (path / 'metrics.jsonl').read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+class FitTest:
+  def test_every_step_is_visited_once_and_no_dispatch_crosses_a_look(
+    self, tmp_path
+  ):
+    calls = []
+    fit(tmp_path, calls=calls)
+    assert calls == [
+      *[(0, 4), (4, 4), (8, 2)],
+      *[(10, 4), (14, 4), (18, 2)],
+      (20, 3),
+    ]
+
+  def test_measures_and_saves_at_every_look_and_at_the_end(self, tmp_path):
+    state = fit(tmp_path)
+    found = measured(tmp_path)
+    assert [record['step'] for record in found] == [10, 20, 23]
+    assert found[-1]['validation_accuracy'] == float(state)
+    checkpoints = Checkpoints(tmp_path / 'checkpoints')
+    assert checkpoints.steps() == [10, 20, 23]
+    restored = checkpoints.restore_latest(state)
+    assert (restored.state, restored.step) == (state, 23)
+
+  @pytest.mark.parametrize('stop_at', [4, 10, 14, 20])
+  def test_interrupted_run_continues_as_if_nothing_had_happened(
+    self, tmp_path, stop_at
+  ):
+    expected = fit(tmp_path / 'whole')
+    with pytest.raises(KeyboardInterrupt):
+      fit(tmp_path / 'parts', stop_at=stop_at)
+    calls = []
+    state = fit(tmp_path / 'parts', calls=calls, resume=True)
+    assert calls[0][0] == stop_at - stop_at % 10
+    assert state == expected
+    assert measured(tmp_path / 'parts') == measured(tmp_path / 'whole')
+
+  @pytest.mark.parametrize(
+    ('stop_at', 'watched', 'saved'),
+    [(0, False, 4), (4, False, 8), (8, False, 10), (20, False, 23)]
+    # What is compared between looks begins with a look.
+    + [(0, True, 10), (10, True, 20), (20, True, 23)],
+  )
+  def test_run_that_gets_a_signal_saves_stops_and_continues(
+    self, tmp_path, stop_at, watched, saved
+  ):
+    expected = fit(tmp_path / 'whole')
+    seen = []
+    begin = seen.append if watched else None
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Preempted, match=f'saved at step {saved} of 23'):
+      fit(
+        tmp_path / 'parts',
+        stop_at=stop_at,
+        stop=lambda: signal.raise_signal(signal.SIGTERM),
+        begin=begin,
+      )
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert Checkpoints(tmp_path / 'parts/checkpoints').steps()[-1] == saved
+    calls = []
+    state = fit(tmp_path / 'parts', calls=calls, resume=True, begin=begin)
+    assert [start for start, _ in calls][:1] == [saved][: saved < 23]
+    assert state == expected
+    assert measured(tmp_path / 'parts') == measured(tmp_path / 'whole')
+
+  def test_finished_run_is_returned_without_another_step(self, tmp_path):
+    expected = fit(tmp_path)
+    before = (tmp_path / 'metrics.jsonl').read_bytes()
+    calls = []
+    assert fit(tmp_path, calls=calls, resume=True) == expected
+    assert calls == []
+    assert (tmp_path / 'metrics.jsonl').read_bytes() == before
+
+
+@pytest.mark.parametrize(
+  'name', ['num_steps', 'batch_size', 'eval_every', 'steps_per_dispatch']
+)
+@pytest.mark.parametrize('value', [0, -3])
+def test_length_that_is_not_positive_is_refused(name, value):
+  with pytest.raises(UserError, match=f'{name} must be at least 1'):
+    LoopConfig(**{name: value})

@@ -1,0 +1,357 @@
+"""Training on a mesh of devices: the numbers of a single one."""
+
+import functools
+import re
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, PartitionSpec
+import numpy as np
+import optax
+import pytest
+from sklearn import datasets
+
+from powerprop_jax.nets import layers
+from powerprop_jax.optim import aliases, powerprop
+from powerprop_jax.train import state as state_lib
+from powerprop_jax.train import step as step_lib
+from powerprop_jax.train.checkpoints import checkpoint
+from powerprop_jax.train.data.sources import Arrays
+from powerprop_jax.train.runs.errors import UserError
+from powerprop_jax.train.scale import sharding
+
+# Compiled with little optimisation, which takes half the time.
+OPTIONS = {'xla_backend_optimization_level': 0}
+NUM_STEPS, BATCH = 20, 32
+MIN_SIZE = 16
+BOTH = ('model', 'data')
+
+
+def forward(images, is_training):
+  x = layers.conv(16, 3, 'stem', with_bias=False)(images)
+  x = jax.nn.relu(layers.norm('norm_0')(x, is_training))
+  y = layers.conv(16, 3, 'conv', stride=2, with_bias=False)(x)
+  y = layers.norm('norm_1')(y, is_training)
+  x = layers.conv(16, 1, 'shortcut', stride=2, with_bias=False)(x)
+  x = jax.nn.relu(x + y)
+  return layers.linear(10, 'logits')(jnp.mean(x, axis=(1, 2)))
+
+
+def make_problem(num_steps=NUM_STEPS, period=5):
+  """A residual network, RigL around powerprop, and batches in order."""
+  net = hk.transform_with_state(forward)
+  inner = powerprop.powerprop(optax.sgd(0.05, 0.9), 2.0)
+  tx = aliases.rigl(inner, 0.7, stop=100, period=period)
+  create = functools.partial(
+    state_lib.create, net, tx, jax.random.key(0), jnp.zeros((1, 8, 8, 1))
+  )
+  digits = datasets.load_digits()
+  num = num_steps * BATCH
+  images = (digits.images[:num, ..., None] / 16).astype(np.float32)
+  labels = digits.target[:num].astype(np.int32)
+  return net, tx, create, Arrays(images, labels)
+
+
+@functools.cache
+def alone():
+  """Initial state, losses and last state on a single device."""
+  net, tx, create, arrays = make_problem()
+  step = jax.jit(step_lib.make_step(net, tx), compiler_options=OPTIONS)
+  state = first = jax.jit(create, compiler_options=OPTIONS)()
+  losses = []
+  for i in range(NUM_STEPS):
+    rows = slice(i * BATCH, (i + 1) * BATCH)
+    state, found = step(state, arrays.images[rows], arrays.labels[rows])
+    losses.append(float(found['loss']))
+  return to_host(first), losses, to_host(state)
+
+
+def to_host(state):
+  is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+  return jax.tree.map(
+    lambda x: np.asarray(jax.random.key_data(x) if is_key(x) else x), state
+  )
+
+
+@functools.cache
+def cached_state(data, model, explicit):
+  _, _, create, _ = make_problem()
+  mesh = sharding.make_mesh(data, model, explicit=explicit)
+  return mesh, sharding.create_sharded(
+    create, mesh, min_size=MIN_SIZE, compiler_options=OPTIONS
+  )
+
+
+def make_state(data=8, model=1, explicit=False):
+  """Mesh, a state of its own, and where its leaves lie."""
+  mesh, state = cached_state(data, model, explicit)
+  shardings = sharding.state_shardings(state, mesh, min_size=MIN_SIZE)
+  return mesh, jax.tree.map(lambda x: x.copy(), state), shardings
+
+
+def assert_lies(state, shardings):
+  jax.tree.map(
+    lambda x, s: np.testing.assert_(x.sharding.is_equivalent_to(s, x.ndim)),
+    state,
+    shardings,
+  )
+
+
+def assert_same_run(state, losses):
+  first, losses_alone, state_alone = alone()
+  np.testing.assert_allclose(losses, losses_alone, rtol=0, atol=1e-5)
+  host = to_host(state)
+  masks, expected = host.opt_state.masks, state_alone.opt_state.masks
+  jax.tree.map(np.testing.assert_array_equal, masks, expected)
+  moved = jax.tree.map(
+    lambda a, b: int(np.sum(a != b)), masks, first.opt_state.masks
+  )
+  assert sum(jax.tree.leaves(moved)) > 50
+  for tree, tree_alone in (
+    (host.phi, state_alone.phi),
+    (host.net_state, state_alone.net_state),
+  ):
+    jax.tree.map(
+      functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
+      tree,
+      tree_alone,
+    )
+
+
+def gathers(text):
+  """(in a loop, element type, shape) of all that a program moves whole."""
+  loops = set(re.findall(r'body=%?([\w.-]+)', text))
+  found, in_loop = [], False
+  for line in text.splitlines():
+    if line and not line.startswith(' '):
+      in_loop = line.split()[0].lstrip('%') in loops
+    moved = re.search(
+      r'= \(?(\w+)\[([\d,]*)\].* '
+      r'(?:all-gather|all-to-all|collective-permute)(?:-start)?\(',
+      line,
+    )
+    if moved:
+      found.append((in_loop, *moved.groups()))
+  return found
+
+
+class MeshTest:
+  def test_all_devices_share_a_batch_by_default(self):
+    assert dict(sharding.make_mesh().shape) == {'data': 8, 'model': 1}
+    mesh = sharding.make_mesh(model=2)
+    assert dict(mesh.shape) == {'data': 4, 'model': 2}
+    assert set(mesh.axis_types) == {AxisType.Auto}
+    mesh = sharding.make_mesh(4, 2, explicit=True)
+    assert set(mesh.axis_types) == {AxisType.Explicit}
+
+  def test_wrong_numbers_are_named(self):
+    with pytest.raises(UserError, match=r'data 3 × model 2 needs 6.*are 8'):
+      sharding.make_mesh(3, 2)
+    with pytest.raises(UserError, match='needs 9 devices, there are 8'):
+      sharding.make_mesh(model=9)
+    with pytest.raises(UserError, match='data 0 and model 1'):
+      sharding.make_mesh(0)
+    with pytest.raises(UserError, match='needs 4 devices, there are 3'):
+      sharding.make_mesh(4, devices=jax.devices()[:3])
+
+  def test_batch_that_cannot_be_shared_is_refused(self):
+    mesh = sharding.make_mesh(4, 2)
+    sharding.check_batch(12, mesh)
+    with pytest.raises(UserError, match=r'30 examples.*4.*such as 28 or 32'):
+      sharding.check_batch(30, mesh)
+    with pytest.raises(UserError, match=r'3 examples.*of 4, such as 4'):
+      sharding.put_batch(np.zeros((3, 2)), mesh)
+    with pytest.raises(UserError, match='a batch of 0'):
+      sharding.check_batch(0, mesh)
+
+  def test_batch_lies_along_data(self):
+    mesh = sharding.make_mesh(4, 2)
+    batch = np.arange(24).reshape(3, 8)
+    put = sharding.put_batch({'x': batch}, mesh, axis=1)['x']
+    np.testing.assert_array_equal(put, batch)
+    assert {s.data.shape for s in put.addressable_shards} == {(3, 2)}
+
+
+class StateShardingsTest:
+  @pytest.mark.parametrize(
+    ('shape', 'data_only', 'both'),
+    [
+      ((3, 3, 16, 48), (None, None, None, 'data'), (*[None] * 3, BOTH)),
+      ((3, 3, 64, 16), (None, None, 'data'), (None, None, 'data', 'model')),
+      ((64, 64), (None, 'data'), ('data', 'model')),
+      ((64, 10), ('data',), ('data', 'model')),
+      ((64, 9), ('data',), ('data',)),
+      ((64,), ('data',), (BOTH,)),
+      ((9, 7), (), ()),
+      ((8,), (), ()),
+      ((), (), ()),
+    ],
+  )
+  def test_longest_axis_that_fits_is_split(self, shape, data_only, both):
+    leaf = jax.ShapeDtypeStruct(shape, jnp.float32)
+    for mesh, spec in (
+      (sharding.make_mesh(8), data_only),
+      (sharding.make_mesh(4, 2), both),
+    ):
+      found = sharding.state_shardings(leaf, mesh, min_size=16)
+      assert found.spec == PartitionSpec(*spec)
+      found.shard_shape(shape)  # refuses what cannot be divided
+      whole = sharding.state_shardings(leaf, mesh, 'replicated')
+      assert whole.spec == PartitionSpec()
+
+  def test_wrong_settings_are_refused(self):
+    mesh = sharding.make_mesh()
+    with pytest.raises(UserError, match="replicated, sharded, got 'split'"):
+      sharding.state_shardings({}, mesh, 'split')
+    with pytest.raises(UserError, match='min_size must be at least 1, got 0'):
+      sharding.state_shardings({}, mesh, min_size=0)
+
+  def test_all_that_belongs_to_a_weight_lies_with_it(self):
+    _, state, _ = make_state()
+    slots = state.opt_state.inner_state.inner_state[0].trace
+    for module, leaves in state.phi.items():
+      for name, leaf in leaves.items():
+        assert leaf.sharding.spec or leaf.size < MIN_SIZE or leaf.size == 10
+        for tree in (state.opt_state.masks, slots):
+          assert tree[module][name].sharding == leaf.sharding
+    averages = jax.tree.leaves(state.net_state)
+    assert {x.sharding.spec for x in averages if x.size == 16} == {
+      PartitionSpec(None, None, None, 'data')
+    }
+
+
+class CreateTest:
+  @pytest.mark.parametrize('explicit', [False, True])
+  def test_state_is_that_of_one_device(self, explicit):
+    data, model = (4, 2) if explicit else (8, 1)
+    _, state, wanted = make_state(data, model, explicit=explicit)
+    assert_lies(state, wanted)
+    # ψ⁻¹ is a root, whose last bit depends on how the compiler vectorises it.
+    jax.tree.map(
+      functools.partial(np.testing.assert_allclose, rtol=1e-6),
+      to_host(state),
+      alone()[0],
+    )
+
+  def test_no_device_ever_holds_a_whole_leaf(self):
+    _, _, create, _ = make_problem()
+    shapes = jax.eval_shape(create)
+    shardings = sharding.state_shardings(
+      shapes, sharding.make_mesh(), min_size=MIN_SIZE
+    )
+    program = jax.jit(create, out_shardings=shardings, compiler_options=OPTIONS)
+    text = program.lower().compile().as_text()
+    whole = ','.join(map(str, shapes.phi['conv']['w'].shape))
+    part = '3,3,16,2'
+    assert f'f32[{part}]' in text
+    assert f'[{whole}]' not in text
+
+
+class TrainingTest:
+  @pytest.mark.parametrize(
+    ('data', 'model', 'explicit', 'repeat_update'),
+    [(8, 1, False, False), (4, 2, True, False), (4, 2, True, True)],
+  )
+  def test_steps_are_those_of_one_device(
+    self, data, model, explicit, repeat_update
+  ):
+    net, tx, _, arrays = make_problem()
+    mesh, state, shardings = make_state(data, model, explicit=explicit)
+    step = sharding.on_mesh(
+      step_lib.make_step(net, tx, repeat_update=repeat_update),
+      shardings,
+      mesh,
+      compiler_options=OPTIONS,
+    )
+    batches = [
+      sharding.put_batch(Arrays(*parts), mesh)
+      for parts in zip(
+        *(np.split(array, NUM_STEPS) for array in arrays), strict=True
+      )
+    ]
+    compiled = step.lower(state, *batches[0]).compile()
+    losses = []
+    for batch in batches:
+      state, found = compiled(state, *batch)
+      losses.append(float(found['loss']))
+    assert_lies(state, shardings)
+    assert_same_run(state, losses)
+    # θ is gathered to compute with; rewiring, a loop, gathers nothing.
+    moved = gathers(compiled.as_text())
+    assert moved
+    assert not any(in_loop for in_loop, *_ in moved)
+
+  def test_many_steps_in_a_dispatch_with_data_parallelism(self):
+    net, tx, _, arrays = make_problem()
+    mesh, state, _ = make_state()
+    shardings = sharding.state_shardings(state, mesh, 'replicated')
+    state = jax.device_put(state, shardings)
+    advance = sharding.on_mesh(
+      step_lib.make_advance(net, tx),
+      shardings,
+      mesh,
+      (sharding.replicated(mesh), sharding.batch_sharding(mesh, axis=1)),
+      compiler_options=OPTIONS,
+    )
+    rows = np.arange(NUM_STEPS * BATCH, dtype=np.int32).reshape(-1, 4, BATCH)
+    losses = []
+    for indices in rows:
+      state, found = advance(state, arrays, indices)
+      losses.append(float(found['loss']))
+    masks = to_host(state).opt_state.masks
+    jax.tree.map(
+      np.testing.assert_array_equal, masks, alone()[2].opt_state.masks
+    )
+    means = np.reshape(alone()[1], (-1, 4)).mean(axis=1)
+    np.testing.assert_allclose(losses, means, rtol=0, atol=1e-5)
+
+  def test_batch_norm_sees_the_whole_batch(self):
+    def normalise(images, is_training):
+      x = layers.norm('norm')(images, is_training)
+      return layers.linear(2, 'logits')(jnp.mean(x, axis=(1, 2)))
+
+    net = hk.transform_with_state(normalise)
+    tx = optax.sgd(0.1)
+    mesh = sharding.make_mesh()
+    images = np.random.default_rng(0).normal(size=(8, 4, 4, 3))
+    # Every device has an example of its own, and they are far apart.
+    images = (images + np.arange(8)[:, None, None, None]).astype(np.float32)
+    create = functools.partial(
+      state_lib.create, net, tx, jax.random.key(0), images[:1]
+    )
+    state = sharding.create_sharded(create, mesh, min_size=1)
+    step = sharding.on_mesh(
+      step_lib.make_step(net, tx),
+      sharding.state_shardings(state, mesh, min_size=1),
+      mesh,
+    )
+    batch = sharding.put_batch(Arrays(images, np.zeros(8, np.int32)), mesh)
+    state, _ = step(state, *batch)
+    average = state.net_state['norm/~/var_ema']['average']
+    expected = images.var(axis=(0, 1, 2))
+    np.testing.assert_allclose(np.ravel(average), expected, rtol=1e-5)
+    assert np.min(expected) > 2 * np.max(images.var(axis=(1, 2)))
+
+
+class CheckpointTest:
+  def test_saved_on_eight_devices_goes_on_with_four_and_with_one(
+    self, tmp_path
+  ):
+    _, state, _ = make_state()
+    shapes = jax.eval_shape(lambda: state)
+    original = to_host(state)
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+      checkpoints.save(1, state)
+    for step, num in ((1, 4), (2, 1)):
+      mesh = sharding.make_mesh(devices=jax.devices()[:num])
+      shardings = sharding.state_shardings(shapes, mesh, min_size=MIN_SIZE)
+      with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore_latest(
+          sharding.template(shapes, shardings)
+        )
+        assert restored.step == step
+        state = restored.state
+        assert_lies(state, shardings)
+        jax.tree.map(np.testing.assert_array_equal, to_host(state), original)
+        checkpoints.save(step + 1, state)

@@ -1,0 +1,202 @@
+"""What a run reports is complete, in order, and not in the way."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from powerprop_jax.train.runs import metrics
+from powerprop_jax.train.runs.errors import UserError
+
+
+@pytest.fixture
+def path(tmp_path):
+  return tmp_path / 'metrics.jsonl'
+
+
+def write(path, steps, start=0):
+  with metrics.MetricsWriter(path, start=start) as writer:
+    for step in steps:
+      writer.write(step, {'loss': 1 / (step + 1)})
+
+
+def steps_in(path):
+  return [record['step'] for record in metrics.read_metrics(path)]
+
+
+class MetricsWriterTest:
+  def test_records_come_back(self, path):
+    with metrics.MetricsWriter(path) as writer:
+      writer.write(0, {'alpha': np.float32(2), 'loss': jnp.float32(0.5)})
+      writer.write(np.int64(10), {'loss': float('nan'), 'split': 'tést'})
+      # Lines are there before the file is closed.
+      assert metrics.read_metrics(path) == [
+        {'step': 0, 'alpha': 2.0, 'loss': 0.5},
+        {'step': 10, 'loss': None, 'split': 'tést'},
+      ]
+
+  def test_resuming_drops_later_lines_and_a_cut_one(self, path):
+    write(path, [0, 10, 10, 20, 30])
+    with open(path, 'a') as file:
+      file.write('{"step": 40, "lo')
+    assert steps_in(path) == [0, 10, 10, 20, 30]
+    write(path, [30, 40], start=20)
+    assert steps_in(path) == [0, 10, 10, 20, 30, 40]
+
+  def test_resumed_file_equals_an_uninterrupted_one(self, path, tmp_path):
+    whole = tmp_path / 'whole.jsonl'
+    write(whole, range(0, 50, 10))
+    for length in range(0, whole.stat().st_size, 7):
+      path.write_bytes(whole.read_bytes()[:length])
+      kept = [step for step in steps_in(path) if step <= 20]
+      done = kept[-1] if kept else 0
+      write(path, range(done + 10 if done else 0, 50, 10), start=done)
+      assert path.read_bytes() == whole.read_bytes()
+
+  def test_start_zero_is_a_new_file(self, path):
+    write(path, [0, 10])
+    write(path, [0], start=0)
+    assert steps_in(path) == [0]
+
+  def test_line_without_its_end_counts_as_cut(self, path):
+    path.write_text('{"step": 1}\n{"step": 2}')
+    assert steps_in(path) == [1]
+    write(path, [2], start=1)
+    assert steps_in(path) == [1, 2]
+
+  @pytest.mark.parametrize('line', ['{"st', '{"loss": 1}', '[]', '7', 'null'])
+  def test_bad_line_in_the_middle_is_refused_and_kept(self, path, line):
+    content = f'{{"step": 1}}\n{line}\n{{"step": 2}}\n'
+    path.write_text(content)
+    with pytest.raises(UserError, match=r'line 2 of .* is not a measurement'):
+      metrics.MetricsWriter(path, start=1)
+    assert path.read_text() == content
+
+  def test_missing_file_is_named(self, path):
+    with pytest.raises(UserError, match='cannot read the metrics'):
+      metrics.read_metrics(path)
+
+  def test_killed_run_leaves_whole_lines(self, path):
+    program = (
+      'import sys\n'
+      'from powerprop_jax.train import metrics\n'
+      'writer = metrics.MetricsWriter(sys.argv[1])\n'
+      'for step in range(10**9):\n'
+      '  writer.write(step, {"loss": 0.5})\n'
+      '  if step == 1000: print(flush=True)\n'
+    )
+    with subprocess.Popen(
+      [sys.executable, '-c', program, str(path)],
+      stdout=subprocess.PIPE,
+      env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+    ) as process:
+      process.stdout.readline()
+      process.send_signal(signal.SIGKILL)
+    steps = steps_in(path)
+    assert steps == list(range(len(steps)))
+    assert len(steps) > 1000
+
+
+class Terminal(io.StringIO):
+  def isatty(self):
+    return True
+
+
+class ProgressTest:
+  @pytest.fixture
+  def clock(self, monkeypatch):
+    class Clock:
+      now = 100.0
+
+    monkeypatch.setattr(metrics.time, 'monotonic', lambda: Clock.now)
+    return Clock
+
+  def test_plain_lines_come_at_intervals(self, clock):
+    stream = io.StringIO()
+    with metrics.Progress(
+      'training', 1000, start=200, interval=10, stream=stream
+    ) as progress:
+      for done in range(250, 1001, 50):
+        clock.now += 4
+        progress.update(
+          done, {'loss': jnp.float32(0.25), 'alpha': None, 'set': 'test'}
+        )
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == (
+      'training: 350/1,000 steps, 12 steps/s, 52 s left, loss 0.25'
+    )
+    assert lines[-1] == (
+      'training: 1,000/1,000 steps, 12 steps/s, took 1 min 4 s, loss 0.25'
+    )
+    assert len(lines) == 6
+    assert len(set(lines)) == 6
+
+  def test_slow_tasks_have_digits_after_the_point(self, clock):
+    stream = io.StringIO()
+    with metrics.Progress('a', 10, unit='runs', stream=stream) as progress:
+      clock.now += 8000
+      progress.update(2)
+    assert stream.getvalue() == (
+      'a: 2/10 runs, 0.00025 runs/s, 8 h 53 min left\n'
+    )
+
+  def test_nothing_done_says_nothing(self):
+    stream = io.StringIO()
+    with metrics.Progress('a', 10, stream=stream):
+      pass
+    assert stream.getvalue() == ''
+
+  def test_disabled_says_nothing(self, clock):
+    for stream in (io.StringIO(), Terminal()):
+      with metrics.Progress('a', 2, enabled=False, stream=stream) as progress:
+        clock.now += 100
+        progress.update(1)
+      assert stream.getvalue() == ''
+
+  def test_terminal_shows_a_bar(self):
+    stream = Terminal()
+    with metrics.Progress('training [α]', 4, stream=stream) as progress:
+      for done in range(5):
+        progress.update(done, {'loss': 0.125})
+    shown = stream.getvalue()
+    assert 'training [α]' in shown
+    assert '4/4' in shown
+    assert 'loss 0.125' in shown
+
+
+class TensorBoardTest:
+  def test_numbers_are_written(self, tmp_path):
+    pytest.importorskip('tensorboardX', reason='needs the tensorboard extra')
+    with metrics.tensorboard_writer(tmp_path, 0, True) as writer:
+      writer.write(1, {'loss': jnp.float32(0.5), 'split': 'test'})
+      writer.write(1, {'alpha': 1.5, 'key': 0, 'loss': 0.5, 'bad': np.nan})
+    (events,) = (tmp_path / 'tensorboard').glob('events*')
+    content = events.read_bytes()
+    assert b'loss' in content
+    assert b'loss/alpha_1.5_key_0' in content
+    assert b'split' not in content
+    assert b'bad' not in content
+
+  def test_disabled_writes_nothing_and_needs_nothing(
+    self, tmp_path, monkeypatch
+  ):
+    monkeypatch.setitem(sys.modules, 'tensorboardX', None)
+    with metrics.tensorboard_writer(tmp_path, 0, False) as writer:
+      writer.write(1, {'loss': 0.5})
+    assert not any(tmp_path.iterdir())
+
+  def test_missing_package_says_how_to_install(self, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'tensorboardX', None)
+    with pytest.raises(UserError, match=r"'powerprop_jax\[tensorboard\]'"):
+      metrics.tensorboard_writer(tmp_path, 0, True)
+
+
+def test_lines_are_json(path):
+  write(path, [0])
+  assert json.loads(path.read_text()) == {'step': 0, 'loss': 1.0}

@@ -1,0 +1,75 @@
+"""Optimisers from settings do what their formulas say."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from powerprop_jax.optim import views
+from powerprop_jax.train import optimizers
+from powerprop_jax.train.optimizers import OptimizerConfig
+from powerprop_jax.train.runs.errors import UserError
+
+NUM_STEPS = 9
+GRADS = np.random.default_rng(0).normal(size=(NUM_STEPS, 2, 3))
+
+
+def weights_after(config, alpha=1.0):
+  """The weights before each step with GRADS, and after the last."""
+  theta = {'linear': {'w': jnp.full((2, 3), 0.5)}}
+  tx = optimizers.make_tx(config, alpha, NUM_STEPS)
+  phi, opt_state = views.init(tx, theta)
+  found = [phi['linear']['w']]
+  for grads in GRADS:
+    grads = {'linear': {'w': jnp.asarray(grads, jnp.float32)}}
+    updates, opt_state = tx.update(grads, opt_state, phi)
+    phi = optax.apply_updates(phi, updates)
+    found.append(phi['linear']['w'])
+  return np.stack(found)
+
+
+@pytest.mark.parametrize('nesterov', [False, True])
+@pytest.mark.parametrize('decay', [0.0, 0.01])
+def test_momentum_staircase_and_decay_are_the_sums_written_out(nesterov, decay):
+  config = OptimizerConfig(
+    learning_rate=0.1,
+    schedule='staircase',
+    stair_steps=4,
+    stair_factor=0.2,
+    momentum=0.9,
+    nesterov=nesterov,
+    decay_theta=decay,
+  )
+  theta, trace = np.full((2, 3), 0.5), np.zeros((2, 3))
+  expected = [theta]
+  for step, grads in enumerate(GRADS):
+    rate = 0.1 * 0.2 ** (step // 4)
+    grads = grads + decay * theta
+    trace = 0.9 * trace + grads
+    ahead = grads + 0.9 * trace if nesterov else trace
+    theta = theta - rate * ahead
+    expected.append(theta)
+  np.testing.assert_allclose(weights_after(config), expected, rtol=1e-5)
+
+
+def test_staircase_without_a_stair_is_constant():
+  stairs = OptimizerConfig(schedule='staircase', stair_steps=NUM_STEPS)
+  np.testing.assert_allclose(
+    weights_after(stairs), weights_after(OptimizerConfig()), rtol=1e-6
+  )
+
+
+@pytest.mark.parametrize(
+  ('settings', 'message'),
+  [
+    ({'nesterov': True}, 'nesterov needs a momentum'),
+    ({'stair_steps': 0}, 'stair_steps must be at least 1, got 0'),
+    ({'stair_factor': 0.0}, r'stair_factor must be in \(0, 1\), got 0'),
+    ({'stair_factor': 1.0}, 'stair_factor'),
+    ({'decay_theta': -1.0}, 'decay_theta must be finite and at least 0'),
+    ({'decay_phi': float('nan')}, 'decay_phi'),
+  ],
+)
+def test_settings_out_of_range_are_named(settings, message):
+  with pytest.raises(UserError, match=message):
+    optimizers.make_tx(OptimizerConfig(**settings), 1.0, NUM_STEPS)

@@ -1,0 +1,125 @@
+"""Half precision computes in bfloat16, and stores and sums up in float32."""
+
+import functools
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.imagenet_resnet50 import setup
+from experiments.imagenet_resnet50.setup import NetConfig
+from powerprop_jax.nets import resnet
+from powerprop_jax.train.runs.errors import UserError
+from powerprop_jax.train.scale import precision
+
+# Compiled with little optimisation, which takes half the time.
+OPTIONS = {'xla_backend_optimization_level': 0}
+SMALL = {'depth': 10, 'width': 1 / 16}
+FULL = setup.make_net(NetConfig(**SMALL), 10)
+HALF = setup.make_net(NetConfig(**SMALL, half='bfloat16'), 10)
+REMAT = setup.make_net(NetConfig(**SMALL, remat=True), 10)
+IMAGES = np.random.default_rng(0).normal(size=(8, 32, 32, 3)).astype(np.float32)
+
+
+def loss(net, theta, net_state, images):
+  logits, net_state = net.apply(theta, net_state, None, images, True)
+  return jnp.mean(jnp.square(logits)), (logits, net_state)
+
+
+@functools.cache
+def initial(net):
+  init = jax.jit(
+    lambda key: net.init(key, IMAGES, True), compiler_options=OPTIONS
+  )
+  return init(jax.random.key(0))
+
+
+@functools.cache
+def result(net):
+  """Gradients, logits and state of the network."""
+  compute = jax.jit(
+    jax.grad(functools.partial(loss, net), has_aux=True),
+    compiler_options=OPTIONS,
+  )
+  return compute(*initial(FULL), IMAGES)
+
+
+def equations(jaxpr):
+  """All equations of a program, those of inner ones too."""
+  for equation in jaxpr.eqns:
+    yield equation
+    for inner in jax.core.jaxprs_in_params(equation.params):
+      yield from equations(inner)
+
+
+def program(net):
+  shapes = jax.eval_shape(lambda: initial_shapes(net))
+  return jax.make_jaxpr(functools.partial(loss, net))(*shapes, IMAGES).jaxpr
+
+
+def initial_shapes(net):
+  return net.init(jax.random.key(0), IMAGES, True)
+
+
+def test_what_is_stored_is_float32():
+  grads, (logits, net_state) = result(HALF)
+  for tree in (initial(HALF), grads, logits, net_state):
+    numbers = [x for x in jax.tree.leaves(tree) if x.dtype != jnp.int32]
+    assert numbers and {x.dtype for x in numbers} == {jnp.dtype('float32')}
+  jax.tree.map(np.testing.assert_array_equal, initial(HALF), initial(FULL))
+
+
+def test_every_convolution_is_in_half_precision_and_statistics_are_not():
+  found = list(equations(program(HALF)))
+  is_conv = lambda e: e.primitive.name == 'conv_general_dilated'
+  kinds = {v.aval.dtype for e in found if is_conv(e) for v in e.invars}
+  assert kinds == {jnp.dtype('bfloat16')}
+  sums = [e for e in found if e.primitive.name == 'reduce_sum']
+  # Two for each of the 12 norms, at least.
+  of_norms = [e for e in sums if e.params['axes'] == (0, 1, 2)]
+  assert len(of_norms) >= 24
+  assert {e.invars[0].aval.dtype for e in of_norms} == {jnp.dtype('float32')}
+
+
+def test_numbers_are_near_those_of_full_precision():
+  (_, (ours, our_state)), (_, (theirs, their_state)) = map(result, (HALF, FULL))
+  assert float(jnp.max(jnp.abs(ours - theirs))) > 0
+  scale = float(jnp.std(theirs))
+  np.testing.assert_allclose(ours, theirs, atol=0.15 * scale)
+  average = lambda state: state['resnet_10/stem_norm/~/var_ema']['average']
+  np.testing.assert_allclose(
+    average(our_state), average(their_state), rtol=0.01
+  )
+
+
+def test_policies_do_not_outlive_a_call():
+  result(HALF)
+  for module in (resnet.ResNet, hk.BatchNorm):
+    assert hk.mixed_precision.get_policy(module) is None
+  kinds = {
+    v.aval.dtype
+    for e in equations(program(FULL))
+    if e.primitive.name == 'conv_general_dilated'
+    for v in e.invars
+  }
+  assert kinds == {jnp.dtype('float32')}
+
+
+def test_recomputed_activations_give_the_same_numbers():
+  names = {e.primitive.name for e in equations(program(REMAT))}
+  assert names & {'checkpoint', 'remat2', 'remat'}
+  jax.tree.map(np.testing.assert_array_equal, initial(REMAT), initial(FULL))
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5),
+    result(REMAT),
+    result(FULL),
+  )
+
+
+def test_unknown_precision_is_refused():
+  with pytest.raises(UserError, match="none, bfloat16, got 'float8'"):
+    precision.with_half(FULL, 'float8', [resnet.ResNet])
+  with pytest.raises(ValueError, match='needs the modules'):
+    precision.with_half(FULL, 'bfloat16', [])

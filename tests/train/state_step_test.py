@@ -1,0 +1,348 @@
+"""A training step does what its formula says; an evaluation counts exactly."""
+
+import functools
+
+import chex
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from powerprop_jax import nets
+from powerprop_jax.core import reparam
+from powerprop_jax.optim import aliases, ema, powerprop, views
+from powerprop_jax.train import state, step
+from powerprop_jax.train.data import splits
+from powerprop_jax.train.data.sources import Arrays
+from powerprop_jax.train.runs.errors import UserError
+
+TX = powerprop.powerprop(optax.sgd(0.1, momentum=0.9), 2.0)
+
+
+def make_arrays(size, seed=0, dtype=np.float32):
+  generator = np.random.default_rng(seed)
+  images = generator.random((size, 4, 4, 1), np.float32)
+  if dtype == np.uint8:
+    images = (255 * images).astype(np.uint8)
+  labels = generator.integers(0, 3, size).astype(np.int32)
+  return Arrays(images, labels)
+
+
+def make_state(net, tx=TX, seed=0):
+  images = make_arrays(1).images
+  return state.create(net, tx, jax.random.key(seed), jnp.asarray(images))
+
+
+def without_key(train_state):
+  """The same with keys as numbers, which can be compared."""
+  is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+  return jax.tree.map(
+    lambda x: jax.random.key_data(x) if is_key(x) else x, train_state
+  )
+
+
+@hk.transform_with_state
+def batch_norm_net(images, is_training):
+  x = hk.Linear(5)(images.reshape(images.shape[0], -1))
+  x = hk.BatchNorm(True, True, decay_rate=0.5)(x, is_training)
+  return hk.Linear(3, name='logits')(jax.nn.relu(x))
+
+
+@hk.transform_with_state
+def dropout_net(images, is_training):
+  x = hk.Linear(20)(images.reshape(images.shape[0], -1))
+  if is_training:
+    x = hk.dropout(hk.next_rng_key(), 0.5, x)
+  return hk.Linear(3, name='logits')(jax.nn.relu(x))
+
+
+class StateTest:
+  @pytest.mark.parametrize('alpha', [1.0, 1.3, 2.0, 4.0])
+  def test_a_key_gives_the_same_function_for_every_power(self, alpha):
+    net = nets.make('mlp', 3)
+    tx = powerprop.powerprop(optax.sgd(0.1), alpha)
+    start = make_state(net, tx)
+    theta, _ = net.init(jax.random.key(0), make_arrays(1).images, True)
+    chex.assert_trees_all_close(start.theta, theta, rtol=1e-5)
+    assert start.step.dtype == jnp.int32
+    assert start.step == 0
+
+  @pytest.mark.parametrize('key', [-1, 2**32])
+  def test_key_out_of_range_is_refused(self, key):
+    with pytest.raises(UserError, match=f'got {key}'):
+      state.check_key(key)
+
+  def test_weights_that_start_at_zero_are_refused_by_name(self):
+    net = hk.transform_with_state(
+      lambda images, is_training: hk.Linear(3, w_init=jnp.zeros, name='out')(
+        images.reshape(images.shape[0], -1)
+      )
+    )
+    with pytest.raises(ValueError, match='out/w'):
+      make_state(net)
+    make_state(net, powerprop.powerprop(optax.sgd(0.1), 1.0))
+
+
+class StepTest:
+  def test_step_is_the_chain_rule_for_plain_sgd(self):
+    net = nets.make('mlp', 3)
+    tx = powerprop.powerprop(optax.sgd(0.1), 2.0)
+    before, arrays = make_state(net, tx), make_arrays(6)
+
+    def loss_of_phi(phi):
+      theta = views.effective_params(phi, before.opt_state)
+      logits, _ = net.apply(theta, {}, None, arrays.images, True)
+      return optax.softmax_cross_entropy_with_integer_labels(
+        logits, arrays.labels
+      ).mean()
+
+    loss, slope = jax.value_and_grad(loss_of_phi)(before.phi)
+    after, metrics = step.make_step(net, tx)(before, *arrays)
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, before.phi, slope)
+    chex.assert_trees_all_close(after.phi, expected, rtol=1e-5, atol=1e-6)
+    assert after.step == 1
+    np.testing.assert_allclose(metrics['loss'], loss, rtol=1e-6)
+
+  def test_whole_numbers_and_floats_are_the_same_images(self):
+    net = nets.make('mlp', 3)
+    bytes_ = make_arrays(6, dtype=np.uint8)
+    floats = Arrays(bytes_.images.astype(np.float32) / 255, bytes_.labels)
+    one_step = step.make_step(net, TX)
+    chex.assert_trees_all_close(
+      one_step(make_state(net), *bytes_)[0].phi,
+      one_step(make_state(net), *floats)[0].phi,
+      rtol=1e-5,
+      atol=1e-6,
+    )
+
+  def test_batch_norm_averages_move_in_training_only(self):
+    start, arrays = make_state(batch_norm_net), make_arrays(20)
+    after, _ = step.make_step(batch_norm_net, TX)(start, *arrays)
+    x = arrays.images.reshape(20, -1)
+    linear = jax.device_get(start.theta['linear'])
+    mean = (x @ linear['w'] + linear['b']).mean(0)
+    name = 'batch_norm/~/mean_ema'
+    np.testing.assert_allclose(
+      after.net_state[name]['average'][0], mean, rtol=1e-4, atol=1e-6
+    )
+    evaluate = step.make_evaluate(batch_norm_net, batch_size=7)
+    whole = evaluate(after.theta, after.net_state, arrays)
+    single = step.make_evaluate(batch_norm_net, batch_size=1)(
+      after.theta, after.net_state, arrays
+    )
+    # Were it in training mode, a batch would see its own statistics.
+    chex.assert_trees_all_close(whole, single, rtol=1e-5)
+
+
+@pytest.mark.parametrize('row', ['dense', 'powerprop', 'traced', 'rigl', 'ema'])
+def test_steps_with_the_update_written_twice_are_the_same(row):
+  inner = optax.chain(
+    optax.add_decayed_weights(1e-3), optax.sgd(0.1, 0.9, nesterov=True)
+  )
+  power = powerprop.powerprop(inner, 1.5)
+  sparse = aliases.rigl(power, 0.5, stop=8, period=3)
+  tx = {
+    'dense': inner,
+    'powerprop': power,
+    'traced': powerprop.powerprop(inner, jnp.float32(1.7)),
+    'rigl': sparse,
+    'ema': ema.with_ema(sparse, 0.9),
+  }[row]
+  net, arrays = nets.make('mlp', 3), make_arrays(6)
+  found = []
+  for repeat_update in (False, True):
+    one_step = jax.jit(step.make_step(net, tx, repeat_update=repeat_update))
+    state = make_state(net, tx)
+    for _ in range(7):
+      state, _ = one_step(state, *arrays)
+    found.append(without_key(state))
+  chex.assert_trees_all_close(*found, rtol=1e-4, atol=1e-5)
+  chex.assert_trees_all_equal_shapes_and_dtypes(*found)
+
+
+class AdvanceTest:
+  @pytest.mark.parametrize('alpha', [1.0, 1.5, 2.0, 'traced'])
+  @pytest.mark.parametrize('repeat_update', [False, True])
+  @pytest.mark.parametrize('net', ['mlp', 'batch_norm'])
+  def test_many_steps_are_the_steps_one_by_one(self, net, repeat_update, alpha):
+    net = batch_norm_net if net == 'batch_norm' else nets.make(net, 3)
+    alpha = jnp.float32(1.7) if alpha == 'traced' else alpha
+    tx = powerprop.powerprop(optax.sgd(0.1, momentum=0.9), alpha)
+    arrays = jax.tree.map(jnp.asarray, make_arrays(30))
+    rows = splits.batch_indices(0, 0, 8, 5, 30)
+    advance = jax.jit(step.make_advance(net, tx, repeat_update=repeat_update))
+    many, means = advance(make_state(net, tx), arrays, rows)
+    one, each = make_state(net, tx), []
+    one_step = jax.jit(step.make_step(net, tx))
+    for row in rows:
+      one, metrics = one_step(one, arrays.images[row], arrays.labels[row])
+      each.append(metrics)
+    chex.assert_trees_all_close(
+      without_key(many), without_key(one), rtol=1e-4, atol=1e-5
+    )
+    assert jax.tree.structure(many) == jax.tree.structure(one)
+    for name, mean in means.items():
+      np.testing.assert_allclose(
+        mean, np.mean([metrics[name] for metrics in each]), rtol=1e-5
+      )
+
+  @pytest.mark.parametrize('repeat_update', [False, True])
+  def test_state_is_donated_and_compiled_for_once(self, repeat_update):
+    net = batch_norm_net
+    advance = step.make_advance(net, TX, repeat_update=repeat_update)
+    advance = chex.assert_max_traces(n=1)(advance)
+    advance = jax.jit(advance, donate_argnums=0)
+    arrays = jax.tree.map(jnp.asarray, make_arrays(30))
+    before = make_state(net)
+    shapes = jax.tree.map(lambda x: (x.shape, x.dtype), before)
+    after = before
+    for start in (0, 4, 8):
+      rows = splits.batch_indices(0, start, 4, 5, 30)
+      after, _ = advance(after, arrays, rows)
+    assert after.step == 12
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before.phi))
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == shapes
+
+  @pytest.mark.parametrize('repeat_update', [False, True])
+  @pytest.mark.parametrize('alpha', [1.0, 2.0])
+  def test_rewiring_steps_in_a_dispatch_are_those_one_by_one(
+    self, alpha, repeat_update
+  ):
+    net, arrays = nets.make('mlp', 3), make_arrays(30)
+    inner = powerprop.powerprop(optax.sgd(0.1, momentum=0.9), alpha)
+    tx = aliases.rigl(inner, 0.5, stop=8, period=3)
+    rows = splits.batch_indices(0, 0, 8, 5, 30)
+    advance = step.make_advance(net, tx, repeat_update=repeat_update)
+    many, _ = jax.jit(advance)(
+      make_state(net, tx), jax.tree.map(jnp.asarray, arrays), rows
+    )
+    one, one_step = make_state(net, tx), jax.jit(step.make_step(net, tx))
+    for row in rows:
+      one, _ = one_step(one, arrays.images[row], arrays.labels[row])
+    chex.assert_trees_all_close(many.phi, one.phi, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_equal(
+      *(views.current_masks(s.phi, s.opt_state) for s in (many, one))
+    )
+
+
+class RandomTest:
+  """What is random in a step depends on the key and on the step alone."""
+
+  def test_key_is_of_the_run_and_does_not_change(self):
+    net = nets.make('mlp', 3)
+    before = make_state(net, seed=3)
+    after, _ = step.make_step(net, TX)(before, *make_arrays(6))
+    assert after.key == before.key
+    assert before.key != make_state(net, seed=4).key
+    # The initial weights were drawn with the other one.
+    assert before.key != jax.random.key(3)
+
+  def test_network_gets_a_new_key_at_every_step(self):
+    net, arrays = dropout_net, make_arrays(6)
+    first_step = step.make_step(net, TX)
+    before = make_state(net)
+    _, first = first_step(before, *arrays)
+    _, again = first_step(before, *arrays)
+    _, later = first_step(before._replace(step=before.step + 1), *arrays)
+    _, other = first_step(before._replace(key=jax.random.key(9)), *arrays)
+    assert first['loss'] == again['loss']
+    assert len({float(m['loss']) for m in (first, later, other)}) == 3
+
+  def test_dropout_is_left_out_of_an_evaluation(self):
+    start, arrays = make_state(dropout_net), make_arrays(6)
+    evaluate = step.make_evaluate(dropout_net)
+    found = [evaluate(start.theta, {}, arrays)['loss'] for _ in range(2)]
+    assert found[0] == found[1]
+
+  def test_images_are_augmented_then_prepared_in_training(self):
+    net, arrays = nets.make('mlp', 3), make_arrays(6, dtype=np.uint8)
+    seen = []
+
+    def augment(key, images):
+      seen.append((key, images.dtype))
+      return images[::-1]
+
+    prepare = lambda images: 2 * splits.to_float(images)
+    changed = step.make_step(net, TX, prepare=prepare, augment=augment)
+    expected = step.make_step(net, TX)(
+      make_state(net),
+      2 * arrays.images[::-1].astype(np.float32) / 255,
+      arrays.labels,
+    )
+    found = changed(make_state(net), *arrays)
+    chex.assert_trees_all_close(
+      found[0].phi, expected[0].phi, rtol=1e-5, atol=1e-6
+    )
+    assert [dtype for _, dtype in seen] == [np.uint8]
+
+  def test_random_images_are_the_same_in_one_dispatch_and_in_many(self):
+    net, arrays = nets.make('mlp', 3), make_arrays(30)
+    augment = lambda key, images: images + jax.random.normal(key, images.shape)
+    advance = jax.jit(step.make_advance(net, TX, augment=augment))
+    on_device = jax.tree.map(jnp.asarray, arrays)
+    rows = splits.batch_indices(0, 0, 6, 5, 30)
+    whole, _ = advance(make_state(net), on_device, rows)
+    parts = make_state(net)
+    for start in (0, 2, 4):
+      parts, _ = advance(parts, on_device, rows[start : start + 2])
+    chex.assert_trees_all_close(whole.phi, parts.phi, rtol=1e-4, atol=1e-5)
+
+  def test_evaluation_sees_prepared_images(self):
+    net, arrays = nets.make('mlp', 3), make_arrays(6)
+    theta = make_state(net).theta
+    prepare = lambda images: 3 * images - 1
+    found = step.make_evaluate(net, prepare=prepare)(theta, {}, arrays)
+    arrays = Arrays(3 * arrays.images - 1, arrays.labels)
+    expected = step.make_evaluate(net)(theta, {}, arrays)
+    chex.assert_trees_all_close(found, expected, rtol=1e-5)
+
+
+class EvaluateTest:
+  @pytest.mark.parametrize('size', [1, 6, 7, 8, 14, 20])
+  def test_every_example_counts_once(self, size):
+    net, arrays = nets.make('mlp', 3), make_arrays(size)
+    theta = make_state(net).theta
+    logits, _ = net.apply(theta, {}, None, arrays.images, False)
+    losses = optax.softmax_cross_entropy_with_integer_labels(
+      logits, arrays.labels
+    )
+    correct = np.argmax(np.asarray(logits), -1) == arrays.labels
+    found = jax.jit(step.make_evaluate(net, batch_size=7))(theta, {}, arrays)
+    np.testing.assert_allclose(
+      found['accuracy'] * size, correct.sum(), rtol=1e-6
+    )
+    np.testing.assert_allclose(found['loss'], losses.mean(), rtol=1e-5)
+
+  @pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+  def test_prediction_that_is_not_finite_is_wrong(self, value):
+    @hk.transform_with_state
+    def net(images, is_training):
+      del is_training
+      # All examples of class 0; the first pixel breaks a logit of some.
+      broken = jnp.where(images[:, 0, 0] > 0.5, value, 0.0)
+      return jnp.concatenate([0 * broken + 5, broken, -1 + 0 * broken], axis=-1)
+
+    images = np.zeros((5, 1, 1, 1), np.float32)
+    images[:2] = 1
+    arrays = Arrays(images, np.zeros(5, np.int32))
+    evaluate = step.make_evaluate(net, batch_size=3)
+    found = evaluate(*net.init(jax.random.key(0), images, False), arrays)
+    np.testing.assert_allclose(found['accuracy'], 3 / 5, rtol=1e-6)
+
+  def test_weights_that_diverged_have_accuracy_zero(self):
+    net, arrays = nets.make('mlp', 3), make_arrays(9)
+    theta = jax.tree.map(lambda x: x * np.nan, make_state(net).theta)
+    evaluate = functools.partial(step.make_evaluate(net, batch_size=4), theta)
+    assert evaluate({}, arrays)['accuracy'] == 0
+
+
+def test_reparameterised_are_the_weights_alone():
+  net = nets.make('mlp', 3)
+  start = make_state(net)
+  for module, leaves in start.phi.items():
+    np.testing.assert_allclose(
+      reparam.psi(leaves['w'], 2.0), start.theta[module]['w']
+    )
+    assert leaves['b'] is start.theta[module]['b']
