@@ -34,8 +34,8 @@ _ALLOWED = {
 # Within core, files in the order in which they may build on each other; files
 # of one rank do not import each other.
 _CORE_RANKS = {
+  'trees': -1,
   'powers': 0,
-  'trees': 0,
   'counting': 0,
   'reparam': 1,
   'select': 1,

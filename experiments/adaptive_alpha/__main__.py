@@ -46,7 +46,6 @@ Source: Jain, Raj and Asgaonkar, Powerpropagation, 2022, section 5. Initial α,
 
 import functools
 import sys
-from typing import Any
 
 import numpy as np
 
@@ -56,6 +55,7 @@ from experiments.adaptive_alpha.combination import Combination
 from experiments.adaptive_alpha.config import PRESETS, Config
 from experiments.common import combinations as combination_runs
 from powerprop_jax.core import reparam
+from powerprop_jax.files.tables import Row
 from powerprop_jax.train import ensemble, optimizers, sweep
 from powerprop_jax.train.cli import arguments
 from powerprop_jax.train.runs import checks, divergence
@@ -133,7 +133,7 @@ def _checked_combinations(config: Config) -> list[Combination]:
 
 
 def _print(
-  config: Config, combination: Combination, results: list[dict[str, Any]]
+  config: Config, combination: Combination, results: list[Row]
 ) -> None:
   pruned = [record for record in results if 'sparsity' in record]
   words = ', '.join(

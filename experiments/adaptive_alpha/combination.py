@@ -2,7 +2,7 @@
 
 import functools
 import io
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,7 +13,9 @@ from experiments.adaptive_alpha.control import Problem
 from experiments.adaptive_alpha.runs import Name
 from experiments.common import combinations as combination_runs
 from powerprop_jax import nets
+from powerprop_jax.core.trees import Params
 from powerprop_jax.files import whole
+from powerprop_jax.files.tables import Row
 from powerprop_jax.train import sweep
 from powerprop_jax.train.data import splits as data
 from powerprop_jax.train.loop import LoopConfig
@@ -74,10 +76,10 @@ def load_splits(config: data.DataConfig) -> data.Splits:
 
 def train_or_read(
   config: Config, description: str, combination: Combination
-) -> list[dict[str, Any]]:
+) -> list[Row]:
   """Results of a combination: trained, or read where that is done."""
 
-  def train(folder: RunFolder) -> list[dict[str, Any]]:
+  def train(folder: RunFolder) -> list[Row]:
     problem = make_problem(config, combination.net)
     trained = runs.train(
       problem,
@@ -102,7 +104,7 @@ def train_or_read(
   )
 
 
-def read_weights(config: Config, combination: Combination) -> Any:
+def read_weights(config: Config, combination: Combination) -> Params:
   """θ of the first key at the end, as a tree."""
   path = combination_runs.path(config.out, combination) / _WEIGHTS
   tree: dict[str, dict[str, np.ndarray]] = {}

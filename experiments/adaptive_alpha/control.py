@@ -21,6 +21,8 @@ from experiments.adaptive_alpha import evaluation
 from experiments.adaptive_alpha.evaluation import Records
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core import trees
+from powerprop_jax.core.trees import Tree
+from powerprop_jax.files.tables import Row
 from powerprop_jax.optim import views
 from powerprop_jax.optim.alpha import AlphaController
 from powerprop_jax.train import ensemble as lanes_lib
@@ -89,7 +91,7 @@ class Controlled(NamedTuple):
   """
 
   train: TrainState
-  memory: Any
+  memory: Tree
   jump: jax.Array
 
 
@@ -128,7 +130,7 @@ def initial_state(
   """
   make_tx = _tx_maker(problem, horizon, control)
   train = sweep.initial_states(problem.net, make_tx, lanes, problem.splits)
-  memory: Any = ()
+  memory: Tree = ()
   if control is not None:
     memory = jax.vmap(control.controller.init)(
       evaluation.power_of(train.opt_state)
@@ -283,7 +285,7 @@ def _by_leaf(problem: Problem, alpha: Any) -> Any:
     lambda key: problem.net.init(key, images, is_training=True),
     jax.random.key(0),
   )
-  tree: dict[str, dict[str, Any]] = {}
+  tree: dict[str, Row] = {}
   for leaf in trees.named_leaves(theta):
     if select_lib.is_weight(*leaf):
       tree.setdefault(leaf.module_name, {})[leaf.name] = jnp.float32(alpha)
@@ -293,7 +295,7 @@ def _by_leaf(problem: Problem, alpha: Any) -> Any:
 def _make_look(problem: Problem) -> Callable[[Controlled, Arrays], Any]:
   score = step_lib.make_evaluate(problem.net)
 
-  def look(state: Controlled, arrays: Arrays) -> dict[str, Any]:
+  def look(state: Controlled, arrays: Arrays) -> Row:
     train = state.train
     return {
       'scores': score(train.theta, train.net_state, arrays),

@@ -7,14 +7,16 @@ import jax.numpy as jnp
 
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core import trees
+from powerprop_jax.core.trees import OptState, Params, Tree
+from powerprop_jax.files.tables import Row
 from powerprop_jax.optim.powerprop import PowerState
 from powerprop_jax.report.analysis import TOTAL
 from powerprop_jax.train.ensemble import Lanes
 
-Records = list[dict[str, Any]]
+Records = list[Row]
 
 
-def look_records(lanes: Lanes, trained: Any, found: Any) -> Records:
+def look_records(lanes: Lanes, trained: Any, found: Tree) -> Records:
   """Flat records of what a look at the lanes found.
 
   Args:
@@ -55,13 +57,13 @@ def look_records(lanes: Lanes, trained: Any, found: Any) -> Records:
   return records
 
 
-def power_of(opt_state: Any) -> Any:
+def power_of(opt_state: OptState) -> Tree:
   """α as the optimiser state holds it: a scalar, or a tree by leaf."""
   (power,) = trees.find_states(opt_state, PowerState)
   return power.alpha
 
 
-def share_near_zero(theta: Any, epsilon: float) -> jax.Array:
+def share_near_zero(theta: Params, epsilon: float) -> jax.Array:
   """Share of the selected weights with |θ| < ε, all layers together.
 
   Args:

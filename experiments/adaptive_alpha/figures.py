@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib import ticker
 from matplotlib.figure import Figure
 
+from powerprop_jax.files.tables import Row
 from powerprop_jax.report import analysis
 from powerprop_jax.report import records as records_lib
 from powerprop_jax.report.plotting import drawing, style, weights
@@ -79,7 +80,7 @@ def alpha_over_steps(
     figure = Figure(figsize=(style.WIDTH, 3.8))
     axes = figure.add_subplot()
     drawing.lines(axes, points, 'step', 'power', scheme)
-    extra: list[dict[str, Any]] = []
+    extra: list[Row] = []
     if cap is not None:
       level = {**style.CHANCE, 'label': f'cap, α = {cap:g}'}
       axes.axhline(cap, **level)

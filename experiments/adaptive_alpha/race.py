@@ -26,11 +26,12 @@ budget, the last one here excepted.
 
 from collections.abc import Callable, Sequence
 import math
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 
+from powerprop_jax.files.tables import Row
 from powerprop_jax.train.ensemble import Lanes
 from powerprop_jax.train.runs.errors import UserError
 
@@ -63,7 +64,7 @@ class Outcome(NamedTuple, Generic[S]):
 
   lanes: Lanes
   state: S
-  verdicts: list[dict[str, Any]]
+  verdicts: list[Row]
 
 
 def rungs(
@@ -194,7 +195,7 @@ def run(
   Raises:
     ValueError: if a key has another number of lanes than the first rung.
   """
-  verdicts: list[dict[str, Any]] = []
+  verdicts: list[Row] = []
   for number, rung in enumerate(ladder):
     counts = {int(key): int(np.sum(lanes.key == key)) for key in lanes.key}
     if set(counts.values()) != {rung.num_lanes}:

@@ -11,7 +11,9 @@ from experiments.adaptive_alpha import figures as plots
 from experiments.adaptive_alpha.config import Config
 from experiments.sparse_training.report import markdown, mean_and_deviation
 from powerprop_jax.core import trees
+from powerprop_jax.core.trees import Tree
 from powerprop_jax.files import whole
+from powerprop_jax.files.tables import Row
 from powerprop_jax.report import analysis, html
 from powerprop_jax.report import records as records_lib
 from powerprop_jax.report.plotting import style
@@ -26,7 +28,7 @@ _Way = tuple[str, float | None]
 def write(
   path: pathlib.Path,
   config: Config,
-  settings: dict[str, Any],
+  settings: Row,
   results: _Records,
   weights: Mapping[Any, Any],
 ) -> None:
@@ -103,9 +105,7 @@ def _file_name(config: Config, net: str, name: str) -> str:
   return f'{name}.png' if len(config.nets) == 1 else f'{name}_{net}.png'
 
 
-def accuracy_table(
-  results: _Records, kept: Sequence[float]
-) -> list[dict[str, Any]]:
+def accuracy_table(results: _Records, kept: Sequence[float]) -> list[Row]:
   """Rows with a way to choose α and its accuracy at each share kept.
 
   Args:
@@ -130,7 +130,7 @@ def accuracy_table(
     of_way = _of(results, way)
     ends = [record for record in of_way if 'own_steps' in record]
     powers = [r['power'] for r in ends if records_lib.is_finite(r.get('power'))]
-    row: dict[str, Any] = {
+    row: Row = {
       'method': plots.name_of(*way),
       'training steps': str(ends[0]['steps']),
       'own steps': str(ends[0]['own_steps']),
@@ -144,7 +144,7 @@ def accuracy_table(
   return rows
 
 
-def artefact_table(results: _Records) -> list[dict[str, Any]]:
+def artefact_table(results: _Records) -> list[Row]:
   """Rows with the growth of the near-zero mass, and what of it is mechanical.
 
   When φ is kept, every change of α moves all weights, with no training. What
@@ -271,7 +271,7 @@ def _accuracies(results: _Records, kept: float) -> list[float]:
 
 def _figures(
   title: str, config: Config, results: _Records, weights: Mapping[_Way, Any]
-) -> dict[str, Any]:
+) -> Row:
   looks = [record for record in results if 'step' in record]
   moving = [r for r in looks if r['alpha'] is None and 'power' in r]
   epsilon = config.control.epsilon
@@ -309,5 +309,5 @@ def _figures(
   return figures
 
 
-def _is_finite(tree: Any) -> bool:
+def _is_finite(tree: Tree) -> bool:
   return all(np.isfinite(leaf.value).all() for leaf in trees.named_leaves(tree))

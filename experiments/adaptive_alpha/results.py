@@ -1,7 +1,6 @@
 """What is known of networks after alpha_runs trained them, as flat records."""
 
 import math
-from typing import Any
 
 import jax
 import numpy as np
@@ -12,6 +11,7 @@ from experiments.adaptive_alpha.evaluation import Records
 from experiments.adaptive_alpha.runs import Trained
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core import trees
+from powerprop_jax.files.tables import Row
 from powerprop_jax.report import analysis
 from powerprop_jax.train import sweep
 
@@ -59,7 +59,7 @@ def results(
   return [*found, *trained.looks, *trained.verdicts]
 
 
-def summary(trained: Trained, key: int) -> dict[str, Any]:
+def summary(trained: Trained, key: int) -> Row:
   """What became of one key, from the first look to the last.
 
   Args:

@@ -35,6 +35,7 @@ import optax
 from experiments.benchmarks import timing
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.files import tables
+from powerprop_jax.files.tables import Row
 from powerprop_jax.nets import condensed, dct, layers
 from powerprop_jax.nets.condensed import Support
 from powerprop_jax.optim import aliases, views
@@ -244,7 +245,7 @@ def _module(
   """The layer; the one without transform is that of our networks."""
   *window, _, num_out = shape
   if method != 'none':
-    settings: dict[str, Any] = dict(method=method, support=where, name='layer')
+    settings: Row = dict(method=method, support=where, name='layer')
     if window:
       return dct.DctConv2D(num_out, window, **settings)
     return dct.DctLinear(num_out, **settings)

@@ -40,6 +40,7 @@ from typing import Any, NamedTuple
 
 from experiments.benchmarks import timing
 from powerprop_jax.files import tables
+from powerprop_jax.files.tables import Row
 from powerprop_jax.train.cli import arguments
 from powerprop_jax.train.images import (
   batches as image_batches,
@@ -301,7 +302,7 @@ def _speed(count: int, wall: float, cpu: float) -> Speed:
   return Speed(count / (wall_end - wall), count / max(1e-6, cpu_end - cpu))
 
 
-def _records(speeds: dict[str, list[Speed]]) -> list[dict[str, Any]]:
+def _records(speeds: dict[str, list[Speed]]) -> list[Row]:
   whole = next(
     runs for name, runs in speeds.items() if name.startswith('whole')
   )
@@ -324,7 +325,7 @@ def _median_ratio(runs: Sequence[Speed], base: Sequence[Speed]) -> float:
   return timing.median_ratio([r.cpu for r in runs], [r.cpu for r in base])
 
 
-def _row(record: dict[str, Any]) -> dict[str, Any]:
+def _row(record: Row) -> Row:
   return {
     'program': record['program'],
     'per s': round(record['per_second']),

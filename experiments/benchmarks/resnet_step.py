@@ -44,7 +44,9 @@ import optax
 from experiments.benchmarks import timing
 from experiments.imagenet_resnet50 import setup
 from experiments.imagenet_resnet50.setup import NetConfig, RecipeConfig, Task
+from powerprop_jax.core.trees import Params, Tree
 from powerprop_jax.files import tables
+from powerprop_jax.files.tables import Row
 from powerprop_jax.train import state as state_lib
 from powerprop_jax.train.cli import arguments
 from powerprop_jax.train.methods import SparseConfig
@@ -140,9 +142,7 @@ def _check(config: Config) -> None:
       raise UserError(f'--{option} must be at least 1, got {value}.')
 
 
-def rows(
-  config: Config, times: dict[str, timing.Times]
-) -> list[dict[str, Any]]:
+def rows(config: Config, times: dict[str, timing.Times]) -> list[Row]:
   """What the times amount to.
 
   Args:
@@ -158,7 +158,7 @@ def rows(
   for name, (first, wall, cpu) in times.items():
     seconds = statistics.median(wall) / config.steps
     rate = config.batch / seconds
-    row: dict[str, Any] = {
+    row: Row = {
       'step': name,
       'ms': round(1e3 * seconds, 2),
       '/ dense': round(timing.median_ratio(wall, dense), 3),
@@ -261,7 +261,7 @@ def _plain(
   """The step with nothing of ours but the network."""
   tx = optax.sgd(0.01, recipe.momentum, recipe.nesterov)
 
-  def loss_fn(theta: Any, net_state: Any, images: Any, labels: Any) -> Any:
+  def loss_fn(theta: Params, net_state: Tree, images: Any, labels: Any) -> Any:
     logits, net_state = net.apply(
       theta, net_state, None, setup.normalise(images), True
     )
@@ -269,7 +269,7 @@ def _plain(
     return jnp.mean(losses), net_state
 
   @functools.partial(jax.jit, donate_argnums=0)
-  def step(carry: Any, images: jax.Array, labels: jax.Array) -> Any:
+  def step(carry: Tree, images: jax.Array, labels: jax.Array) -> Any:
     theta, net_state, opt_state = carry
     grads, net_state = jax.grad(loss_fn, has_aux=True)(
       theta, net_state, images, labels

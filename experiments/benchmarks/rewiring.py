@@ -38,6 +38,7 @@ from experiments.benchmarks import timing
 from powerprop_jax import nets
 from powerprop_jax.core import masks, schedules, trees
 from powerprop_jax.core import select as select_lib
+from powerprop_jax.core.trees import Params, Updates
 from powerprop_jax.files import tables
 from powerprop_jax.optim import sparsify
 from powerprop_jax.optim.topologies import (
@@ -84,7 +85,7 @@ def _gradual(config: 'Config', scope: gradual.Scope) -> _Method:
   return _Method(topology, _sorted_pruning(config.sparsity, progress, scope))
 
 
-def _dsr(config: 'Config', theta: Any) -> _Method:
+def _dsr(config: 'Config', theta: Params) -> _Method:
   num_dropped = max(1, optax.tree.size(theta) // 1000)
   return _Method(
     dsr.dsr(config.sparsity, schedules.every(1), num_dropped=num_dropped)
@@ -197,7 +198,7 @@ def _measure(config: Config, name: str) -> tuple[tables.Row, str]:
   return row, _about(theta, states['ours'].masks)
 
 
-def _about(theta: Any, held: Any) -> str:
+def _about(theta: Params, held: Any) -> str:
   num_bytes = sum(mask.nbytes for mask in jax.tree.leaves(held))
   return (
     f'{optax.tree.size(theta):,} parameters in {len(jax.tree.leaves(theta))} '
@@ -221,8 +222,8 @@ def _weights_and_gradients(net_name: str) -> tuple[Any, Any]:
 
 def _updates(
   topology: Topology,
-  phi: Any,
-  grads: Any,
+  phi: Params,
+  grads: Updates,
   states: dict[str, SparseState],
   variant: str,
 ) -> timing.Program:

@@ -45,7 +45,9 @@ import scipy.sparse
 
 from experiments.benchmarks import figures_speed, mkl, timing
 from powerprop_jax.core import masks as masks_lib
+from powerprop_jax.core.trees import Tree
 from powerprop_jax.files import tables
+from powerprop_jax.files.tables import Row
 from powerprop_jax.nets import forms, layers
 from powerprop_jax.optim import aliases
 from powerprop_jax.report import plotting
@@ -69,7 +71,7 @@ from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
 
 Part = Literal['inference', 'step', 'accuracy']
-Record = dict[str, Any]
+Record = Row
 
 _NUM_PIXELS, _NUM_CLASSES = 784, 10
 _STEPS_PER_DISPATCH = 200
@@ -84,7 +86,7 @@ class _Training(NamedTuple):
   """A training step, the first state, and how it is condensed, if it is."""
 
   step: step_lib.Step
-  state: Any
+  state: Tree
   layout: condensed.Layout | None = None
 
 
@@ -259,7 +261,7 @@ def _step(config: Config) -> Iterator[Record]:
 
 
 def _stepper(
-  step: Callable[..., Any], state: Any, images: jax.Array, labels: jax.Array
+  step: Callable[..., Any], state: Tree, images: jax.Array, labels: jax.Array
 ) -> timing.Program:
   """One step after the other."""
   held = [state]
@@ -344,7 +346,7 @@ def _accuracy(config: Config) -> Iterator[Record]:
       config.accuracy_width, sparsity or 0.5, images, config.learning_rate
     )[way]
 
-    def look(state: Any, training: _Training = training) -> float:
+    def look(state: Tree, training: _Training = training) -> float:
       if training.layout is not None:
         state = condensed.expand(state, training.layout)
       return float(score(state.theta, {}, test)['accuracy'])
@@ -357,7 +359,7 @@ def _accuracy(config: Config) -> Iterator[Record]:
 def _train(
   config: Config,
   step: step_lib.Step,
-  state: Any,
+  state: Tree,
   look: _Look,
   splits: Any,
   name: str,
@@ -365,8 +367,8 @@ def _train(
   """Trains until the accuracy is reached; the clock runs in steps alone."""
   arrays = jax.device_put(splits.train)
 
-  def run(state: Any, arrays: Arrays, indices: jax.Array) -> Any:
-    def body(state: Any, batch: jax.Array) -> Any:
+  def run(state: Tree, arrays: Arrays, indices: jax.Array) -> Any:
+    def body(state: Tree, batch: jax.Array) -> Any:
       return step(state, arrays.images[batch], arrays.labels[batch])
 
     return jax.lax.scan(body, state, indices)[0]

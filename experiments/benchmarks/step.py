@@ -29,6 +29,7 @@ import optax
 from experiments.benchmarks import timing
 from powerprop_jax import nets
 from powerprop_jax.core import reparam
+from powerprop_jax.core.trees import Tree
 from powerprop_jax.files import tables
 from powerprop_jax.optim import powerprop
 from powerprop_jax.train import state, step
@@ -126,7 +127,7 @@ def _dense(arrays: Arrays) -> Run:
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return jnp.mean(losses)
 
-  def body(carry: Any, batch: jax.Array, arrays: Arrays) -> Any:
+  def body(carry: Tree, batch: jax.Array, arrays: Arrays) -> Any:
     theta, opt_state = carry
     images = arrays.images[batch].astype(jnp.float32) / 255
     loss, grads = jax.value_and_grad(loss_fn)(
@@ -136,7 +137,7 @@ def _dense(arrays: Arrays) -> Run:
     return (optax.apply_updates(theta, updates), opt_state), loss
 
   @functools.partial(jax.jit, donate_argnums=0)
-  def advance(carry: Any, arrays: Arrays, indices: jax.Array) -> Any:
+  def advance(carry: Tree, arrays: Arrays, indices: jax.Array) -> Any:
     return jax.lax.scan(
       lambda carry, batch: body(carry, batch, arrays), carry, indices
     )

@@ -25,6 +25,7 @@ import numpy as np
 from experiments.benchmarks import timing
 from powerprop_jax.core import topk
 from powerprop_jax.files import tables
+from powerprop_jax.files.tables import Row
 from powerprop_jax.train import state as state_lib
 from powerprop_jax.train.cli import arguments
 from powerprop_jax.train.runs import checks, json_files
@@ -104,9 +105,7 @@ def _scores(
   return jnp.asarray(generator.standard_normal(shape, dtype=np.float32))
 
 
-def _measure(
-  name: str, leaves: list[jax.Array], config: Config
-) -> list[dict[str, Any]]:
+def _measure(name: str, leaves: list[jax.Array], config: Config) -> list[Row]:
   flat = jnp.concatenate([leaf.ravel() for leaf in leaves])
   k = round(config.density * flat.size)
   numpy_flat = np.asarray(flat)
@@ -132,7 +131,7 @@ def _measure(
   times = timing.take_turns(programs, config.repeats)
   medians = {name: statistics.median(t.wall) for name, t in times.items()}
   ours = medians['top_k_masks']
-  records: list[dict[str, Any]] = [
+  records: list[Row] = [
     {
       'scores': name,
       'size': flat.size,

@@ -41,6 +41,8 @@ from experiments.class_specialisation import features, report
 from experiments.class_specialisation.features import LayerFeatures
 from experiments.common import sparse_runs
 from experiments.common.sparse_runs import Trained
+from powerprop_jax.core.trees import Params, Tree
+from powerprop_jax.files.tables import Row
 from powerprop_jax.train.cli import arguments
 from powerprop_jax.train.data.splits import DataConfig
 from powerprop_jax.train.loop import LoopConfig
@@ -133,8 +135,8 @@ def main(config: Config) -> None:
   sparse_runs.check_combinations(config, chosen)
   folder = RunFolder(config.out, config, program=_PROGRAM, resume=config.resume)
   lost: list[bool] = []
-  records: list[dict[str, Any]] = []
-  tables: dict[str, list[dict[str, Any]]] = {}
+  records: list[Row] = []
+  tables: dict[str, list[Row]] = {}
   for number, combination in enumerate(chosen, start=1):
     part = RunFolder(
       folder.path / combination.name,
@@ -183,7 +185,7 @@ def _measure(trained: Trained) -> dict[int, dict[str, LayerFeatures]]:
   for lane, key in enumerate(trained.lanes.key):
     theta, net_state = jax.tree.map(lambda x, i=lane: x[i], weights)
 
-    def apply(theta: Any, images: Any, net_state: Any = net_state) -> Any:
+    def apply(theta: Params, images: Any, net_state: Tree = net_state) -> Tree:
       images = trained.prepare(images)
       return trained.net.apply(theta, net_state, None, images, False)
 

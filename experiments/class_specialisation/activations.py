@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core import trees
-from powerprop_jax.core.trees import Select
+from powerprop_jax.core.trees import Params, Select
 
 # (theta, inputs) -> anything, by way of Haiku modules.
 Apply = Callable[[Any, Any], Any]
@@ -21,7 +21,7 @@ Apply = Callable[[Any, Any], Any]
 
 def layer_outputs(
   apply: Apply,
-  theta: Any,
+  theta: Params,
   inputs: Any,
   *,
   select: Select = select_lib.is_weight,
@@ -95,7 +95,7 @@ def layer_outputs(
   return {layer: tuple(outputs) for layer, outputs in found.items()}
 
 
-def _layers(theta: Any, select: Select) -> tuple[str, ...]:
+def _layers(theta: Params, select: Select) -> tuple[str, ...]:
   """Names of the modules that have a selected leaf."""
   chosen = set(select_lib.selected_names(select, theta))
   return tuple(

@@ -16,9 +16,10 @@ import numpy as np
 from experiments.class_specialisation import activations as activations_lib
 from experiments.class_specialisation.activations import Apply
 from powerprop_jax.core import select as select_lib
-from powerprop_jax.core.trees import Select
+from powerprop_jax.core.trees import Params, Select
+from powerprop_jax.files.tables import Row
 
-Record = dict[str, Any]
+Record = Row
 
 
 class LayerFeatures(NamedTuple):
@@ -117,7 +118,7 @@ def class_specialisation(activity: jax.Array | np.ndarray) -> jax.Array:
 
 def specialisation_by_layer(
   apply: Apply,
-  theta: Any,
+  theta: Params,
   batches: Iterable[tuple[Any, Any]],
   num_classes: int,
   *,
@@ -179,7 +180,7 @@ def specialisation_by_layer(
   order: list[str] = []
 
   @jax.jit
-  def measure(theta: Any, inputs: Any, labels: Any) -> tuple[jax.Array, ...]:
+  def measure(theta: Params, inputs: Any, labels: Any) -> tuple[jax.Array, ...]:
     outputs = activations_lib.layer_outputs(apply, theta, inputs, select=select)
     order[:] = outputs  # while tracing: jit would return a dict sorted by name
     return tuple(

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 import math
-from typing import Any
 
 from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 import numpy as np
 
+from powerprop_jax.files.tables import Row
 from powerprop_jax.report import records as records_lib
 from powerprop_jax.report.plotting import drawing, style
 from powerprop_jax.report.records import Record
@@ -68,7 +68,7 @@ def class_specialisation(
       axes.set_xlabel('class-specialisation')
       axes.xaxis.set_major_locator(ticker.MaxNLocator(5, steps=[1, 2, 5, 10]))
       drawing.label_first(axes, 'features (%)')
-    entries: list[dict[str, Any]] = [
+    entries: list[Row] = [
       {
         'color': look.color,
         'linestyle': look.linestyle,
@@ -86,7 +86,7 @@ def class_specialisation(
 
 
 # A thick pale line in the legend for what is filled.
-_FILL: dict[str, Any] = {'linestyle': '-', 'linewidth': 7, 'alpha': 0.35}
+_FILL: Row = {'linestyle': '-', 'linewidth': 7, 'alpha': 0.35}
 
 
 def _finite(points: Sequence[Record]) -> np.ndarray:

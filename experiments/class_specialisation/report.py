@@ -7,6 +7,8 @@ from typing import Any
 
 from experiments.class_specialisation import figures
 from experiments.common import sparse_runs
+from powerprop_jax.files import tables as tables_lib
+from powerprop_jax.files.tables import Row
 from powerprop_jax.report import html, plotting
 from powerprop_jax.report import records as records_lib
 
@@ -23,7 +25,7 @@ def write(
   path: pathlib.Path,
   title: str,
   num_classes: int,
-  settings: dict[str, Any],
+  settings: Row,
   records: _Records,
   tables: Mapping[str, _Records],
 ) -> None:
@@ -80,7 +82,7 @@ def write(
   )
 
 
-def mean_by_layer(records: _Records) -> list[dict[str, Any]]:
+def mean_by_layer(records: _Records) -> list[Row]:
   """Mean specialisation, a row for each layer and a column for each method.
 
   Args:
@@ -104,7 +106,7 @@ def mean_by_layer(records: _Records) -> list[dict[str, Any]]:
     if records_lib.is_finite(record['specialisation']):
       of_key.append(record['specialisation'])
   names = records_lib.short_names([layer for layer, _ in values])
-  rows: dict[str, dict[str, Any]] = {}
+  rows: dict[str, Row] = {}
   for (layer, method), by_key in values.items():
     means = [statistics.fmean(of_key) for of_key in by_key.values() if of_key]
     words = f'{statistics.fmean(means):.4f}' if means else None
@@ -114,7 +116,7 @@ def mean_by_layer(records: _Records) -> list[dict[str, Any]]:
   return list(rows.values())
 
 
-def _rows(tables: Mapping[str, _Records]) -> list[dict[str, Any]]:
+def _rows(tables: Mapping[str, _Records]) -> list[Row]:
   """The tables of all methods as one, with short names of layers."""
   layers = dict.fromkeys(r['layer'] for rows in tables.values() for r in rows)
   names = records_lib.short_names(list(layers))

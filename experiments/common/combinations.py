@@ -10,11 +10,12 @@ import functools
 import pathlib
 from typing import Any, Protocol, TypeVar
 
+from powerprop_jax.files.tables import Row
 from powerprop_jax.train.runs import divergence, json_files, metrics, workers
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
 
-Records = list[dict[str, Any]]
+Records = list[Row]
 
 
 class Named(Protocol):
@@ -39,7 +40,7 @@ def check_workers(num_workers: int) -> None:
     raise UserError(f'--workers must be at least 1, got {num_workers}.')
 
 
-def settings(config: Any, *left_out: str) -> dict[str, Any]:
+def settings(config: Any, *left_out: str) -> Row:
   """What the results of a program depend on.
 
   Args:
@@ -116,7 +117,7 @@ def once(
   train: Callable[[RunFolder], Records],
   out: str,
   combination: Named,
-  settings: dict[str, Any],
+  settings: Row,
   program: str,
 ) -> Records:
   """Results of a combination: trained, or read where that is done.

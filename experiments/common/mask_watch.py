@@ -1,19 +1,18 @@
 """What happens to the masks while a network trains, look by look."""
 
-from typing import Any
-
 import jax
 import numpy as np
 
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core import trees
 from powerprop_jax.core.trees import Select
+from powerprop_jax.files.tables import Row
 from powerprop_jax.optim import topology, views
 from powerprop_jax.train.ensemble import Lanes
 from powerprop_jax.train.state import TrainState
 
 # Masks by 'module/name'.
-MasksByLeaf = dict[str, Any]
+MasksByLeaf = Row
 
 
 def masks_of(
@@ -67,7 +66,7 @@ class MaskWatch:
     """
     self._last = stacked_masks(state)
 
-  def records(self, lanes: Lanes, masks: MasksByLeaf) -> list[dict[str, Any]]:
+  def records(self, lanes: Lanes, masks: MasksByLeaf) -> list[Row]:
     """What one look finds, and the reference for the next one.
 
     Args:
@@ -80,7 +79,7 @@ class MaskWatch:
       the last look, and at the start. Then one for each layer, with alpha, key,
       layer and density. Nothing for a dense network.
     """
-    found: list[dict[str, Any]] = []
+    found: list[Row] = []
     if masks:
       for lane, (alpha, key) in enumerate(zip(*lanes, strict=True)):
         name = {'alpha': float(alpha), 'key': int(key)}

@@ -7,7 +7,8 @@ methods that it lacks are left out.
 """
 
 from collections.abc import Mapping
-from typing import Any
+
+from powerprop_jax.files.tables import Row
 
 # TimDettmers/sparse_learning, results/MNIST_sparse_summary.csv and, for static
 # and pruning, means of the raw runs beside it; LeNet-300-100, 100 epochs.
@@ -99,7 +100,7 @@ _TABLES: dict[
 }
 
 
-def sparse_training(net: str, data: str) -> list[dict[str, Any]]:
+def sparse_training(net: str, data: str) -> list[Row]:
   """What is published of a network on a data set.
 
   Args:

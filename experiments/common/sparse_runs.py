@@ -17,6 +17,8 @@ from experiments.common.combinations import Named
 from powerprop_jax import nets
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core import trees
+from powerprop_jax.core.trees import Params
+from powerprop_jax.files.tables import Row
 from powerprop_jax.optim import views
 from powerprop_jax.train import (
   ensemble as lanes,
@@ -337,7 +339,7 @@ def preparation(settings: Settings, splits: data.Splits) -> step_lib.Prepare:
   return data.to_float
 
 
-def results(combination: Combination, trained: Trained) -> list[dict[str, Any]]:
+def results(combination: Combination, trained: Trained) -> list[Row]:
   """One record for each key: those of sparse_sweep.results, and the method.
 
   Args:
@@ -353,7 +355,7 @@ def results(combination: Combination, trained: Trained) -> list[dict[str, Any]]:
   return [{**place, **record} for record in found]
 
 
-def print_accuracy(combination: Named, records: list[dict[str, Any]]) -> None:
+def print_accuracy(combination: Named, records: list[Row]) -> None:
   """A line for people, if networks were trained."""
   accuracies = [r['accuracy'] for r in records if 'accuracy' in r]
   if accuracies:
@@ -369,7 +371,7 @@ def shapes(net: hk.TransformedWithState, splits: data.Splits) -> Any:
 
 
 def _maker(
-  settings: Settings, combination: Combination, theta: Any, num_examples: int
+  settings: Settings, combination: Combination, theta: Params, num_examples: int
 ) -> Callable[[jax.Array], Any]:
   """From a PRNG key to the gradient transformation of a combination."""
   method, density, alpha = combination
@@ -381,7 +383,7 @@ def _maker(
   )
 
 
-def lengths_of(loop: LoopConfig, theta: Any, num_examples: int) -> Lengths:
+def lengths_of(loop: LoopConfig, theta: Params, num_examples: int) -> Lengths:
   """What the settings of a method are shares of.
 
   Args:

@@ -12,6 +12,8 @@ import optax
 
 from experiments.common import mask_watch
 from experiments.common.mask_watch import MaskWatch
+from powerprop_jax.core.trees import Tree
+from powerprop_jax.files.tables import Row
 from powerprop_jax.optim.sparsify import Sparsified
 from powerprop_jax.train import condensed, sweep
 from powerprop_jax.train import ensemble as lanes_lib
@@ -92,7 +94,7 @@ def train(
     scores = score(state.theta, state.net_state, arrays)
     return scores, mask_watch.masks_of(state)
 
-  def records(lanes: Lanes, trained: Any, found: Any) -> list[dict[str, Any]]:
+  def records(lanes: Lanes, trained: Any, found: Tree) -> list[Row]:
     scores, masks = jax.device_get(found)
     scored = sweep.score_records(lanes, trained, scores)
     return [*scored, *watch.records(lanes, masks)]
@@ -130,7 +132,7 @@ def results(
   splits: data.Splits,
   *,
   prepare: step_lib.Prepare = data.to_float,
-) -> list[dict[str, Any]]:
+) -> list[Row]:
   """What came out, one record for each lane.
 
   Args:

@@ -54,6 +54,7 @@ from experiments.continual_permuted import (
 from experiments.continual_permuted.combination import Combination
 from experiments.continual_permuted.config import PRESETS, Config
 from powerprop_jax.core import reparam
+from powerprop_jax.files.tables import Row
 from powerprop_jax.train import optimizers
 from powerprop_jax.train import state as state_lib
 from powerprop_jax.train.cli import arguments
@@ -148,7 +149,7 @@ def _title(config: Config, num_tasks: int) -> str:
   return f'{num_tasks} tasks, {config.stream.kind} {config.data.name}'
 
 
-def _print(combination: Combination, results: list[dict[str, Any]]) -> None:
+def _print(combination: Combination, results: list[Row]) -> None:
   (summary,) = [r for r in results if 'num_tasks' in r]
   average = summary['average_accuracy']
   words = f'average accuracy {np.nan if average is None else average:.4f}'

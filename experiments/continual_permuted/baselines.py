@@ -20,11 +20,12 @@ from experiments.continual_permuted.methods import (
   Name,
   Problem,
   Report,
-  Tree,
   initial,
 )
 from experiments.continual_permuted.training import Program, TaskData
 from powerprop_jax.continual.packnet import Learner
+from powerprop_jax.core.trees import Params, Tree
+from powerprop_jax.files.tables import Row
 from powerprop_jax.optim import ewc, views
 from powerprop_jax.train import optimizers
 from powerprop_jax.train.data import splits
@@ -58,9 +59,7 @@ def _sequential(problem: Problem, is_ewc: bool) -> Method:
     theta, net_state = initial(program.net, problem)
     return {'theta': theta, 'net_state': net_state, 'heads': {}, 'penalty': {}}
 
-  def learn(
-    state: Tree, task: TaskData, report: Report
-  ) -> tuple[Tree, dict[str, Any]]:
+  def learn(state: Tree, task: TaskData, report: Report) -> tuple[Tree, Row]:
     theta = state['theta']
     if problem.is_multi_head:
       fresh, _ = initial(program.net, problem)
@@ -105,9 +104,7 @@ def _separate(problem: Problem) -> Method:
   sizes = problem.sizes
   program = dense_program(problem, sizes.num_steps)
 
-  def learn(
-    state: Tree, task: TaskData, report: Report
-  ) -> tuple[Tree, dict[str, Any]]:
+  def learn(state: Tree, task: TaskData, report: Report) -> tuple[Tree, Row]:
     del state
     theta, net_state = initial(program.net, problem, task.number)
     learner = Learner(theta, net_state, program.tx.init(theta))
@@ -152,9 +149,7 @@ def _joint(problem: Problem) -> Method:
     problem, sizes.num_steps, num_heads=num_tasks if apart else 1
   )
 
-  def learn(
-    state: Tree, task: TaskData, report: Report
-  ) -> tuple[Tree, dict[str, Any]]:
+  def learn(state: Tree, task: TaskData, report: Report) -> tuple[Tree, Row]:
     del state
     everything = training.union(problem.stream, apart)
     task = task._replace(
@@ -227,7 +222,7 @@ def _dense_program(
   return training.make_program(net, tx, num_classes)
 
 
-def _head(theta: Any) -> Tree:
+def _head(theta: Params) -> Tree:
   """Modules of the head."""
   return {
     name: leaves
@@ -239,8 +234,8 @@ def _head(theta: Any) -> Tree:
 def _fisher(
   program: Program,
   problem: Problem,
-  theta: Any,
-  net_state: Any,
+  theta: Params,
+  net_state: Tree,
   task: TaskData,
 ) -> Any:
   """Fisher information of a task; zero for a head that is the task's own."""
@@ -260,8 +255,10 @@ _FISHER_BATCH = 10
 @functools.lru_cache
 def _fisher_program(net: hk.TransformedWithState) -> Callable[..., Any]:
   @jax.jit
-  def fisher(theta: Any, net_state: Any, images: Any, key: jax.Array) -> Any:
-    def logits_fn(theta: Any, images: jax.Array) -> jax.Array:
+  def fisher(
+    theta: Params, net_state: Tree, images: Any, key: jax.Array
+  ) -> Any:
+    def logits_fn(theta: Params, images: jax.Array) -> jax.Array:
       return net.apply(theta, net_state, None, images, is_training=False)[0]
 
     batch = min(_FISHER_BATCH, len(images))
@@ -272,7 +269,7 @@ def _fisher_program(net: hk.TransformedWithState) -> Callable[..., Any]:
 
 
 def _validation(
-  program: Program, theta: Any, net_state: Any, task: TaskData
-) -> dict[str, Any]:
+  program: Program, theta: Params, net_state: Tree, task: TaskData
+) -> Row:
   accuracy = program.accuracy(theta, net_state, task.validation)
   return {'validation_accuracy': accuracy}

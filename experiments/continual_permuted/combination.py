@@ -1,7 +1,7 @@
 """One run of a method, α and key, learned or read."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from experiments.common import combinations as combination_runs
 from experiments.continual_permuted import (
@@ -13,6 +13,7 @@ from experiments.continual_permuted import (
 )
 from experiments.continual_permuted.config import Config
 from experiments.continual_permuted.methods import Method, Name, Problem
+from powerprop_jax.files.tables import Row
 from powerprop_jax.train.runs.folder import RunFolder
 
 PROGRAM = 'continual_permuted'
@@ -72,10 +73,10 @@ def make_method(config: Config, combination: Combination) -> Method:
 
 def learn_or_read(
   config: Config, description: str, combination: Combination
-) -> list[dict[str, Any]]:
+) -> list[Row]:
   """Results of a combination: learned, or read where that is done."""
 
-  def learn(folder: RunFolder) -> list[dict[str, Any]]:
+  def learn(folder: RunFolder) -> list[Row]:
     return runs.run(
       make_method(config, combination),
       make_problem(config, combination),

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 import numpy as np
 
+from powerprop_jax.files.tables import Row
 from powerprop_jax.report import records as records_lib
 from powerprop_jax.report.plotting import drawing, style
 from powerprop_jax.report.records import Record
@@ -172,7 +173,7 @@ def _levels(
       axes.axhline(np.mean(finite), color=colour, linestyle=':', linewidth=1.2)
 
 
-def _means(records: Sequence[Record]) -> list[dict[str, Any]]:
+def _means(records: Sequence[Record]) -> list[Row]:
   """Means over the tasks so far, where all of them were measured."""
   rows: dict[tuple[Any, ...], list[Any]] = {}
   for record in records:

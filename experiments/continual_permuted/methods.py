@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from experiments.continual_permuted import training
 from experiments.continual_permuted.training import Lengths, Program, TaskData
 from powerprop_jax.continual.task_streams import Task
+from powerprop_jax.files.tables import Row
 from powerprop_jax.train.optimizers import OptimizerConfig
 from powerprop_jax.train.runs.errors import UserError
 
@@ -26,7 +27,7 @@ NAMES: tuple[Name, ...] = get_args(Name)
 # Those that pack tasks into one network by masks, and take an α.
 SPARSE: tuple[Name, ...] = ('efficient_packnet', 'packnet')
 
-Tree = dict[str, Any]
+Tree = Row
 Report = Callable[[float], None]
 # Module of the head in the network of continual.make_net.
 _HEAD = 'logits'
@@ -101,7 +102,7 @@ class Method(NamedTuple):
   """
 
   init: Callable[[], Any]
-  learn: Callable[[Any, TaskData, Report], tuple[Any, dict[str, Any]]]
+  learn: Callable[[Any, TaskData, Report], tuple[Any, Row]]
   params: Callable[[Any, int], tuple[Any, Any] | None]
   program: Program
   epochs: int

@@ -17,6 +17,8 @@ from powerprop_jax.continual.packnet import Learner
 from powerprop_jax.continual.search import How
 from powerprop_jax.continual.state import PackState, Private, TaskReport
 from powerprop_jax.core import masks as masks_lib
+from powerprop_jax.core.trees import Params
+from powerprop_jax.files.tables import Row
 from powerprop_jax.optim import sparsify
 from powerprop_jax.optim.topologies import protected
 from powerprop_jax.train import optimizers
@@ -93,7 +95,7 @@ def make(
 
   def learn(
     state: PackState, task: TaskData, report: Report
-  ) -> tuple[PackState, dict[str, Any]]:
+  ) -> tuple[PackState, Row]:
     def train(learner: Learner, task: TaskData) -> Learner:
       return training.fit(program, learner, task, sizes, problem.key, report)
 
@@ -135,7 +137,7 @@ def make(
   )
 
 
-def weights(state: PackState) -> Any:
+def weights(state: PackState) -> Params:
   """All effective weights of a network with its tasks, on the host.
 
   Args:
@@ -186,7 +188,7 @@ def _pack_config(
   )
 
 
-def _record(state: PackState, found: TaskReport) -> dict[str, Any]:
+def _record(state: PackState, found: TaskReport) -> Row:
   """How a task was packed, as a flat record; see continual.metrics.capacity."""
   leaves = pack_state.leaves_by_path(state.phi)
   dim = sum(leaves[path].size for path in state.layout.shared)

@@ -7,6 +7,7 @@ from typing import Any
 from experiments.continual_permuted import figures as plotting
 from experiments.sparse_training.report import markdown, mean_and_deviation
 from powerprop_jax.files import whole
+from powerprop_jax.files.tables import Row
 from powerprop_jax.report import analysis, html
 from powerprop_jax.report import records as records_lib
 from powerprop_jax.report.plotting import style
@@ -18,7 +19,7 @@ _Records = Sequence[dict[str, Any]]
 def write(
   path: pathlib.Path,
   title: str,
-  settings: dict[str, Any],
+  settings: Row,
   results: _Records,
   weights: Mapping[str, Mapping[float, Any]],
 ) -> None:
@@ -82,7 +83,7 @@ def write(
   )
 
 
-def table(results: _Records) -> list[dict[str, Any]]:
+def table(results: _Records) -> list[Row]:
   """Rows with a method and α and the means of its metrics over keys.
 
   Args:
@@ -106,7 +107,7 @@ def table(results: _Records) -> list[dict[str, Any]]:
       r for r in results if (r['method'], r['alpha']) == (method, alpha)
     ]
     ends = [r for r in of_place if 'num_tasks' in r]
-    row: dict[str, Any] = {
+    row: Row = {
       'method': plotting.method_name(method),
       'α': f'{alpha:g}',
       'tasks': str(min(r['tasks_fitted'] for r in ends)),
@@ -136,7 +137,7 @@ def _in_words(records: _Records, field: str) -> str | None:
   return mean_and_deviation(values)
 
 
-def _packed(results: _Records) -> list[dict[str, Any]]:
+def _packed(results: _Records) -> list[Row]:
   """The tasks of the first key as they were packed."""
   first = results[0]['key']
   return [
@@ -163,7 +164,7 @@ def _figures(
   title: str,
   results: _Records,
   weights: Mapping[str, Mapping[float, Any]],
-) -> dict[str, Any]:
+) -> Row:
   entries = [r for r in results if 'task' in r]
   figures = {'accuracy': plotting.accuracy_over_tasks(entries, title=title)}
   packed = [r for r in results if 'capacity_used' in r]

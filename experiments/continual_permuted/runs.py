@@ -19,13 +19,15 @@ import numpy as np
 from experiments.continual_permuted import training
 from experiments.continual_permuted.methods import Method, Problem
 from powerprop_jax.continual import metrics as continual_metrics
+from powerprop_jax.core.trees import Tree
 from powerprop_jax.files import whole
+from powerprop_jax.files.tables import Row
 from powerprop_jax.train.data.sources import Arrays
 from powerprop_jax.train.runs import json_files, metrics
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
 
-Records = list[dict[str, Any]]
+Records = list[Row]
 STATE = 'state.npz'
 
 
@@ -116,14 +118,14 @@ def _start(
   return state, records, 0
 
 
-def _entry(learned: int, number: int, accuracy: float) -> dict[str, Any]:
+def _entry(learned: int, number: int, accuracy: float) -> Row:
   return {'tasks_learned': learned, 'task': number + 1, 'accuracy': accuracy}
 
 
 def _scores(
   method: Method,
   problem: Problem,
-  state: Any,
+  state: Tree,
   number: int,
   looks_back: bool,
   records: Records,
@@ -145,7 +147,7 @@ def _scores(
 
 
 def _score(
-  method: Method, problem: Problem, state: Any, number: int
+  method: Method, problem: Problem, state: Tree, number: int
 ) -> float | None:
   """Test accuracy on a task, if there are weights for it."""
   weights = method.params(state, number)
@@ -157,7 +159,7 @@ def _score(
   return method.program.accuracy(*weights, arrays)
 
 
-def _summary(records: Records, num_tasks: int) -> dict[str, Any]:
+def _summary(records: Records, num_tasks: int) -> Row:
   """The metrics of the stream, and how far it came."""
   untrained = np.full(num_tasks, np.nan)
   learned = []
@@ -180,7 +182,7 @@ def _summary(records: Records, num_tasks: int) -> dict[str, Any]:
 def _save(
   path: pathlib.Path,
   method: Method,
-  state: Any,
+  state: Tree,
   records: Records,
   done: int,
 ) -> None:
@@ -188,7 +190,7 @@ def _save(
   whole.write_bytes(path, pack(method.to_arrays(state), details))
 
 
-def read_state(path: pathlib.Path, method: Method) -> Any:
+def read_state(path: pathlib.Path, method: Method) -> Tree:
   """The state of a finished run.
 
   Args:
@@ -215,7 +217,7 @@ def _restore(path: pathlib.Path, method: Method) -> tuple[Any, Records, int]:
   return method.from_arrays(arrays), details['records'], details['done']
 
 
-def pack(tree: Any, details: dict[str, Any]) -> bytes:
+def pack(tree: Tree, details: Row) -> bytes:
   """Nested dicts of arrays, and what JSON holds, as the bytes of a .npz file.
 
   Args:
@@ -249,14 +251,14 @@ def pack(tree: Any, details: dict[str, Any]) -> bytes:
   visit(tree, [])
   names = list(arrays)
   index = {'names': names, 'empty': empty, 'details': details}
-  stored: dict[str, Any] = {str(i): arrays[n] for i, n in enumerate(names)}
+  stored: Row = {str(i): arrays[n] for i, n in enumerate(names)}
   stored['index'] = np.array(json.dumps(index))
   buffer = io.BytesIO()
   np.savez(buffer, **stored)
   return buffer.getvalue()
 
 
-def unpack(content: bytes) -> tuple[Any, dict[str, Any]]:
+def unpack(content: bytes) -> tuple[Any, Row]:
   """The tree and the details that pack was given.
 
   Args:
@@ -274,7 +276,7 @@ def unpack(content: bytes) -> tuple[Any, dict[str, Any]]:
       found = [archive[str(i)] for i in range(len(index['names']))]
   except (EOFError, zlib.error) as error:
     raise ValueError(str(error)) from error
-  tree: dict[str, Any] = {}
+  tree: Row = {}
   places = [json.loads(name) for name in index['names']]
   for place, leaf in [
     *zip(places, found, strict=True),

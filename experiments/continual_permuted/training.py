@@ -16,6 +16,7 @@ import optax
 
 from powerprop_jax.continual.packnet import Learner
 from powerprop_jax.continual.task_streams import Task
+from powerprop_jax.core.trees import Params, Tree
 from powerprop_jax.nets import mlp
 from powerprop_jax.optim import views
 from powerprop_jax.train.data import splits
@@ -86,7 +87,7 @@ class Program(NamedTuple):
   advance: Callable[..., Any]
   count: Callable[..., Any]
 
-  def accuracy(self, theta: Any, net_state: Any, arrays: Arrays) -> float:
+  def accuracy(self, theta: Params, net_state: Tree, arrays: Arrays) -> float:
     """Share of the examples that are classified rightly."""
     correct, examples = self.count(theta, net_state, arrays)
     return int(correct) / int(examples)
@@ -203,7 +204,7 @@ def make_program(
   """
 
   def logits_fn(
-    theta: Any, net_state: Any, arrays: Arrays, is_training: bool
+    theta: Params, net_state: Tree, arrays: Arrays, is_training: bool
   ) -> tuple[jax.Array, Any]:
     images = splits.to_float(arrays.images)
     logits, net_state = net.apply(
@@ -212,7 +213,7 @@ def make_program(
     return _own_block(logits, arrays.labels, num_classes), net_state
 
   def loss_fn(
-    theta: Any, net_state: Any, batch: Arrays
+    theta: Params, net_state: Tree, batch: Arrays
   ) -> tuple[jax.Array, Any]:
     logits, net_state = logits_fn(theta, net_state, batch, True)
     losses = optax.softmax_cross_entropy_with_integer_labels(
@@ -238,7 +239,7 @@ def make_program(
     return learner, jnp.mean(losses)
 
   def count(
-    theta: Any, net_state: Any, arrays: Arrays
+    theta: Params, net_state: Tree, arrays: Arrays
   ) -> tuple[jax.Array, jax.Array]:
     def num_correct(batch: Arrays) -> jax.Array:
       logits, _ = logits_fn(theta, net_state, batch, False)
@@ -307,7 +308,7 @@ def fit(
 
 
 @jax.jit
-def _is_finite(tree: Any) -> jax.Array:
+def _is_finite(tree: Tree) -> jax.Array:
   finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
   return jnp.all(jnp.stack(finite))
 

@@ -12,6 +12,7 @@ from experiments.benchmarks import timing
 from experiments.common import sparse_runs
 from experiments.dct_plus_sparse import patterns, training
 from experiments.dct_plus_sparse.config import Config, Network
+from powerprop_jax.files.tables import Row
 from powerprop_jax.train import methods, state
 from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.data import augment
@@ -20,7 +21,7 @@ _Records = Sequence[dict[str, Any]]
 _REPEATS = 7
 
 
-def size_table(records: _Records) -> list[dict[str, Any]]:
+def size_table(records: _Records) -> list[Row]:
   """Sizes of the state, a row for each network and density.
 
   Args:
@@ -39,7 +40,7 @@ def size_table(records: _Records) -> list[dict[str, Any]]:
     ...              **sizes}])[0]['condensed / dense']
     0.02
   """
-  rows: dict[Any, dict[str, Any]] = {}
+  rows: dict[Any, Row] = {}
   for record in records:
     place = (record['network'], record['density'])
     condensed = record['bytes_condensed']
@@ -59,7 +60,7 @@ def size_table(records: _Records) -> list[dict[str, Any]]:
   return list(rows.values())
 
 
-def step_table(config: Config) -> list[dict[str, Any]]:
+def step_table(config: Config) -> list[Row]:
   """Time of a step of each network, with all connections in the masked form.
 
   A step of that form takes as long at every density. The networks take turns.

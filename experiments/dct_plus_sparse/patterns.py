@@ -24,6 +24,7 @@ from powerprop_jax.core import distributions, scores, trees
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.masks import Masks
+from powerprop_jax.core.trees import Params
 from powerprop_jax.optim import aliases, sparsify, views
 from powerprop_jax.optim.topology import Topology
 from powerprop_jax.prune import at_init
@@ -120,13 +121,13 @@ def make_scorer(
     A Scorer.
   """
 
-  def logits_fn(theta: Any, images: jax.Array) -> jax.Array:
+  def logits_fn(theta: Params, images: jax.Array) -> jax.Array:
     key = jax.random.key(0)  # of dropout, where the network has it
     return net.apply(theta, net_state, key, prepare(images), True)[0]
 
   neutral = at_init.neutral_norm_state(net_state)
 
-  def flow_fn(theta: Any, images: jax.Array) -> jax.Array:
+  def flow_fn(theta: Params, images: jax.Array) -> jax.Array:
     return net.apply(theta, neutral, None, images, False)[0]
 
   return Scorer(
@@ -217,7 +218,7 @@ def make_tx(
   return sparsify.sparsify(inner, Topology(full, regrow='zero'), key=key)
 
 
-def check_density(name: SupportName, theta: Any, density: float) -> None:
+def check_density(name: SupportName, theta: Params, density: float) -> None:
   """Refuses less than one connection for each layer, of all ranked together.
 
   Args:
@@ -245,7 +246,11 @@ def check_density(name: SupportName, theta: Any, density: float) -> None:
 
 
 def find(
-  scorer: Scorer, name: SupportName, theta: Any, density: float, key: jax.Array
+  scorer: Scorer,
+  name: SupportName,
+  theta: Params,
+  density: float,
+  key: jax.Array,
 ) -> Masks:
   """The masks of a scored support, of all layers ranked together.
 

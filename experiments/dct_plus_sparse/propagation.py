@@ -17,9 +17,10 @@ from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core import trees
 from powerprop_jax.core.masks import Masks
-from powerprop_jax.core.trees import Select
+from powerprop_jax.core.trees import Params, Select
+from powerprop_jax.files.tables import Row
 
-Record = dict[str, Any]
+Record = Row
 
 
 class Signal(NamedTuple):
@@ -39,7 +40,7 @@ class Signal(NamedTuple):
 def signal_propagation(
   apply: Apply,
   loss_fn: Callable[[Any], jax.Array],
-  theta: Any,
+  theta: Params,
   inputs: Any,
   *,
   masks: Masks | None = None,
@@ -87,7 +88,7 @@ def signal_propagation(
   )
   grads = jax.grad(lambda t: loss_fn(apply(t, inputs)))(theta)
   grads = masks_lib.apply_masks(grads, masks)
-  squares: dict[str, Any] = {}
+  squares: Row = {}
   for leaf, value in zip(
     trees.named_leaves(theta), jax.tree.leaves(grads), strict=True
   ):

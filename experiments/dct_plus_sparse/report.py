@@ -8,6 +8,7 @@ from typing import Any
 from experiments.dct_plus_sparse import figures, figures_supports
 from experiments.sparse_training import report
 from powerprop_jax.files import tables, whole
+from powerprop_jax.files.tables import Row
 from powerprop_jax.report import html, plotting
 from powerprop_jax.report import records as records_lib
 
@@ -31,7 +32,7 @@ def write(
   path: pathlib.Path,
   title: str,
   num_classes: int,
-  settings: dict[str, Any],
+  settings: Row,
   results: _Records,
   costs: Mapping[str, _Records],
 ) -> None:
@@ -113,7 +114,7 @@ def _sections(
   ]
 
 
-def accuracy_table(records: _Records) -> list[dict[str, Any]]:
+def accuracy_table(records: _Records) -> list[Row]:
   """A row for each support and density, a column for each network and α.
 
   Args:
@@ -129,7 +130,7 @@ def accuracy_table(records: _Records) -> list[dict[str, Any]]:
     [{'support': 'erk', 'density': 0.01, 'dct': '50.00'}]
   """
   several = len({record['alpha'] for record in records}) > 1
-  rows: dict[Any, dict[str, Any]] = {}
+  rows: dict[Any, Row] = {}
   cells: dict[Any, list[float]] = {}
   for record in records:
     column = record['network']
@@ -145,7 +146,7 @@ def accuracy_table(records: _Records) -> list[dict[str, Any]]:
   return list(rows.values())
 
 
-def density_table(records: _Records) -> list[dict[str, Any]]:
+def density_table(records: _Records) -> list[Row]:
   """Densities of layers, a row for each support and density.
 
   Args:
@@ -179,10 +180,10 @@ def density_table(records: _Records) -> list[dict[str, Any]]:
   ]
 
 
-def _signals(records: _Records) -> dict[str, list[dict[str, Any]]]:
+def _signals(records: _Records) -> dict[str, list[Row]]:
   """Records of layers by support, of the first α alone."""
   first = records[0]['alpha']
-  found: dict[str, list[dict[str, Any]]] = {}
+  found: dict[str, list[Row]] = {}
   for record in records:
     if record['alpha'] == first:
       found.setdefault(record['support'], []).append(record)

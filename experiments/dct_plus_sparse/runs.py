@@ -1,7 +1,6 @@
 """One combination of network, support, density and α, trained or read."""
 
 import functools
-from typing import Any
 
 from experiments.common import combinations
 from experiments.dct_plus_sparse import (
@@ -9,18 +8,19 @@ from experiments.dct_plus_sparse import (
 )
 from experiments.dct_plus_sparse.config import Config
 from experiments.dct_plus_sparse.training import Combination
+from powerprop_jax.files.tables import Row
 
 PROGRAM = 'dct_plus_sparse'
 
 
-def settings(config: Config) -> dict[str, Any]:
+def settings(config: Config) -> Row:
   """What the results depend on; the times of steps are measured again."""
   return combinations.settings(config, 'timed_steps')
 
 
 def train_or_read(
   config: Config, description: str, combination: Combination
-) -> list[dict[str, Any]]:
+) -> list[Row]:
   """Results of a combination: trained, or read where that is done."""
   return combinations.once(
     functools.partial(training.train, config, combination, description),

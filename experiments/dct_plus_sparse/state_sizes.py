@@ -7,7 +7,6 @@ and a position of four bytes each.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import numpy as np
@@ -15,10 +14,10 @@ import optax
 
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core import trees
-from powerprop_jax.core.trees import Select
+from powerprop_jax.core.trees import Params, Select, Tree
 
 
-def tree_bytes(tree: Any) -> int:
+def tree_bytes(tree: Tree) -> int:
   """Bytes of all leaves of a tree of arrays, or of their shapes.
 
   Example:
@@ -29,7 +28,7 @@ def tree_bytes(tree: Any) -> int:
 
 
 def trained_bytes(
-  tx: optax.GradientTransformation, phi: Any, net_state: Any = ()
+  tx: optax.GradientTransformation, phi: Params, net_state: Tree = ()
 ) -> int:
   """Bytes of φ, the network's own state and the optimiser's.
 
@@ -51,9 +50,9 @@ def trained_bytes(
 
 def condensed_bytes(
   inner: optax.GradientTransformation,
-  phi: Any,
+  phi: Params,
   num_connections: Mapping[str, int],
-  net_state: Any = (),
+  net_state: Tree = (),
 ) -> int:
   """The same of a network that holds its connections alone.
 
@@ -86,7 +85,7 @@ def condensed_bytes(
 
 
 def num_trained(
-  phi: Any,
+  phi: Params,
   num_connections: int,
   *,
   select: Select = select_lib.is_weight,

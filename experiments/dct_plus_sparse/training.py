@@ -16,6 +16,8 @@ from experiments.dct_plus_sparse import patterns, propagation, state_sizes
 from experiments.dct_plus_sparse.config import Config, Network
 from experiments.dct_plus_sparse.patterns import SupportName
 from powerprop_jax import nets
+from powerprop_jax.core.trees import Params, Tree
+from powerprop_jax.files.tables import Row
 from powerprop_jax.optim import views
 from powerprop_jax.prune import at_init
 from powerprop_jax.train import ensemble, optimizers
@@ -24,7 +26,7 @@ from powerprop_jax.train.optimizers import OptimizerConfig
 from powerprop_jax.train.runs.folder import RunFolder
 from powerprop_jax.train.state import TrainState
 
-Records = list[dict[str, Any]]
+Records = list[Row]
 
 
 class Combination(NamedTuple):
@@ -80,7 +82,7 @@ def make_net(
 
 
 def tx_maker(
-  config: Config, combination: Combination, theta: Any, num_examples: int
+  config: Config, combination: Combination, theta: Params, num_examples: int
 ) -> Callable[[jax.Array], Any]:
   """From a PRNG key to the gradient transformation of a combination."""
   network, support, density, alpha = combination
@@ -153,7 +155,7 @@ def _find_masks(
   net: hk.TransformedWithState,
   state: TrainState,
   splits: data.Splits,
-) -> Any:
+) -> Tree:
   """The masks of a scored support for every key, stacked."""
   prepare = sparse_runs.preparation(config, splits)
   weights = jax.jit(jax.vmap(lambda s: (s.theta, s.net_state)))(state)
@@ -192,7 +194,7 @@ def _signals(
   layers: list[str] = []
 
   def measure(state: TrainState, images: Any, labels: Any) -> Any:
-    def apply(theta: Any, images: Any) -> jax.Array:
+    def apply(theta: Params, images: Any) -> jax.Array:
       key = jax.random.key(0)  # of dropout, where the network has it
       return net.apply(theta, state.net_state, key, prepare(images), True)[0]
 
@@ -262,7 +264,7 @@ def _sizes(
   combination: Combination,
   state: TrainState,
   counts: dict[str, int],
-) -> dict[str, Any]:
+) -> Row:
   """Parameters that are trained, and bytes of the state, from its shapes."""
   network, support, _, alpha = combination
   phi, net_state = state.phi, state.net_state

@@ -43,6 +43,7 @@ from powerprop_jax.costs import (
 )
 from powerprop_jax.costs.layers import LayerCost
 from powerprop_jax.files import tables, whole
+from powerprop_jax.files.tables import Row
 from powerprop_jax.train.cli import arguments
 from powerprop_jax.train.runs import checks
 from powerprop_jax.train.runs.errors import UserError
@@ -219,9 +220,7 @@ def _counts(
   )
 
 
-def _inference(
-  config: Config, costs: tuple[LayerCost, ...]
-) -> list[dict[str, Any]]:
+def _inference(config: Config, costs: tuple[LayerCost, ...]) -> list[Row]:
   """One record per distribution and sparsity, the dense network first."""
   published = _published(config, flops_published.INFERENCE)
   dense = _counts(config, costs, {}).flops
@@ -252,9 +251,7 @@ def _inference(
   return records
 
 
-def _training(
-  config: Config, costs: tuple[LayerCost, ...]
-) -> list[dict[str, Any]]:
+def _training(config: Config, costs: tuple[LayerCost, ...]) -> list[Row]:
   """One record per distribution, sparsity, method and length."""
   published = _published(config, flops_published.TRAINING)
   dense = _counts(config, costs, {}).flops
@@ -321,7 +318,7 @@ def _heading(
   )
 
 
-def _side_by_side(training: list[dict[str, Any]]) -> list[tables.Row]:
+def _side_by_side(training: list[Row]) -> list[tables.Row]:
   """The training records with lengths across and a column for the published."""
   rows: dict[tuple[Any, ...], tables.Row] = {}
   for record in training:
@@ -342,7 +339,7 @@ def _for_people(rows: list[tables.Row]) -> list[tables.Row]:
 def _write(
   config: Config,
   costs: tuple[LayerCost, ...],
-  records: list[dict[str, Any]],
+  records: list[Row],
   text: str,
 ) -> None:
   folder = RunFolder(

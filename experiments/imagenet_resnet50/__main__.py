@@ -40,7 +40,6 @@ al., Powerpropagation, 2021 (the comparison).
 
 import pathlib
 import sys
-from typing import Any
 
 import jax
 
@@ -56,6 +55,7 @@ from experiments.imagenet_resnet50.run import ImageRun
 from experiments.imagenet_resnet50.setup import Task
 from powerprop_jax.export import export
 from powerprop_jax.files import tables
+from powerprop_jax.files.tables import Row
 from powerprop_jax.train import state as state_lib
 from powerprop_jax.train.checkpoints import checkpoint
 from powerprop_jax.train.cli import arguments
@@ -123,7 +123,7 @@ def title(config: Config) -> str:
   return ', '.join([*words, f'α = {config.alpha:g}'])
 
 
-def _place(config: Config) -> dict[str, Any]:
+def _place(config: Config) -> Row:
   """What tells this run from others."""
   return {
     'method': config.method,

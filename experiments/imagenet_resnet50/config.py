@@ -6,7 +6,6 @@ dense, dense_powerprop, rigl_90_erk, top_kast_95_uniform_powerprop, …
 
 from collections.abc import Iterator
 import dataclasses
-from typing import Any
 
 from experiments.imagenet_resnet50.setup import (
   METHODS,
@@ -15,6 +14,7 @@ from experiments.imagenet_resnet50.setup import (
   NetConfig,
   RecipeConfig,
 )
+from powerprop_jax.files.tables import Row
 from powerprop_jax.train.images.sources import ImagesConfig
 from powerprop_jax.train.methods import SparseConfig
 from powerprop_jax.train.runs import json_files
@@ -90,7 +90,7 @@ class Config:
   hosts: HostsConfig = HostsConfig()
 
 
-def identity(config: Config) -> dict[str, Any]:
+def identity(config: Config) -> Row:
   """The settings on which the results depend.
 
   The same run may go on with other devices, hosts and workers, and with the
@@ -106,7 +106,7 @@ def identity(config: Config) -> dict[str, Any]:
     >>> 'mesh' in identity(Config())
     False
   """
-  settings: dict[str, Any] = json_files.to_json(config)
+  settings: Row = json_files.to_json(config)
   for name in ('out', 'resume', 'evaluate', 'mesh', 'hosts'):
     del settings[name]
   for name in _PLACE:
@@ -114,7 +114,7 @@ def identity(config: Config) -> dict[str, Any]:
   return settings
 
 
-def from_identity(settings: dict[str, Any], like: Config) -> Config:
+def from_identity(settings: Row, like: Config) -> Config:
   """Settings of a run that was stored, on the devices and data given here.
 
   Args:

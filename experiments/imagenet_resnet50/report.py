@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 import pathlib
 from typing import Any
 
+from powerprop_jax.files.tables import Row
 from powerprop_jax.report import html, plotting
 from powerprop_jax.train.runs import metrics
 
@@ -49,7 +50,7 @@ _PUBLISHED: dict[tuple[str, str, float], tuple[dict[int, float], str]] = {
 }
 
 
-def published(method: str) -> list[dict[str, Any]]:
+def published(method: str) -> list[Row]:
   """What is published of a method on ResNet-50 and ImageNet.
 
   Args:

@@ -23,8 +23,10 @@ from experiments.imagenet_resnet50.setup import (
   Task,
   Weights,
 )
+from powerprop_jax.core.trees import Params, Tree
 from powerprop_jax.export import export
 from powerprop_jax.export.exported import Exported
+from powerprop_jax.files.tables import Row
 from powerprop_jax.train import evaluate
 from powerprop_jax.train import state as state_lib
 from powerprop_jax.train.images import sources
@@ -64,12 +66,12 @@ class ImageRun(NamedTuple):
   mesh: jax.sharding.Mesh
   mode: Mode
   make: Callable[[], GuardedState]
-  shapes: Any
+  shapes: Tree
   step: guard.GuardedStep
   has_mean: bool
 
   @property
-  def shardings(self) -> Any:
+  def shardings(self) -> Tree:
     """Where each leaf of the state lies."""
     return sharding.state_shardings(self.shapes, self.mesh, self.mode)
 
@@ -194,7 +196,7 @@ class Evaluation:
     *,
     workers: int = 0,
     folder: RunFolder | None = None,
-    settings: dict[str, Any] | None = None,
+    settings: Row | None = None,
   ):
     self._run = run
     self._workers = workers
@@ -228,7 +230,7 @@ class Evaluation:
     self._keep_if_best(found[has_mean], step, scores[has_mean])
     return named
 
-  def final(self, state: GuardedState) -> dict[str, Any]:
+  def final(self, state: GuardedState) -> Row:
     """Scores of the state after the last step, as a flat record.
 
     For one-shot pruning accuracy_dense is that of the network before.
@@ -244,7 +246,7 @@ class Evaluation:
     if step != _batches_seen(state):
       scores = self(state)
     found = self._weights[False](state.train)
-    record: dict[str, Any] = {
+    record: Row = {
       'step': _batches_seen(state),
       'num_skipped': int(state.num_skipped),
       **{k.removeprefix('validation_'): v for k, v in scores.items()},
@@ -256,7 +258,7 @@ class Evaluation:
       record['accuracy_dense'] = self._evaluate(theta, net_state)['accuracy']
     return record
 
-  def of_export(self, exported: Exported) -> dict[str, Any]:
+  def of_export(self, exported: Exported) -> Row:
     """Scores of an exported network.
 
     Args:
@@ -275,7 +277,7 @@ class Evaluation:
     scores = self._evaluate(found.theta, found.net_state)
     return {name: scores[name] for name in ('loss', 'accuracy', 'top_5')}
 
-  def _evaluate(self, theta: Any, net_state: Any) -> dict[str, float]:
+  def _evaluate(self, theta: Params, net_state: Tree) -> dict[str, float]:
     with self._run.open_test_stream(self._workers) as stream:
       return evaluate.evaluate(self._score, theta, net_state, stream)
 
@@ -301,7 +303,7 @@ def _batches_seen(state: GuardedState) -> int:
 
 
 def open_folder(
-  out: str, settings: dict[str, Any], *, program: str, resume: bool
+  out: str, settings: Row, *, program: str, resume: bool
 ) -> RunFolder:
   """The folder of a run that all hosts share; the first one makes it.
 

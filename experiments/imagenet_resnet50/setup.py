@@ -20,6 +20,8 @@ import optax
 
 from powerprop_jax.core import distributions, masks, reparam, trees
 from powerprop_jax.core import select as select_lib
+from powerprop_jax.core.trees import Params, Tree
+from powerprop_jax.files.tables import Row
 from powerprop_jax.nets import resnet
 from powerprop_jax.optim import decay, ema, powerprop, views
 from powerprop_jax.prune import one_shot
@@ -204,7 +206,7 @@ def make_tx(
   config: RecipeConfig,
   sparse: SparseConfig,
   task: Task,
-  theta: Any,
+  theta: Params,
   key: int | jax.Array = 0,
 ) -> optax.GradientTransformationExtraArgs:
   """The gradient transformation over φ that trains a task.
@@ -255,7 +257,7 @@ def make_tx(
   return ema.with_ema(tx, config.ema) if config.ema else tx
 
 
-_DISTRIBUTIONS: dict[str, Any] = {
+_DISTRIBUTIONS: Row = {
   'uniform': 'uniform_dense_stem',
   'erk': 'erk',
 }
@@ -290,7 +292,7 @@ class Weights(NamedTuple):
   """
 
   theta: hk.Params
-  masks: Any
+  masks: Tree
   net_state: hk.State
 
 

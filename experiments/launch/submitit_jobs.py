@@ -25,6 +25,7 @@ from typing import Any, Literal
 import tyro
 
 from experiments.launch import sweeps
+from powerprop_jax.files.tables import Row
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.scale import preemption
 
@@ -137,7 +138,7 @@ def _executor(config: Config, folder: pathlib.Path) -> Any:
       'this launcher needs submitit; install it with: pip install '
       "'powerprop_jax[launch]'"
     ) from error
-  parameters: dict[str, Any] = {}
+  parameters: Row = {}
   for text in config.parameters:
     name, equals, value = text.partition('=')
     if not equals:

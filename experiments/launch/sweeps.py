@@ -31,6 +31,7 @@ from typing import Annotated, Any, NamedTuple
 
 import tyro
 
+from powerprop_jax.files.tables import Row
 from powerprop_jax.train.cli import arguments
 from powerprop_jax.train.runs import folder as run_folder
 from powerprop_jax.train.runs import json_files
@@ -117,7 +118,7 @@ def read(path: str) -> Sweep:
   return json_files.from_json(Sweep, stored)
 
 
-def _check_kinds(path: str, stored: dict[str, Any]) -> None:
+def _check_kinds(path: str, stored: Row) -> None:
   is_text = lambda value: isinstance(value, str) and value
   for name in ('program', 'out'):
     if name in stored and not is_text(stored[name]):

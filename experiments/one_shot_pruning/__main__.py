@@ -29,6 +29,7 @@ import numpy as np
 
 from powerprop_jax import nets
 from powerprop_jax.costs import summary
+from powerprop_jax.files.tables import Row
 from powerprop_jax.report import analysis, html, plotting, records
 from powerprop_jax.train import ensemble, optimizers, sweep
 from powerprop_jax.train.cli import arguments
@@ -202,7 +203,7 @@ def _report(
   runs: Lanes,
   start: TrainState,
   state: TrainState,
-  results: list[dict[str, Any]],
+  results: list[Row],
   num_classes: int,
 ) -> None:
   """Figures and report.html."""
@@ -299,9 +300,7 @@ _ALT = {
 }
 
 
-def _print(
-  config: Config, folder: RunFolder, results: list[dict[str, Any]]
-) -> None:
+def _print(config: Config, folder: RunFolder, results: list[Row]) -> None:
   """The table, on the standard output."""
   for scope in config.scopes:
     print(f'\nTest accuracy, {_SCOPE_TITLES[scope]}, mean over keys:\n')

@@ -7,6 +7,7 @@ from typing import Any
 
 from experiments.common import published, sparse_runs
 from powerprop_jax.files import whole
+from powerprop_jax.files.tables import Row
 from powerprop_jax.report import html, plotting
 
 _Records = Sequence[dict[str, Any]]
@@ -16,7 +17,7 @@ def write(
   path: pathlib.Path,
   title: str,
   net_and_data: tuple[str, str],
-  settings: dict[str, Any],
+  settings: Row,
   results: _Records,
   looks: _Records,
 ) -> None:
@@ -72,7 +73,7 @@ def write(
   )
 
 
-def table(results: _Records, theirs: _Records = ()) -> list[dict[str, Any]]:
+def table(results: _Records, theirs: _Records = ()) -> list[Row]:
   """Rows with the method, the density, a column for each α, and published ones.
 
   Args:
@@ -91,7 +92,7 @@ def table(results: _Records, theirs: _Records = ()) -> list[dict[str, Any]]:
     '98.50 ± 0.71'
   """
   alphas = sorted({record['alpha'] for record in results})
-  rows: dict[tuple[str, float], dict[str, Any]] = {}
+  rows: dict[tuple[str, float], Row] = {}
   for record in results:
     place = (record['method'], record['density'])
     rows.setdefault(
@@ -167,7 +168,7 @@ def _renamed(records: _Records) -> _Records:
 
 def _figures(
   title: str, results: _Records, looks: _Records, theirs: _Records
-) -> dict[str, Any]:
+) -> Row:
   figures = {
     'accuracy': plotting.accuracy_against_density(
       _renamed(results),

@@ -42,6 +42,8 @@ import jax
 import numpy as np
 
 from powerprop_jax import nets
+from powerprop_jax.core.trees import Tree
+from powerprop_jax.files.tables import Row
 from powerprop_jax.report import analysis, html, plotting, records
 from powerprop_jax.train import ensemble, optimizers, sweep
 from powerprop_jax.train.cli import arguments
@@ -139,7 +141,7 @@ def main(config: Config) -> None:
     sweep.initial_states(net, _make_tx(config), runs, splits)
   folder = RunFolder(config.out, config, program=_PROGRAM, resume=config.resume)
   divergence.say_scale(splits)
-  results: list[dict[str, Any]] = []
+  results: list[Row] = []
   sections = []
   lost: list[bool] = []
   for name, net in networks.items():
@@ -235,7 +237,7 @@ def _weights_by_lane(runs: Lanes, state: TrainState) -> Weights:
   }
 
 
-def _measure(config: Config, weights: Weights) -> list[dict[str, Any]]:
+def _measure(config: Config, weights: Weights) -> list[Row]:
   """Records of the weights of one network: mass near zero, and heaps."""
   return [
     {'alpha': alpha, 'key': key, **record}
@@ -248,7 +250,7 @@ def _measure(config: Config, weights: Weights) -> list[dict[str, Any]]:
   ]
 
 
-def _peaks(tree: Any, weights: str) -> list[dict[str, Any]]:
+def _peaks(tree: Tree, weights: str) -> list[Row]:
   """Where the weights of each leaf heap up, on either side of zero together.
 
   Of the histogram of |weight| in 16 bins over the range of nearly all weights:
@@ -281,7 +283,7 @@ def _section(
   folder: RunFolder,
   part: RunFolder,
   weights: Weights,
-  found: Sequence[dict[str, Any]],
+  found: Sequence[Row],
   splits: data.Splits,
 ) -> html.Section:
   """Figures and tables of one network."""
@@ -360,7 +362,7 @@ _ALT = {
 }
 
 
-def _published_points(config: Config, name: str) -> list[dict[str, Any]]:
+def _published_points(config: Config, name: str) -> list[Row]:
   """Published accuracies for the powers of this run, as points of a figure."""
   published = _PUBLISHED.get((name, config.data.name), {})
   return [
@@ -375,24 +377,18 @@ def _middle(epsilons: Sequence[float]) -> float:
   return statistics.median_high(epsilons)
 
 
-def _near_zero_table(
-  config: Config, found: Sequence[dict[str, Any]]
-) -> list[dict[str, Any]]:
+def _near_zero_table(config: Config, found: Sequence[Row]) -> list[Row]:
   epsilon = _middle(config.epsilons)
   of_epsilon = [r for r in found if r.get('epsilon') == epsilon]
   return records.pivot(of_epsilon, rows='leaf', value='near_zero')
 
 
-def _peak_table(
-  found: Sequence[dict[str, Any]], weights: str
-) -> list[dict[str, Any]]:
+def _peak_table(found: Sequence[Row], weights: str) -> list[Row]:
   of_weights = [r for r in found if r.get('weights') == weights]
   return records.pivot(of_weights, rows='leaf', value='at_zero')
 
 
-def _accuracy_section(
-  config: Config, results: Sequence[dict[str, Any]]
-) -> html.Section:
+def _accuracy_section(config: Config, results: Sequence[Row]) -> html.Section:
   """Test accuracies before pruning, the published ones beside them."""
   rows = []
   for name in config.nets:
@@ -413,7 +409,7 @@ def _accuracy_section(
 
 def _row(
   name: str, alpha: str, accuracy: float, published: float | None
-) -> dict[str, Any]:
+) -> Row:
   return {
     'network': name,
     'α': alpha,
@@ -423,7 +419,7 @@ def _row(
 
 
 def _accuracy_by_alpha(
-  config: Config, name: str, results: Sequence[dict[str, Any]]
+  config: Config, name: str, results: Sequence[Row]
 ) -> dict[float, float]:
   """Mean accuracy over keys at the largest share kept."""
   lowest = 1 - max(config.kept)
@@ -438,7 +434,7 @@ def _accuracy_by_alpha(
   }
 
 
-def _print(config: Config, found: Sequence[dict[str, Any]]) -> None:
+def _print(config: Config, found: Sequence[Row]) -> None:
   """The tables of one network, on the standard output."""
   heading = ''.join(f'  α = {alpha:<4g}' for alpha in sorted(config.alphas))
   epsilon = _middle(config.epsilons)

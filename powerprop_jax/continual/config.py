@@ -12,7 +12,7 @@ from powerprop_jax.continual.search import How
 from powerprop_jax.continual.state import Layout, Private
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core import trees
-from powerprop_jax.core.trees import Select
+from powerprop_jax.core.trees import Params, Select
 
 Method = Literal['packnet', 'efficient_packnet']
 Scope = Literal['layer', 'global']
@@ -121,7 +121,7 @@ def equal_density(index: int, num_tasks: int, share: float = 1.0) -> float:
   return share / (num_tasks - share * index)
 
 
-def layout_of(config: PackConfig, theta: Any) -> Layout:
+def layout_of(config: PackConfig, theta: Params) -> Layout:
   """Which leaves are shared, which are heads, and which are neither.
 
   Args:

@@ -16,7 +16,7 @@ from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core import trees
 from powerprop_jax.core.masks import Masks
-from powerprop_jax.core.trees import Select
+from powerprop_jax.core.trees import Params, Select, Tree
 
 Divisor = Literal['paper', 'gem']
 
@@ -115,7 +115,7 @@ def backward_transfer(matrix: Any, divisor: Divisor = 'paper') -> float:
 
 
 def forward_transfer(
-  matrix: Any, untrained: Any, divisor: Divisor = 'paper'
+  matrix: Any, untrained: Params, divisor: Divisor = 'paper'
 ) -> float:
   """What earlier tasks did for later ones, Σ_{j≥2} (R[j-1, j] - b_j) / D.
 
@@ -198,7 +198,7 @@ def learning_accuracy(matrix: Any) -> float:
   return _mean(_checked(matrix).diagonal())
 
 
-def summary(matrix: Any, untrained: Any = None) -> dict[str, float]:
+def summary(matrix: Any, untrained: Params = None) -> dict[str, float]:
   """All of the above, as a flat record.
 
   Args:
@@ -295,7 +295,7 @@ def _selected(tree: Masks, select: Select) -> Iterator[tuple[str, np.ndarray]]:
     yield leaf.path, np.asarray(leaf.value, bool)
 
 
-def _weight_like(mask: Any) -> Any:
+def _weight_like(mask: Tree) -> Any:
   """What a predicate is to see in place of the weights of a mask."""
   return jax.ShapeDtypeStruct(mask.shape, np.float32)
 

@@ -35,6 +35,7 @@ from powerprop_jax.continual.state import (
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import ranking, trees
 from powerprop_jax.core.masks import Masks
+from powerprop_jax.core.trees import OptState, Params, Tree
 from powerprop_jax.optim import regrow, views
 from powerprop_jax.optim.powerprop import PowerState
 from powerprop_jax.optim.topologies import protected as protected_lib
@@ -50,9 +51,9 @@ class Learner(NamedTuple):
       what may move. See optim.views.effective_params.
   """
 
-  phi: Any
-  net_state: Any
-  opt_state: Any
+  phi: Params
+  net_state: Tree
+  opt_state: OptState
 
 
 # (learner, task) -> trained learner; may donate what it is given.
@@ -63,8 +64,8 @@ Evaluate = Callable[[Any, Any, Any], Any]
 
 def init_pack(
   tx: optax.GradientTransformation,
-  theta: Any,
-  net_state: Any,
+  theta: Params,
+  net_state: Tree,
   config: PackConfig,
 ) -> PackState:
   """A network without tasks.
@@ -315,7 +316,9 @@ def _trained(
   return phi, state.net_state if frozen else learner.net_state
 
 
-def _check_alpha(state: PackState, task_id: TaskId, opt_state: Any) -> None:
+def _check_alpha(
+  state: PackState, task_id: TaskId, opt_state: OptState
+) -> None:
   before = state_lib.alphas(state.power)
   after = state_lib.alphas(opt_state)
   if after not in ([], before):
@@ -329,7 +332,7 @@ def _check_alpha(state: PackState, task_id: TaskId, opt_state: Any) -> None:
 def _masks(
   state: PackState,
   config: PackConfig,
-  phi: Any,
+  phi: Params,
   free: dict[str, int],
   density: float,
 ) -> Masks:
@@ -352,8 +355,8 @@ def _masks(
 def _packed(
   state: PackState,
   task_id: TaskId,
-  phi: Any,
-  net_state: Any,
+  phi: Params,
+  net_state: Tree,
   masks: Masks,
   dense_score: float,
   found: Found,
@@ -365,7 +368,7 @@ def _packed(
   shared = {path: shared[path] for path in layout.shared}
   frozen = layout.others if layout.private == 'freeze' else ()
 
-  def protect(module: str, name: str, old: Any, mask: Any) -> Any:
+  def protect(module: str, name: str, old: Tree, mask: Tree) -> Any:
     path = trees.join_name(module, name)
     if path in frozen:
       return jnp.ones_like(old)

@@ -21,7 +21,7 @@ import optax
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import trees
 from powerprop_jax.core.masks import Masks, PackedMask
-from powerprop_jax.core.trees import Static
+from powerprop_jax.core.trees import Params, Static, Tree
 from powerprop_jax.optim import views
 from powerprop_jax.optim.powerprop import PowerState
 
@@ -100,7 +100,7 @@ class PackedTask(NamedTuple):
   report: TaskReport
   masks: dict[str, PackedMask]
   private: dict[str, np.ndarray[Any, Any]]
-  net_state: Any
+  net_state: Tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,8 +124,8 @@ class PackState:
   tx: optax.GradientTransformation
   layout: Layout
   power: Any
-  phi: Any
-  net_state: Any
+  phi: Params
+  net_state: Tree
   protected: Masks
   initial: dict[str, jax.Array]
   scale: dict[str, jax.Array]
@@ -203,7 +203,7 @@ def predict(
   apply: Callable[[Any, Any, Any], Any],
   state: PackState,
   task_id: TaskId,
-  x: Any,
+  x: Tree,
 ) -> Any:
   """What the network says to x as an example of a given task.
 
@@ -320,7 +320,7 @@ def listed(task_ids: tuple[TaskId, ...]) -> str:
   return ', '.join(map(repr, task_ids)) or 'none'
 
 
-def leaves_by_path(tree: Any) -> dict[str, Any]:
+def leaves_by_path(tree: Tree) -> dict[str, Any]:
   """{'module/name': leaf} of a tree.
 
   Args:
@@ -336,7 +336,7 @@ def leaves_by_path(tree: Any) -> dict[str, Any]:
   return {leaf.path: leaf.value for leaf in trees.named_leaves(tree)}
 
 
-def with_leaves(tree: Any, leaves: Mapping[str, Any]) -> Any:
+def with_leaves(tree: Tree, leaves: Mapping[str, Any]) -> Tree:
   """A tree with some of its leaves replaced.
 
   Args:
@@ -359,7 +359,7 @@ def with_leaves(tree: Any, leaves: Mapping[str, Any]) -> Any:
 
 
 @jax.jit
-def masked_theta(phi: Any, power: Any, masks: Masks) -> Any:
+def masked_theta(phi: Params, power: Any, masks: Masks) -> Params:
   """ψ(φ)⊙M, one program for all masks.
 
   Args:

@@ -20,6 +20,7 @@ from powerprop_jax.continual import state as state_lib
 from powerprop_jax.continual.state import PackedTask, PackState, TaskReport
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core.masks import PackedMask
+from powerprop_jax.core.trees import Tree
 
 Array = np.ndarray[Any, Any]
 _FORMAT = 1
@@ -166,12 +167,12 @@ def _as_json(value: Any) -> Any:
   return json.loads(json.dumps(value))
 
 
-def _named(folder: str, tree: Any) -> dict[str, Array]:
+def _named(folder: str, tree: Tree) -> dict[str, Array]:
   leaves = state_lib.leaves_by_path(tree)
   return {f'{folder}/{path}': np.asarray(x) for path, x in leaves.items()}
 
 
-def _restored(arrays: Mapping[str, Any], folder: str, template: Any) -> Any:
+def _restored(arrays: Mapping[str, Any], folder: str, template: Tree) -> Tree:
   leaves = state_lib.leaves_by_path(template)
   return state_lib.with_leaves(
     template, _restored_leaves(arrays, folder, leaves)

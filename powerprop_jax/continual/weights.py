@@ -13,13 +13,13 @@ from powerprop_jax.continual import state as state_lib
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import ranking, scores, trees
 from powerprop_jax.core.masks import Masks
-from powerprop_jax.core.trees import Select
+from powerprop_jax.core.trees import Params, Select, Tree
 from powerprop_jax.optim import views
 
 
 @functools.partial(jax.jit, static_argnames='initialise')
 def redrawn(
-  phi: Any,
+  phi: Params,
   protected: Masks,
   scale: dict[str, jax.Array],
   power: Any,
@@ -70,7 +70,7 @@ def redrawn(
     masks_lib.check_same_shapes(phi, theta, 'φ', 'what initialise returned')
   drawn = state_lib.leaves_by_path(views.latent_params(theta, power))
 
-  def visit(module: str, name: str, p: Any, fixed: Any) -> Any:
+  def visit(module: str, name: str, p: Tree, fixed: Any) -> Any:
     path = trees.join_name(module, name)
     if path not in scale:
       return p
@@ -135,7 +135,7 @@ class Named:
 
 @functools.partial(jax.jit, static_argnames='select')
 def ranked(
-  phi: Any,
+  phi: Params,
   power: Any,
   counts: dict[str, jax.Array],
   owned: Masks | None,

@@ -12,6 +12,8 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from powerprop_jax.core.trees import Tree
+
 # Number of the round, values found so far, how many reach them.
 _State: TypeAlias = tuple[jax.Array, jax.Array, jax.Array]
 Count: TypeAlias = int | jax.Array
@@ -25,7 +27,7 @@ _INFINITY = 0x7F800000  # bits of float32 infinity; NaNs have larger ones
 ZERO_BITS = {'float32': 0, 'float16': 13, 'bfloat16': 16}
 
 
-def check_dtype(scores: Any) -> None:
+def check_dtype(scores: Tree) -> None:
   """Refuses scores whose order keys does not know.
 
   Raises:
@@ -38,7 +40,7 @@ def check_dtype(scores: Any) -> None:
     )
 
 
-def check_among(scores: Any, among: Any) -> None:
+def check_among(scores: Tree, among: Tree) -> None:
   """Refuses an among that is not boolean or does not have the shape of scores.
 
   Raises:

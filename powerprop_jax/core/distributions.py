@@ -18,7 +18,7 @@ import jax
 
 from powerprop_jax.core import masks, trees
 from powerprop_jax.core import select as select_lib
-from powerprop_jax.core.trees import Select
+from powerprop_jax.core.trees import Params, Select
 
 # Sparsities by pattern: the first pattern found in 'module/name' counts.
 Overrides = Mapping[str, float]
@@ -77,7 +77,7 @@ def counts(
 
 
 def uniform(
-  theta: Any,
+  theta: Params,
   sparsity: float,
   *,
   select: Select = select_lib.is_weight,
@@ -119,7 +119,7 @@ def uniform(
 
 
 def er(
-  theta: Any,
+  theta: Params,
   sparsity: float,
   *,
   select: Select = select_lib.is_weight,
@@ -168,7 +168,7 @@ def er(
 
 
 def erk(
-  theta: Any,
+  theta: Params,
   sparsity: float,
   *,
   select: Select = select_lib.is_weight,
@@ -214,7 +214,7 @@ def erk(
 
 
 def equal_per_filter(
-  theta: Any,
+  theta: Params,
   sparsity: float,
   *,
   select: Select = select_lib.is_weight,
@@ -267,7 +267,7 @@ def equal_per_filter(
 
 
 def equal_per_layer(
-  theta: Any,
+  theta: Params,
   sparsity: float,
   *,
   select: Select = select_lib.is_weight,
@@ -352,7 +352,7 @@ def match_overrides(
 
 
 def _share_out(
-  theta: Any,
+  theta: Params,
   sparsity: float,
   relative_density: Callable[[Sequence[int]], Fraction],
   select: Select,

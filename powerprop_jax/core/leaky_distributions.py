@@ -14,15 +14,14 @@ Source:
 from collections.abc import Mapping
 from fractions import Fraction
 import math
-from typing import Any
 
 from powerprop_jax.core import masks, trees
 from powerprop_jax.core import select as select_lib
-from powerprop_jax.core.trees import Select
+from powerprop_jax.core.trees import Params, Select
 
 
 def equal_per_filter(
-  theta: Any, sparsity: float, *, select: Select = select_lib.is_weight
+  theta: Params, sparsity: float, *, select: Select = select_lib.is_weight
 ) -> dict[str, float]:
   """min(n, F T / ΣF) connections for n weights in F filters.
 
@@ -49,7 +48,7 @@ def equal_per_filter(
 
 
 def equal_per_layer(
-  theta: Any,
+  theta: Params,
   sparsity: float,
   *,
   select: Select = select_lib.is_weight,
@@ -95,7 +94,7 @@ def equal_per_layer(
 
 
 def erk(
-  theta: Any, sparsity: float, *, select: Select = select_lib.is_weight
+  theta: Params, sparsity: float, *, select: Select = select_lib.is_weight
 ) -> dict[str, float]:
   """min(n, D T / ΣD) connections for n weights with dimensions of sum D.
 
@@ -121,7 +120,7 @@ def erk(
   return _in_proportion(dims, shapes, sparsity)
 
 
-def _shapes(theta: Any, select: Select) -> dict[str, tuple[int, ...]]:
+def _shapes(theta: Params, select: Select) -> dict[str, tuple[int, ...]]:
   names = select_lib.selected_names(select, theta)
   leaves = {leaf.path: leaf.value for leaf in trees.named_leaves(theta)}
   return {name: tuple(leaves[name].shape) for name in names}

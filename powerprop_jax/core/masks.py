@@ -18,7 +18,7 @@ import numpy as np
 
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core import trees
-from powerprop_jax.core.trees import Select
+from powerprop_jax.core.trees import Select, Tree
 
 Masks: TypeAlias = chex.ArrayTree
 
@@ -314,7 +314,7 @@ class PackedMask(NamedTuple):
   shape: np.ndarray[Any, Any]
 
 
-def pack_masks(masks: Masks) -> Any:
+def pack_masks(masks: Masks) -> Tree:
   """Masks with one bit a weight, on the host, to be stored.
 
   Args:

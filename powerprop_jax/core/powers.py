@@ -14,6 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from powerprop_jax.core.trees import Tree
+
 # log2(1 + f) = f · P(f) for 1 + f in [√½, √2), and 2^g = Q(g) for g in [-½, ½]:
 # Chebyshev fits in double precision, lowest power first, with relative errors
 # of 2e-8 and 2e-9, below the rounding of float32.
@@ -116,8 +118,8 @@ def _static(
 
 @_static.defjvp
 def _static_jvp(
-  exponent: float, factor: float, is_odd: bool, primals: Any, tangents: Any
-) -> Any:
+  exponent: float, factor: float, is_odd: bool, primals: Tree, tangents: Tree
+) -> Tree:
   (x,), (dx,) = primals, tangents
   slope = _static(x, exponent - 1, factor * exponent, not is_odd)
   return _static(x, exponent, factor, is_odd), slope * dx
@@ -131,7 +133,7 @@ def _traced(x: jax.Array, exponent: jax.Array, is_odd: bool) -> jax.Array:
 
 
 @_traced.defjvp
-def _traced_jvp(is_odd: bool, primals: Any, tangents: Any) -> Any:
+def _traced_jvp(is_odd: bool, primals: Tree, tangents: Tree) -> Tree:
   (x, exponent), (dx, dexponent) = primals, tangents
   raised = _traced(x, exponent, is_odd)
   slope = exponent * _traced(x, exponent - 1, not is_odd)

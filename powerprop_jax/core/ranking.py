@@ -8,19 +8,19 @@ import jax.numpy as jnp
 
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core import topk, trees
-from powerprop_jax.core.trees import Select
+from powerprop_jax.core.trees import Select, Tree
 
 # The key of the count that all leaves without one of their own share.
 SHARED = '*'
 
 
 def masks_from_counts(
-  scores: Any,
+  scores: Tree,
   counts: Mapping[str, int | jax.Array],
   *,
-  among: Any = None,
+  among: Tree = None,
   select: Select = select_lib.is_weight,
-) -> Any:
+) -> Tree:
   """Masks that keep a given number of the largest scores.
 
   Args:

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from powerprop_jax.core import powers
+from powerprop_jax.core.trees import Params, Tree
 
 Alpha = float | jax.Array
 
@@ -32,7 +33,7 @@ Alpha = float | jax.Array
 MAX_ALPHA = 64.0
 
 
-def psi(phi: Any, alpha: Any) -> Any:
+def psi(phi: Params, alpha: Any) -> Any:
   """Effective weights of latent ones, θ = φ |φ|^(α-1).
 
   Small weights become smaller, and receive smaller gradients, as α grows; α = 1
@@ -61,7 +62,7 @@ def psi(phi: Any, alpha: Any) -> Any:
   return _map_with_alpha(_psi, phi, alpha)
 
 
-def psi_inverse(theta: Any, alpha: Any) -> Any:
+def psi_inverse(theta: Params, alpha: Any) -> Any:
   """Latent weights that ψ maps to theta, φ = sign(θ) |θ|^(1/α).
 
   Not meant to be differentiated: its slope at θ = 0 is infinite for α > 1.
@@ -89,7 +90,7 @@ def psi_inverse(theta: Any, alpha: Any) -> Any:
   return _map_with_alpha(_psi_inverse, theta, alpha)
 
 
-def psi_derivative(phi: Any, alpha: Any) -> Any:
+def psi_derivative(phi: Params, alpha: Any) -> Any:
   """Slope of ψ, dψ/dφ = α |φ|^(α-1), never negative.
 
   Args:
@@ -177,8 +178,8 @@ def widen(x: jax.Array) -> jax.Array:
   return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
 
-def _map_with_alpha(fn: Any, tree: Any, alpha: Any) -> Any:
-  def of_leaf(x: Any, alpha: Any) -> jax.Array:
+def _map_with_alpha(fn: Any, tree: Tree, alpha: Any) -> Any:
+  def of_leaf(x: Tree, alpha: Any) -> jax.Array:
     x = jnp.asarray(x)
     _check_floating(x)
     return fn(x, alpha)
@@ -221,7 +222,7 @@ def _psi_static(phi: jax.Array, alpha: float) -> jax.Array:
 
 
 @_psi_static.defjvp
-def _psi_static_jvp(alpha: float, primals: Any, tangents: Any) -> Any:
+def _psi_static_jvp(alpha: float, primals: Tree, tangents: Tree) -> Tree:
   (phi,), (dphi,) = primals, tangents
   return _psi_static(phi, alpha), _psi_derivative(phi, alpha) * dphi
 
@@ -233,7 +234,7 @@ def _psi_traced(phi: jax.Array, alpha: jax.Array) -> jax.Array:
 
 
 @_psi_traced.defjvp
-def _psi_traced_jvp(primals: Any, tangents: Any) -> Any:
+def _psi_traced_jvp(primals: Tree, tangents: Tree) -> Tree:
   (phi, alpha), (dphi, dalpha) = primals, tangents
   theta = _psi_traced(phi, alpha)
   dtheta = _psi_derivative(phi, alpha) * dphi

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from powerprop_jax.core import trees
-from powerprop_jax.core.trees import Select
+from powerprop_jax.core.trees import Select, Tree
 
 
 def is_weight(module_name: str, name: str, value: jax.Array) -> bool:
@@ -121,7 +121,7 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     ) from error
 
 
-def selected_names(select: Select, tree: Any) -> tuple[str, ...]:
+def selected_names(select: Select, tree: Tree) -> tuple[str, ...]:
   """Names, as 'module/name', of the leaves that select chooses.
 
   Args:
@@ -171,7 +171,7 @@ def _described(value: Any) -> str:
   return f'{value.dtype}[{",".join(map(str, value.shape))}]'
 
 
-def selection_table(select: Select, tree: Any) -> str:
+def selection_table(select: Select, tree: Tree) -> str:
   """What was selected and what was not, one line a leaf.
 
   Args:

@@ -18,6 +18,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from powerprop_jax.core import counting
+from powerprop_jax.core.trees import Tree
 
 Count: TypeAlias = counting.Count
 
@@ -104,7 +105,7 @@ def top_k_masks(
 
 
 def _check(
-  scores: Any, leaves: list[Any], k: Count, among: Any, size: int
+  scores: Tree, leaves: list[Any], k: Count, among: Tree, size: int
 ) -> None:
   for leaf in leaves:
     counting.check_dtype(leaf)

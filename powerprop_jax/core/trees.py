@@ -7,11 +7,18 @@ module name is the path above the last key, joined by '/'.
 
 from collections.abc import Callable, Hashable, Iterator
 import functools
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 
 T = TypeVar('T')
+
+# Trees of arrays in any containers; what they hold is in their names.
+Tree: TypeAlias = Any
+# φ or θ, g or Δφ, and the state of a transformation.
+Params: TypeAlias = Any
+Updates: TypeAlias = Any
+OptState: TypeAlias = Any
 
 # Which leaves: called with (module_name, name, value).
 Select = Callable[[str, str, jax.Array], bool]
@@ -100,13 +107,13 @@ def _key_str(key: Any) -> str:
   return str(key)
 
 
-def named_leaves(tree: Any) -> Iterator[NamedLeaf]:
+def named_leaves(tree: Tree) -> Iterator[NamedLeaf]:
   """Leaves of a tree with their names, in the order of jax.tree.leaves."""
   for path, value in jax.tree_util.tree_leaves_with_path(tree):
     yield NamedLeaf(*leaf_name(path), value)
 
 
-def map_named(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+def map_named(fn: Callable[..., Any], tree: Tree, *rest: Any) -> Any:
   """Maps fn(module_name, name, value, *rest_values) over the leaves of tree."""
   return jax.tree_util.tree_map_with_path(
     lambda path, *values: fn(*leaf_name(path), *values), tree, *rest
@@ -114,8 +121,8 @@ def map_named(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
 
 
 def map_selected(
-  fn: Callable[..., Any], select: Select, tree: Any, *rest: Any
-) -> Any:
+  fn: Callable[..., Any], select: Select, tree: Tree, *rest: Any
+) -> Tree:
   """Maps fn(value, *rest_values) over selected leaves; keeps the others."""
 
   def visit(module_name: str, name: str, value: Any, *values: Any) -> Any:
@@ -126,7 +133,7 @@ def map_selected(
   return map_named(visit, tree, *rest)
 
 
-def find_states(opt_state: Any, *kinds: type[T]) -> list[T]:
+def find_states(opt_state: OptState, *kinds: type[T]) -> list[T]:
   """All states of the given types anywhere inside an optimiser state."""
   is_kind = lambda node: isinstance(node, kinds)
   nodes = jax.tree.leaves(opt_state, is_leaf=is_kind)
@@ -134,8 +141,8 @@ def find_states(opt_state: Any, *kinds: type[T]) -> list[T]:
 
 
 def replace_states(
-  opt_state: Any, kind: type[T], replace: Callable[[T], Any]
-) -> Any:
+  opt_state: OptState, kind: type[T], replace: Callable[[T], Any]
+) -> Tree:
   """The optimiser state with replace applied to every state of one type."""
   is_kind = lambda node: isinstance(node, kind)
   return jax.tree.map(

@@ -8,14 +8,14 @@ import numpy as np
 
 from powerprop_jax.core import reparam, trees
 from powerprop_jax.core import select as select_lib
-from powerprop_jax.core.trees import Select
+from powerprop_jax.core.trees import Params, Select, Tree
 from powerprop_jax.files import tables
 from powerprop_jax.files.tables import Row
 
 
 def summary(
-  theta: Any,
-  masks: Any = None,
+  theta: Params,
+  masks: Tree = None,
   *,
   select: Select = select_lib.is_weight,
   alpha: float | None = None,
@@ -68,7 +68,7 @@ def summary(
   return rows
 
 
-def _masks_of(leaves: Sequence[trees.NamedLeaf], masks: Any) -> list[Any]:
+def _masks_of(leaves: Sequence[trees.NamedLeaf], masks: Tree) -> list[Any]:
   if masks is None:
     return [None] * len(leaves)
   found = {
@@ -94,7 +94,7 @@ _Sums = tuple[int, int, int, float, float]
 
 def _measure(
   leaf: trees.NamedLeaf,
-  mask: Any,
+  mask: Tree,
   selected: bool,
   alpha: float | None,
   epsilon: float,
@@ -148,8 +148,8 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 def summary_table(
-  theta: Any,
-  masks: Any = None,
+  theta: Params,
+  masks: Tree = None,
   *,
   select: Select = select_lib.is_weight,
   alpha: float | None = None,

@@ -26,7 +26,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 from powerprop_jax.core import select as select_lib
-from powerprop_jax.core.trees import Select
+from powerprop_jax.core.trees import Select, Tree
 from powerprop_jax.export import exported as exported_lib
 from powerprop_jax.export import npz, safetensors
 from powerprop_jax.export.exported import Exported
@@ -171,7 +171,7 @@ def check_free(path: str | os.PathLike[str], *, overwrite: bool) -> None:
     )
 
 
-def read(path: str | os.PathLike[str], *, masks: Any = None) -> Exported:
+def read(path: str | os.PathLike[str], *, masks: Tree = None) -> Exported:
   """Reads a file of any format; its content says which.
 
   Args:

@@ -7,7 +7,9 @@ import numpy as np
 
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import trees
+from powerprop_jax.core.trees import Params, Tree
 from powerprop_jax.files import json_values
+from powerprop_jax.files.tables import Row
 
 Array = np.ndarray[Any, Any]
 
@@ -22,10 +24,10 @@ class Exported(NamedTuple):
     about: settings, step, scores: what json_values.to_json takes.
   """
 
-  theta: Any
-  masks: Any
-  net_state: Any
-  about: dict[str, Any]
+  theta: Params
+  masks: Tree
+  net_state: Tree
+  about: Row
 
 
 def parts(exported: Exported) -> Mapping[str, Any]:
@@ -78,7 +80,7 @@ def on_host(exported: Exported) -> Exported:
   return Exported(theta, masks, _as_arrays(net_state), about)
 
 
-def _check_form(part: str, tree: Any) -> None:
+def _check_form(part: str, tree: Tree) -> None:
   two_levels = isinstance(tree, Mapping) and all(
     isinstance(leaves, Mapping)
     and not any(isinstance(x, (Mapping, tuple, list)) for x in leaves.values())
@@ -92,7 +94,7 @@ def _check_form(part: str, tree: Any) -> None:
     )
 
 
-def _as_arrays(tree: Any) -> dict[str, dict[str, Array]]:
+def _as_arrays(tree: Tree) -> dict[str, dict[str, Array]]:
   return {
     module: {name: np.asarray(x) for name, x in leaves.items()}
     for module, leaves in tree.items()
@@ -103,7 +105,7 @@ def _masked(x: Array, mask: Array) -> Array:
   return x if mask.all() else np.where(mask, x, np.zeros((), x.dtype))
 
 
-def check_masks(found: Any, expected: Any) -> None:
+def check_masks(found: Tree, expected: Tree) -> None:
   """Refuses masks that are not those expected.
 
   Args:
@@ -134,7 +136,7 @@ def check_masks(found: Any, expected: Any) -> None:
       )
 
 
-def dense_bytes(theta: Any) -> int:
+def dense_bytes(theta: Params) -> int:
   """Bytes of the parameters, stored whole as float32.
 
   Example:

@@ -17,7 +17,7 @@ import numpy as np
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core import trees
-from powerprop_jax.core.trees import Select
+from powerprop_jax.core.trees import Params, Select, Tree
 from powerprop_jax.export.exported import Exported
 from powerprop_jax.nets import condensed as condensed_lib
 
@@ -25,7 +25,7 @@ from powerprop_jax.nets import condensed as condensed_lib
 class Make(Protocol):
   """Makes a network, e.g. functools.partial(nets.make, 'mlp', 10)."""
 
-  def __call__(self, *, supports: Any = None) -> hk.TransformedWithState:
+  def __call__(self, *, supports: Tree = None) -> hk.TransformedWithState:
     """The network with these supports, see nets.make; None for dense."""
 
 
@@ -39,7 +39,7 @@ class Form(NamedTuple):
   """
 
   run: Callable[[Any, jax.Array], jax.Array]
-  parameters: Any
+  parameters: Params
 
 
 def dense(make: Make, exported: Exported) -> Form:
@@ -54,7 +54,7 @@ def dense(make: Make, exported: Exported) -> Form:
   """
   net = make()
 
-  def run(parameters: Any, images: jax.Array) -> jax.Array:
+  def run(parameters: Params, images: jax.Array) -> jax.Array:
     theta, net_state = parameters
     return net.apply(theta, net_state, None, images, False)[0]
 
@@ -73,7 +73,7 @@ def masked(make: Make, exported: Exported) -> Form:
   """
   form = dense(make, exported)
 
-  def run(parameters: Any, images: jax.Array) -> jax.Array:
+  def run(parameters: Params, images: jax.Array) -> jax.Array:
     theta, net_state, masks = parameters
     theta = masks_lib.apply_masks(theta, masks)
     return form.run((theta, net_state), images)
@@ -111,7 +111,7 @@ def condensed(
   for module, leaves in _on_device(exported.net_state).items():
     net_state.setdefault(module, {}).update(leaves)
 
-  def run(parameters: Any, images: jax.Array) -> jax.Array:
+  def run(parameters: Params, images: jax.Array) -> jax.Array:
     theta, net_state = parameters
     return net.apply(theta, net_state, None, images, False)[0]
 
@@ -119,7 +119,7 @@ def condensed(
 
 
 def sparse_leaves(
-  masks: Any, max_density: float = 0.5, select: Select = select_lib.is_weight
+  masks: Tree, max_density: float = 0.5, select: Select = select_lib.is_weight
 ) -> Select | None:
   """The weights that are worth storing by their connections.
 
@@ -139,7 +139,7 @@ def sparse_leaves(
     True
   """
   # Predicates look at floating-point parameters.
-  like: Any = lambda m: jax.ShapeDtypeStruct(np.shape(m), jnp.float32)
+  like: Tree = lambda m: jax.ShapeDtypeStruct(np.shape(m), jnp.float32)
   chosen = {
     (leaf.module_name, leaf.name)
     for leaf in trees.named_leaves(masks)
@@ -152,5 +152,5 @@ def sparse_leaves(
   return lambda module_name, name, value: (module_name, name) in chosen
 
 
-def _on_device(tree: Any) -> Any:
+def _on_device(tree: Tree) -> Any:
   return jax.tree.map(jnp.asarray, tree)

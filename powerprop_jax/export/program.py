@@ -30,10 +30,12 @@ from jax import export as jax_export
 import jax.numpy as jnp
 import numpy as np
 
+from powerprop_jax.core.trees import Tree
 from powerprop_jax.export import export, inference, npz
 from powerprop_jax.export import exported as exported_lib
 from powerprop_jax.export.exported import Exported
 from powerprop_jax.export.inference import Make
+from powerprop_jax.files.tables import Row
 from powerprop_jax.nets import condensed as condensed_lib
 from powerprop_jax.sparse import kernel_choice
 
@@ -54,7 +56,7 @@ class Program(NamedTuple):
   run: Any
   image_shape: tuple[int, ...]
   batch: int | None
-  about: dict[str, Any]
+  about: Row
 
 
 def write(
@@ -119,7 +121,7 @@ def _portable() -> contextlib.AbstractContextManager[None]:
   return kernel_choice.use('loops', 'dense')
 
 
-def _expanded(make: Make, exported: Exported) -> Any:
+def _expanded(make: Make, exported: Exported) -> Tree:
   """images -> logits, by dense weights that are made from their connections."""
   select = inference.sparse_leaves(exported.masks)
   form = inference.dense(make, exported)

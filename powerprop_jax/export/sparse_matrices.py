@@ -24,7 +24,7 @@ import numpy as np
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core import trees
-from powerprop_jax.core.trees import Select
+from powerprop_jax.core.trees import Params, Select, Tree
 from powerprop_jax.export.exported import Array
 
 M = TypeVar('M')
@@ -44,7 +44,7 @@ class Rows(NamedTuple):
   indptr: Array
 
 
-def rows(weight: Any, mask: Any) -> Rows:
+def rows(weight: Any, mask: Tree) -> Rows:
   """The connections of a weight, output by output.
 
   Args:
@@ -128,7 +128,7 @@ def _misfit(shape: tuple[int, ...]) -> ValueError:
   )
 
 
-def csr(weight: Any, mask: Any) -> Any:
+def csr(weight: Any, mask: Tree) -> Any:
   """A weight for SciPy.
 
   Args:
@@ -154,7 +154,7 @@ def csr(weight: Any, mask: Any) -> Any:
   return scipy.sparse.csr_array(tuple(found), _matrix_shape(np.shape(weight)))
 
 
-def bcsr(weight: Any, mask: Any) -> sparse.BCSR:
+def bcsr(weight: Any, mask: Tree) -> sparse.BCSR:
   """A weight for JAX, fast as `bcsr(w, mask) @ x` in float32.
 
   Args:
@@ -181,7 +181,7 @@ def bcsr(weight: Any, mask: Any) -> sparse.BCSR:
   )
 
 
-def bcoo(weight: Any, mask: Any) -> sparse.BCOO:
+def bcoo(weight: Any, mask: Tree) -> sparse.BCOO:
   """As bcsr, with a pair of indices for each entry."""
   found = rows(weight, mask)
   num_out, num_in = _matrix_shape(np.shape(weight))
@@ -240,7 +240,7 @@ def dense(matrix: Any, shape: tuple[int, ...]) -> tuple[Array, Array]:
 
 
 def matrices(
-  theta: Any,
+  theta: Params,
   masks: masks_lib.Masks,
   form: Callable[[Any, Any], M],
   *,

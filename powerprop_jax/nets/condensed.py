@@ -20,7 +20,7 @@ import numpy as np
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core import trees
-from powerprop_jax.core.trees import Select
+from powerprop_jax.core.trees import Select, Tree
 from powerprop_jax.nets import layer_parts
 from powerprop_jax.sparse import (
   convolution,
@@ -38,7 +38,7 @@ from powerprop_jax.sparse.weight import Condensed, Support
 MakeNet: TypeAlias = Callable[[Mapping[str, Support]], hk.TransformedWithState]
 
 
-def support(mask: Any) -> Support:
+def support(mask: Tree) -> Support:
   """Where a mask is True.
 
   Args:

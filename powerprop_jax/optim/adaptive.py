@@ -14,7 +14,7 @@ import optax
 
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import trees
-from powerprop_jax.core.trees import Static
+from powerprop_jax.core.trees import OptState, Params, Static, Tree, Updates
 from powerprop_jax.optim import powerprop as powerprop_lib
 from powerprop_jax.optim import remap
 from powerprop_jax.optim import topology as topology_lib
@@ -33,8 +33,8 @@ class AdaptiveAlphaState(NamedTuple):
   """
 
   step: jax.Array
-  controller_state: Any
-  inner_state: Any
+  controller_state: Tree
+  inner_state: OptState
 
 
 def adaptive_alpha(
@@ -107,7 +107,7 @@ def adaptive_alpha(
   remap.check_hold(hold)
   inner = optax.with_extra_args_support(inner)
 
-  def init(params: Any) -> AdaptiveAlphaState:
+  def init(params: Params) -> AdaptiveAlphaState:
     inner_state = inner.init(params)
     power = _only_power_state(inner_state)
     remap.check_form(power, hold)
@@ -116,9 +116,9 @@ def adaptive_alpha(
     )
 
   def update(
-    updates: Any,
+    updates: Updates,
     state: AdaptiveAlphaState,
-    params: Any = None,
+    params: Params = None,
     **extra_args: Any,
   ) -> tuple[Any, AdaptiveAlphaState]:
     if params is None:
@@ -150,10 +150,10 @@ def _control_if(
   due: jax.Array,
   controller: AlphaController,
   hold: Hold,
-  phi: Any,
-  updates: Any,
-  inner_state: Any,
-  controller_state: Any,
+  phi: Params,
+  updates: Updates,
+  inner_state: OptState,
+  controller_state: Tree,
 ) -> tuple[Any, Any, Any]:
   """The step, α and the controller's state after a look at θ, or as they are.
 
@@ -172,7 +172,7 @@ def _control_if(
   )
   outer = (phi, None if sparse is None else sparse.masks)
 
-  def body(carry: Any) -> Any:
+  def body(carry: Tree) -> Any:
     # Or XLA computes at every step what the loop needs of its surroundings.
     carry, (phi, masks) = jax.lax.optimization_barrier((carry, outer))
     due, updates, alpha, controller_state = carry
@@ -203,7 +203,7 @@ def _control_if(
   return updates, alpha, controller_state
 
 
-def _only_power_state(inner_state: Any) -> PowerState:
+def _only_power_state(inner_state: OptState) -> PowerState:
   """The state of the one powerprop inside, with an α that can change."""
   found = trees.find_states(inner_state, PowerState)
   if len(found) != 1:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from powerprop_jax.core import reparam, trees
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.masks import Masks
-from powerprop_jax.core.trees import Select
+from powerprop_jax.core.trees import Params, Select
 from powerprop_jax.optim import remap
 
 
@@ -135,7 +135,7 @@ def near_zero_controller(
     )
 
   def update(
-    theta: Any, masks: Masks, alpha: Any, state: AlphaState
+    theta: Params, masks: Masks, alpha: Any, state: AlphaState
   ) -> tuple[Any, AlphaState]:
     def step(reading: Any, alpha: Any, state: AlphaState) -> Any:
       return next_alpha(
@@ -216,7 +216,7 @@ def next_alpha(
 
 
 def _counts_near_zero(
-  theta: Any, masks: Masks, epsilon: float, relative: bool, select: Select
+  theta: Params, masks: Masks, epsilon: float, relative: bool, select: Select
 ) -> dict[str, tuple[jax.Array, jax.Array]]:
   """Connections near zero, and all of them, by the path of their leaf."""
   select_lib.selected_names(select, theta)

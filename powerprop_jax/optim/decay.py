@@ -15,7 +15,7 @@ import optax
 
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core import trees
-from powerprop_jax.core.trees import Select
+from powerprop_jax.core.trees import Params, Select, Tree, Updates
 
 
 class DecayPhiState(NamedTuple):
@@ -58,12 +58,15 @@ def decay_theta(
   """
   _check_rate(rate)
 
-  def init(params: Any) -> optax.EmptyState:
+  def init(params: Params) -> optax.EmptyState:
     select_lib.selected_names(select, params)
     return optax.EmptyState()
 
   def update(
-    updates: Any, state: optax.EmptyState, params: Any = None, **extra_args: Any
+    updates: Updates,
+    state: optax.EmptyState,
+    params: Params = None,
+    **extra_args: Any,
   ) -> tuple[Any, optax.EmptyState]:
     del extra_args
     _require_params(params, 'decay_theta')
@@ -109,12 +112,15 @@ def decay_phi(
   """
   _check_rate(rate)
 
-  def init(params: Any) -> DecayPhiState:
+  def init(params: Params) -> DecayPhiState:
     select_lib.selected_names(select, params)
     return DecayPhiState(jnp.zeros([], jnp.int32))
 
   def update(
-    updates: Any, state: DecayPhiState, params: Any = None, **extra_args: Any
+    updates: Updates,
+    state: DecayPhiState,
+    params: Params = None,
+    **extra_args: Any,
   ) -> tuple[Any, DecayPhiState]:
     del extra_args
     _require_params(params, 'decay_phi')
@@ -134,7 +140,7 @@ def _check_rate(rate: float) -> None:
     raise ValueError(f'rate must be finite and at least 0, got {rate}.')
 
 
-def _require_params(params: Any, name: str) -> None:
+def _require_params(params: Params, name: str) -> None:
   if params is None:
     raise ValueError(
       f'{name} needs the parameters: call update(grads, state, params).'
@@ -142,9 +148,9 @@ def _require_params(params: Any, name: str) -> None:
 
 
 def _update_selected(
-  fn: Callable[..., Any], select: Select, updates: Any, params: Any
-) -> Any:
-  def visit(module_name: str, name: str, p: Any, u: Any) -> Any:
+  fn: Callable[..., Any], select: Select, updates: Updates, params: Params
+) -> Tree:
+  def visit(module_name: str, name: str, p: Tree, u: Any) -> Any:
     return fn(u, p) if select(module_name, name, p) else u
 
   return trees.map_named(visit, params, updates)

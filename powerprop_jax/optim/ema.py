@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from powerprop_jax.core import trees
+from powerprop_jax.core.trees import OptState, Params, Tree, Updates
 from powerprop_jax.optim import views
 
 
@@ -25,7 +26,7 @@ class EmaState(NamedTuple):
 
   step: jax.Array
   average: Any
-  inner_state: Any
+  inner_state: OptState
 
 
 def with_ema(
@@ -58,7 +59,7 @@ def with_ema(
     raise ValueError(f'decay must be in [0, 1), got {decay:g}.')
   inner = optax.with_extra_args_support(inner)
 
-  def init(params: Any) -> EmaState:
+  def init(params: Params) -> EmaState:
     inner_state = inner.init(params)
     theta = views.effective_params(params, inner_state)
     # Copies: where θ is φ, no array may be in the state of a run twice.
@@ -67,7 +68,7 @@ def with_ema(
     )
 
   def update(
-    updates: Any, state: EmaState, params: Any = None, **extra_args: Any
+    updates: Updates, state: EmaState, params: Params = None, **extra_args: Any
   ) -> tuple[Any, EmaState]:
     if params is None:
       raise ValueError(
@@ -89,7 +90,7 @@ def with_ema(
   return optax.GradientTransformationExtraArgs(init, update)
 
 
-def average(phi: Any, opt_state: Any) -> Any:
+def average(phi: Params, opt_state: OptState) -> Tree:
   """The mean of θ, zero where no connection is; θ itself without with_ema.
 
   Args:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from powerprop_jax.core import trees
+from powerprop_jax.core.trees import OptState, Params, Tree, Updates
 
 
 class EwcState(NamedTuple):
@@ -28,7 +29,7 @@ class EwcState(NamedTuple):
     centre: c, a tree like the parameters.
   """
 
-  importance: Any
+  importance: Tree
   centre: Any
 
 
@@ -70,12 +71,12 @@ def ewc(strength: float) -> optax.GradientTransformationExtraArgs:
       f'strength must be at least 0 and finite, got {strength:g}.'
     )
 
-  def init(params: Any) -> EwcState:
+  def init(params: Params) -> EwcState:
     zeros = optax.tree.zeros_like
     return EwcState(importance=zeros(params), centre=zeros(params))
 
   def update(
-    updates: Any, state: EwcState, params: Any = None, **extra_args: Any
+    updates: Updates, state: EwcState, params: Params = None, **extra_args: Any
   ) -> tuple[Any, EwcState]:
     del extra_args
     if params is None:
@@ -91,7 +92,7 @@ def ewc(strength: float) -> optax.GradientTransformationExtraArgs:
   return optax.GradientTransformationExtraArgs(init, update)
 
 
-def consolidated(opt_state: Any, importance: Any, theta: Any) -> Any:
+def consolidated(opt_state: OptState, importance: Tree, theta: Params) -> Any:
   """The optimiser state with the penalty of one more task.
 
   Args:
@@ -124,7 +125,7 @@ def consolidated(opt_state: Any, importance: Any, theta: Any) -> Any:
   return with_penalty(opt_state, EwcState(total, centre))
 
 
-def penalty(opt_state: Any) -> EwcState:
+def penalty(opt_state: OptState) -> EwcState:
   """The penalty that an optimiser state holds.
 
   Args:
@@ -145,7 +146,7 @@ def penalty(opt_state: Any) -> EwcState:
   return found[0]
 
 
-def with_penalty(opt_state: Any, new: EwcState) -> Any:
+def with_penalty(opt_state: OptState, new: EwcState) -> Any:
   """The optimiser state with another penalty, e.g. a fresh one for a new task.
 
   Args:
@@ -164,7 +165,7 @@ def with_penalty(opt_state: Any, new: EwcState) -> Any:
 
 def fisher(
   logits_fn: Callable[[Any, jax.Array], jax.Array],
-  theta: Any,
+  theta: Params,
   images: jax.Array,
   key: jax.Array,
   *,
@@ -206,15 +207,15 @@ def fisher(
       f'{num}.'
     )
 
-  def squared_gradient(image: jax.Array, key: jax.Array) -> Any:
-    def log_likelihood(theta: Any) -> jax.Array:
+  def squared_gradient(image: jax.Array, key: jax.Array) -> Tree:
+    def log_likelihood(theta: Params) -> jax.Array:
       log_probs = jax.nn.log_softmax(logits_fn(theta, image[None])[0])
       drawn = jax.random.categorical(key, jax.lax.stop_gradient(log_probs))
       return log_probs[drawn]
 
     return jax.tree.map(jnp.square, jax.grad(log_likelihood)(theta))
 
-  def add_batch(total: Any, batch: tuple[jax.Array, jax.Array]) -> Any:
+  def add_batch(total: Tree, batch: tuple[jax.Array, jax.Array]) -> Any:
     squares = jax.vmap(squared_gradient)(*batch)
     return jax.tree.map(lambda t, s: t + jnp.sum(s, 0), total, squares), None
 

@@ -14,6 +14,7 @@ import optax
 
 from powerprop_jax.core import trees
 from powerprop_jax.core.masks import Masks
+from powerprop_jax.core.trees import OptState, Params, Tree
 from powerprop_jax.optim.topology import Rewiring, Topology
 
 # Without one of these no leaf is treated apart, and nothing needs a look.
@@ -23,10 +24,10 @@ _PARTIAL = (optax.MaskedState, optax.transforms.PartitionState)
 def warn_of_frozen(
   inner: optax.GradientTransformation,
   topology: Topology,
-  inner_state: Any,
-  phi: Any,
+  inner_state: OptState,
+  phi: Params,
   masks: Masks,
-  memory: Any,
+  memory: Tree,
 ) -> None:
   """Warns of leaves that inner never moves, but that the topology masks.
 

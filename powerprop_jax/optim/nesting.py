@@ -13,6 +13,7 @@ import jax
 import optax
 
 from powerprop_jax.core import trees
+from powerprop_jax.core.trees import OptState
 from powerprop_jax.optim import topology
 from powerprop_jax.optim.adaptive import AdaptiveAlphaState
 from powerprop_jax.optim.decay import DecayPhiState
@@ -35,7 +36,7 @@ _EXACT = (
 )
 
 
-def find_sparse_state(opt_state: Any) -> SparseState | None:
+def find_sparse_state(opt_state: OptState) -> SparseState | None:
   """The state of sparsify within an optimiser state, if there is one.
 
   Args:
@@ -61,7 +62,7 @@ def find_sparse_state(opt_state: Any) -> SparseState | None:
   return found
 
 
-def find_power_state(opt_state: Any) -> PowerState | None:
+def find_power_state(opt_state: OptState) -> PowerState | None:
   """The state of powerprop within an optimiser state, if there is one.
 
   Args:
@@ -91,7 +92,7 @@ def find_power_state(opt_state: Any) -> PowerState | None:
   return found[0] if found else None
 
 
-def is_exact(opt_state: Any) -> bool:
+def is_exact(opt_state: OptState) -> bool:
   """Whether all that is around sparsify is known to hand on what it assigns.
 
   Args:
@@ -114,7 +115,7 @@ def _is_chain(node: Any) -> bool:
   return type(node) is tuple and all(isinstance(link, tuple) for link in node)
 
 
-def check_chains(opt_state: Any) -> None:
+def check_chains(opt_state: OptState) -> None:
   """Refuses what follows sparsify in an optax.named_chain.
 
   Args:
@@ -141,7 +142,7 @@ def _around_sparsify(node: Any) -> list[Any]:
   return []
 
 
-def _check_around_sparsify(opt_state: Any) -> None:
+def _check_around_sparsify(opt_state: OptState) -> None:
   for node in _around_sparsify(opt_state):
     if type(node) is tuple:  # optax.chain
       _check_last(node, opt_state)
@@ -161,7 +162,7 @@ def _after_sparsify(links: tuple[Any, ...]) -> tuple[Any, ...]:
   return links[is_sparse.index(True) + 1 :]
 
 
-def _check_last(links: tuple[Any, ...], opt_state: Any) -> None:
+def _check_last(links: tuple[Any, ...], opt_state: OptState) -> None:
   """Refuses a chain in which something follows sparsify."""
   # An array is no state of a link, but part of that of something else.
   after = [link for link in _after_sparsify(links) if isinstance(link, tuple)]
@@ -185,14 +186,14 @@ def _check_last(links: tuple[Any, ...], opt_state: Any) -> None:
   )
 
 
-def _inside(opt_state: Any, inner: str) -> str:
+def _inside(opt_state: OptState, inner: str) -> str:
   """The line to write instead."""
   if trees.find_states(opt_state, PowerState):
     inner = f'powerprop({inner}, alpha)'
   return f'Write sparsify({inner}, topology), or rigl({inner}, ...).'
 
 
-def _check_around_adaptive_alpha(opt_state: Any) -> None:
+def _check_around_adaptive_alpha(opt_state: OptState) -> None:
   """Refuses around adaptive_alpha what works on φ and would miss its moves."""
   adaptive = trees.find_states(opt_state, AdaptiveAlphaState)
   inside = [state.inner_state for state in adaptive]

@@ -19,7 +19,14 @@ import optax
 from powerprop_jax.core import powers, reparam, trees
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.masks import Masks
-from powerprop_jax.core.trees import Select, Static
+from powerprop_jax.core.trees import (
+  OptState,
+  Params,
+  Select,
+  Static,
+  Tree,
+  Updates,
+)
 from powerprop_jax.optim import topology
 
 Form = Literal['recommended', 'naive']
@@ -39,7 +46,7 @@ class PowerState(NamedTuple):
   """
 
   alpha: Any
-  inner_state: Any
+  inner_state: OptState
   select: Static
   form: Static = Static('recommended')
 
@@ -101,7 +108,7 @@ def powerprop(
   alpha = stored_alpha(alpha)
   inner = optax.with_extra_args_support(inner)
 
-  def init(params: Any) -> PowerState:
+  def init(params: Params) -> PowerState:
     phi = params
     # A copy: the state may be donated, the caller's array must survive.
     state_alpha = jax.tree.map(lambda a: jnp.array(a, copy=True), alpha)
@@ -120,9 +127,9 @@ def powerprop(
     return power._replace(inner_state=inner_state)
 
   def update(
-    updates: Any,
+    updates: Updates,
     state: PowerState,
-    params: Any = None,
+    params: Params = None,
     *,
     masked_from: tuple[Any, Any] | None = None,
     **extra_args: Any,
@@ -150,7 +157,7 @@ def powerprop(
   return optax.GradientTransformationExtraArgs(init, update)
 
 
-def to_theta(phi: Any, state: PowerState) -> Any:
+def to_theta(phi: Params, state: PowerState) -> Params:
   """ψ on the selected leaves of phi, with α from the state.
 
   Args:
@@ -163,7 +170,7 @@ def to_theta(phi: Any, state: PowerState) -> Any:
   return _map_power(reparam.psi, phi, state)
 
 
-def to_phi(theta: Any, state: PowerState) -> Any:
+def to_phi(theta: Params, state: PowerState) -> Params:
   """ψ⁻¹ on the selected leaves of theta, with α from the state.
 
   Args:
@@ -220,7 +227,7 @@ def alpha_lookup(alpha: Any) -> Callable[[str], Any]:
   return lambda path: value(by_path[path])
 
 
-def _unmasked(phi: Any, masked_from: tuple[Any, Any] | None) -> Any:
+def _unmasked(phi: Params, masked_from: tuple[Any, Any] | None) -> Any:
   """φ with the leaves of masked_from[1] where it has those of masked_from[0].
 
   The same arrays, not equal ones: what lies between may have changed them.
@@ -232,11 +239,11 @@ def _unmasked(phi: Any, masked_from: tuple[Any, Any] | None) -> Any:
   return jax.tree.map(lambda p: known.get(id(p), p), phi)
 
 
-def _times_slope(updates: Any, phi: Any, state: PowerState) -> Any:
+def _times_slope(updates: Updates, phi: Params, state: PowerState) -> Tree:
   """Multiplies updates by ψ′(φ) on the selected leaves, in float32."""
   alpha_of = alpha_lookup(state.alpha)
 
-  def visit(module_name: str, name: str, p: Any, u: Any) -> Any:
+  def visit(module_name: str, name: str, p: Tree, u: Any) -> Any:
     if not state.select.value(module_name, name, p):
       return u
     alpha = alpha_of(trees.join_name(module_name, name))
@@ -246,7 +253,7 @@ def _times_slope(updates: Any, phi: Any, state: PowerState) -> Any:
   return trees.map_named(visit, phi, updates)
 
 
-def _map_power(fn: Callable[..., Any], tree: Any, state: PowerState) -> Any:
+def _map_power(fn: Callable[..., Any], tree: Tree, state: PowerState) -> Tree:
   alpha_of = alpha_lookup(state.alpha)
 
   def visit(module_name: str, name: str, value: Any) -> Any:
@@ -268,7 +275,7 @@ def _alpha_by_path(alpha: Any) -> dict[str, Any] | None:
   }
 
 
-def _check_alpha_covers(state: PowerState, phi: Any) -> None:
+def _check_alpha_covers(state: PowerState, phi: Params) -> None:
   """Refuses a tree of powers that misses a leaf or names an unknown one."""
   given = _alpha_by_path(state.alpha)
   if given is None:
@@ -285,7 +292,7 @@ def _check_alpha_covers(state: PowerState, phi: Any) -> None:
     )
 
 
-def _check_no_dead_leaf(state: PowerState, phi: Any) -> None:
+def _check_no_dead_leaf(state: PowerState, phi: Params) -> None:
   """Refuses selected leaves that are all zeros although their α > 1."""
   dead = [
     (repr(leaf.path), f'{alpha:g}')
@@ -304,7 +311,7 @@ def _check_no_dead_leaf(state: PowerState, phi: Any) -> None:
 
 
 def warn_of_zeros(
-  phi: Any, state: PowerState | None, masks: Masks | None
+  phi: Params, state: PowerState | None, masks: Masks | None
 ) -> None:
   """Warns of weights that could never train: at exactly zero under α > 1.
 
@@ -338,7 +345,7 @@ def warn_of_zeros(
 
 
 def _known_above_one(
-  state: PowerState, phi: Any
+  state: PowerState, phi: Params
 ) -> list[tuple[trees.NamedLeaf, float]]:
   """Selected leaves with α > 1, where both can be looked at."""
   alpha_of = alpha_lookup(state.alpha)

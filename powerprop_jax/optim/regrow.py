@@ -12,14 +12,14 @@ import optax
 
 from powerprop_jax.core import trees
 from powerprop_jax.core.masks import Masks
-from powerprop_jax.core.trees import Static
+from powerprop_jax.core.trees import OptState, Params, Static, Tree, Updates
 from powerprop_jax.optim import powerprop
 from powerprop_jax.optim.powerprop import PowerState
 from powerprop_jax.optim.topology import Regrow, Topology
 
 
 def resolve(
-  regrow: Regrow | None, topology: Topology, inner_state: Any
+  regrow: Regrow | None, topology: Topology, inner_state: OptState
 ) -> Regrow:
   """What regrow=None means here; refuses 'zero' where weights would be dead.
 
@@ -48,7 +48,7 @@ def resolve(
   return regrow
 
 
-def _is_certainly_one(inner_state: Any) -> bool:
+def _is_certainly_one(inner_state: OptState) -> bool:
   """Whether θ = φ, as far as can be seen without looking at arrays."""
   powers = trees.find_states(inner_state, PowerState)
   alphas = [
@@ -61,7 +61,7 @@ def _is_certainly_one(inner_state: Any) -> bool:
   return all(isinstance(a, Static) and a.value == 1 for a in alphas)
 
 
-def scales(theta: Any) -> Any:
+def scales(theta: Params) -> Any:
   """Root mean square of each leaf, a tree of float32 scalars."""
   return jax.tree.map(
     lambda t: jnp.sqrt(jnp.mean(jnp.square(t.astype(jnp.float32)))), theta
@@ -71,9 +71,9 @@ def scales(theta: Any) -> Any:
 def values(
   regrow: Regrow,
   key: jax.Array,
-  theta: Any,
-  grads: Any,
-  scale: Any,
+  theta: Params,
+  grads: Updates,
+  scale: Tree,
   before: Masks,
   after: Masks,
 ) -> Any:
@@ -97,7 +97,7 @@ def values(
       lambda t, s, n: (s * n).astype(t.dtype), theta, scale, noise
     )
 
-  def smallest(t: Any, g: Any, old: Any, new: Any) -> Any:
+  def smallest(t: Any, g: Any, old: Tree, new: Tree) -> Any:
     least = _least(t, old & new)
     # A leaf without a survivor has no smallest one: the old latent value stays.
     return jnp.where(jnp.isfinite(least), _descending(least, g, t.dtype), t)
@@ -116,7 +116,7 @@ def _descending(size: jax.Array, grads: jax.Array, dtype: Any) -> jax.Array:
   return jnp.where(grads > 0, -size, size).astype(dtype)
 
 
-def powers_above_one(phi: Any, power: PowerState | None) -> dict[str, Any]:
+def powers_above_one(phi: Params, power: PowerState | None) -> dict[str, Any]:
   """The α of each leaf where zero may be a critical point.
 
   Args:
@@ -140,7 +140,7 @@ def powers_above_one(phi: Any, power: PowerState | None) -> dict[str, Any]:
 
 
 def least_above_zero(
-  phi: Any, before: Masks, after: Masks, powers: dict[str, Any]
+  phi: Params, before: Masks, after: Masks, powers: dict[str, Any]
 ) -> dict[str, jax.Array]:
   """The size at which a connection starts that would be dead at φ = 0.
 
@@ -174,7 +174,7 @@ def least_above_zero(
 
 
 def revived(
-  delta: Any, phi: Any, grads: Any, least: dict[str, jax.Array]
+  delta: Any, phi: Params, grads: Updates, least: dict[str, jax.Array]
 ) -> Any:
   """The step on φ, which takes weights away from zero.
 
@@ -188,7 +188,7 @@ def revived(
     A step on φ.
   """
 
-  def visit(module_name: str, name: str, p: Any, d: Any, g: Any) -> Any:
+  def visit(module_name: str, name: str, p: Tree, d: Any, g: Any) -> Any:
     size = least.get(trees.join_name(module_name, name))
     if size is None:
       return d

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from powerprop_jax.core import reparam, trees
-from powerprop_jax.core.trees import Static
+from powerprop_jax.core.trees import OptState, Params, Static, Tree
 from powerprop_jax.optim import powerprop as powerprop_lib
 from powerprop_jax.optim.powerprop import PowerState
 
@@ -68,7 +68,7 @@ def check_form(power: PowerState, hold: Hold) -> None:
     )
 
 
-def remap(phi: Any, old: PowerState, new: PowerState) -> Any:
+def remap(phi: Params, old: PowerState, new: PowerState) -> Any:
   """The latent weights that have under a new power the θ of an old one.
 
   Zeros stay zero, and leaves that are not selected are the same arrays. Nothing
@@ -92,7 +92,7 @@ def remap(phi: Any, old: PowerState, new: PowerState) -> Any:
   old_alpha = powerprop_lib.alpha_lookup(old.alpha)
   new_alpha = powerprop_lib.alpha_lookup(new.alpha)
 
-  def visit(module_name: str, name: str, p: Any) -> Any:
+  def visit(module_name: str, name: str, p: Tree) -> Any:
     if not old.select.value(module_name, name, p):
       return p
     path = trees.join_name(module_name, name)
@@ -110,7 +110,7 @@ def _remap_leaf(phi: jax.Array, alpha: Any, new_alpha: Any) -> jax.Array:
   return (x * size**exponent).astype(phi.dtype)
 
 
-def replace_alpha(opt_state: Any, alpha: Any) -> Any:
+def replace_alpha(opt_state: OptState, alpha: Any) -> Any:
   """The optimiser state with another α in its powerprop, and all else as is."""
   return trees.replace_states(
     opt_state, PowerState, lambda s: s._replace(alpha=alpha)

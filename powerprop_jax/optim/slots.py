@@ -12,9 +12,12 @@ import jax.numpy as jnp
 import optax
 
 from powerprop_jax.core.masks import Masks
+from powerprop_jax.core.trees import OptState, Tree
 
 
-def check_known(inner: optax.GradientTransformation, inner_state: Any) -> None:
+def check_known(
+  inner: optax.GradientTransformation, inner_state: OptState
+) -> None:
   """Refuses an optimiser whose slots cannot be told apart by weight.
 
   Args:
@@ -39,7 +42,7 @@ def check_known(inner: optax.GradientTransformation, inner_state: Any) -> None:
 
 def renewed(
   inner: optax.GradientTransformation,
-  inner_state: Any,
+  inner_state: OptState,
   fresh: Any,
   changed: Masks,
 ) -> Any:
@@ -58,7 +61,7 @@ def renewed(
     A state like inner_state.
   """
 
-  def choose(slots: Any, changed: Masks) -> Any:
+  def choose(slots: Tree, changed: Masks) -> Any:
     """For each array in a tree like the parameters where to renew it."""
     # What stands for a leaf is mostly an array, but may be a tree, or empty.
     return jax.tree.map(

@@ -18,7 +18,7 @@ import optax
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import trees
 from powerprop_jax.core.masks import Masks
-from powerprop_jax.core.trees import Static
+from powerprop_jax.core.trees import OptState, Params, Static, Tree, Updates
 from powerprop_jax.optim import frozen, slots
 from powerprop_jax.optim import powerprop as powerprop_lib
 from powerprop_jax.optim import regrow as regrow_lib
@@ -136,7 +136,7 @@ def sparsify(
     )
   inner = optax.with_extra_args_support(inner)
 
-  def init(params: Any) -> SparseState:
+  def init(params: Params) -> SparseState:
     phi = params
     inner_state = inner.init(phi)
     _check_outermost(inner_state)
@@ -160,9 +160,9 @@ def sparsify(
     )
 
   def update(
-    updates: Any,
+    updates: Updates,
     state: SparseState,
-    params: Any = None,
+    params: Params = None,
     *,
     repeat_update: bool = False,
     **extra_args: Any,
@@ -186,7 +186,9 @@ def sparsify(
       )
     trained = topology.trainable(masks, memory)
 
-    def propose(grads: Any, phi: Any, start: Any, inner_state: Any) -> Any:
+    def propose(
+      grads: Updates, phi: Params, start: Any, inner_state: OptState
+    ) -> Any:
       if topology.penalise is not None:
         theta = _to_theta(phi, inner_state)
         grads = topology.penalise(grads, theta, masks, memory)
@@ -227,9 +229,9 @@ def _rewire_if(
   inner: optax.GradientTransformation,
   topology: Topology,
   state: SparseState,
-  memory: Any,
-  grads: Any,
-  phi: Any,
+  memory: Tree,
+  grads: Updates,
+  phi: Params,
 ) -> tuple[Masks, Any, Any, Any, dict[str, jax.Array]]:
   """Masks, memory, slots and φ after a rewiring, or as they are.
 
@@ -244,7 +246,7 @@ def _rewire_if(
     powers = regrow_lib.powers_above_one(phi, _power_state(state.inner_state))
   outer = (phi, grads, state.key, state.step, state.initial_scale)
 
-  def body(carry: Any) -> Any:
+  def body(carry: Tree) -> Any:
     # XLA moves what a loop computes from its surroundings out of the loop, even
     # out of one that takes no turn: random numbers at every step.
     carry, (phi, grads, key, step, scale) = jax.lax.optimization_barrier(
@@ -295,7 +297,7 @@ def _rewire(topology: Topology, rewiring: Rewiring) -> tuple[Masks, Any]:
 
 
 def _confined(
-  delta: Any, trained: Masks, phi: Any, start: Any, pins: bool
+  delta: Any, trained: Masks, phi: Params, start: Any, pins: bool
 ) -> Any:
   """The step on φ: assignments, and nothing where nothing is trained.
 
@@ -303,7 +305,7 @@ def _confined(
   exactly. With regrow='keep' they stand still.
   """
 
-  def confine(d: Any, m: Any, p: Any, s: Any) -> Any:
+  def confine(d: Any, m: Any, p: Tree, s: Any) -> Any:
     # Half-precision gradients give half-precision steps, too coarse for -φ.
     d = d if d.dtype.itemsize > p.dtype.itemsize else d.astype(p.dtype)
     outside = (-p).astype(d.dtype) if pins else jnp.zeros_like(d)
@@ -313,7 +315,7 @@ def _confined(
   return jax.tree.map(confine, delta, trained, phi, start)
 
 
-def _masked(tree: Any, masks: Masks) -> Any:
+def _masked(tree: Tree, masks: Masks) -> Any:
   return jax.tree.map(
     lambda x, m: jnp.where(m, x, jnp.zeros_like(x)), tree, masks
   )
@@ -323,21 +325,21 @@ def _full_if_empty(masks: Masks) -> Masks:
   return jax.tree.map(lambda m: m | ~jnp.any(m), masks)
 
 
-def _to_theta(phi: Any, inner_state: Any) -> Any:
+def _to_theta(phi: Params, inner_state: OptState) -> Params:
   power = _power_state(inner_state)
   return phi if power is None else powerprop_lib.to_theta(phi, power)
 
 
-def _to_phi(theta: Any, inner_state: Any) -> Any:
+def _to_phi(theta: Params, inner_state: OptState) -> Params:
   power = _power_state(inner_state)
   return theta if power is None else powerprop_lib.to_phi(theta, power)
 
 
-def _power_state(inner_state: Any) -> PowerState | None:
+def _power_state(inner_state: OptState) -> PowerState | None:
   return next(iter(trees.find_states(inner_state, PowerState)), None)
 
 
-def _check_outermost(inner_state: Any) -> None:
+def _check_outermost(inner_state: OptState) -> None:
   if topology_lib.find_sparse_state(inner_state) is not None:
     raise ValueError(
       'the optimiser inside sparsify holds a topology already. Use one for all '
@@ -361,6 +363,6 @@ def _to_key(data: jax.Array) -> jax.Array:
   return jax.random.wrap_key_data(data, impl=_KEY_KIND)
 
 
-def _all_finite(tree: Any) -> jax.Array:
+def _all_finite(tree: Tree) -> jax.Array:
   finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
   return functools.reduce(jnp.logical_and, finite, jnp.asarray(True))

@@ -13,7 +13,7 @@ import jax
 from powerprop_jax.core import schedules, trees
 from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.schedules import When
-from powerprop_jax.core.trees import Static
+from powerprop_jax.core.trees import OptState, Params, Static, Tree, Updates
 
 # How a connection that did not exist gets its first value; see sparsify.
 Regrow = Literal['zero', 'keep', 'redraw', 'smallest']
@@ -34,17 +34,17 @@ class Rewiring(NamedTuple):
   key: jax.Array
   step: jax.Array
   masks: Masks
-  memory: Any
-  theta: Any
-  grads: Any
+  memory: Tree
+  theta: Params
+  grads: Updates
 
 
-def _remember(memory: Any, grads: Any) -> Any:
+def _remember(memory: Tree, grads: Updates) -> Any:
   del grads
   return memory
 
 
-def _only_existing(masks: Masks, memory: Any) -> Masks:
+def _only_existing(masks: Masks, memory: Tree) -> Masks:
   del memory
   return masks
 
@@ -105,9 +105,9 @@ class SparseState(NamedTuple):
   step: jax.Array
   key: jax.Array
   masks: Masks
-  memory: Any
+  memory: Tree
   initial_scale: Any
-  inner_state: Any
+  inner_state: OptState
   regrow: Static
 
   @property
@@ -116,7 +116,7 @@ class SparseState(NamedTuple):
     return bool(self.regrow.value != 'keep')
 
 
-def find_sparse_state(opt_state: Any) -> SparseState | None:
+def find_sparse_state(opt_state: OptState) -> SparseState | None:
   """The state of sparsify within an optimiser state, if there is one.
 
   Args:

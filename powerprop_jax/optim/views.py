@@ -15,14 +15,14 @@ import optax
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import trees
 from powerprop_jax.core.masks import Masks
-from powerprop_jax.core.trees import Static
+from powerprop_jax.core.trees import OptState, Params, Static, Tree
 from powerprop_jax.optim import nesting, regrow, remap
 from powerprop_jax.optim import powerprop as powerprop_lib
 from powerprop_jax.optim.remap import Hold
 from powerprop_jax.optim.topology import SparseState
 
 
-def init(tx: optax.GradientTransformation, theta: Any) -> tuple[Any, Any]:
+def init(tx: optax.GradientTransformation, theta: Params) -> tuple[Any, Any]:
   """Latent parameters and optimiser state for freshly initialised weights.
 
   Args:
@@ -74,7 +74,7 @@ def init(tx: optax.GradientTransformation, theta: Any) -> tuple[Any, Any]:
   return phi, opt_state
 
 
-def _check_arguments(tx: Any, theta: Any) -> None:
+def _check_arguments(tx: Any, theta: Params) -> None:
   is_tx = lambda value: hasattr(value, 'init') and hasattr(value, 'update')
   if not is_tx(tx):
     swapped = ' The arguments are swapped.' if is_tx(theta) else ''
@@ -91,7 +91,9 @@ def _check_arguments(tx: Any, theta: Any) -> None:
       )
 
 
-def effective_params(phi: Any, opt_state: Any, *, pinned: bool = False) -> Any:
+def effective_params(
+  phi: Params, opt_state: OptState, *, pinned: bool = False
+) -> Params:
   """What the network should see: θ = ψ(φ)⊙M, α and M read from the state.
 
   Args:
@@ -119,7 +121,7 @@ def effective_params(phi: Any, opt_state: Any, *, pinned: bool = False) -> Any:
   return masks_lib.apply_masks(theta, sparse.masks)
 
 
-def current_masks(phi: Any, opt_state: Any) -> Masks:
+def current_masks(phi: Params, opt_state: OptState) -> Masks:
   """The connections that exist: the masks of sparsify, read from the state.
 
   Args:
@@ -139,7 +141,7 @@ def current_masks(phi: Any, opt_state: Any) -> Masks:
   return masks_lib.full_masks(phi) if sparse is None else sparse.masks
 
 
-def with_masks(opt_state: Any, masks: Masks) -> Any:
+def with_masks(opt_state: OptState, masks: Masks) -> Tree:
   """The optimiser state with other connections, e.g. after pruning once more.
 
   The slots of weights that were not trained before are whatever the optimiser
@@ -204,7 +206,7 @@ def _check_none_added(old: Masks, new: Masks, powers: dict[str, Any]) -> None:
       )
 
 
-def latent_params(theta: Any, opt_state: Any) -> Any:
+def latent_params(theta: Params, opt_state: OptState) -> Params:
   """The φ that the state's ψ maps to theta, e.g. to load or rewind weights.
 
   Args:
@@ -225,7 +227,7 @@ def latent_params(theta: Any, opt_state: Any) -> Any:
 
 
 def with_alpha(
-  phi: Any, opt_state: Any, alpha: Any, *, hold: Hold = 'theta'
+  phi: Params, opt_state: OptState, alpha: Any, *, hold: Hold = 'theta'
 ) -> tuple[Any, Any]:
   """Changes α, by default without changing θ.
 
@@ -281,7 +283,7 @@ def with_alpha(
   return phi, remap.replace_alpha(opt_state, stored)
 
 
-def is_alpha_static(opt_state: Any) -> bool:
+def is_alpha_static(opt_state: OptState) -> bool:
   """Whether α is part of the program: a Python number, or no powerprop at all.
 
   Args:
@@ -299,7 +301,7 @@ def is_alpha_static(opt_state: Any) -> bool:
   return power is None or not jax.tree.leaves(power.alpha)
 
 
-def _same_kind(new: Any, old: Any) -> Any:
+def _same_kind(new: Tree, old: Tree) -> Any:
   """The new α stored like the old one: arrays where it had arrays."""
   is_static = lambda node: isinstance(node, Static)
   structure = lambda tree: str(

@@ -22,7 +22,7 @@ from powerprop_jax.core import ranking, scores, trees
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.distributions import Overrides
 from powerprop_jax.core.masks import Masks
-from powerprop_jax.core.trees import Select
+from powerprop_jax.core.trees import Params, Select, Tree
 from powerprop_jax.prune import one_shot
 
 Sparsity = float | Mapping[str, float]
@@ -47,7 +47,7 @@ class Rewind(NamedTuple):
   """
 
   step: int
-  theta: Any = None
+  theta: Params = None
 
 
 class Cycle(NamedTuple):
@@ -61,12 +61,12 @@ class Cycle(NamedTuple):
 
   sparsity: Sparsity
   masks: Masks
-  theta: Any
+  theta: Params
 
 
 def iterative_pruning(
   train: Train,
-  theta: Any,
+  theta: Params,
   sparsities: Sequence[Sparsity],
   rewind: Rewind,
   *,
@@ -161,7 +161,7 @@ def iterative_pruning(
   _check_order(sparsities, counts, existing, theta, select)
 
   @jax.jit
-  def rank(scores: Any, existing: Masks, counts: dict[str, Any]) -> Masks:
+  def rank(scores: Tree, existing: Masks, counts: dict[str, Any]) -> Masks:
     kept = ranking.masks_from_counts(
       scores, counts, among=existing, select=select
     )
@@ -229,7 +229,7 @@ def geometric_sparsities(
   return sparsities
 
 
-def _check_rewind(rewind: Rewind, theta: Any) -> None:
+def _check_rewind(rewind: Rewind, theta: Params) -> None:
   if not isinstance(rewind.step, int | np.integer):
     raise TypeError(
       f'rewind.step must be an integer, got {rewind.step!r}. It is the number '
@@ -243,7 +243,7 @@ def _check_rewind(rewind: Rewind, theta: Any) -> None:
   one_shot.check_finite(theta, 'theta')
 
 
-def _check_masks(masks: Masks, theta: Any) -> None:
+def _check_masks(masks: Masks, theta: Params) -> None:
   masks_lib.check_same_shapes(masks, theta, 'masks', 'theta')
   for leaf in trees.named_leaves(masks):
     if jnp.result_type(leaf.value) != jnp.bool_:
@@ -257,7 +257,7 @@ def _check_order(
   sparsities: Sequence[Sparsity],
   counts: Sequence[Mapping[str, int]],
   existing: Masks,
-  theta: Any,
+  theta: Params,
   select: Select,
 ) -> None:
   """Refuses sparsities to which masks cannot be nested."""
@@ -297,7 +297,7 @@ def _check_order(
 
 
 def _check_no_leaf_is_empty(
-  kept: Masks, theta: Any, select: Select, sparsity: Sparsity
+  kept: Masks, theta: Params, select: Select, sparsity: Sparsity
 ) -> None:
   names = select_lib.selected_names(select, theta)
   for leaf in trees.named_leaves(kept):

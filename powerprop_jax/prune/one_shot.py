@@ -20,13 +20,13 @@ from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.distributions import Overrides
 from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.ranking import SHARED, masks_from_counts
-from powerprop_jax.core.trees import Select
+from powerprop_jax.core.trees import Params, Select
 
 _SCOPES = ('layer', 'global')
 
 
 def prune(
-  theta: Any,
+  theta: Params,
   sparsity: float | Mapping[str, float],
   *,
   score: Callable[[Any], Any] = scores.magnitude,
@@ -84,7 +84,7 @@ def prune(
   return masks_from_counts(score(theta), counts, select=select)
 
 
-def check_finite(theta: Any, what: str) -> None:
+def check_finite(theta: Params, what: str) -> None:
   """Refuses weights that are not finite, where they can be looked at.
 
   Args:
@@ -105,7 +105,7 @@ def check_finite(theta: Any, what: str) -> None:
 
 def sweep(
   evaluate: Callable[[Any], Any],
-  theta: Any,
+  theta: Params,
   sparsities: Sequence[float | Mapping[str, float]],
   *,
   score: Callable[[Any], Any] = scores.magnitude,
@@ -180,7 +180,7 @@ def sweep(
 
 
 def kept_counts(
-  theta: Any,
+  theta: Params,
   sparsity: float | Mapping[str, float],
   *,
   scope: str = 'layer',

@@ -13,9 +13,10 @@ import numpy as np
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core import topk, trees
-from powerprop_jax.core.trees import Select
+from powerprop_jax.core.trees import Params, Select, Tree
+from powerprop_jax.files.tables import Row
 
-Record = dict[str, Any]
+Record = Row
 Range = tuple[float, float]
 
 # The name under which the selected leaves together are reported.
@@ -40,7 +41,7 @@ class Histogram(NamedTuple):
 
 
 def weight_histogram(
-  theta: Any,
+  theta: Params,
   *,
   bins: int = 101,
   range: Range | Mapping[str, Range] | None = None,
@@ -158,7 +159,7 @@ def common_range(
 
 
 def fraction_near_zero(
-  theta: Any,
+  theta: Params,
   epsilons: float | Sequence[float] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
   *,
   select: Select = select_lib.is_weight,
@@ -314,7 +315,7 @@ def _check_same(
     )
 
 
-def _selected(tree: Any, select: Select) -> Iterator[tuple[str, np.ndarray]]:
+def _selected(tree: Tree, select: Select) -> Iterator[tuple[str, np.ndarray]]:
   """Name and value, on the host and at least in float32, of chosen leaves."""
   chosen = set(select_lib.selected_names(select, tree))
   for leaf in trees.named_leaves(tree):

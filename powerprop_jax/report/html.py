@@ -13,6 +13,7 @@ import pathlib
 from typing import Any
 
 from powerprop_jax.files import tables, whole
+from powerprop_jax.files.tables import Row
 
 # Longer tables are folded away behind their caption.
 _MAX_OPEN_ROWS = 40
@@ -133,14 +134,14 @@ def render(
   return _PAGE.format(title=_text(title), style=_STYLE, body='\n'.join(parts))
 
 
-def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+def flatten(config: Mapping[str, Any], prefix: str = '') -> Row:
   """Nested settings as one level, names joined by dots.
 
   Example:
     >>> flatten({'alpha': 2.0, 'data': {'name': 'digits'}})
     {'alpha': 2.0, 'data.name': 'digits'}
   """
-  flat: dict[str, Any] = {}
+  flat: Row = {}
   for name, value in config.items():
     if isinstance(value, Mapping):
       flat.update(flatten(value, f'{prefix}{name}.'))

@@ -10,6 +10,8 @@ import math
 import numbers
 from typing import Any
 
+from powerprop_jax.files.tables import Row
+
 Record = Mapping[str, Any]
 
 
@@ -19,7 +21,7 @@ def pivot(
   rows: str = 'sparsity',
   columns: str = 'alpha',
   value: str = 'accuracy',
-) -> list[dict[str, Any]]:
+) -> list[Row]:
   """Means of flat records, one field down and another across.
 
   Args:
@@ -47,9 +49,9 @@ def pivot(
     if all(record.get(field) is not None for field in (rows, columns, value)):
       cell = cells.setdefault((record[rows], record[columns]), [])
       cell.append(record[value])
-  table: list[dict[str, Any]] = []
+  table: list[Row] = []
   for down in sorted({key[0] for key in cells}):
-    row: dict[str, Any] = {rows: down}
+    row: Row = {rows: down}
     for across in sorted({key[1] for key in cells}):
       values = cells.get((down, across))
       row[f'{columns} {_heading(across)}'] = (

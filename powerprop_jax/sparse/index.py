@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from powerprop_jax.core.trees import Tree
 from powerprop_jax.sparse import native
 
 
@@ -41,7 +42,7 @@ class Index(NamedTuple):
     return self.in_offsets.size - 1, self.offsets.size - 1
 
 
-def from_positions(positions: Any, shape: tuple[int, int]) -> Index:
+def from_positions(positions: Tree, shape: tuple[int, int]) -> Index:
   """The index of connections that are known when the program is written.
 
   Args:

@@ -17,6 +17,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
+from powerprop_jax.core.trees import Tree
 from powerprop_jax.sparse import index as sparse_index
 from powerprop_jax.sparse import linear
 from powerprop_jax.sparse.index import Index
@@ -125,7 +126,7 @@ def get_weight(
   return Condensed(values, positions, shape, index)
 
 
-def gather(weight: jax.Array, positions: Any) -> jax.Array:
+def gather(weight: jax.Array, positions: Tree) -> jax.Array:
   """The entries of a dense weight at the positions of a Support."""
   return jnp.ravel(jnp.moveaxis(weight, -1, 0))[positions]
 

@@ -29,6 +29,8 @@ import numpy as np
 import optax
 
 from powerprop_jax.core import schedules, trees
+from powerprop_jax.core.trees import Tree
+from powerprop_jax.files.tables import Row
 from powerprop_jax.nets import condensed as layers
 from powerprop_jax.nets.condensed import MakeNet
 from powerprop_jax.optim import sparsify as sparsify_lib
@@ -248,7 +250,7 @@ def _converted(
   state: TrainState,
   layout: Layout,
   convert: Callable[[str, jax.Array], jax.Array],
-  net_state: Any,
+  net_state: Tree,
 ) -> TrainState:
   """convert(path, leaf) on φ, masks and slots of the leaves of the layout."""
   shapes = {
@@ -259,7 +261,7 @@ def _converted(
     path = trees.join_name(module, name)
     return convert(path, leaf) if path in layout.shapes else leaf
 
-  def slots(part: Any) -> Any:
+  def slots(part: Any) -> Tree:
     """The same on what the optimiser holds for the parameters."""
     kind: Any = jax.tree.structure(state.phi)
 
@@ -343,8 +345,8 @@ def _renamed(
 ) -> hk.TransformedWithState:
   """The network, with parameters as a condensed state has them."""
 
-  def apply(theta: hk.Params, *args: Any, **kwargs: Any) -> Any:
-    renamed: dict[str, dict[str, Any]] = {}
+  def apply(theta: hk.Params, *args: Any, **kwargs: Any) -> Tree:
+    renamed: dict[str, Row] = {}
     for module, name, value in trees.named_leaves(theta):
       if trees.join_name(module, name) in layout.shapes:
         name, value = 'values', value[0]

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from powerprop_jax.core.trees import Tree
 from powerprop_jax.train.checkpoints import checkpoint
 from powerprop_jax.train.runs import checks, divergence, metrics
 from powerprop_jax.train.runs.folder import RunFolder
@@ -39,7 +40,7 @@ class LoopConfig:
 
 
 def fit(
-  state: Any,
+  state: Tree,
   *,
   advance: Callable[[Any, np.ndarray], tuple[Any, Any]],
   evaluate: Callable[[Any], Any],

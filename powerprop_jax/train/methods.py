@@ -15,7 +15,7 @@ import optax
 
 from powerprop_jax.core import distributions
 from powerprop_jax.core import select as select_lib
-from powerprop_jax.core.trees import Select
+from powerprop_jax.core.trees import Params, Select
 from powerprop_jax.optim import aliases
 from powerprop_jax.optim.aliases.structures import Structure
 from powerprop_jax.optim.topologies.neuron_ablation import Ablation
@@ -29,7 +29,7 @@ METHODS = get_args(Method)
 
 
 def uniform_dense_stem(
-  theta: Any, sparsity: float, *, select: Select = select_lib.is_weight
+  theta: Params, sparsity: float, *, select: Select = select_lib.is_weight
 ) -> dict[str, float]:
   """The same sparsity for every leaf but the first convolution, left dense.
 

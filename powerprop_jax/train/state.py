@@ -1,12 +1,13 @@
 """The state of a training run: everything that a checkpoint must hold."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import haiku as hk
 import jax
 import jax.numpy as jnp
 import optax
 
+from powerprop_jax.core.trees import OptState
 from powerprop_jax.optim import views
 from powerprop_jax.train.runs.errors import UserError
 
@@ -26,7 +27,7 @@ class TrainState(NamedTuple):
   step: jax.Array
   phi: hk.Params
   net_state: hk.State
-  opt_state: Any
+  opt_state: OptState
   key: jax.Array
 
   @property

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from powerprop_jax.files.tables import Row
 from powerprop_jax.optim import topology, views
 from powerprop_jax.optim.sparsify import Sparsified
 from powerprop_jax.train.data import splits
@@ -262,7 +263,7 @@ def _update(
   *,
   repeat_update: bool = False,
 ) -> TrainState:
-  extra_args: dict[str, Any] = {}
+  extra_args: Row = {}
   is_sparse = topology.find_sparse_state(state.opt_state) is not None
   if repeat_update and is_sparse:
     # It must rewire once, and so repeats what is inside by itself.

@@ -15,7 +15,8 @@ import optax
 
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core import trees
-from powerprop_jax.core.trees import Select
+from powerprop_jax.core.trees import Select, Tree
+from powerprop_jax.files.tables import Row
 from powerprop_jax.prune import one_shot
 from powerprop_jax.train import ensemble as lanes_lib
 from powerprop_jax.train import loop
@@ -78,7 +79,7 @@ def train(
 
 
 def fit(
-  state: Any,
+  state: Tree,
   advance: Callable[[Any, Arrays, jax.Array], tuple[Any, Any]],
   evaluate: Callable[[Any, Arrays], Any],
   lanes: Lanes,
@@ -160,7 +161,7 @@ def prune(
   scope: str = 'layer',
   overrides: Callable[[float], Mapping[str, float]] | None = None,
   select: Select = select_lib.is_weight,
-) -> list[dict[str, Any]]:
+) -> list[Row]:
   """Accuracy of every lane after one-shot pruning at every sparsity.
 
   Args:
@@ -293,7 +294,7 @@ def _density(
 
 def score_records(
   lanes: Lanes, train_metrics: Any, validation_metrics: Any
-) -> list[dict[str, Any]]:
+) -> list[Row]:
   """One flat record per lane of what a look at the run found.
 
   Args:

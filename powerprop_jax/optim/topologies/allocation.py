@@ -5,8 +5,6 @@ What they say is a fraction, and a layer can be full: this makes integers of it
 whose total is exact, so that no connection is lost or gained, and grows them.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -14,7 +12,7 @@ from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import ranking, trees
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.masks import Masks
-from powerprop_jax.core.trees import Select
+from powerprop_jax.core.trees import Select, Tree
 from powerprop_jax.optim.topologies import layers
 
 # Remainders are compared to this resolution, so that those which are equal stay
@@ -120,7 +118,7 @@ def counts_and_sizes(
 
 
 def grow(
-  survivors: Masks, scores: Any, counts: jax.Array, select: Select
+  survivors: Masks, scores: Tree, counts: jax.Array, select: Select
 ) -> Masks:
   """Adds connections, so many in each selected leaf, highest scores first.
 

@@ -20,7 +20,7 @@ from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.schedules import Schedule, When
-from powerprop_jax.core.trees import Select
+from powerprop_jax.core.trees import Params, Select, Tree
 from powerprop_jax.optim.topologies import drop_grow as drop_grow_lib
 from powerprop_jax.optim.topologies import fan_in, layers, neuron_ablation
 from powerprop_jax.optim.topologies import gradual as gradual_lib
@@ -52,7 +52,7 @@ def at_random(
   """
   _check(sparsity)
 
-  def init(key: jax.Array, theta: Any) -> tuple[Masks, Any]:
+  def init(key: jax.Array, theta: Params) -> tuple[Masks, Any]:
     kept = fan_in.fan_ins(theta, sparsity, distribution, select)
     return fan_in.random_masks(key, theta, kept, select), ()
 
@@ -113,7 +113,7 @@ def drop_grow(
   schedule = layers.as_schedule(drop_fraction)
   counts_growth = growth is not drop_grow_lib.at_random
 
-  def init(key: jax.Array, theta: Any) -> tuple[Masks, Any]:
+  def init(key: jax.Array, theta: Params) -> tuple[Masks, Any]:
     kept = fan_in.fan_ins(theta, sparsity, distribution, select)
     return fan_in.random_masks(key, theta, kept, select), ()
 
@@ -122,7 +122,7 @@ def drop_grow(
     kept = fan_in.fan_ins(rewiring.theta, sparsity, distribution, select)
 
     def visit(
-      module_name: str, name: str, theta: Any, mask: Any, grow: Any
+      module_name: str, name: str, theta: Params, mask: Tree, grow: Any
     ) -> jax.Array:
       if not select(module_name, name, theta):
         return mask
@@ -184,10 +184,10 @@ def gradual(
   """
   _check(sparsity)
 
-  def kept(theta: Any) -> dict[str, int]:
+  def kept(theta: Params) -> dict[str, int]:
     return fan_in.fan_ins(theta, sparsity, distribution, select)
 
-  def init(key: jax.Array, theta: Any) -> tuple[Masks, Any]:
+  def init(key: jax.Array, theta: Params) -> tuple[Masks, Any]:
     del key
     if not jax.tree.leaves(theta):
       return theta, ()

@@ -14,7 +14,7 @@ from powerprop_jax.core import distributions, scores, trees
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.schedules import Schedule, When
-from powerprop_jax.core.trees import Select
+from powerprop_jax.core.trees import Params, Select, Tree
 from powerprop_jax.optim.topologies import (
   allocation,
   constant_fan_in,
@@ -81,7 +81,7 @@ def snfs(
   is_adaptive = second_moment is not None
   schedule = layers.as_schedule(drop_fraction)
 
-  def init(key: jax.Array, theta: Any) -> tuple[Masks, SparseMomentum]:
+  def init(key: jax.Array, theta: Params) -> tuple[Masks, SparseMomentum]:
     kept = fan_in.fan_ins(theta, sparsity, distribution, select)
     _, memory = base.init(key, theta)
     return fan_in.random_masks(key, theta, kept, select), memory
@@ -105,7 +105,7 @@ def snfs(
     plans = dict(zip(names, zip(dropped, inputs, strict=True), strict=True))
 
     def visit(
-      module_name: str, name: str, theta: Any, mask: Any, grow: Any
+      module_name: str, name: str, theta: Params, mask: Tree, grow: Any
     ) -> jax.Array:
       if not select(module_name, name, theta):
         return mask
@@ -177,6 +177,6 @@ def whole_fan_ins(counts: jax.Array, neurons: jax.Array) -> jax.Array:
   return found
 
 
-def _num_neurons(theta: Any, names: tuple[str, ...]) -> list[int]:
+def _num_neurons(theta: Params, names: tuple[str, ...]) -> list[int]:
   shapes = {leaf.path: leaf.value.shape for leaf in trees.named_leaves(theta)}
   return [shapes[name][-1] for name in names]

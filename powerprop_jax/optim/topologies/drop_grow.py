@@ -16,7 +16,7 @@ from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.schedules import Schedule, When
-from powerprop_jax.core.trees import Select
+from powerprop_jax.core.trees import Params, Select, Tree
 from powerprop_jax.optim.topologies import layers
 from powerprop_jax.optim.topologies.layers import Distribution
 from powerprop_jax.optim.topology import Rewiring, Topology
@@ -30,7 +30,7 @@ def at_random(rewiring: Rewiring) -> Any:
   return scores.random(rewiring.key, rewiring.theta)
 
 
-def by_gradient(rewiring: Rewiring) -> Any:
+def by_gradient(rewiring: Rewiring) -> Tree:
   """|∂L/∂Θ| of the dense weights: RigL grows where the loss falls fastest."""
   return scores.gradient(rewiring.grads)
 
@@ -81,7 +81,7 @@ def drop_grow(
   layers.check_fraction(drop_fraction, 'drop_fraction')
   schedule = layers.as_schedule(drop_fraction)
 
-  def init(key: jax.Array, theta: Any) -> tuple[Masks, Any]:
+  def init(key: jax.Array, theta: Params) -> tuple[Masks, Any]:
     counts = layers.kept_counts(theta, sparsity, distribution, select)
     return layers.random_masks(key, theta, counts, select), ()
 

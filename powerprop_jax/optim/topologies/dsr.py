@@ -7,7 +7,6 @@ it dropped.
 
 from collections.abc import Mapping
 import operator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,7 @@ from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.schedules import When
-from powerprop_jax.core.trees import Select
+from powerprop_jax.core.trees import Params, Select
 from powerprop_jax.optim.topologies import allocation, layers
 from powerprop_jax.optim.topologies.layers import Distribution
 from powerprop_jax.optim.topology import Rewiring, Topology
@@ -83,7 +82,7 @@ def dsr(
       f'threshold must be in [{_LOWEST}, {_HIGHEST}], got {threshold}.'
     )
 
-  def init(key: jax.Array, theta: Any) -> tuple[Masks, jax.Array]:
+  def init(key: jax.Array, theta: Params) -> tuple[Masks, jax.Array]:
     counts = layers.kept_counts(theta, sparsity, distribution, select)
     spare = sum(counts.values()) - len(counts)
     if counts and spare < num_dropped:

@@ -16,7 +16,7 @@ from powerprop_jax.core import distributions, scores, topk, topk_columns, trees
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.masks import Masks
-from powerprop_jax.core.trees import Select
+from powerprop_jax.core.trees import Params, Select
 from powerprop_jax.optim.topologies import layers
 from powerprop_jax.optim.topologies.layers import Distribution
 
@@ -25,7 +25,7 @@ _PARTS = 2**20
 
 
 def fan_ins(
-  theta: Any,
+  theta: Params,
   sparsity: float | Mapping[str, float],
   distribution: Distribution = distributions.erk,
   select: Select = select_lib.is_weight,
@@ -74,7 +74,7 @@ def fan_ins(
 
 def random_masks(
   key: jax.Array,
-  theta: Any,
+  theta: Params,
   fan_ins: Mapping[str, int],
   select: Select = select_lib.is_weight,
 ) -> Masks:

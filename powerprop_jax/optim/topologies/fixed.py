@@ -10,7 +10,7 @@ from powerprop_jax.core import distributions
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.masks import Masks
-from powerprop_jax.core.trees import Select
+from powerprop_jax.core.trees import Params, Select
 from powerprop_jax.optim.topologies import layers
 from powerprop_jax.optim.topologies.layers import Distribution
 from powerprop_jax.optim.topology import Topology
@@ -43,7 +43,7 @@ def given(masks: Masks) -> Topology:
         'masks != 0 if they are numbers.'
       )
 
-  def init(key: jax.Array, theta: Any) -> tuple[Masks, Any]:
+  def init(key: jax.Array, theta: Params) -> tuple[Masks, Any]:
     del key
     if not jax.tree.leaves(theta):
       return theta, ()
@@ -82,7 +82,7 @@ def at_random(
   if not isinstance(sparsity, Mapping):
     masks_lib.check_sparsity(sparsity)
 
-  def init(key: jax.Array, theta: Any) -> tuple[Masks, Any]:
+  def init(key: jax.Array, theta: Params) -> tuple[Masks, Any]:
     counts = layers.kept_counts(theta, sparsity, distribution, select)
     return layers.random_masks(key, theta, counts, select), ()
 

@@ -15,7 +15,7 @@ from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.schedules import When
-from powerprop_jax.core.trees import Select
+from powerprop_jax.core.trees import Params, Select
 from powerprop_jax.optim.topologies import layers
 from powerprop_jax.optim.topologies.layers import Distribution
 from powerprop_jax.optim.topology import Rewiring, Topology
@@ -77,7 +77,7 @@ def gradual(
   else:
     masks_lib.check_sparsity(sparsity)
 
-  def kept(theta: Any) -> dict[str, int]:
+  def kept(theta: Params) -> dict[str, int]:
     if isinstance(sparsity, Mapping) or scope == 'layer':
       return layers.kept_counts(theta, sparsity, distribution, select)
     sizes = _sizes(theta, select)
@@ -89,7 +89,7 @@ def gradual(
       )
     return {ranking.SHARED: count}
 
-  def init(key: jax.Array, theta: Any) -> tuple[Masks, Any]:
+  def init(key: jax.Array, theta: Params) -> tuple[Masks, Any]:
     del key
     if not jax.tree.leaves(theta):
       return theta, ()
@@ -119,7 +119,7 @@ def gradual(
   return Topology(init, rewire, when, needs_grads=False, regrow='zero')
 
 
-def _sizes(theta: Any, select: Select) -> dict[str, int]:
+def _sizes(theta: Params, select: Select) -> dict[str, int]:
   leaves = trees.named_leaves(theta)
   return {leaf.path: leaf.value.size for leaf in leaves if select(*leaf)}
 

@@ -15,20 +15,20 @@ from powerprop_jax.core import distributions, masks, ranking, scores, trees
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.schedules import Schedule
-from powerprop_jax.core.trees import Select
+from powerprop_jax.core.trees import Params, Select, Tree
 
 
 class Distribution(Protocol):
   """Shares a sparsity out between layers, as uniform, er and erk do."""
 
   def __call__(
-    self, theta: Any, sparsity: float, *, select: Select
+    self, theta: Params, sparsity: float, *, select: Select
   ) -> Mapping[str, float]:
     """{'module/name': sparsity} of every selected leaf."""
 
 
 def kept_counts(
-  theta: Any,
+  theta: Params,
   sparsity: float | Mapping[str, float],
   distribution: Distribution = distributions.erk,
   select: Select = select_lib.is_weight,
@@ -76,7 +76,7 @@ distribution), or leave it out of select.
 
 
 def leaf_sparsities(
-  theta: Any,
+  theta: Params,
   sparsity: float | Mapping[str, float],
   distribution: Distribution = distributions.erk,
   select: Select = select_lib.is_weight,
@@ -124,7 +124,7 @@ def leaf_sparsities(
 
 def random_masks(
   key: jax.Array,
-  theta: Any,
+  theta: Params,
   counts: Mapping[str, int],
   select: Select = select_lib.is_weight,
 ) -> Masks:
@@ -154,7 +154,7 @@ def random_masks(
 def map_masks(
   fn: Callable[..., jax.Array],
   select: Select,
-  theta: Any,
+  theta: Params,
   masks: Masks,
   *rest: Any,
 ) -> Masks:
@@ -172,7 +172,7 @@ def map_masks(
   """
 
   def visit(
-    module_name: str, name: str, t: Any, mask: Any, *values: Any
+    module_name: str, name: str, t: Any, mask: Tree, *values: Any
   ) -> Any:
     return fn(mask, t, *values) if select(module_name, name, t) else mask
 

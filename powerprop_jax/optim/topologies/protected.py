@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import trees
 from powerprop_jax.core.masks import Masks
+from powerprop_jax.core.trees import OptState, Params
 from powerprop_jax.optim import topology as topology_lib
 from powerprop_jax.optim.topology import SparseState, Topology
 
@@ -62,7 +63,7 @@ def protected() -> Topology:
     weight decay.
   """
 
-  def init(key: jax.Array, theta: Any) -> tuple[Masks, Protection]:
+  def init(key: jax.Array, theta: Params) -> tuple[Masks, Protection]:
     del key
     full = masks_lib.full_masks
     # Twice, for a state that holds an array twice cannot be donated.
@@ -75,7 +76,10 @@ def protected() -> Topology:
 
 
 def with_protection(
-  opt_state: Any, *, masks: Masks | None = None, trainable: Masks | None = None
+  opt_state: OptState,
+  *,
+  masks: Masks | None = None,
+  trainable: Masks | None = None,
 ) -> Any:
   """The optimiser state with another forward set, backward set, or both.
 

@@ -19,7 +19,7 @@ from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.schedules import Schedule, When
-from powerprop_jax.core.trees import Select
+from powerprop_jax.core.trees import Params, Select, Tree, Updates
 from powerprop_jax.optim.topologies import allocation, drop_grow, layers
 from powerprop_jax.optim.topologies.layers import Distribution
 from powerprop_jax.optim.topology import Rewiring, Topology
@@ -128,7 +128,7 @@ def snfs(
   schedule = layers.as_schedule(drop_fraction)
   is_adaptive = second_moment is not None
 
-  def init(key: jax.Array, theta: Any) -> tuple[Masks, SparseMomentum]:
+  def init(key: jax.Array, theta: Params) -> tuple[Masks, SparseMomentum]:
     counts = layers.kept_counts(theta, sparsity, distribution, select)
     zeros = lambda: optax.tree.zeros_like(theta, dtype=jnp.float32)
     return layers.random_masks(key, theta, counts, select), SparseMomentum(
@@ -139,7 +139,7 @@ def snfs(
       num_rewirings=jnp.zeros([], jnp.int32),
     )
 
-  def observe(memory: SparseMomentum, grads: Any) -> SparseMomentum:
+  def observe(memory: SparseMomentum, grads: Updates) -> SparseMomentum:
     sums = _decayed(memory.momentum, grads, momentum, lambda g: g, select)
     if second_moment is None:
       return memory._replace(momentum=sums)
@@ -290,7 +290,7 @@ def corrected(memory: SparseMomentum, missing: jax.Array) -> SparseMomentum:
 
 
 def _decayed(
-  memory: Any, grads: Any, decay: float, term: Any, select: Select
+  memory: Tree, grads: Updates, decay: float, term: Any, select: Select
 ) -> Any:
   """decay · memory + term(grads), where that is finite; else without grads."""
 

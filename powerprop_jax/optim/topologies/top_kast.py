@@ -15,7 +15,7 @@ from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.schedules import When
-from powerprop_jax.core.trees import Select
+from powerprop_jax.core.trees import Params, Select, Updates
 from powerprop_jax.optim.topologies import layers
 from powerprop_jax.optim.topologies.layers import Distribution
 from powerprop_jax.optim.topology import Topology
@@ -77,7 +77,7 @@ def top_kast(
   if norm not in _NORMS:
     raise ValueError(f"norm must be 'l1' or 'l2', got {norm!r}.")
 
-  def counts(theta: Any) -> tuple[dict[str, int], dict[str, int]]:
+  def counts(theta: Params) -> tuple[dict[str, int], dict[str, int]]:
     forward = layers.kept_counts(theta, forward_sparsity, distribution, select)
     backward = layers.kept_counts(
       theta, backward_sparsity, distribution, select
@@ -90,7 +90,7 @@ def top_kast(
         )
     return forward, backward
 
-  def choose(theta: Any) -> tuple[Masks, Masks]:
+  def choose(theta: Params) -> tuple[Masks, Masks]:
     forward, backward = counts(theta)
     if not forward:
       return theta, theta
@@ -99,7 +99,9 @@ def top_kast(
     b = ranking.masks_from_counts(ranked, backward, select=select)
     return a, masks_lib.difference(b, a)
 
-  def penalise(grads: Any, theta: Any, masks: Masks, extra: Masks) -> Any:
+  def penalise(
+    grads: Updates, theta: Params, masks: Masks, extra: Masks
+  ) -> Any:
     forward, _ = counts(theta)
     slope = jnp.sign if norm == 'l1' else lambda t: t
 

@@ -1,7 +1,6 @@
 """Masks from scores over a whole network, and what can be wrong with them."""
 
 from collections.abc import Mapping
-from typing import Any
 import warnings
 
 import jax
@@ -11,7 +10,7 @@ from powerprop_jax.core import distributions, ranking, trees
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.distributions import Overrides
 from powerprop_jax.core.masks import Masks
-from powerprop_jax.core.trees import Select
+from powerprop_jax.core.trees import Params, Select, Tree
 from powerprop_jax.prune import one_shot
 
 
@@ -25,7 +24,7 @@ class LayerCollapseWarning(UserWarning):
 
 
 def masks_from_scores(
-  scores: Any,
+  scores: Tree,
   sparsity: float | Mapping[str, float],
   *,
   scope: str = 'global',
@@ -69,7 +68,7 @@ def masks_from_scores(
 
 
 def final_counts(
-  theta: Any,
+  theta: Params,
   sparsity: float | Mapping[str, float],
   scope: str,
   select: Select,
@@ -106,7 +105,7 @@ def final_counts(
 
 
 def warn_of_collapse(
-  masks: Masks, select: Select, theta: Any, *, stacklevel: int = 3
+  masks: Masks, select: Select, theta: Params, *, stacklevel: int = 3
 ) -> None:
   """Warns of selected leaves whose masks are all False, unless traced."""
   if is_traced(masks):
@@ -127,7 +126,7 @@ def warn_of_collapse(
     )
 
 
-def check_scores(scores: Any, method: str, select: Select) -> None:
+def check_scores(scores: Tree, method: str, select: Select) -> None:
   """Refuses scores of selected leaves that rank nothing, unless traced."""
   _check_finite(scores, f'the scores of {method}', select)
   if is_zero(_selected(scores, select)):
@@ -140,7 +139,7 @@ def check_scores(scores: Any, method: str, select: Select) -> None:
     )
 
 
-def _check_finite(scores: Any, what: str, select: Select) -> None:
+def _check_finite(scores: Tree, what: str, select: Select) -> None:
   for path, value in _selected(scores, select).items():
     if not is_traced(value) and not jnp.all(jnp.isfinite(value)):
       raise ValueError(
@@ -149,18 +148,18 @@ def _check_finite(scores: Any, what: str, select: Select) -> None:
       )
 
 
-def _selected(tree: Any, select: Select) -> dict[str, jax.Array]:
+def _selected(tree: Tree, select: Select) -> dict[str, jax.Array]:
   names = select_lib.selected_names(select, tree)
   leaves = {leaf.path: leaf.value for leaf in trees.named_leaves(tree)}
   return {name: leaves[name] for name in names}
 
 
-def is_zero(tree: Any) -> bool:
+def is_zero(tree: Tree) -> bool:
   """Whether a tree is certainly zero everywhere; never if it is traced."""
   leaves = jax.tree.leaves(tree)
   return not is_traced(tree) and not any(bool(jnp.any(x)) for x in leaves)
 
 
-def is_traced(tree: Any) -> bool:
+def is_traced(tree: Tree) -> bool:
   """Whether the values of a tree are not known, as inside jit."""
   return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from powerprop_jax.core.trees import Params, Tree
+
 Batch: TypeAlias = tuple[Any, ...]
 Batches: TypeAlias = Iterable[Batch]
 # (theta, *batch) -> scalar, the mean over the examples of the batch.
@@ -57,7 +59,7 @@ def classification_loss(
   if not temperature > 0:
     raise ValueError(f'temperature must be above 0, got {temperature}.')
 
-  def loss_fn(theta: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
+  def loss_fn(theta: Params, images: jax.Array, labels: jax.Array) -> jax.Array:
     logits = logits_fn(theta, images) / temperature
     if published_nll:
       at_label = jnp.take_along_axis(logits, labels[:, jnp.newaxis], axis=1)
@@ -68,7 +70,7 @@ def classification_loss(
   return loss_fn
 
 
-def mean_gradient(loss_fn: Loss, theta: Any, batches: Batches) -> Any:
+def mean_gradient(loss_fn: Loss, theta: Params, batches: Batches) -> Tree:
   """∂L/∂θ of the loss over all batches.
 
   Args:
@@ -99,8 +101,8 @@ def mean_gradient(loss_fn: Loss, theta: Any, batches: Batches) -> Any:
 
 
 def mean_curvature(
-  loss_fn: Loss, theta: Any, direction: Any, batches: Batches
-) -> Any:
+  loss_fn: Loss, theta: Params, direction: Any, batches: Batches
+) -> Tree:
   """H v, the second derivative of the loss over all batches times a direction.
 
   The gradient of ⟨∂L/∂θ, v⟩: in reverse mode twice, which every layer has.
@@ -125,23 +127,25 @@ def mean_curvature(
     Array([ 6., 60.], dtype=float32)
   """
 
-  def add(total: Any, batch: Batch) -> Any:
+  def add(total: Tree, batch: Batch) -> Any:
     return _add_curvature(loss_fn, total, theta, direction, batch)
 
   return _mean(add, theta, batches)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _add_gradient(loss_fn: Loss, total: Any, theta: Any, batch: Batch) -> Any:
+def _add_gradient(
+  loss_fn: Loss, total: Tree, theta: Params, batch: Batch
+) -> Tree:
   grads = jax.grad(loss_fn)(theta, *batch)
   return _add(total, grads, _num_examples(batch))
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 def _add_curvature(
-  loss_fn: Loss, total: Any, theta: Any, direction: Any, batch: Batch
+  loss_fn: Loss, total: Tree, theta: Params, direction: Any, batch: Batch
 ) -> Any:
-  def slope(theta: Any) -> jax.Array:
+  def slope(theta: Params) -> jax.Array:
     grads = jax.grad(loss_fn)(theta, *batch)
     products = jax.tree.map(
       lambda g, v: jnp.sum(g.astype(jnp.float32) * v.astype(jnp.float32)),
@@ -153,15 +157,15 @@ def _add_curvature(
   return _add(total, jax.grad(slope)(theta), _num_examples(batch))
 
 
-def _add(total: Any, means: Any, weight: int) -> Any:
+def _add(total: Tree, means: Any, weight: int) -> Any:
   return jax.tree.map(
     lambda t, m: t + weight * m.astype(jnp.float32), total, means
   )
 
 
 def _mean(
-  add: Callable[[Any, Batch], Any], theta: Any, batches: Batches
-) -> Any:
+  add: Callable[[Any, Batch], Any], theta: Params, batches: Batches
+) -> Tree:
   total = jax.tree.map(lambda t: jnp.zeros_like(t, jnp.float32), theta)
   count = 0
   for batch in batches:

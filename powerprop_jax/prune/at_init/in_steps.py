@@ -13,7 +13,7 @@ from powerprop_jax.core import ranking, scores, trees
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.distributions import Overrides
 from powerprop_jax.core.masks import Masks
-from powerprop_jax.core.trees import Select
+from powerprop_jax.core.trees import Params, Select
 from powerprop_jax.prune.at_init import (
   from_scores,
   gradients,
@@ -30,7 +30,7 @@ _SCHEDULES = ('exponential', 'linear')
 
 def iterative_snip(
   loss_fn: Loss,
-  theta: Any,
+  theta: Params,
   batches: StepBatches,
   sparsity: float | Mapping[str, float],
   *,
@@ -94,7 +94,7 @@ def iterative_snip(
 
 def force(
   loss_fn: Loss,
-  theta: Any,
+  theta: Params,
   batches: StepBatches,
   sparsity: float | Mapping[str, float],
   *,
@@ -169,7 +169,7 @@ def force(
 
 def synflow_masks(
   apply_fn: Callable[[Any, Any], Any],
-  theta: Any,
+  theta: Params,
   input_shape: Sequence[int],
   sparsity: float | Mapping[str, float],
   *,
@@ -230,7 +230,7 @@ def synflow_masks(
 
 def _in_steps(
   score: Callable[[int, Masks], Any],
-  theta: Any,
+  theta: Params,
   sparsity: float | Mapping[str, float],
   steps: int,
   schedule: str,
@@ -254,7 +254,7 @@ def _in_steps(
 
 
 def _counts_of_steps(
-  theta: Any,
+  theta: Params,
   final: Mapping[str, int],
   steps: int,
   schedule: str,

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 
 from powerprop_jax.core import scores, trees
 from powerprop_jax.core import select as select_lib
-from powerprop_jax.core.trees import Select
+from powerprop_jax.core.trees import Params, Select, Tree
 from powerprop_jax.prune.at_init import from_scores, gradients
 from powerprop_jax.prune.at_init.gradients import Batches, Loss
 
 
 def snip(
   loss_fn: Loss,
-  theta: Any,
+  theta: Params,
   batches: Batches,
   *,
   select: Select = select_lib.is_weight,
@@ -65,7 +65,7 @@ def snip(
 
 def grasp(
   loss_fn: Loss,
-  theta: Any,
+  theta: Params,
   batches: Batches,
   *,
   select: Select = select_lib.is_weight,
@@ -128,7 +128,7 @@ def grasp(
   return flow
 
 
-def _only(select: Select, tree: Any) -> Any:
+def _only(select: Select, tree: Tree) -> Any:
   """The tree with zeros in place of the leaves that are not selected."""
   return trees.map_named(
     lambda module_name, name, value: (

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core import trees
-from powerprop_jax.core.trees import Select
+from powerprop_jax.core.trees import Params, Select, Tree
 from powerprop_jax.prune.at_init import from_scores
 
 # Slopes this much below 0, relative to the largest, are rounding errors.
@@ -25,7 +25,7 @@ _TOLERANCE = 1e-6
 
 def synflow(
   apply_fn: Callable[[Any, jax.Array], jax.Array],
-  theta: Any,
+  theta: Params,
   input_shape: Sequence[int],
   *,
   select: Select = select_lib.is_weight,
@@ -103,7 +103,7 @@ def synflow(
   return scores
 
 
-def neutral_norm_state(net_state: Any) -> Any:
+def neutral_norm_state(net_state: Tree) -> Tree:
   """The state of a network with mean 0 and variance 1 in every batch norm.
 
   Before the first step of training the running statistics of Haiku's BatchNorm
@@ -135,7 +135,7 @@ def neutral_norm_state(net_state: Any) -> Any:
 @functools.partial(jax.jit, static_argnums=(0, 2, 3))
 def _flow(
   apply_fn: Callable[[Any, jax.Array], jax.Array],
-  theta: Any,
+  theta: Params,
   input_shape: tuple[int, ...],
   select: Select,
 ) -> tuple[Any, jax.Array, dict[str, jax.Array]]:

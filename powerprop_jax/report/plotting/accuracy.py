@@ -1,13 +1,13 @@
 """Accuracy against the share of weights left."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 import numpy as np
 
+from powerprop_jax.files.tables import Row
 from powerprop_jax.report import records as records_lib
 from powerprop_jax.report.plotting import drawing, style
 from powerprop_jax.report.records import Record
@@ -209,7 +209,7 @@ def _method_handles(
   return style.handles(looks, theirs)
 
 
-_DASHED: dict[str, Any] = {
+_DASHED: Row = {
   **style.PUBLISHED,
   'linestyle': '--',
   'linewidth': 1,

@@ -25,6 +25,7 @@ from matplotlib.lines import Line2D
 import numpy as np
 
 from powerprop_jax.files import whole
+from powerprop_jax.files.tables import Row
 from powerprop_jax.report.records import Record
 
 TEXT = '#1f2430'
@@ -32,7 +33,7 @@ QUIET = '#6b7280'
 RULE = '#9aa1ad'
 WIDTH = 7.2  # inches; 1,080 pixels in the file, the width of a README
 
-_STYLE: dict[str, Any] = {
+_STYLE: Row = {
   'font.family': 'sans-serif',
   'font.sans-serif': ['DejaVu Sans'],
   'font.size': 9.5,
@@ -63,14 +64,14 @@ _STYLE: dict[str, Any] = {
   'figure.constrained_layout.use': True,
 }
 
-CHANCE: dict[str, Any] = {
+CHANCE: Row = {
   'color': QUIET,
   'linestyle': ':',
   'linewidth': 1.2,
   'zorder': 1,
   'label': 'chance',
 }
-PUBLISHED: dict[str, Any] = {
+PUBLISHED: Row = {
   'marker': 'o',
   'markerfacecolor': 'white',
   'markersize': 6.5,

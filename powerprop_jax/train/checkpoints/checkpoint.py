@@ -26,6 +26,8 @@ import zlib
 
 from orbax import checkpoint as ocp
 
+from powerprop_jax.core.trees import Tree
+from powerprop_jax.files.tables import Row
 from powerprop_jax.train.checkpoints import leaf_format
 from powerprop_jax.train.runs import json_files
 from powerprop_jax.train.runs.errors import UserError
@@ -67,9 +69,9 @@ class Restored(NamedTuple):
     metadata: what was saved beside the state.
   """
 
-  state: Any
+  state: Tree
   step: int
-  metadata: dict[str, Any]
+  metadata: Row
 
 
 def _warn(message: str) -> None:
@@ -112,7 +114,7 @@ class Checkpoints:
     self._max_to_keep = max_to_keep
     self._report = report
     self._manager: ocp.CheckpointManager | None = None
-    self._saving: tuple[int, dict[str, Any]] = 0, {}
+    self._saving: tuple[int, Row] = 0, {}
     self._damaged: list[int] = []
     _quieten_orbax()
 
@@ -123,9 +125,7 @@ class Checkpoints:
     names = [path.name for path in self._folder.iterdir()]
     return sorted(int(name) for name in names if name.isdigit())
 
-  def save(
-    self, step: int, state: Any, metadata: dict[str, Any] | None = None
-  ) -> None:
+  def save(self, step: int, state: Tree, metadata: Row | None = None) -> None:
     """Saves a state in the background.
 
     Returns once the arrays are copied: they may be donated at once. The
@@ -185,7 +185,7 @@ class Checkpoints:
     latest = self.steps()[-1] if self.steps() else None
     return SaveError(step, self._folder, _reason(error), latest)
 
-  def restore_latest(self, template: Any) -> Restored | None:
+  def restore_latest(self, template: Tree) -> Restored | None:
     """Restores the latest checkpoint that is not damaged.
 
     A damaged one is reported and passed over. It stays where it is; should the
@@ -232,7 +232,7 @@ class Checkpoints:
       )
     return None
 
-  def _restore(self, step: int, template: Any) -> tuple[Any, dict[str, Any]]:
+  def _restore(self, step: int, template: Tree) -> tuple[Any, Row]:
     folder = self._folder / str(step)
     details = _read_details(folder)
     _check_files(folder, details['checksums'])
@@ -332,7 +332,7 @@ def _reason(error: Exception) -> str:
   return first_line[0][:200] if first_line else type(error).__name__
 
 
-def _read_details(folder: pathlib.Path) -> dict[str, Any]:
+def _read_details(folder: pathlib.Path) -> Row:
   own_checksum, text = json.loads((folder / _DETAILS).read_bytes())
   if zlib.crc32(text.encode()) != own_checksum:
     raise ValueError(f'{_DETAILS} has changed')

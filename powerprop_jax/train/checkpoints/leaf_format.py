@@ -16,14 +16,15 @@ import numpy as np
 from orbax import checkpoint as ocp
 
 from powerprop_jax.core import masks, trees
-from powerprop_jax.core.trees import Static
+from powerprop_jax.core.trees import Static, Tree
+from powerprop_jax.files.tables import Row
 
 
 class MismatchError(Exception):
   """A checkpoint that is intact, but of another state than the template."""
 
 
-def to_stored(state: Any) -> dict[str, Any]:
+def to_stored(state: Tree) -> Row:
   """The leaves of a state by name, as they are stored.
 
   Args:
@@ -52,7 +53,7 @@ def _whole(leaf: Any) -> Any:
   return multihost_utils.process_allgather(leaf, tiled=True)
 
 
-def from_stored(arrays: dict[str, Any], template: Any, is_packed: bool) -> Any:
+def from_stored(arrays: Row, template: Tree, is_packed: bool) -> Any:
   """Undoes to_stored.
 
   Args:
@@ -98,7 +99,7 @@ def from_stored(arrays: dict[str, Any], template: Any, is_packed: bool) -> Any:
   return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
 
-def restore_args(template: Any, is_packed: bool) -> dict[str, ocp.RestoreArgs]:
+def restore_args(template: Tree, is_packed: bool) -> dict[str, ocp.RestoreArgs]:
   """How orbax is to restore each stored leaf.
 
   Args:
@@ -119,7 +120,7 @@ def restore_args(template: Any, is_packed: bool) -> dict[str, ocp.RestoreArgs]:
   return {name: how(x) for name, x in _named(template).items() if x.size}
 
 
-def describe(tree: Any) -> dict[str, dict[str, Any]]:
+def describe(tree: Tree) -> dict[str, Row]:
   """What must agree between a checkpoint and a template, for each leaf.
 
   Args:
@@ -138,7 +139,7 @@ def describe(tree: Any) -> dict[str, dict[str, Any]]:
   }
 
 
-def describe_static(tree: Any) -> dict[str, Any]:
+def describe_static(tree: Tree) -> Row:
   """What must agree although it is no leaf: α, and how it was made.
 
   Args:
@@ -163,7 +164,7 @@ def describe_static(tree: Any) -> dict[str, Any]:
   }
 
 
-def _chosen(select: Any, tree: Any) -> list[str]:
+def _chosen(select: Any, tree: Tree) -> list[str]:
   """Names of the leaves that a predicate chooses, wherever in a state they lie.
 
   Predicates know the names within the parameters: any end of a path may be one.
@@ -178,7 +179,7 @@ def _chosen(select: Any, tree: Any) -> list[str]:
   return chosen
 
 
-def check_same_static(saved: dict[str, Any], template: Any) -> None:
+def check_same_static(saved: Row, template: Tree) -> None:
   """Refuses a checkpoint of a state that was made in another way.
 
   Args:
@@ -202,7 +203,7 @@ def check_same_static(saved: dict[str, Any], template: Any) -> None:
     raise MismatchError(f'its {name} was {old}, here it is {new}')
 
 
-def check_same(saved: dict[str, Any], template: Any) -> None:
+def check_same(saved: Row, template: Tree) -> None:
   """Refuses a checkpoint of another state than the template.
 
   Args:
@@ -226,7 +227,7 @@ def check_same(saved: dict[str, Any], template: Any) -> None:
       raise MismatchError(f'it has the leaf {name}, which is not needed')
 
 
-def _is_key_and_data(saved: dict[str, Any], leaf: dict[str, Any]) -> bool:
+def _is_key_and_data(saved: Row, leaf: Row) -> bool:
   """Whether a typed key was saved, as it once was, where its data are wanted.
 
   Both are stored as the same numbers.
@@ -237,7 +238,7 @@ def _is_key_and_data(saved: dict[str, Any], leaf: dict[str, Any]) -> bool:
   }
 
 
-def _named(tree: Any) -> dict[str, Any]:
+def _named(tree: Tree) -> Row:
   """The leaves as arrays, by name, in the order of jax.tree.leaves."""
   return {
     jax.tree_util.keystr(path) or 'value': (

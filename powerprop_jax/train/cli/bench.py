@@ -24,6 +24,7 @@ from powerprop_jax.export import inference, sparse_mlp
 from powerprop_jax.export.exported import Exported
 from powerprop_jax.export.inference import Form
 from powerprop_jax.files import tables
+from powerprop_jax.files.tables import Row
 from powerprop_jax.train.cli import export, pruned_model, timing
 from powerprop_jax.train.runs import checks, json_files
 from powerprop_jax.train.runs.errors import UserError
@@ -103,7 +104,7 @@ def _check(config: BenchConfig) -> None:
       )
 
 
-def _describe(config: BenchConfig, exported: Exported) -> dict[str, Any]:
+def _describe(config: BenchConfig, exported: Exported) -> Row:
   """What is timed: the network, its weights, its size on disk."""
   masks = exported.masks
   density = float(masks_lib.density(masks, select=select_lib.is_weight))
@@ -122,7 +123,7 @@ def _describe(config: BenchConfig, exported: Exported) -> dict[str, Any]:
 
 def measure(
   exported: Exported, batches: tuple[int, ...], repeats: int
-) -> list[dict[str, Any]]:
+) -> list[Row]:
   """Times of every form of a network.
 
   Args:
@@ -201,7 +202,7 @@ def _times(calls: Mapping[str, _Call], repeats: int) -> dict[str, list[float]]:
   }
 
 
-def _rows(batch: int, times: Mapping[str, list[float]]) -> list[dict[str, Any]]:
+def _rows(batch: int, times: Mapping[str, list[float]]) -> list[Row]:
   return [
     {
       'batch': batch,

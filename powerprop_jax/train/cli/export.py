@@ -11,6 +11,7 @@ from powerprop_jax.export import exported as exported_lib
 from powerprop_jax.export import program
 from powerprop_jax.export.exported import Exported
 from powerprop_jax.files import tables
+from powerprop_jax.files.tables import Row
 from powerprop_jax.train.cli import pruned_model
 from powerprop_jax.train.cli.pruned_model import PruneOnce
 from powerprop_jax.train.runs.errors import UserError
@@ -112,9 +113,7 @@ def _checked(config: ExportConfig) -> pathlib.Path:
   return path
 
 
-def _row(
-  config: ExportConfig, path: pathlib.Path, exported: Exported
-) -> dict[str, Any]:
+def _row(config: ExportConfig, path: pathlib.Path, exported: Exported) -> Row:
   size, whole = path.stat().st_size, exported_lib.dense_bytes(exported.theta)
   return {
     'format': config.format,

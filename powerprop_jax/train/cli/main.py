@@ -29,6 +29,7 @@ from powerprop_jax import nets
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.costs import summary
 from powerprop_jax.files import tables
+from powerprop_jax.files.tables import Row
 from powerprop_jax.report import analysis, plotting, records
 from powerprop_jax.train import loop, optimizers, sweep
 from powerprop_jax.train import step as step_lib
@@ -186,7 +187,7 @@ def _fit(
     donate_argnums=0,
   )
 
-  def record(trained_: Any, validated: Any) -> list[dict[str, Any]]:
+  def record(trained_: Any, validated: Any) -> list[Row]:
     found = {
       **trained_,
       **{f'validation_{name}': value for name, value in validated.items()},

@@ -8,7 +8,7 @@ back, from that description.
 import dataclasses
 import functools
 import pathlib
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import numpy as np
@@ -16,10 +16,12 @@ import numpy as np
 from powerprop_jax import nets
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import select as select_lib
+from powerprop_jax.core.trees import Params, Tree
 from powerprop_jax.export import export, sparse_mlp
 from powerprop_jax.export import exported as exported_lib
 from powerprop_jax.export.exported import Exported
 from powerprop_jax.export.inference import Make
+from powerprop_jax.files.tables import Row
 from powerprop_jax.optim import views
 from powerprop_jax.prune import one_shot
 from powerprop_jax.train import step as step_lib
@@ -134,7 +136,7 @@ def _lane(path: str | pathlib.Path, found: Trained, pruning: PruneOnce) -> int:
   )
 
 
-def _masks(state: Any, theta: Any, pruning: PruneOnce) -> Any:
+def _masks(state: Tree, theta: Params, pruning: PruneOnce) -> Tree:
   factor = pruning.output_factor
   sparsity = sweep.kept_to_sparsity(pruning.kept)
   overrides = sweep.keep_more_outputs(factor)(sparsity) if factor != 1 else None
@@ -180,7 +182,7 @@ def load(path: str | pathlib.Path, pruning: PruneOnce) -> Exported:
   return exported
 
 
-def make(about: dict[str, Any]) -> Make:
+def make(about: Row) -> Make:
   """The network that a description is of.
 
   Args:
@@ -196,17 +198,17 @@ def make(about: dict[str, Any]) -> Make:
   return functools.partial(nets.make, model['net'], model['num_classes'])
 
 
-def net_name(about: dict[str, Any]) -> str:
+def net_name(about: Row) -> str:
   """What nets.make calls a network; see make."""
   return str(_model(about)['net'])
 
 
-def image_shape(about: dict[str, Any]) -> tuple[int, ...]:
+def image_shape(about: Row) -> tuple[int, ...]:
   """(height, width, channels) of the images of a network; see make."""
   return tuple(_model(about)['image_shape'])
 
 
-def _model(about: dict[str, Any]) -> dict[str, Any]:
+def _model(about: Row) -> Row:
   model = about.get('model') if isinstance(about, dict) else None
   if not isinstance(model, dict) or not {
     'net',

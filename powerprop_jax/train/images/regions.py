@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from powerprop_jax.core.trees import Params
+
 # A decoder must not be used by two threads at once.
 _of_thread = threading.local()
 _opening = threading.Lock()
@@ -68,7 +70,7 @@ class _Codec(NamedTuple):
 
   module: Any
   decoder: Any
-  params: Any
+  params: Params
 
 
 def _codec() -> _Codec:

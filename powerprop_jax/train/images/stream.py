@@ -24,6 +24,7 @@ import weakref
 
 import numpy as np
 
+from powerprop_jax.core.trees import Tree
 from powerprop_jax.train.data.sources import Arrays
 from powerprop_jax.train.images import batches as image_batches
 from powerprop_jax.train.images.batches import Batches, Skipped
@@ -176,7 +177,7 @@ class _Source(NamedTuple):
   """Grain's iterator over batches, and where its workers put the images."""
 
   iterator: Any
-  slots: Any  # SharedSlots, or None without workers
+  slots: Tree  # SharedSlots, or None without workers
 
 
 def _open(batches: Batches, start: int, num_workers: int) -> _Source:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from powerprop_jax.core.trees import Tree
 from powerprop_jax.core import trees
 from powerprop_jax.report import records as records_lib
 from powerprop_jax.train.data import splits as data
@@ -126,7 +127,7 @@ def check_any_left(path: Path, are_lost: Sequence[bool]) -> None:
     raise Diverged(path, len(are_lost))
 
 
-def lost_leaf(tree: Any) -> str | None:
+def lost_leaf(tree: Tree) -> str | None:
   """Name of the first leaf that holds a number that is not finite.
 
   Example:

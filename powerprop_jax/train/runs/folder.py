@@ -27,6 +27,8 @@ from typing import Any
 
 import jax
 
+from powerprop_jax.core.trees import Tree
+from powerprop_jax.files.tables import Row
 from powerprop_jax.train.runs import divergence, json_files
 from powerprop_jax.train.scale import preemption
 from powerprop_jax.train.runs.errors import UserError
@@ -98,7 +100,7 @@ class RunFolder:
       )
 
   def _check_same_run(
-    self, program: str, settings: dict[str, Any], resume: bool
+    self, program: str, settings: Row, resume: bool
   ) -> None:
     stored = read_config(self.path)
     if not resume:
@@ -169,7 +171,7 @@ class RunFolder:
     self.write_json('complete.json', {'date': _now()})
 
 
-def read_config(out: str | pathlib.Path) -> dict[str, Any]:
+def read_config(out: str | pathlib.Path) -> Row:
   """What config.json of a run says.
 
   Args:
@@ -222,12 +224,12 @@ def _holds_run(path: pathlib.Path) -> bool:
   return False
 
 
-def _settings(config: Any) -> dict[str, Any]:
+def _settings(config: Any) -> Row:
   settings = json_files.to_json(config)
   return {k: v for k, v in settings.items() if k not in _NOT_SETTINGS}
 
 
-def _describe(program: str, settings: dict[str, Any]) -> dict[str, Any]:
+def _describe(program: str, settings: Row) -> Row:
   return {
     'format': _FORMAT,
     'program': program,
@@ -253,7 +255,7 @@ def _version(package: str) -> str | None:
     return None
 
 
-def differences(old: Any, new: Any, name: str = '') -> Iterator[str]:
+def differences(old: Tree, new: Tree, name: str = '') -> Iterator[str]:
   """Every setting that differs, as 'name: old → new'."""
   if isinstance(old, dict) and isinstance(new, dict):
     for key in [*old, *(key for key in new if key not in old)]:

@@ -13,6 +13,7 @@ import haiku as hk
 import jax
 import numpy as np
 
+from powerprop_jax.files.tables import Row
 from powerprop_jax import nets
 from powerprop_jax.train.checkpoints import checkpoint
 from powerprop_jax.train.data import splits as data
@@ -66,7 +67,7 @@ class Trained(NamedTuple):
     num_steps: training steps that the run was to make.
   """
 
-  settings: dict[str, Any]
+  settings: Row
   net: hk.TransformedWithState
   splits: data.Splits
   lanes: Lanes
@@ -143,7 +144,7 @@ def check_any_finite(path: str | pathlib.Path, found: Trained) -> None:
 
 
 def _read_settings(
-  path: pathlib.Path, program: str, settings: dict[str, Any]
+  path: pathlib.Path, program: str, settings: Row
 ) -> _Single | _Stacked:
   try:
     if program == STACKED:

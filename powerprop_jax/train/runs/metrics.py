@@ -11,6 +11,7 @@ import sys
 import time
 from typing import IO, Any
 
+from powerprop_jax.files.tables import Row
 from powerprop_jax.files import whole
 from powerprop_jax.train.runs import json_files
 from powerprop_jax.train.runs.errors import UserError
@@ -78,7 +79,7 @@ class MetricsWriter:
     self.close()
 
 
-def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+def read_metrics(path: str | os.PathLike[str]) -> list[Row]:
   """Reads what MetricsWriter wrote.
 
   Args:

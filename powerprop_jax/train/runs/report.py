@@ -9,6 +9,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
+from powerprop_jax.files.tables import Row
 from powerprop_jax.report import html, plotting, records
 from powerprop_jax.train.runs import json_files, metrics, folder
 from powerprop_jax.train.data.splits import DataConfig
@@ -83,7 +84,7 @@ def write(path: str | pathlib.Path) -> pathlib.Path:
   )
 
 
-def _read_records(path: pathlib.Path) -> list[dict[str, Any]]:
+def _read_records(path: pathlib.Path) -> list[Row]:
   """Records of a JSON file; none for a run that was stopped before."""
   if not path.exists():
     return []
@@ -101,9 +102,9 @@ def _read_records(path: pathlib.Path) -> list[dict[str, Any]]:
 def _draw(
   path: pathlib.Path,
   name: str,
-  results: list[dict[str, Any]],
+  results: list[Row],
   num_classes: int | None,
-) -> dict[str, Any]:
+) -> Row:
   """Every figure that the files of the run suffice for."""
   figures = {
     f'accuracy_{scope}': plotting.accuracy_against_sparsity(
@@ -124,13 +125,13 @@ def _draw(
 
 
 def _of_scope(
-  results: list[dict[str, Any]], scope: str
-) -> list[dict[str, Any]]:
+  results: list[Row], scope: str
+) -> list[Row]:
   return [record for record in results if record.get('scope') == scope]
 
 
 def _results_section(
-  results: list[dict[str, Any]], saved: dict[str, pathlib.Path]
+  results: list[Row], saved: dict[str, pathlib.Path]
 ) -> html.Section:
   if not results:
     return html.Section(
@@ -170,7 +171,7 @@ def _training_section(saved: dict[str, pathlib.Path]) -> list[html.Section]:
 
 def _weights_section(
   path: pathlib.Path,
-  weights: list[dict[str, Any]],
+  weights: list[Row],
   saved: dict[str, pathlib.Path],
 ) -> list[html.Section]:
   """What the run itself drew and tabulated while it had the weights."""

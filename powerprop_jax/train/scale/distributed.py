@@ -34,6 +34,7 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
+from powerprop_jax.files.tables import Row
 from powerprop_jax.train.cli import arguments as command_lib
 from powerprop_jax.train.runs import folder, json_files
 from powerprop_jax.train.runs.errors import UserError
@@ -85,7 +86,7 @@ def initialise(config: HostsConfig) -> None:
   _check(config)
   if not config.coordinator:
     return
-  where: dict[str, Any] = {}
+  where: Row = {}
   if config.coordinator != CLUSTER:
     where = {
       'coordinator_address': config.coordinator,

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from powerprop_jax.core.trees import Tree
 from powerprop_jax.train.state import TrainState
 from powerprop_jax.train.step import Metrics, Step, TrainStep
 
@@ -156,7 +157,7 @@ def _update_if_sound(
   sums = map(_sum, (*squares, *_float_leaves(net_state)))
   is_made = _all(map(jnp.isfinite, (metrics['loss'], *sums)))
 
-  def body(carry: Any) -> Any:
+  def body(carry: Tree) -> Any:
     # XLA moves what a loop computes from its surroundings out of the loop.
     (_, train, _), (grads, net_state, _) = jax.lax.optimization_barrier(
       (carry, given)
@@ -183,7 +184,7 @@ def _choose(
   return _Taken(train, metrics, is_sound, is_sound)
 
 
-def _float_leaves(tree: Any) -> list[jax.Array]:
+def _float_leaves(tree: Tree) -> list[jax.Array]:
   leaves = jax.tree.leaves(tree)
   return [x for x in leaves if jnp.issubdtype(x.dtype, jnp.inexact)]
 
@@ -192,7 +193,7 @@ def _sum(leaf: jax.Array) -> jax.Array:
   return jnp.sum(leaf, dtype=jnp.float32)
 
 
-def _is_finite(tree: Any) -> jax.Array:
+def _is_finite(tree: Tree) -> jax.Array:
   return _all(map(jnp.isfinite, map(_sum, _float_leaves(tree))))
 
 

@@ -22,6 +22,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
+from powerprop_jax.core.trees import Tree
 from powerprop_jax.train.runs.errors import UserError
 
 DATA, MODEL = 'data', 'model'
@@ -78,8 +79,8 @@ def make_mesh(
 
 
 def state_shardings(
-  shapes: Any, mesh: Mesh, mode: Mode = 'sharded', *, min_size: int = 1024
-) -> Any:
+  shapes: Tree, mesh: Mesh, mode: Mode = 'sharded', *, min_size: int = 1024
+) -> Tree:
   """Where each leaf of a state lies.
 
   'replicated': all of it on every device. 'sharded': a leaf is split in two
@@ -194,7 +195,7 @@ def check_batch(batch_size: int, mesh: Mesh) -> None:
     )
 
 
-def put_batch(batch: Any, mesh: Mesh, axis: int = 0) -> Any:
+def put_batch(batch: Tree, mesh: Mesh, axis: int = 0) -> Any:
   """The batch of all hosts, on their devices, from each host's part of it.
 
   Args:
@@ -226,7 +227,7 @@ def create_sharded(
   *,
   min_size: int = 1024,
   compiler_options: Mapping[str, Any] | None = None,
-) -> Any:
+) -> Tree:
   """A state that is made where it lies: no device ever holds all of it.
 
   Args:
@@ -261,7 +262,7 @@ def _with_axes(mesh: Mesh, kind: AxisType) -> Mesh:
   return Mesh(mesh.devices, mesh.axis_names, axis_types=(kind, kind))
 
 
-def template(shapes: Any, shardings: Any) -> Any:
+def template(shapes: Tree, shardings: Tree) -> Any:
   """Shapes that say where they lie, for Checkpoints.restore_latest.
 
   A state is restored to them whatever mesh it was saved from.
@@ -282,7 +283,7 @@ def template(shapes: Any, shardings: Any) -> Any:
 
 def on_mesh(
   step: Callable[..., Any],
-  shardings: Any,
+  shardings: Tree,
   mesh: Mesh,
   inputs: Sequence[Any] | None = None,
   *,

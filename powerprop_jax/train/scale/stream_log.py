@@ -21,6 +21,7 @@ import time
 from types import TracebackType
 from typing import Any
 
+from powerprop_jax.files.tables import Row
 from powerprop_jax.train.runs import metrics
 
 # Metrics that guard.guarded adds.
@@ -92,9 +93,7 @@ class StreamLog:
       self._files.setdefault(name, defect)
     return len(self._files)
 
-  def write_means(
-    self, step: int, batch_size: int, num_files: int
-  ) -> dict[str, Any]:
+  def write_means(self, step: int, batch_size: int, num_files: int) -> Row:
     """Writes a line of means, and one for each file not named before.
 
     Args:
@@ -105,7 +104,7 @@ class StreamLog:
     Returns:
       What was written: no means where all steps were skipped.
     """
-    record: dict[str, Any] = {
+    record: Row = {
       name: value / self._num_made for name, value in self._sums.items()
     }
     record['skipped_steps'] = self._num_skipped
@@ -149,7 +148,7 @@ class StreamLog:
     else:
       self._has_failed = False
 
-  def metadata(self) -> dict[str, Any]:
+  def metadata(self) -> Row:
     """What restore needs, for the metadata of a checkpoint."""
     return {
       # A copy: it is written in the background.

@@ -20,11 +20,12 @@ import contextlib
 import dataclasses
 import sys
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
+from powerprop_jax.core.trees import Tree
 from powerprop_jax.train.checkpoints import checkpoint
 from powerprop_jax.train.runs import checks, metrics
 from powerprop_jax.train.runs.errors import UserError
@@ -70,7 +71,7 @@ def fit(
   evaluate: Evaluate,
   config: StreamLoopConfig,
   folder: RunFolder,
-  template: Any = None,
+  template: Tree = None,
   description: str = 'training',
   show_progress: bool = True,
 ) -> GuardedState:
@@ -178,7 +179,7 @@ class _Run:
   def advance(self, state: GuardedState, done: int) -> GuardedState:
     """The state after the next batch, which may still be on its way."""
     try:
-      batch: Any = next(self.stream)
+      batch: Tree = next(self.stream)
     except StopIteration:
       raise UserError(
         f'the data ended after {done} batches, {self.config.num_steps} are '
