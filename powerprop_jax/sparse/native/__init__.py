@@ -31,7 +31,7 @@ import jaxlib
 
 from powerprop_jax.sparse.native import cache
 
-_SOURCES = ('sparse_matmul.cc', 'sparse_convolution.cc')
+_SOURCES = ('matmul.cc', 'convolution.cc')
 _HEADERS = ('common.h',)
 # Sums in any order, so that they can be vectors. Infinities and NaN stay exact.
 _FLAGS = (
