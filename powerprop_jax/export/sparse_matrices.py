@@ -262,7 +262,7 @@ def matrices(
 
   Example:
     >>> theta = {'linear': {'w': jnp.ones((3, 2)), 'b': jnp.ones(2)}}
-    >>> matrices(theta, pp.full_masks(theta), csr)['linear/w'].shape
+    >>> matrices(theta, pp.masks.full_masks(theta), csr)['linear/w'].shape
     (2, 3)
   """
   masks_lib.check_same_shapes(theta, masks, 'theta', 'masks')

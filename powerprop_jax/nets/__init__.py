@@ -7,6 +7,7 @@ from powerprop_jax.nets.condensed import (
   CondensedLinear,
   condense,
   expand,
+  faster_supports,
   support,
   supports,
 )
@@ -44,6 +45,7 @@ __all__ = (
   'WideResNet',
   'condense',
   'expand',
+  'faster_supports',
   'make',
   'power_scope',
   'support',

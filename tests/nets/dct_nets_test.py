@@ -267,7 +267,7 @@ class SparseTrainingTest(parameterized.TestCase):
       1 - DENSITY,
       stop=100,
       period=PERIOD,
-      drop_fraction=pp.constant(0.3),
+      drop_fraction=pp.schedules.constant(0.3),
     )
     theta, state = start(net, images[0])
     phi, opt_state = pp.init(tx, theta)

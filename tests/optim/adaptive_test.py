@@ -98,7 +98,7 @@ class RuleTest(parameterized.TestCase):
       if step % 3 == 0:
         theta = pp.effective_params(phi, opt_state)
         alpha, remembered = controller.update(
-          theta, pp.full_masks(theta), alpha, remembered
+          theta, pp.masks.full_masks(theta), alpha, remembered
         )
         phi, opt_state = pp.with_alpha(phi, opt_state, alpha)
       np.testing.assert_allclose(

@@ -100,7 +100,7 @@ def _theta():
 
 def _reading(controller, theta, masks=None, alpha=None):
   alpha = jnp.float32(2) if alpha is None else alpha
-  masks = pp.full_masks(theta) if masks is None else masks
+  masks = pp.masks.full_masks(theta) if masks is None else masks
   _, state = controller.update(theta, masks, alpha, controller.init(alpha))
   return state.previous
 
@@ -115,7 +115,7 @@ class ReadingTest(parameterized.TestCase):
     np.testing.assert_allclose(_reading(controller, _theta()), expected)
 
   def test_only_connections_count(self):
-    masks = pp.full_masks(_theta())
+    masks = pp.masks.full_masks(_theta())
     masks['a']['w'] = jnp.array([[True, True, False, True]])
     masks['c']['w'] = jnp.array([[True, False]])
     theta = pp.apply_masks(_theta(), masks)
@@ -124,7 +124,7 @@ class ReadingTest(parameterized.TestCase):
 
   @parameterized.parameters(True, False)
   def test_is_zero_without_connections(self, relative):
-    masks = jax.tree.map(jnp.zeros_like, pp.full_masks(_theta()))
+    masks = jax.tree.map(jnp.zeros_like, pp.masks.full_masks(_theta()))
     controller = alpha_lib.near_zero_controller(relative=relative)
     np.testing.assert_array_equal(_reading(controller, _theta(), masks), 0)
 
@@ -188,7 +188,7 @@ class PerLeafTest(parameterized.TestCase):
         lambda x: jnp.asarray(random.normal(0, 0.02, x.shape), jnp.float32),
         _theta(),
       )
-      masks = pp.full_masks(theta)
+      masks = pp.masks.full_masks(theta)
       alpha, state = together.update(theta, masks, alpha, state)
       for name in alpha:
         expected[name] = alone[name].update(theta, masks, *expected[name])
@@ -208,7 +208,7 @@ class PerLeafTest(parameterized.TestCase):
     state = controller.init(alpha)
     theta = _theta()
     after, new_state = controller.update(
-      theta, pp.full_masks(theta), alpha, state
+      theta, pp.masks.full_masks(theta), alpha, state
     )
     np.testing.assert_allclose(after['a']['w'], 1.75)
     np.testing.assert_array_equal(after['c']['w'], 2)
@@ -223,7 +223,7 @@ class PerLeafTest(parameterized.TestCase):
     )
     with pytest.raises(ValueError, match='Selected: c/w; with an alpha: a/w'):
       controller.update(
-        theta, pp.full_masks(theta), alpha, controller.init(alpha)
+        theta, pp.masks.full_masks(theta), alpha, controller.init(alpha)
       )
 
 

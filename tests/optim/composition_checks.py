@@ -252,7 +252,7 @@ class Checks:
     elif c.option('scope') == 'global':
       sizes = {'': sum(sizes.values())}
       counts = {'': sum(counts.values())}
-      wanted = {'': pp.num_kept(sizes[''], c.sparsity)}
+      wanted = {'': pp.masks.num_kept(sizes[''], c.sparsity)}
     else:
       wanted = _kept(c, sizes)
     prunes = c.name in ('gradual_pruning', 'one_shot_pruning')
@@ -310,12 +310,16 @@ class Checks:
 def _kept(c: Composition, sizes: dict[str, int]) -> dict[str, int]:
   """Connections of each leaf, in the end."""
   if isinstance(c.sparsity, dict):
-    return {path: pp.num_kept(sizes[path], c.sparsity[path]) for path in sizes}
+    return {
+      path: pp.masks.num_kept(sizes[path], c.sparsity[path]) for path in sizes
+    }
   is_even = c.name not in ('static', 'sparse_evolution', 'rigl')
   shares = c.distribution or (pp.uniform if is_even else pp.erk)
   select = lambda module, name, value: f'{module}/{name}' in sizes
   counts = layers.kept_counts(c.theta(), c.sparsity, shares, select)
-  assert sum(counts.values()) == pp.num_kept(sum(sizes.values()), c.sparsity)
+  assert sum(counts.values()) == pp.masks.num_kept(
+    sum(sizes.values()), c.sparsity
+  )
   return counts
 
 
