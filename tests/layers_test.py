@@ -34,6 +34,7 @@ _ALLOWED = {
 # Within core, files in the order in which they may build on each other; files
 # of one rank do not import each other.
 _CORE_RANKS = {
+  'names': -1,
   'trees': -1,
   'powers': 0,
   'counting': 0,
@@ -45,7 +46,6 @@ _CORE_RANKS = {
   'ranking': 2,
   'scores': 2,
   'distributions': 3,
-  'leaky_distributions': 3,
   'schedules': 3,
 }
 

@@ -284,8 +284,7 @@ def _sorted_pruning(
     if scope == 'global':
       names = select_lib.selected_names(select_lib.is_weight, rewiring.theta)
       values, held = (
-        {leaf.path: leaf.value for leaf in trees.named_leaves(tree)}
-        for tree in (rewiring.theta, rewiring.masks)
+        trees.by_path(tree) for tree in (rewiring.theta, rewiring.masks)
       )
       flat = lambda tree: jnp.concatenate([tree[n].ravel() for n in names])
       together = smaller(flat(held), flat(values), done)

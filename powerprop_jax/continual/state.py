@@ -333,7 +333,7 @@ def leaves_by_path(tree: Tree) -> dict[str, Any]:
     >>> leaves_by_path({'linear': {'w': 3.0}})
     {'linear/w': 3.0}
   """
-  return {leaf.path: leaf.value for leaf in trees.named_leaves(tree)}
+  return trees.by_path(tree)
 
 
 def with_leaves(tree: Tree, leaves: Mapping[str, Any]) -> Tree:

@@ -242,7 +242,7 @@ def equal_per_filter(
 
   Note:
     The authors' code does not solve again, so that it keeps fewer connections
-    than were asked for when a layer is full; see leaky_distributions.
+    than were asked for when a layer is full.
 
   Example:
     >>> import numpy as np
@@ -293,7 +293,7 @@ def equal_per_layer(
 
   Note:
     The authors' code hands all that full layers leave over to the last layer,
-    where it is lost if that is full as well; see leaky_distributions.
+    where it is lost if that is full as well.
 
   Example:
     >>> import numpy as np
@@ -364,7 +364,7 @@ def _share_out(
   """
   masks.check_sparsity(sparsity)
   names = select_lib.selected_names(select, theta)
-  leaves = {leaf.path: leaf.value for leaf in trees.named_leaves(theta)}
+  leaves = trees.by_path(theta)
   shapes = {name: tuple(leaves[name].shape) for name in names}
   sizes = {name: math.prod(shape) for name, shape in shapes.items()}
 

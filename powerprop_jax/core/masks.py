@@ -11,7 +11,6 @@ import math
 import numbers
 from typing import Any, NamedTuple, TypeAlias
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +19,7 @@ from powerprop_jax.core import select as select_lib
 from powerprop_jax.core import trees
 from powerprop_jax.core.trees import Select, Tree
 
-Masks: TypeAlias = chex.ArrayTree
+Masks: TypeAlias = Tree
 
 _INT32_END = 2**31
 
@@ -84,7 +83,7 @@ def check_sparsity(sparsity: float, name: str = 'sparsity') -> None:
     raise ValueError(f'{name} must be in [0, 1), got {sparsity}.')
 
 
-def full_masks(tree: chex.ArrayTree) -> Masks:
+def full_masks(tree: Tree) -> Masks:
   """All True: every connection exists.
 
   Args:
@@ -100,7 +99,7 @@ def full_masks(tree: chex.ArrayTree) -> Masks:
   return jax.tree.map(lambda x: jnp.ones_like(x, dtype=bool), tree)
 
 
-def apply_masks(tree: chex.ArrayTree, masks: Masks) -> chex.ArrayTree:
+def apply_masks(tree: Tree, masks: Masks) -> Tree:
   """Zeroes the entries of a tree whose mask is False.
 
   A selection, not a product: dtypes are kept, and so is a zero where the tree
@@ -368,9 +367,7 @@ def unpack_masks(packed: Any) -> Masks:
   return jax.tree.map(unpack, packed, is_leaf=is_packed)
 
 
-def check_same_shapes(
-  a: chex.ArrayTree, b: chex.ArrayTree, a_name: str, b_name: str
-) -> None:
+def check_same_shapes(a: Tree, b: Tree, a_name: str, b_name: str) -> None:
   """Raises a ValueError unless two trees have one structure and its shapes."""
   shapes_of = lambda tree: {
     leaf.path: jnp.shape(leaf.value) for leaf in trees.named_leaves(tree)
@@ -387,7 +384,7 @@ def check_same_shapes(
 
 def _selected(masks: Masks, select: Select | None) -> dict[str, jax.Array]:
   """Selected masks by path, in the order of the leaves."""
-  leaves = {leaf.path: leaf.value for leaf in trees.named_leaves(masks)}
+  leaves = trees.by_path(masks)
   if select is None:
     return leaves
   # Predicates look at floating-point parameters.

@@ -47,10 +47,10 @@ def masks_from_counts(
     Array([[ True,  True]], dtype=bool)
   """
   names = select_lib.selected_names(select, scores)
-  leaves = {leaf.path: leaf.value for leaf in trees.named_leaves(scores)}
+  leaves = trees.by_path(scores)
   eligible: dict[str, Any] = dict.fromkeys(leaves)
   if among is not None:
-    eligible = {leaf.path: leaf.value for leaf in trees.named_leaves(among)}
+    eligible = trees.by_path(among)
   shared = [name for name in names if name not in counts]
   unknown = [name for name in counts if name not in (*names, SHARED)]
   if unknown or bool(shared) != (SHARED in counts):

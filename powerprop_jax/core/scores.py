@@ -13,12 +13,13 @@ import jax.numpy as jnp
 import optax
 
 from powerprop_jax.core import trees
+from powerprop_jax.core.trees import Tree
 
 # Tells the stream of random scores from all others of the same key.
 _STREAM = 0x5C03E5
 
 
-def magnitude(theta: chex.ArrayTree) -> chex.ArrayTree:
+def magnitude(theta: Tree) -> Tree:
   """|θ|, the score of the paper.
 
   Args:
@@ -38,7 +39,7 @@ def magnitude(theta: chex.ArrayTree) -> chex.ArrayTree:
   return jax.tree.map(lambda t: jnp.abs(_float32(t)), theta)
 
 
-def gradient(grads: chex.ArrayTree) -> chex.ArrayTree:
+def gradient(grads: Tree) -> Tree:
   """|∂L/∂θ|, by which missing connections are ranked for growth.
 
   Args:
@@ -58,7 +59,7 @@ def gradient(grads: chex.ArrayTree) -> chex.ArrayTree:
   return magnitude(grads)
 
 
-def saliency(theta: chex.ArrayTree, grads: chex.ArrayTree) -> chex.ArrayTree:
+def saliency(theta: Tree, grads: Tree) -> Tree:
   """|θ ∂L/∂θ|, the first-order change of the loss if a weight is removed.
 
   Args:
@@ -83,39 +84,7 @@ def saliency(theta: chex.ArrayTree, grads: chex.ArrayTree) -> chex.ArrayTree:
   return _map_pairs(lambda t, g: jnp.abs(t * g), theta, grads, 'grads')
 
 
-def movement(
-  theta: chex.ArrayTree, theta_initial: chex.ArrayTree
-) -> chex.ArrayTree:
-  """|θ - θ₀|, how far training moved a weight.
-
-  Args:
-    theta: effective parameters after training.
-    theta_initial: effective parameters at initialisation, same structure and
-      shapes.
-
-  Returns:
-    float32 scores of the same structure and shapes, at least 0.
-
-  Raises:
-    ValueError: if structures or shapes differ.
-
-  Note:
-    Not the score of movement pruning (Sanh et al., 2020), which sums -θ ∂L/∂θ
-    over training and so cannot be computed from two snapshots.
-
-  Example:
-    >>> movement(jnp.array([-2., 1.]), jnp.array([1., 1.]))
-    Array([3., 0.], dtype=float32)
-
-  Source:
-    Zhou et al., Deconstructing Lottery Tickets, 2019, section 2, criterion
-    "movement" (https://arxiv.org/abs/1905.01067).
-  """
-  distance = lambda t, t0: jnp.abs(t - t0)
-  return _map_pairs(distance, theta, theta_initial, 'theta_initial')
-
-
-def random(key: jax.Array, theta: chex.ArrayTree) -> chex.ArrayTree:
+def random(key: jax.Array, theta: Tree) -> Tree:
   """Independent uniform scores in [0, 1): the control for every other score.
 
   Call it under jax.set_mesh if the shards are on an explicit mesh.
@@ -134,7 +103,7 @@ def random(key: jax.Array, theta: chex.ArrayTree) -> chex.ArrayTree:
     (2, 3)
   """
   own = jax.random.fold_in(key, _STREAM)
-  scores: chex.ArrayTree = optax.tree.random_like(
+  scores: Tree = optax.tree.random_like(
     own, theta, jax.random.uniform, dtype=jnp.float32
   )
   return scores
@@ -142,10 +111,10 @@ def random(key: jax.Array, theta: chex.ArrayTree) -> chex.ArrayTree:
 
 def _map_pairs(
   fn: Callable[[jax.Array, jax.Array], jax.Array],
-  theta: chex.ArrayTree,
-  other: chex.ArrayTree,
+  theta: Tree,
+  other: Tree,
   other_name: str,
-) -> chex.ArrayTree:
+) -> Tree:
   """Maps fn over float32 leaves of theta and of a tree of the same shapes."""
 
   def visit(
@@ -159,7 +128,7 @@ def _map_pairs(
       )
     return fn(_float32(t), _float32(x))
 
-  mapped: chex.ArrayTree = trees.map_named(visit, theta, other)
+  mapped: Tree = trees.map_named(visit, theta, other)
   return mapped
 
 

@@ -61,9 +61,7 @@ def top_k_mask(
   return mask
 
 
-def top_k_masks(
-  scores: chex.ArrayTree, k: Count, among: chex.ArrayTree | None = None
-) -> chex.ArrayTree:
+def top_k_masks(scores: Tree, k: Count, among: Tree | None = None) -> Tree:
   """Keeps exactly k entries of a whole tree, the largest of all leaves.
 
   As top_k_mask, with one ranking over the tree: ties go to the earlier leaf in

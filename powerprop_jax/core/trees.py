@@ -113,6 +113,11 @@ def named_leaves(tree: Tree) -> Iterator[NamedLeaf]:
     yield NamedLeaf(*leaf_name(path), value)
 
 
+def by_path(tree: Tree) -> dict[str, Any]:
+  """Leaves of a tree by their 'module_name/name', in order."""
+  return {leaf.path: leaf.value for leaf in named_leaves(tree)}
+
+
 def map_named(fn: Callable[..., Any], tree: Tree, *rest: Any) -> Any:
   """Maps fn(module_name, name, value, *rest_values) over the leaves of tree."""
   return jax.tree_util.tree_map_with_path(

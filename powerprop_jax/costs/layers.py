@@ -110,7 +110,7 @@ def layer_costs(
   closed = jax.make_jaxpr(lambda v, k, a: call(net.apply, a, *v, *k))(
     variables, keys, arrays
   )
-  theta = {leaf.path: leaf.value for leaf in trees.named_leaves(variables[0])}
+  theta = trees.by_path(variables[0])
   num_others = len(jax.tree.leaves((variables[1:], keys)))
   origins: list[walk.Origin] = [frozenset({name}) for name in theta]
   origins += [frozenset()] * num_others + [None] * len(arrays)

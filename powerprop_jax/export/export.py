@@ -20,11 +20,11 @@ it. LiteRT ran sparse weights at 0.95 to 1.03 times the speed of dense ones.
 """
 
 from collections.abc import Callable
-import difflib
 import os
 import pathlib
 from typing import Any, NamedTuple
 
+from powerprop_jax.core import names
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.trees import Select, Tree
 from powerprop_jax.export import exported as exported_lib
@@ -71,8 +71,7 @@ def check_format(name: str, known: tuple[str, ...] = FORMATS) -> None:
   """
   if name in known:
     return
-  close = difflib.get_close_matches(name, known, n=1)
-  hint = f' Did you mean {close[0]!r}?' if close else ''
+  hint = names.hint(name, known)
   raise ValueError(
     f'unknown format {name!r}.{hint} There are: {", ".join(known)}.'
   )

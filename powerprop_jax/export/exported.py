@@ -125,7 +125,7 @@ def check_masks(found: Tree, expected: Tree) -> None:
     the masks of the file.
   """
   masks_lib.check_same_shapes(found, expected, 'the file', 'masks')
-  held = {leaf.path: leaf.value for leaf in trees.named_leaves(expected)}
+  held = trees.by_path(expected)
   for leaf in trees.named_leaves(found):
     differ = int((np.asarray(held[leaf.path], bool) != leaf.value).sum())
     if differ:

@@ -267,6 +267,6 @@ def matrices(
   """
   masks_lib.check_same_shapes(theta, masks, 'theta', 'masks')
   paths = select_lib.selected_names(select, theta)
-  values = {leaf.path: leaf.value for leaf in trees.named_leaves(theta)}
-  kept = {leaf.path: leaf.value for leaf in trees.named_leaves(masks)}
+  values = trees.by_path(theta)
+  kept = trees.by_path(masks)
   return {path: form(values[path], kept[path]) for path in paths}

@@ -98,7 +98,7 @@ def supports(
     lambda m: jax.ShapeDtypeStruct(jnp.shape(m), jnp.float32), masks
   )
   names = select_lib.selected_names(select, parameters)
-  leaves = {leaf.path: leaf.value for leaf in trees.named_leaves(masks)}
+  leaves = trees.by_path(masks)
   return {path: support(leaves[path]) for path in names}
 
 

@@ -1,12 +1,12 @@
 """Networks by name."""
 
 from collections.abc import Callable, Mapping
-import difflib
 import functools
 
 import haiku as hk
 import jax
 
+from powerprop_jax.core import names
 from powerprop_jax.nets import (
   alexnet,
   cnn,
@@ -126,8 +126,7 @@ def make(
     (2, 10)
   """
   if name not in _MODULES:
-    close = difflib.get_close_matches(name, NAMES, n=1)
-    hint = f' Did you mean {close[0]!r}?' if close else ''
+    hint = names.hint(name, NAMES)
     raise ValueError(
       f'unknown network {name!r}.{hint} There are: {", ".join(NAMES)}.'
     )

@@ -328,7 +328,7 @@ def warn_of_zeros(
     return
   of_leaf = dict.fromkeys((leaf.path for leaf in trees.named_leaves(phi)), True)
   if masks is not None:
-    of_leaf = {leaf.path: leaf.value for leaf in trees.named_leaves(masks)}
+    of_leaf = trees.by_path(masks)
   dead = []
   for leaf, _ in _known_above_one(state, phi):
     count = int(jnp.sum((leaf.value == 0) & of_leaf[leaf.path]))

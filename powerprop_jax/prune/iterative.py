@@ -316,7 +316,7 @@ def _check_trained(
   what = f'the weights that train returned at sparsity {sparsity}'
   masks_lib.check_same_shapes(trained, start, what, 'those it was given')
   one_shot.check_finite(trained, what)
-  kept_by_path = {leaf.path: leaf.value for leaf in trees.named_leaves(kept)}
+  kept_by_path = trees.by_path(kept)
   for leaf in trees.named_leaves(trained):
     pruned = ~kept_by_path[leaf.path]
     if wrong := int(np.count_nonzero((leaf.value != 0) & pruned)):

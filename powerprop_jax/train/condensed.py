@@ -198,7 +198,7 @@ def condense(state: TrainState, layout: Layout) -> TrainState:
       weight.
   """
   sparse: SparseState = state.opt_state
-  by_path = {leaf.path: leaf.value for leaf in trees.named_leaves(sparse.masks)}
+  by_path = trees.by_path(sparse.masks)
   indices = {
     path: sparse_index.from_mask(
       by_path[path].reshape(-1, shape[-1]), layout.sizes[path]

@@ -27,7 +27,6 @@ class ScoresTest(parameterized.TestCase):
       (scores.magnitude, (self.theta,), np.abs(theta)),
       (scores.gradient, (self.other,), np.abs(other)),
       (scores.saliency, (self.theta, self.other), np.abs(theta * other)),
-      (scores.movement, (self.theta, self.other), np.abs(theta - other)),
     ):
       np.testing.assert_allclose(
         self.variant(fn)(*args)['linear']['w'], expected, rtol=1e-6
@@ -40,7 +39,6 @@ class ScoresTest(parameterized.TestCase):
       scores.magnitude(theta),
       scores.gradient(theta),
       scores.saliency(theta, theta),
-      scores.movement(theta, theta),
       scores.random(jax.random.key(0), theta),
     ):
       chex.assert_trees_all_equal_shapes(score, theta)
@@ -63,4 +61,4 @@ class ScoresTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, "'linear/w' is .* in grads"):
       scores.saliency(self.theta, {'linear': {'w': jnp.ones(3)}})
     with self.assertRaises(ValueError):
-      scores.movement(self.theta, {})
+      scores.saliency(self.theta, {})

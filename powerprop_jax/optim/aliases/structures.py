@@ -1,7 +1,8 @@
 """What the connections of a neuron may look like, as the aliases are told."""
 
-import difflib
 from typing import Literal, get_args
+
+from powerprop_jax.core import names
 
 # 'constant_fan_in': every neuron of a layer has the same number of inputs.
 Structure = Literal['unstructured', 'constant_fan_in']
@@ -30,8 +31,7 @@ def is_constant_fan_in(structure: Structure) -> bool:
   """
   known = get_args(Structure)
   if structure not in known:
-    near = difflib.get_close_matches(str(structure), known, 1)
-    hint = f' Did you mean {near[0]!r}?' if near else ''
+    hint = names.hint(str(structure), known)
     raise ValueError(
       "structure must be 'unstructured' or 'constant_fan_in', got "
       f'{structure!r}.{hint}'

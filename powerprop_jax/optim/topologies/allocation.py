@@ -112,7 +112,7 @@ def counts_and_sizes(
     >>> counts_and_sizes(masks, ('a/w',))
     (Array([1], dtype=int32), Array([2], dtype=int32))
   """
-  leaves = {leaf.path: leaf.value for leaf in trees.named_leaves(masks)}
+  leaves = trees.by_path(masks)
   counts = jnp.stack([layers.num_active(leaves[name]) for name in names])
   return counts, jnp.array([leaves[name].size for name in names], jnp.int32)
 

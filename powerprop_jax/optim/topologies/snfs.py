@@ -317,8 +317,8 @@ def importances(
   steadiness: Any, masks: Masks, names: tuple[str, ...]
 ) -> jax.Array:
   """Mean over the connections of each layer, float32[L], summing to 1."""
-  values = {leaf.path: leaf.value for leaf in trees.named_leaves(steadiness)}
-  active = {leaf.path: leaf.value for leaf in trees.named_leaves(masks)}
+  values = trees.by_path(steadiness)
+  active = trees.by_path(masks)
   means = jnp.stack([_mean(values[name], active[name]) for name in names])
   total = jnp.sum(means)
   is_usable = (total > 0) & jnp.isfinite(total)

@@ -150,7 +150,7 @@ def _check_finite(scores: Tree, what: str, select: Select) -> None:
 
 def _selected(tree: Tree, select: Select) -> dict[str, jax.Array]:
   names = select_lib.selected_names(select, tree)
-  leaves = {leaf.path: leaf.value for leaf in trees.named_leaves(tree)}
+  leaves = trees.by_path(tree)
   return {name: leaves[name] for name in names}
 
 

@@ -6,7 +6,6 @@ is derived by tyro; the comments beside the fields are the help.
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 import contextlib
-import difflib
 import io
 import os
 import re
@@ -15,6 +14,7 @@ from typing import TypeVar
 
 import tyro
 
+from powerprop_jax.core import names
 from powerprop_jax.train.runs import folder
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.scale import xla_flags
@@ -121,7 +121,7 @@ def _take_preset(
       if not equals:
         name = args.pop(0) if args else ''
       if name not in presets:
-        near = difflib.get_close_matches(name, presets, n=4)
+        near = names.closest(name, presets, 4)
         hint = f' Near it: {", ".join(near)}.' if near else ''
         raise UserError(
           f'unknown preset {name!r}; there are: {_listed(presets)}.{hint}'

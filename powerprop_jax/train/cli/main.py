@@ -14,7 +14,6 @@ experiments.one_shot_pruning.
 
 from collections.abc import Callable, Sequence
 import dataclasses
-import difflib
 import importlib
 import pathlib
 import sys
@@ -26,6 +25,7 @@ import numpy as np
 import tyro
 
 from powerprop_jax import nets
+from powerprop_jax.core import names
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.costs import summary
 from powerprop_jax.files import tables
@@ -345,8 +345,7 @@ def _refuse(name: str) -> None:
   choices = f'There are: {", ".join(_COMMANDS)}. See powerprop --help.'
   if not name:
     raise UserError(f'no command given. {choices}')
-  close = difflib.get_close_matches(name, _COMMANDS, n=1)
-  hint = f' Did you mean {close[0]!r}?' if close else ''
+  hint = names.hint(name, _COMMANDS)
   raise UserError(f'unknown command {name!r}.{hint} {choices}')
 
 

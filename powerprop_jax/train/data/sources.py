@@ -3,7 +3,6 @@
 Each reader returns a Source; data.load turns it into the splits of a run.
 """
 
-import difflib
 import pathlib
 from typing import Any, NamedTuple
 import zipfile
@@ -11,6 +10,7 @@ import zlib
 
 import numpy as np
 
+from powerprop_jax.core import names
 from powerprop_jax.train.runs import json_files, metrics
 from powerprop_jax.train.runs.errors import UserError
 
@@ -345,7 +345,7 @@ def _raise_not_prepared(name: str, folder: pathlib.Path) -> None:
       f'{name} is not prepared in {folder} ({there}). Give the folder of your '
       f'data sets with --data.dir, or {how_to_prepare(name, folder)}'
     )
-  close = difflib.get_close_matches(name, {*known, *found}, n=1)
+  close = names.closest(name, {*known, *found})
   raise UserError(
     f'unknown data set {name!r}'
     + (f', did you mean {close[0]!r}?' if close else '.')
