@@ -1,8 +1,14 @@
 """Eight simulated devices, strict promotion rules, and warnings as errors."""
 
 import os
+import pathlib
 
 import jaxlib
+
+# Programs that tests start find `experiments`, which is not installed.
+os.environ['PYTHONPATH'] = os.pathsep.join(
+  (str(pathlib.Path(__file__).parents[1]), os.getenv('PYTHONPATH', ''))
+).rstrip(os.pathsep)
 
 # Before JAX starts: it reads the flags once.
 os.environ['XLA_FLAGS'] = (

@@ -1,9 +1,13 @@
-"""Without the extra 'train', programs and figures say what to install."""
+"""What is installed: the wheel, and messages where an extra is missing."""
 
+import importlib.metadata
+import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 
 import pytest
 
@@ -111,3 +115,45 @@ def test_all_that_programs_import_is_asked_for(tmp_path):
 def test_importing_a_program_is_left_to_who_imports_it(tmp_path):
   done = without(tmp_path, _EXTRA, '-c', 'import experiments')
   assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_the_wheel_is_the_library_alone_and_works_in_an_empty_folder(tmp_path):
+  pytest.importorskip('pip')
+  if int(importlib.metadata.version('setuptools').split('.')[0]) < 77:
+    pytest.skip('needs setuptools 77 or later: install the extra test')
+  source, wheels, site, empty = (
+    tmp_path / name for name in ('source', 'wheels', 'site', 'empty')
+  )
+  # A copy, because building leaves files behind.
+  skipped = shutil.ignore_patterns('.*', '__pycache__', '*.egg-info')
+  shutil.copytree(_ROOT, source, ignore=skipped)
+  empty.mkdir()
+  pip = [sys.executable, '-m', 'pip', '-q', '--disable-pip-version-check']
+  build = [*pip, 'wheel', '--no-deps', '--no-build-isolation', '-w', wheels]
+  subprocess.run([*build, source], check=True)
+
+  (wheel,) = wheels.iterdir()
+  found = set(zipfile.ZipFile(wheel).namelist())
+  tops = {name.split('/')[0] for name in found}
+  assert tops == {'powerprop_jax', 'powerprop_jax-0.1.0.dist-info'}
+  wanted = [
+    path.relative_to(source).as_posix()
+    for path in (source / 'powerprop_jax').rglob('*')
+    if path.suffix in ('.py', '.cc', '.h', '.typed')
+  ]
+  assert found.issuperset(wanted)
+
+  install = [*pip, 'install', '--no-deps', '--no-index', '--target', site]
+  subprocess.run([*install, wheel], check=True)
+  env = {'PATH': os.environ['PATH'], 'PYTHONPATH': site, 'HOME': str(empty)}
+  code = 'import powerprop_jax as pp; print(pp.__file__, pp.psi(3.0, 2.0))'
+  for command, expected in (
+    ([sys.executable, '-c', code], f'{site}/powerprop_jax/__init__.py 9.0'),
+    ([site / 'bin' / 'powerprop', '--version'], '0.1.0'),
+    ([site / 'bin' / 'powerprop', 'train', '--help'], '--loop.num-steps'),
+  ):
+    done = subprocess.run(
+      command, cwd=empty, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and expected in done.stdout, done

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from powerprop_jax.core.trees import Tree
 from powerprop_jax.core import trees
+from powerprop_jax.core.trees import Tree
 from powerprop_jax.report import records as records_lib
 from powerprop_jax.train.data import splits as data
 from powerprop_jax.train.data.splits import Splits

@@ -30,8 +30,8 @@ import jax
 from powerprop_jax.core.trees import Tree
 from powerprop_jax.files.tables import Row
 from powerprop_jax.train.runs import divergence, json_files
-from powerprop_jax.train.scale import preemption
 from powerprop_jax.train.runs.errors import UserError
+from powerprop_jax.train.scale import preemption
 
 _FORMAT = 'powerprop_jax run, version 1'
 _PACKAGES = ('powerprop_jax', 'jax', 'dm-haiku', 'optax', 'numpy')
@@ -99,9 +99,7 @@ class RunFolder:
         file=sys.stderr,
       )
 
-  def _check_same_run(
-    self, program: str, settings: Row, resume: bool
-  ) -> None:
+  def _check_same_run(self, program: str, settings: Row, resume: bool) -> None:
     stored = read_config(self.path)
     if not resume:
       raise UserError(

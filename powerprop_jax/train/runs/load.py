@@ -13,19 +13,19 @@ import haiku as hk
 import jax
 import numpy as np
 
-from powerprop_jax.files.tables import Row
 from powerprop_jax import nets
+from powerprop_jax.files.tables import Row
+from powerprop_jax.train import ensemble as lanes_lib
+from powerprop_jax.train import optimizers, sweep
+from powerprop_jax.train import state as state_lib
 from powerprop_jax.train.checkpoints import checkpoint
 from powerprop_jax.train.data import splits as data
-from powerprop_jax.train.runs import divergence, json_files, folder
-from powerprop_jax.train import optimizers, sweep
-from powerprop_jax.train import ensemble as lanes_lib
-from powerprop_jax.train import state as state_lib
 from powerprop_jax.train.data.splits import DataConfig
-from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.ensemble import Lanes
 from powerprop_jax.train.loop import LoopConfig
 from powerprop_jax.train.optimizers import OptimizerConfig
+from powerprop_jax.train.runs import divergence, folder, json_files
+from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.state import TrainState
 
 # Programs whose folder holds one network, and many as stacked lanes.

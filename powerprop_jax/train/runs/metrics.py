@@ -11,8 +11,8 @@ import sys
 import time
 from typing import IO, Any
 
-from powerprop_jax.files.tables import Row
 from powerprop_jax.files import whole
+from powerprop_jax.files.tables import Row
 from powerprop_jax.train.runs import json_files
 from powerprop_jax.train.runs.errors import UserError
 

@@ -7,12 +7,11 @@ while it had them, and are shown as they are.
 
 import dataclasses
 import pathlib
-from typing import Any
 
 from powerprop_jax.files.tables import Row
 from powerprop_jax.report import html, plotting, records
-from powerprop_jax.train.runs import json_files, metrics, folder
 from powerprop_jax.train.data.splits import DataConfig
+from powerprop_jax.train.runs import folder, json_files, metrics
 from powerprop_jax.train.runs.errors import UserError
 
 _TITLES = {
@@ -124,9 +123,7 @@ def _draw(
   return figures
 
 
-def _of_scope(
-  results: list[Row], scope: str
-) -> list[Row]:
+def _of_scope(results: list[Row], scope: str) -> list[Row]:
   return [record for record in results if record.get('scope') == scope]
 
 

@@ -1,0 +1,1 @@
+"""Folders of runs: what they hold, and what was measured."""
