@@ -1,4 +1,4 @@
-"""Examples in docstrings, and in the README, give what they say."""
+"""Examples in docstrings, the README and docs give what they say."""
 
 import doctest
 import importlib
@@ -20,7 +20,13 @@ _MODULES = sorted(
   for module in pkgutil.walk_packages(pp.__path__, 'powerprop_jax.')
   if not module.name.endswith('__main__')
 )
-_README = pathlib.Path(pp.__file__).parents[1] / 'README.md'
+_ROOT = pathlib.Path(pp.__file__).parents[1]
+# Each is one program, its blocks in order.
+_PAGES = [_ROOT / 'README.md'] + [
+  pytest.param(page, marks=pytest.mark.slow)
+  for page in sorted(_ROOT.glob('docs/**/*.md'))
+  if '```python' in page.read_text()
+]
 _TYPES = (
   'Cycle',
   'Masks',
@@ -52,13 +58,10 @@ def test_every_public_name_is_documented_with_an_example(name):
   assert '>>>' in thing.__doc__, f'{name} has no example'
 
 
-def test_python_blocks_of_the_readme_run_and_print_what_they_state():
-  if not _README.exists():
-    pytest.skip('installed without its README')
-  blocks = _README.read_text().split('```python\n')[1:]
-  assert blocks
+@pytest.mark.parametrize('page', _PAGES, ids=lambda page: page.stem)
+def test_python_blocks_of_a_page_run_and_print_what_they_state(page):
+  blocks = page.read_text().split('```python\n')[1:]
   scope: dict[str, object] = {}
-  num_compared = 0
   for block in blocks:
     code = block.split('```')[0]
     printed: dict[int, str] = {}
@@ -68,10 +71,8 @@ def test_python_blocks_of_the_readme_run_and_print_what_they_state():
       printed[line] = ' '.join(map(str, values))
 
     scope['print'] = record
-    exec(compile(code, 'README.md', 'exec'), scope)
+    exec(compile(code, page.name, 'exec'), scope)
     for number, line in enumerate(code.splitlines(), 1):
       call, comment, stated = line.rpartition('  # ')
       if comment and call.startswith('print('):
         assert printed[number] == stated
-        num_compared += 1
-  assert num_compared >= 2

@@ -1,0 +1,69 @@
+"""What the Markdown pages refer to exists."""
+
+import functools
+import importlib
+import pathlib
+import re
+
+import pytest
+
+import powerprop_jax as pp
+
+_ROOT = pathlib.Path(pp.__file__).parents[1]
+_PAGES = sorted(
+  [*_ROOT.glob('*.md'), *_ROOT.glob('docs/**/*.md')]
+  + [*_ROOT.glob('experiments/**/*.md')]
+)
+_CODE = re.compile(r'^```.*?^```', re.MULTILINE | re.DOTALL)
+_FOLDERS = 'powerprop_jax|experiments|tests|docs|runs'
+
+pages = pytest.mark.parametrize(
+  'page', _PAGES, ids=lambda page: str(page.relative_to(_ROOT))
+)
+
+
+@functools.cache
+def _anchors(page):
+  """Names of the headings of a page, as GitHub makes them."""
+  headings = re.findall(
+    r'^#+ (.*)$', _CODE.sub('', page.read_text()), re.MULTILINE
+  )
+  return {re.sub(r'[^\w\- ]', '', h.lower()).replace(' ', '-') for h in headings}
+
+
+@pages
+def test_links_lead_somewhere(page):
+  for link in re.findall(r'\]\(([^)]+)\)', _CODE.sub('', page.read_text())):
+    if '://' in link:
+      continue
+    path, _, anchor = link.partition('#')
+    target = (page.parent / path).resolve() if path else page
+    assert target.exists(), link
+    assert not anchor or anchor in _anchors(target), link
+
+
+@pages
+def test_names_of_the_library_exist(page):
+  # Changes may be of names that have moved since.
+  if page.name == 'CHANGELOG.md':
+    return
+  text = page.read_text()
+  for name in set(re.findall(r'\bpp((?:\.[A-Za-z]\w*)+)', text)):
+    functools.reduce(getattr, name[1:].split('.'), pp)
+  for name in set(re.findall(r'\b(?:powerprop_jax|experiments)(?:\.\w+)+', text)):
+    _resolve(name)
+  for path in set(re.findall(rf'\b(?:{_FOLDERS})/[\w./]*\w', text)):
+    if not path.startswith('runs/'):
+      assert (_ROOT / path).exists(), path
+
+
+def _resolve(name):
+  """What a dotted name stands for: a module, or something in one."""
+  module, _, rest = name.partition('.')
+  thing = importlib.import_module(module)
+  for part in rest.split('.'):
+    try:
+      thing = getattr(thing, part)
+    except AttributeError:
+      module = thing.__name__
+      thing = importlib.import_module(f'{module}.{part}')
