@@ -15,7 +15,8 @@ _PAGES = sorted(
   + [*_ROOT.glob('experiments/**/*.md')]
 )
 _CODE = re.compile(r'^```.*?^```', re.MULTILINE | re.DOTALL)
-_FOLDERS = 'powerprop_jax|experiments|tests|docs|runs'
+_NAME = re.compile(r'\b(?:powerprop_jax|experiments)(?:\.\w+)+')
+_FILE = re.compile(r'\b(?:powerprop_jax|experiments|tests|docs)/[\w./]*\w')
 
 pages = pytest.mark.parametrize(
   'page', _PAGES, ids=lambda page: str(page.relative_to(_ROOT))
@@ -25,10 +26,9 @@ pages = pytest.mark.parametrize(
 @functools.cache
 def _anchors(page):
   """Names of the headings of a page, as GitHub makes them."""
-  headings = re.findall(
-    r'^#+ (.*)$', _CODE.sub('', page.read_text()), re.MULTILINE
-  )
-  return {re.sub(r'[^\w\- ]', '', h.lower()).replace(' ', '-') for h in headings}
+  text = _CODE.sub('', page.read_text()).lower()
+  headings = re.findall(r'^#+ (.*)$', text, re.MULTILINE)
+  return {re.sub(r'[^\w\- ]', '', h).replace(' ', '-') for h in headings}
 
 
 @pages
@@ -50,11 +50,10 @@ def test_names_of_the_library_exist(page):
   text = page.read_text()
   for name in set(re.findall(r'\bpp((?:\.[A-Za-z]\w*)+)', text)):
     functools.reduce(getattr, name[1:].split('.'), pp)
-  for name in set(re.findall(r'\b(?:powerprop_jax|experiments)(?:\.\w+)+', text)):
+  for name in set(_NAME.findall(text)):
     _resolve(name)
-  for path in set(re.findall(rf'\b(?:{_FOLDERS})/[\w./]*\w', text)):
-    if not path.startswith('runs/'):
-      assert (_ROOT / path).exists(), path
+  for path in set(_FILE.findall(text)):
+    assert (_ROOT / path).exists(), path
 
 
 def _resolve(name):
