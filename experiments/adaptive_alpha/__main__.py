@@ -41,7 +41,8 @@ with five kinds of records, all with net, method, alpha (of 'fixed' alone), key:
                              of α added to it by themselves, without a step
 
 Source: Jain, Raj and Asgaonkar, Powerpropagation, 2022, section 5. Initial α,
-ε, epochs and optimiser are not given there. Numbers: experiments/README.md.
+ε, epochs and optimiser are not given there. Numbers:
+docs/results/adaptive_alpha.md.
 """
 
 import functools

@@ -10,7 +10,7 @@ rounds, and ratios within a round.
 
     python -m experiments.benchmarks.step
 
-The numbers that it gave are in experiments/README.md.
+The numbers that it gave are in docs/benchmarks.md.
 """
 
 from collections.abc import Callable

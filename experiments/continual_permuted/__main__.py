@@ -33,7 +33,7 @@ and results.json with one record for
     …, num_tasks, average_accuracy, forgetting, …    the whole stream
 
 Source: Schwarz et al., Powerpropagation, 2021, section 5, and the seed report's
-figures 13 and 14. Numbers: experiments/README.md.
+figures 13 and 14. Numbers: docs/results/continual_permuted.md.
 """
 
 import functools

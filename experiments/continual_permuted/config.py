@@ -48,7 +48,8 @@ class Config:
 
 
 # 55,000 images to train on, so that 550 steps are an epoch. Rates and decay are
-# the best of those tried for each power; see experiments/README.md.
+# the best of those tried for each power; see
+# docs/results/continual_permuted.md.
 _MNIST = Config(
   data=DataConfig('mnist'),
   alphas=(1.0, 1.5, 2.0, 3.0),
@@ -72,7 +73,8 @@ PRESETS = {
     _MNIST, stream=StreamConfig(num_tasks=10)
   ),
   # Training on all at once would need the memory of all hundred tasks. The
-  # settings are the best of those tried; see experiments/README.md.
+  # settings are the best of those tried; see
+  # docs/results/continual_permuted.md.
   'permuted_mnist_100': dataclasses.replace(
     _MNIST,
     stream=StreamConfig(num_tasks=100),

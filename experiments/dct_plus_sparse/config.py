@@ -12,7 +12,7 @@ from powerprop_jax.train.optimizers import OptimizerConfig
 Network = Literal['standard', 'dct']
 
 # On MNIST at densities 0.01 and 0.001 better than 1e-3 for most networks and
-# supports; see experiments/README.md for what was tried.
+# supports; see docs/results/dct_plus_sparse.md for what was tried.
 _ADAM = OptimizerConfig(name='adam', learning_rate=5e-3)
 
 

@@ -17,7 +17,7 @@ The recipe of the authors' notebook on MNIST, and our best one:
         --data.dir ~/tensorflow_datasets --out runs/mnist_best
 
 Source: Schwarz et al., Powerpropagation, 2021, Figure 1, and the authors'
-notebook. Numbers: experiments/README.md.
+notebook. Numbers: docs/results/one_shot_pruning.md.
 """
 
 import dataclasses

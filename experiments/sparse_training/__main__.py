@@ -22,7 +22,7 @@ that were interrupted go on from their last look.
 
 Source: Dettmers & Zettlemoyer, Sparse networks from scratch, 2019; Evci et al.,
 Rigging the lottery, 2020; see common/published.py. The L2 penalty is on
-weights alone, theirs on biases too. Numbers: experiments/README.md.
+weights alone, theirs on biases too. Numbers: docs/results/sparse_training.md.
 """
 
 import functools

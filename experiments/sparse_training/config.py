@@ -107,7 +107,8 @@ PRESETS = {
   'digits': Config(),
   'mnist_lenet_300_100': _MNIST,
   # Ten epochs are too few for the stairs: the rate falls along half a cosine,
-  # and connections move three times in an epoch. See experiments/README.md.
+  # and connections move three times in an epoch. See
+  # docs/results/sparse_training.md.
   'mnist_lenet_5': dataclasses.replace(
     _MNIST,
     net='lenet_5_relu',
@@ -135,7 +136,7 @@ PRESETS = {
   ),
   'cifar10_wrn_22_2': _CIFAR10,
   # Two thirds of an epoch, which two CPU cores do for all fourteen networks in
-  # less than two hours. See experiments/README.md.
+  # less than two hours. See docs/results/sparse_training.md.
   'cifar10_two_cores': dataclasses.replace(
     _CIFAR10,
     data=DataConfig('cifar10', num_validation=1_000),

@@ -28,7 +28,7 @@ all with net, alpha and key:
     leaf, weights, peak, at_zero               where weights heap up: see _peaks
 
 Source: Jain, Raj and Asgaonkar, Powerpropagation, 2022, section 3. Its recipes
-are not given. Numbers: experiments/README.md.
+are not given. Numbers: docs/results/weight_distribution.md.
 """
 
 from collections.abc import Sequence
