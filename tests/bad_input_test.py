@@ -42,10 +42,10 @@ def run(args):
 def run_program(name, args):
   """A program of experiments, as python -m does."""
   program = importlib.import_module(f'experiments.{name}')
-  if name.startswith('launch.'):
-    return program.run(args)
   if hasattr(program, '__path__'):
     program = importlib.import_module(f'experiments.{name}.__main__')
+  if name == 'launch':
+    return program.run(args)
   presets = getattr(program, 'PRESETS', None) or {'default': program.Config()}
   return arguments.run(
     program.main, presets, prog=name, description='', args=args
@@ -518,28 +518,26 @@ MORE = [
   ('benchmarks.sparse_speed: --learning-rate 0', '--learning-rate .*got 0'),
   ('benchmarks.sparse_speed: --out run', 'run already holds'),
   # Launchers.
-  ('launch.processes: nothing.json', 'cannot read nothing.json'),
-  ('launch.processes: other', 'Is a directory'),
-  ('launch.processes: cut.json', 'cannot read cut.json'),
-  ('launch.processes: list.json', 'as settings of Sweep'),
-  ('launch.processes: no_program.json', "'program' missing"),
-  ('launch.processes: odd_program.json', "'program' must be text, got 3"),
-  ('launch.processes: unknown_program.json', "'experiments.nothing'"),
-  ('launch.processes: relative_program.json', "the program '.nothing'"),
-  ('launch.processes: no_such_program.json', 'no PRESETS'),
-  ('launch.processes: unknown_option.json', '--alhpa.* meant: --alphas'),
-  ('launch.processes: odd_value.json', "--keys: .*'a'"),
-  ('launch.processes: no_value.json', "'vary' must have"),
-  ('launch.processes: twice.json', 'two runs'),
-  ('launch.processes: unknown_field.json', 'vray'),
-  ('launch.processes: help.json', '--help'),
-  ('launch.processes: in_file.json', "another 'out'"),
-  ('launch.processes: unknown_preset.json', "unknown preset 'no'"),
-  ('launch.processes: sweep.json --gpus 0 0', '--gpus must differ'),
-  ('launch.processes: sweep.json --requeues -1', '--requeues .*got -1'),
-  ('launch.slurm: sweep.json --lead 0', '--lead .*got 0'),
-  ('launch.slurm: in_file.json', "another 'out'"),
-  ('launch.submitit_jobs: sweep.json --cluster moon', "'moon'"),
+  ('launch: nothing.json', 'cannot read nothing.json'),
+  ('launch: other', 'Is a directory'),
+  ('launch: cut.json', 'cannot read cut.json'),
+  ('launch: list.json', 'as settings of Sweep'),
+  ('launch: no_program.json', "'program' missing"),
+  ('launch: odd_program.json', "'program' must be text, got 3"),
+  ('launch: unknown_program.json', "'experiments.nothing'"),
+  ('launch: relative_program.json', "the program '.nothing'"),
+  ('launch: no_such_program.json', 'no PRESETS'),
+  ('launch: unknown_option.json', '--alhpa.* meant: --alphas'),
+  ('launch: odd_value.json', "--keys: .*'a'"),
+  ('launch: no_value.json', "'vary' must have"),
+  ('launch: twice.json', 'two runs'),
+  ('launch: unknown_field.json', 'vray'),
+  ('launch: help.json', '--help'),
+  ('launch: in_file.json', "another 'out'"),
+  ('launch: unknown_preset.json', "unknown preset 'no'"),
+  ('launch: sweep.json --cluster local --gpus 0 0', '--gpus must differ'),
+  ('launch: sweep.json --at-once 0', '--at-once .*got 0'),
+  ('launch: sweep.json --cluster moon', "'moon'"),
 ]  # fmt: skip
 
 

@@ -19,9 +19,9 @@ The program is one whose runs are folders (train/runs/folder.py), so that
 room and can be continued (train/scale/preemption.py).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
-import importlib
+import importlib.util
 import itertools
 import pathlib
 import re
@@ -37,7 +37,7 @@ from powerprop_jax.train.runs import folder as run_folder
 from powerprop_jax.train.runs import json_files
 from powerprop_jax.train.runs.errors import UserError
 
-# How the programs of this folder are told which sweep.
+# How the program is told which sweep.
 SweepFile = Annotated[
   str, tyro.conf.Positional, tyro.conf.arg(metavar='SWEEP.json')
 ]
@@ -101,13 +101,7 @@ class Run(NamedTuple):
 
 
 def read(path: str) -> Sweep:
-  """The sweep of a file.
-
-  Args:
-    path: a JSON file.
-
-  Returns:
-    What it says.
+  """The sweep of a JSON file.
 
   Raises:
     UserError: if it is not there, is no JSON, or lacks a field.
@@ -137,11 +131,7 @@ def _check_kinds(path: str, stored: Row) -> None:
 def runs(sweep: Sweep) -> list[Run]:
   """All combinations, the last option varying fastest.
 
-  Args:
-    sweep: what to run.
-
-  Returns:
-    The runs; their order and names follow from the sweep alone.
+  Their order and names follow from the sweep alone.
 
   Raises:
     UserError: if two of them are the same.
@@ -188,14 +178,7 @@ def _name(chosen: Mapping[str, Sequence[str]]) -> str:
 
 
 def check(chosen: Sequence[Run]) -> None:
-  """Refuses runs that their program would refuse for its command line.
-
-  Args:
-    chosen: runs of one program.
-
-  Raises:
-    UserError: naming the run and the option.
-  """
+  """Refuses runs that their program would refuse for its command line."""
   for run in chosen:
     try:
       arguments.parse(_presets(run.program), run.command[3:], prog=run.program)
@@ -208,8 +191,9 @@ def check(chosen: Sequence[Run]) -> None:
 def _presets(program: str) -> Mapping[str, Any]:
   try:
     module = importlib.import_module(program)
-    if hasattr(module, '__path__'):  # what python -m runs of a package
-      module = importlib.import_module(f'{program}.__main__')
+    main = f'{program}.__main__'  # what python -m runs of a package
+    if hasattr(module, '__path__') and importlib.util.find_spec(main):
+      module = importlib.import_module(main)
   except (ImportError, TypeError) as error:  # TypeError: of a relative name
     raise UserError(
       f'cannot find the program {program!r}: {error}. Start from the folder '
@@ -222,47 +206,7 @@ def _presets(program: str) -> Mapping[str, Any]:
 
 
 def load(path: str) -> list[Run]:
-  """The checked runs of a file.
-
-  Args:
-    path: a JSON file.
-
-  Returns:
-    The runs.
-
-  Raises:
-    UserError: if the file or one of its runs is not as it should be.
-  """
+  """The runs of a JSON file, checked."""
   found = runs(read(path))
   check(found)
   return found
-
-
-def run_launcher(
-  name: str,
-  main: Callable[[Any], int | None],
-  default: Any,
-  about: str | None,
-  args: Sequence[str] | None,
-) -> int:
-  """A launcher as a program.
-
-  Args:
-    name: of its module in this package.
-    main: config -> exit status; None is 0.
-    default: the config that options change.
-    about: docstring of the module, whose first line --help shows.
-    args: the command line; None is that of this process.
-
-  Returns:
-    The exit status.
-  """
-  statuses: list[int] = []
-  status = arguments.run(
-    lambda config: statuses.append(main(config) or 0),
-    {'default': default},
-    prog=f'python -m experiments.launch.{name}',
-    description=str(about).split('\n', maxsplit=1)[0],
-    args=args,
-  )
-  return status or statuses[0]

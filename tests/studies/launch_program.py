@@ -1,4 +1,4 @@
-"""A program with short runs of a small network, for tests of launchers."""
+"""A program whose runs count steps, for tests of the launcher."""
 
 import dataclasses
 import pathlib
@@ -6,33 +6,31 @@ import signal
 import sys
 import time
 
-import stream_runs
-
 from powerprop_jax.train.cli import arguments
+from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
-
-_LOOP = stream_runs.Config().loop
+from powerprop_jax.train.scale import preemption
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """A run of a small network with RigL around powerprop."""
+  """A run that does nothing but count."""
 
   out: str = ''
   resume: bool = False
-  # Training steps in all.
+  # Steps in all.
   num_steps: int = 24
-  # Steps whose loss is not finite.
-  bad: tuple[int, ...] = ()
+  # The step that fails; 0 for none.
+  bad: int = 0
   # The step in which the process sends SIGTERM to itself; 0 for none.
   signal_at: int = 0
-  # Seconds that a step takes longer than it needs.
+  # Seconds that a step takes.
   delay: float = 0.0
 
 
 PRESETS = {
   'good': Config(),
-  'bad': Config(bad=(3, 4, 5, 6)),
+  'bad': Config(bad=3),
   'preempted': Config(signal_at=9),
 }
 
@@ -43,27 +41,25 @@ def main(config):
   folder = RunFolder(
     config.out, settings, program='launch_program', resume=config.resume
   )
-  *_, compiled = stream_runs.compiled(0)
-
-  def step(state, images, labels):
-    number = int(state.train.step) + 1
-    print(f'step {number}', flush=True)
-    time.sleep(config.delay)
-    if number == config.signal_at:
-      signal.raise_signal(signal.SIGTERM)
-    return compiled(state, images, labels)
-
-  loop = dataclasses.replace(_LOOP, num_steps=config.num_steps)
-  settings = stream_runs.Config(loop=loop, bad=config.bad)
-  stream_runs.run(settings, folder, step=step)
+  file = folder.path / 'step'
+  done = int(file.read_text()) if file.exists() else 0
+  with preemption.SignalWatch() as watch:
+    for step in range(done + 1, config.num_steps + 1):
+      print(f'step {step}', flush=True)
+      time.sleep(config.delay)
+      if step == config.bad:
+        raise UserError(f'step {step} is bad.')
+      if step == config.signal_at:
+        signal.raise_signal(signal.SIGTERM)
+      if watch.is_due(step):
+        file.write_text(str(step))
+        raise preemption.Preempted(step, config.num_steps)
   folder.mark_complete()
 
 
-def run(args=None):
-  return arguments.run(
-    main, PRESETS, prog=pathlib.Path(__file__).stem, description='', args=args
-  )
-
-
 if __name__ == '__main__':
-  sys.exit(run())
+  sys.exit(
+    arguments.run(
+      main, PRESETS, prog=pathlib.Path(__file__).stem, description=''
+    )
+  )
