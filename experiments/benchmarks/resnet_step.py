@@ -16,15 +16,13 @@ METHOD, rewires
 
 All take turns in one process, with the compiler's settings that
 experiments/imagenet_resnet50 has, `plain` too. `/ dense` is the median of
-ratios of neighbouring runs; at most 1.03 is wanted of steady steps on a CPU.
-`cpu / dense` is that of the time of all cores, which says more on a machine
-where others disturb, and nothing of a GPU.
-`amortised` is what rewiring adds to a step on average, once in --period steps,
-as a share of the dense step: less than 0.01 is wanted. `of peak` is the share
-of --peak that the 4.089e9 multiplications and additions of an image at 224×224
-make, counted three times; --peak is in TFLOP/s, of the device and the
-precision. `first s` is the first run, with the initial state and all that must
-be compiled.
+ratios of neighbouring runs; `cpu / dense` that of the time of all cores, which
+says more on a machine where others disturb, and nothing of a GPU. `amortised`
+is what rewiring adds to a step on average, once in --period steps, as a share
+of the dense step. `of peak` is the share of --peak that the 4.089e9
+multiplications and additions of an image at 224×224 make, counted three times;
+--peak is in TFLOP/s, of the device and the precision. `first s` is the first
+run, with the initial state and all that must be compiled.
 
 The program compiles one step for each row, which takes one or two minutes on
 two CPU cores, and runs for three quarters of an hour there with all methods.
@@ -42,8 +40,9 @@ import jax.numpy as jnp
 import optax
 
 from experiments.benchmarks import timing
+from experiments.imagenet_resnet50 import config as imagenet
 from experiments.imagenet_resnet50 import setup
-from experiments.imagenet_resnet50.setup import NetConfig, RecipeConfig, Task
+from experiments.imagenet_resnet50.config import NetConfig, RecipeConfig
 from powerprop_jax.core.trees import Params, Tree
 from powerprop_jax.files import tables
 from powerprop_jax.files.tables import Row
@@ -129,29 +128,20 @@ def main(config: Config) -> None:
 
 
 def _check(config: Config) -> None:
-  checks.positive(config, 'num_classes')
+  checks.positive(
+    config, 'num_classes', 'batch', 'image_size', 'steps', 'repeats', 'period'
+  )
   for name in config.methods:
     if name not in METHODS:
       raise UserError(
         f'--methods has no {name!r}; there are: {", ".join(METHODS)}.'
       )
-  for name in ('batch', 'image_size', 'steps', 'repeats', 'period', 'peak'):
-    value = getattr(config, name)
-    if value is not None and not value >= (1 if name != 'peak' else 1e-9):
-      option = name.replace('_', '-')
-      raise UserError(f'--{option} must be at least 1, got {value}.')
+  if config.peak is not None and not config.peak > 0:
+    raise UserError(f'--peak must be positive, got {config.peak}.')
 
 
 def rows(config: Config, times: dict[str, timing.Times]) -> list[Row]:
-  """What the times amount to.
-
-  Args:
-    config: with batch and image_size.
-    times: by name, as in the table, of runs of config.steps steps.
-
-  Returns:
-    A row for each.
-  """
+  """What times of runs of config.steps steps, by their name, amount to."""
   assert config.batch is not None and config.image_size is not None
   _, dense, dense_cpu = times['dense']
   found = []
@@ -210,16 +200,16 @@ def _programs(config: Config) -> dict[str, timing.Program]:
       if config.rewiring and method in _REWIRED:
         plan.append((f'{name}, rewires', method, alpha, 1))
   for name, method, alpha, period in plan:
-    task = Task(
-      method,  # type: ignore[arg-type]
-      config.sparsity if method != 'dense' else 0.0,
-      'uniform',
-      alpha,
-      # An epoch of many steps, so that the stairs do not fall.
-      config.batch * _NEVER,
+    settings = imagenet.Config(
+      method=method,  # type: ignore[arg-type]
+      sparsity=config.sparsity if method != 'dense' else 0.0,
+      allocation='uniform',
+      alpha=alpha,
+      recipe=recipe,
+      sparse=SparseConfig(stop=1.0, period=period, pruning_start=0.0),
     )
-    sparse = SparseConfig(stop=1.0, period=period, pruning_start=0.0)
-    tx = setup.make_tx(recipe, sparse, task, theta)
+    # An epoch of many steps, so that the stairs do not fall.
+    tx = setup.make_tx(settings, config.batch * _NEVER, theta)
     programs[name] = _ours(net, tx, recipe, config.steps, images, labels)
   return programs
 

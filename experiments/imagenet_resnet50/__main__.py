@@ -41,30 +41,24 @@ al., Powerpropagation, 2021 (the comparison).
 import pathlib
 import sys
 
-import jax
-
 from experiments.imagenet_resnet50 import report
 from experiments.imagenet_resnet50 import run as image_run
 from experiments.imagenet_resnet50.config import (
   PRESETS,
+  PROGRAM,
   Config,
   from_identity,
   identity,
 )
-from experiments.imagenet_resnet50.run import ImageRun
-from experiments.imagenet_resnet50.setup import Task
 from powerprop_jax.export import export
 from powerprop_jax.files import tables
 from powerprop_jax.files.tables import Row
-from powerprop_jax.train import state as state_lib
 from powerprop_jax.train.checkpoints import checkpoint
 from powerprop_jax.train.cli import arguments
-from powerprop_jax.train.runs import checks
 from powerprop_jax.train.runs import folder as run_folder
 from powerprop_jax.train.runs.errors import UserError
-from powerprop_jax.train.scale import distributed, sharding, stream_loop
+from powerprop_jax.train.scale import distributed, stream_loop
 
-_PROGRAM = 'imagenet_resnet50'
 _PRESET_NAMES = (
   'A preset is METHOD_SPARSITY_ALLOCATION, such as rigl_90_erk, with 80, 90 or '
   '95 % zeros, uniform or erk, or dense; with α > 1 the same followed by '
@@ -78,23 +72,21 @@ def main(config: Config) -> None:
   if config.evaluate:
     _evaluate(config)
     return
-  _check(config)
-  distributed.check_agreement(identity(config))
-  run = _assemble(config)
-  folder = image_run.open_folder(
-    config.out, identity(config), program=_PROGRAM, resume=config.resume
-  )
+  settings = identity(config)
+  distributed.check_agreement(settings)
+  run = image_run.assemble(config)
+  folder = image_run.open_folder(config.out, settings, resume=config.resume)
   evaluation = image_run.Evaluation(
-    run, workers=config.data.workers, folder=folder, settings=identity(config)
+    run, image_run.Best(folder, settings, run.mesh)
   )
-  with run.open_training_stream(config.data.workers) as stream:
+  with run.stream(run.images.train) as stream:
     state = stream_loop.fit(
       run.create(),
       step=run.jitted_step(),
       stream=stream,
       evaluate=evaluation,
       config=stream_loop.StreamLoopConfig(
-        num_steps=run.num_steps,
+        num_steps=config.recipe.total_steps,
         log_every=config.log_every,
         eval_every=config.eval_every,
         save_every=config.save_every,
@@ -109,7 +101,7 @@ def main(config: Config) -> None:
     return
   print(f'\n{tables.text_table([record])}')
   folder.write_results([record])
-  page = report.write(folder.path, title(config), identity(config), [record])
+  page = report.write(folder.path, title(config), settings, [record])
   folder.mark_complete()
   print(f'\nReport: {page}')
 
@@ -135,50 +127,6 @@ def _place(config: Config) -> Row:
   }
 
 
-def _check(config: Config) -> None:
-  state_lib.check_key(config.key)
-  checks.positive(
-    config, 'log_every', 'eval_every', 'save_every', 'max_skipped'
-  )
-  if config.sparse.distribution is not None:
-    raise UserError(
-      f'--sparse.distribution {config.sparse.distribution} has no effect here; '
-      'choose --allocation uniform or erk.'
-    )
-
-
-def _assemble(config: Config) -> ImageRun:
-  """Everything that the settings say, checked, before anything is written."""
-  return image_run.assemble(
-    data=config.data,
-    net=config.net,
-    recipe=config.recipe,
-    sparse=config.sparse,
-    make_task=lambda num_examples: Task(
-      config.method,
-      config.sparsity,
-      config.allocation,
-      config.alpha,
-      num_examples,
-    ),
-    key=config.key,
-    mesh=_mesh(config),
-    mode=config.mesh.mode,
-  )
-
-
-def _mesh(config: Config) -> jax.sharding.Mesh:
-  num, there = config.mesh.devices, jax.devices()
-  if num is not None and not 1 <= num <= len(there):
-    raise UserError(
-      f'--mesh.devices must be from 1 to {len(there)}, as many as there are, '
-      f'got {num}.'
-    )
-  return sharding.make_mesh(
-    config.mesh.data, config.mesh.model, devices=there[:num]
-  )
-
-
 def _evaluate(config: Config) -> None:
   """Prints the scores of the latest checkpoint of a run, or of an export."""
   path = str(pathlib.Path(config.evaluate).expanduser())
@@ -189,20 +137,20 @@ def _evaluate(config: Config) -> None:
     about = exported.about
     if not isinstance(about, dict) or not {'settings', 'step'} <= set(about):
       raise UserError(
-        f'{path} is no network of {_PROGRAM}: its description has no settings '
+        f'{path} is no network of {PROGRAM}: its description has no settings '
         'and step, as best.npz of a run has.'
       )
     settings, step = about['settings'], about['step']
   else:
     stored = run_folder.read_config(path)
-    if stored['program'] != _PROGRAM:
+    if stored['program'] != PROGRAM:
       raise UserError(
-        f'{path} holds a run of {stored["program"]}, not of {_PROGRAM}.'
+        f'{path} holds a run of {stored["program"]}, not of {PROGRAM}.'
       )
     settings = stored['config']
   config = from_identity(settings, config)
-  run = _assemble(config)
-  evaluation = image_run.Evaluation(run, workers=config.data.workers)
+  run = image_run.assemble(config)
+  evaluation = image_run.Evaluation(run)
   if is_export:
     scores = evaluation.of_export(exported)
   else:
@@ -223,7 +171,7 @@ if __name__ == '__main__':
     arguments.run(
       main,
       PRESETS,
-      prog=f'python -m experiments.{_PROGRAM}',
+      prog=f'python -m experiments.{PROGRAM}',
       description=f'{str(__doc__).splitlines()[0]} {_PRESET_NAMES}',
       static_alpha=True,
     )

@@ -6,22 +6,28 @@ dense, dense_powerprop, rigl_90_erk, top_kast_95_uniform_powerprop, …
 
 from collections.abc import Iterator
 import dataclasses
+import math
+from typing import Literal, get_args
 
-from experiments.imagenet_resnet50.setup import (
-  METHODS,
-  Allocation,
-  Method,
-  NetConfig,
-  RecipeConfig,
-)
+from powerprop_jax.core import reparam
 from powerprop_jax.files.tables import Row
+from powerprop_jax.train import state as state_lib
 from powerprop_jax.train.images.sources import ImagesConfig
 from powerprop_jax.train.methods import SparseConfig
-from powerprop_jax.train.runs import json_files
+from powerprop_jax.train.runs import checks, json_files
+from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.scale.distributed import HostsConfig
+from powerprop_jax.train.scale.precision import Half
 from powerprop_jax.train.scale.sharding import Mode
 from powerprop_jax.train.schedules import ScheduleConfig
 
+Method = Literal[
+  'dense', 'one_shot', 'static', 'pruning', 'set', 'rigl', 'snfs', 'top_kast'
+]
+METHODS = get_args(Method)
+Allocation = Literal['uniform', 'erk']
+ALLOCATIONS: tuple[Allocation, ...] = get_args(Allocation)
+PROGRAM = 'imagenet_resnet50'
 SPARSITIES = (80, 90, 95)
 # The α of the paper's runs on ImageNet is not known to us; 1.25 to 1.5 is what
 # others use for networks of this depth.
@@ -30,6 +36,50 @@ POWER = 1.5
 _STOP = 25_000 / 32_000
 # Where images lie and how they are read, which changes no training.
 _PLACE = ('dir', 'workers', 'test_batch')
+
+
+@dataclasses.dataclass(frozen=True)
+class NetConfig:
+  """The network."""
+
+  # Layers: 50, 18, or 10 to try things out.
+  depth: Literal[10, 18, 50] = 50
+  # Channels, as a multiple of the usual number.
+  width: float = 1.0
+  # What layers compute with: 'bfloat16', or 'none' for float32.
+  half: Half = 'none'
+  # Compute activations inside blocks twice instead of keeping them.
+  remat: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class RecipeConfig:
+  """How it is trained: the recipe of RigL on ImageNet."""
+
+  # Examples in a batch, on all devices together.
+  batch_size: int = 4096
+  # Training steps of the plain recipe.
+  num_steps: int = 32_000
+  # By how much training is longer than that: steps, epochs of the schedule and
+  # the end of rewiring are stretched by it.
+  length: float = 1.0
+  # The learning rate, for the batch above.
+  schedule: ScheduleConfig = ScheduleConfig()
+  # Momentum, in [0, 1).
+  momentum: float = 0.9
+  # Whether it looks ahead. The paper does not say; its code does.
+  nesterov: bool = True
+  # L2 penalty on θ, not on norms and biases.
+  decay_theta: float = 1e-4
+  # Share of each label that is spread over all classes.
+  label_smoothing: float = 0.1
+  # Decay of a running mean of θ that is evaluated too; 0 keeps none.
+  ema: float = 0.0
+
+  @property
+  def total_steps(self) -> int:
+    """Training steps in all, of the stretched recipe."""
+    return round(self.num_steps * self.length)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,17 +140,66 @@ class Config:
   hosts: HostsConfig = HostsConfig()
 
 
+def check(config: Config) -> None:
+  """Refuses settings that cannot be, naming one."""
+  state_lib.check_key(config.key)
+  checks.positive(
+    config, 'log_every', 'eval_every', 'save_every', 'max_skipped'
+  )
+  for name, value, known in (
+    ('method', config.method, METHODS),
+    ('allocation', config.allocation, ALLOCATIONS),
+  ):
+    if value not in known:
+      raise UserError(
+        f'unknown {name} {value!r}; there are: {", ".join(known)}.'
+      )
+  if config.sparse.distribution is not None:
+    raise UserError(
+      f'--sparse.distribution {config.sparse.distribution} has no effect here; '
+      'choose --allocation uniform or erk.'
+    )
+  if not 0 <= config.sparsity < 1:
+    raise UserError(f'sparsity must be in [0, 1), got {config.sparsity:g}.')
+  if config.method == 'dense' and config.sparsity:
+    raise UserError(
+      f'the dense network has sparsity 0, got {config.sparsity:g}.'
+    )
+  if not 1 <= config.alpha < math.inf:
+    raise UserError(
+      f'alpha must be at least 1 and finite, got {config.alpha:g}.'
+    )
+  reparam.check_invertible(config.alpha)
+  recipe = config.recipe
+  if recipe.batch_size < 1:
+    raise UserError(
+      f'recipe.batch_size must be at least 1, got {recipe.batch_size}.'
+    )
+  for name in ('momentum', 'label_smoothing', 'ema'):
+    value = getattr(recipe, name)
+    if not 0 <= value < 1:
+      raise UserError(f'recipe.{name} must be in [0, 1), got {value:g}.')
+  if not 0 <= recipe.decay_theta < math.inf:
+    raise UserError(
+      'recipe.decay_theta must be at least 0 and finite, got '
+      f'{recipe.decay_theta:g}.'
+    )
+  if not 0 < recipe.length < math.inf:
+    raise UserError(
+      f'recipe.length must be positive and finite, got {recipe.length:g}.'
+    )
+  if min(recipe.num_steps, recipe.total_steps) < 1:
+    raise UserError(
+      f'recipe.num_steps must be at least 1, got {recipe.num_steps} × '
+      f'{recipe.length:g}.'
+    )
+
+
 def identity(config: Config) -> Row:
   """The settings on which the results depend.
 
   The same run may go on with other devices, hosts and workers, and with the
   data in another folder.
-
-  Args:
-    config: the settings.
-
-  Returns:
-    A nested dict of what JSON holds.
 
   Example:
     >>> 'mesh' in identity(Config())
@@ -115,17 +214,7 @@ def identity(config: Config) -> Row:
 
 
 def from_identity(settings: Row, like: Config) -> Config:
-  """Settings of a run that was stored, on the devices and data given here.
-
-  Args:
-    settings: what identity gave.
-    like: settings of what identity leaves out.
-
-  Returns:
-    The settings.
-
-  Raises:
-    UserError: if these are not settings of this program.
+  """Settings that identity gave, with those of like where it leaves them out.
 
   Example:
     >>> config = Config(method='rigl', sparsity=0.9)
@@ -157,7 +246,7 @@ def _sparse(method: Method, allocation: Allocation) -> SparseConfig:
 def _presets() -> Iterator[tuple[str, Config]]:
   for method in METHODS:
     for sparsity in (0,) if method == 'dense' else SPARSITIES:
-      for allocation in ('uniform',) if method == 'dense' else _ALLOCATIONS:
+      for allocation in ('uniform',) if method == 'dense' else ALLOCATIONS:
         place = () if method == 'dense' else (str(sparsity), allocation)
         for suffix, alpha in ((), 1.0), (('powerprop',), POWER):
           yield (
@@ -171,8 +260,6 @@ def _presets() -> Iterator[tuple[str, Config]]:
             ),
           )
 
-
-_ALLOCATIONS: tuple[Allocation, ...] = ('uniform', 'erk')
 
 # Eight steps of a small network on small images, to see that it works.
 _TINY = Config(

@@ -53,12 +53,8 @@ _PUBLISHED: dict[tuple[str, str, float], tuple[dict[int, float], str]] = {
 def published(method: str) -> list[Row]:
   """What is published of a method on ResNet-50 and ImageNet.
 
-  Args:
-    method: name of the method, as in the settings.
-
-  Returns:
-    Records with method, sparsity, allocation, length, top-1 accuracy and
-    source; that of the dense network first.
+  Records with method, sparsity, allocation, length, top-1 accuracy and source;
+  that of the dense network first.
 
   Example:
     >>> [r['accuracy'] for r in published('static')][:2]
@@ -93,18 +89,8 @@ def write(
   settings: Mapping[str, Any],
   results: _Records,
 ) -> pathlib.Path:
-  """Draws the learning curves and writes report.html.
-
-  Args:
-    path: the folder of the run, with metrics.jsonl.
-    title: what was trained.
-    settings: the settings of the run.
-    results: its records.
-
-  Returns:
-    The path of the page.
-  """
-  looks = metrics.read_metrics(path / 'metrics.jsonl')
+  """Draws the learning curves and writes report.html, whose path it gives."""
+  records = metrics.read_metrics(path / 'metrics.jsonl')
   sections = [
     html.Section(
       'Result',
@@ -120,9 +106,9 @@ def write(
       tables=[html.Table(published(settings['method']))],
     ),
   ]
-  drawn = [f for f in _CURVES if any(r.get(f) is not None for r in looks)]
+  drawn = [f for f in _CURVES if any(r.get(f) is not None for r in records)]
   if drawn:
-    figure = _learning_curves(looks, drawn, title, settings['alpha'])
+    figure = _learning_curves(records, drawn, title, settings['alpha'])
     saved = plotting.save(figure, path / 'learning_curves.png')
     names = ', '.join(_CURVES[field] for field in drawn)
     alt = f'{names} against the training step'
@@ -145,20 +131,20 @@ def write(
 
 
 def _learning_curves(
-  looks: _Records, drawn: Sequence[str], title: str, alpha: float
+  records: _Records, drawn: Sequence[str], title: str, alpha: float
 ) -> Any:
   """A figure of what is logged, all of it over the same steps."""
   named = [
     {
       'alpha': alpha,
-      'step': look['step'],
-      **{_CURVES[field]: look[field] for field in drawn if field in look},
+      'step': record['step'],
+      **{_CURVES[field]: record[field] for field in drawn if field in record},
     }
-    for look in looks
+    for record in records
   ]
   figure = plotting.learning_curves(
     named, fields=[_CURVES[field] for field in drawn], title=title
   )
   for axes in figure.axes:
-    axes.set_xlim(0, 1.02 * max(look['step'] for look in looks))
+    axes.set_xlim(0, 1.02 * max(record['step'] for record in records))
   return figure

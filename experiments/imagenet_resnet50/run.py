@@ -1,13 +1,13 @@
 """A training run on photographs, put together from settings.
 
 assemble ─▶ ImageRun: data, network, step, state on a mesh of devices
-Evaluation: scores of a state, and the file with the best network
+Evaluation: scores of a state; Best: the file with the best network
 """
 
 from collections.abc import Callable
+import dataclasses
 import functools
 import math
-import pathlib
 from typing import Any, NamedTuple
 
 import haiku as hk
@@ -16,73 +16,62 @@ from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.imagenet_resnet50 import config as config_lib
 from experiments.imagenet_resnet50 import setup
-from experiments.imagenet_resnet50.setup import (
-  NetConfig,
-  RecipeConfig,
-  Task,
-  Weights,
-)
-from powerprop_jax.core.trees import Params, Tree
+from experiments.imagenet_resnet50.config import PROGRAM, Config
+from experiments.imagenet_resnet50.setup import Weights
+from powerprop_jax.core.trees import Tree
 from powerprop_jax.export import export
 from powerprop_jax.export.exported import Exported
 from powerprop_jax.files.tables import Row
 from powerprop_jax.train import evaluate
 from powerprop_jax.train import state as state_lib
 from powerprop_jax.train.images import sources
-from powerprop_jax.train.images.sources import Images, ImagesConfig
+from powerprop_jax.train.images.batches import Batches
+from powerprop_jax.train.images.sources import Images
 from powerprop_jax.train.images.stream import Stream
-from powerprop_jax.train.methods import SparseConfig
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
 from powerprop_jax.train.scale import distributed, guard, sharding
 from powerprop_jax.train.scale.device_stream import DeviceStream
 from powerprop_jax.train.scale.guard import GuardedState
-from powerprop_jax.train.scale.sharding import Mode
-
-_BEST = 'best.npz'
 
 
 class ImageRun(NamedTuple):
   """What a run is made of; nothing has been computed yet.
 
   Attributes:
+    config: the settings.
     images: the batches of this host.
     net: the network.
-    task: what is asked of it.
-    num_steps: training steps in all.
     mesh: the devices.
-    mode: whether the state is replicated or sharded.
-    make: makes the state before the first step, a GuardedState; pure.
+    make: makes the state before the first step; pure.
     shapes: its shapes.
     step: (state, images, labels) -> (state, metrics); pure.
-    has_mean: whether there is a running mean of θ.
   """
 
+  config: Config
   images: Images
   net: hk.TransformedWithState
-  task: Task
-  num_steps: int
   mesh: jax.sharding.Mesh
-  mode: Mode
   make: Callable[[], GuardedState]
   shapes: Tree
   step: guard.GuardedStep
-  has_mean: bool
 
   @property
   def shardings(self) -> Tree:
     """Where each leaf of the state lies."""
-    return sharding.state_shardings(self.shapes, self.mesh, self.mode)
+    mode = self.config.mesh.mode
+    return sharding.state_shardings(self.shapes, self.mesh, mode)
 
-  def template(self) -> Any:
+  def template(self) -> Tree:
     """Shapes of the state that say where they lie, to restore it to."""
     return sharding.template(self.shapes, self.shardings)
 
   def create(self) -> GuardedState:
     """The state before the first step, where it lies."""
     state: GuardedState = sharding.create_sharded(
-      self.make, self.mesh, self.mode
+      self.make, self.mesh, self.config.mesh.mode
     )
     return state
 
@@ -90,89 +79,59 @@ class ImageRun(NamedTuple):
     """The compiled step; its first argument is donated."""
     return sharding.on_mesh(self.step, self.shardings, self.mesh)
 
-  def open_training_stream(self, workers: int) -> DeviceStream:
-    """Batches to train on, on the devices."""
-    stream = Stream(self.images.train, num_workers=workers)
-    return DeviceStream(stream, sharding.batch_sharding(self.mesh))
-
-  def open_test_stream(self, workers: int) -> DeviceStream:
-    """Batches to evaluate on, on the devices."""
-    stream = Stream(self.images.test, num_workers=workers)
+  def stream(self, batches: Batches) -> DeviceStream:
+    """Those of images.train or images.test, on the devices."""
+    stream = Stream(batches, num_workers=self.config.data.workers)
     return DeviceStream(stream, sharding.batch_sharding(self.mesh))
 
 
-def assemble(
-  *,
-  data: ImagesConfig,
-  net: NetConfig,
-  recipe: RecipeConfig,
-  sparse: SparseConfig,
-  make_task: Callable[[int], Task],
-  key: int = 0,
-  mesh: jax.sharding.Mesh,
-  mode: Mode = 'replicated',
-) -> ImageRun:
-  """Puts a run together and refuses what cannot be trained.
-
-  Args:
-    data: the images.
-    net: the network.
-    recipe: how it is trained.
-    sparse: how connections move.
-    make_task: from the number of training examples to the task.
-    key: seed of weights, masks, and the order of the images.
-    mesh: the devices, from sharding.make_mesh.
-    mode: whether the state is replicated or sharded.
-
-  Returns:
-    The run.
-
-  Raises:
-    UserError: naming the setting that is out of range, or does not fit the
-      devices or the others.
-  """
-  for size in (recipe.batch_size, data.test_batch):
+def assemble(config: Config) -> ImageRun:
+  """Puts a run together and refuses what cannot be trained."""
+  config_lib.check(config)
+  mesh = _mesh(config)
+  for size in (config.recipe.batch_size, config.data.test_batch):
     if size is not None:
       sharding.check_batch(size, mesh)
   images = sources.open_images(
-    data,
-    recipe.batch_size,
-    key=key,
+    config.data,
+    config.recipe.batch_size,
+    key=config.key,
     host_index=distributed.host_index(),
     host_count=distributed.host_count(),
   )
-  task = make_task(images.num_examples)
-  network = setup.make_net(net, images.num_classes)
-  theta = setup.shapes(network, data.image_size)
-  tx = setup.make_tx(recipe, sparse, task, theta, key)
-  first = jnp.zeros((1, data.image_size, data.image_size, 3))
+  net = setup.make_net(config.net, images.num_classes)
+  side = config.data.image_size
+  theta = setup.shapes(net, side)
+  tx = setup.make_tx(config, images.num_examples, theta, config.key)
 
   def make() -> GuardedState:
-    return guard.create(
-      state_lib.create(network, tx, jax.random.key(key), first)
-    )
+    key, first = jax.random.key(config.key), jnp.zeros((1, side, side, 3))
+    return guard.create(state_lib.create(net, tx, key, first))
 
   try:
     shapes = jax.eval_shape(make)
   except ValueError as error:
     raise UserError(
-      f'{task.method} at sparsity {task.sparsity:g}: {error}'
+      f'{config.method} at sparsity {config.sparsity:g}: {error}'
     ) from error
-  # Refuses an unknown mode.
-  sharding.state_shardings(shapes, mesh, mode)
-  step = guard.guarded(setup.make_step(network, tx, recipe))
-  return ImageRun(
-    images=images,
-    net=network,
-    task=task,
-    num_steps=setup.num_steps(recipe),
-    mesh=mesh,
-    mode=mode,
-    make=make,
-    shapes=shapes,
-    step=step,
-    has_mean=recipe.ema > 0,
+  step = guard.guarded(setup.make_step(net, tx, config.recipe))
+  return ImageRun(config, images, net, mesh, make, shapes, step)
+
+
+def _mesh(config: Config) -> jax.sharding.Mesh:
+  num, there = config.mesh.devices, jax.devices()
+  if num is not None and not 1 <= num <= len(there):
+    raise UserError(
+      f'--mesh.devices must be from 1 to {len(there)}, as many as there are, '
+      f'got {num}.'
+    )
+  return sharding.make_mesh(
+    config.mesh.data, config.mesh.model, devices=there[:num]
   )
+
+
+# Takes in a network, the step that it is of, and its scores.
+Keep = Callable[[Weights, int, dict[str, float]], None]
 
 
 class Evaluation:
@@ -180,63 +139,42 @@ class Evaluation:
 
   Called with a state, it gives validation_loss, validation_accuracy and
   validation_top_5, and validation_accuracy_ema where there is a running mean.
-  Given a folder, it writes best.npz there whenever the accuracy is higher than
-  ever before, of the mean where there is one.
 
   Args:
     run: the run.
-    workers: processes that decode.
-    folder: where best.npz goes; None writes nothing.
-    settings: what best.npz says about the run, made of what JSON holds.
+    keep: given what was evaluated, the mean where there is one, such as a Best.
   """
 
-  def __init__(
-    self,
-    run: ImageRun,
-    *,
-    workers: int = 0,
-    folder: RunFolder | None = None,
-    settings: Row | None = None,
-  ):
+  def __init__(self, run: ImageRun, keep: Keep | None = None):
     self._run = run
-    self._workers = workers
-    self._path = folder.path / _BEST if folder else None
-    self._settings = settings or {}
-    whole = sharding.replicated(run.mesh)
-    score = evaluate.make_score(run.net, setup.normalise)
-    self._score = jax.jit(score, out_shardings=whole)
-    self._weights = {
-      mean: jax.jit(functools.partial(setup.weights, task=run.task, mean=mean))
-      for mean in ((False, True) if run.has_mean else (False,))
-    }
-    self._gather = jax.jit(lambda tree: tree, out_shardings=whole)
+    self._keep = keep
+    self._score = jax.jit(
+      evaluate.make_score(run.net, setup.normalise),
+      out_shardings=sharding.replicated(run.mesh),
+    )
+    weights = functools.partial(setup.weights, config=run.config)
+    self._weights = [jax.jit(functools.partial(weights, mean=False))]
+    if run.config.recipe.ema:
+      self._weights.append(jax.jit(functools.partial(weights, mean=True)))
     self._last: tuple[int, dict[str, float]] = -1, {}
-    self._best = _stored_best(self._path, folder)
 
   def __call__(self, state: GuardedState) -> dict[str, float]:
     """Scores of a state."""
-    found = {mean: f(state.train) for mean, f in self._weights.items()}
-    scores = {mean: self._scores_of(part) for mean, part in found.items()}
+    found = [weights(state.train) for weights in self._weights]
+    scores = [self.of_weights(each) for each in found]
+    named = {f'validation_{name}': x for name, x in scores[0].items()}
+    if len(scores) > 1:
+      named['validation_accuracy_ema'] = scores[1]['accuracy']
     step = _batches_seen(state)
-    named = {
-      f'validation_{name}': scores[False][name]
-      for name in ('loss', 'accuracy', 'top_5')
-    }
-    if True in scores:
-      named['validation_accuracy_ema'] = scores[True]['accuracy']
     self._last = step, named
-    # The mean, where there is one.
-    has_mean = True in scores
-    self._keep_if_best(found[has_mean], step, scores[has_mean])
+    if self._keep is not None:
+      self._keep(found[-1], step, scores[-1])
     return named
 
   def final(self, state: GuardedState) -> Row:
     """Scores of the state after the last step, as a flat record.
 
     For one-shot pruning accuracy_dense is that of the network before.
-
-    Args:
-      state: the state.
 
     Returns:
       step, num_skipped, loss, accuracy, top_5, density, and perhaps
@@ -245,49 +183,69 @@ class Evaluation:
     step, scores = self._last
     if step != _batches_seen(state):
       scores = self(state)
-    found = self._weights[False](state.train)
     record: Row = {
       'step': _batches_seen(state),
       'num_skipped': int(state.num_skipped),
       **{k.removeprefix('validation_'): v for k, v in scores.items()},
-      'density': setup.density(found),
+      'density': setup.density(self._weights[0](state.train)),
     }
-    if self._run.task.method == 'one_shot':
-      dense = self._run.task._replace(method='dense', sparsity=0.0)
-      theta, _, net_state = setup.weights(state.train, dense)
-      record['accuracy_dense'] = self._evaluate(theta, net_state)['accuracy']
+    config = self._run.config
+    if config.method == 'one_shot':
+      dense = dataclasses.replace(config, method='dense', sparsity=0.0)
+      before = self.of_weights(setup.weights(state.train, dense))
+      record['accuracy_dense'] = before['accuracy']
     return record
 
   def of_export(self, exported: Exported) -> Row:
-    """Scores of an exported network.
-
-    Args:
-      exported: the network; it must be one of the run's settings.
-
-    Returns:
-      loss, accuracy, top_5 and density.
-    """
+    """loss, accuracy, top_5 and density of a network of the run's settings."""
     whole = sharding.replicated(self._run.mesh)
-    theta, masks, net_state = jax.device_put(exported[:3], whole)
-    found = Weights(theta, masks, net_state)
-    scores = self._scores_of(found)
-    return {**scores, 'density': setup.density(found)}
+    found = Weights(*jax.device_put(exported[:3], whole))
+    return {**self.of_weights(found), 'density': setup.density(found)}
 
-  def _scores_of(self, found: Weights) -> dict[str, float]:
-    scores = self._evaluate(found.theta, found.net_state)
+  def of_weights(self, found: Weights) -> dict[str, float]:
+    """loss, accuracy and top_5 of a network."""
+    with self._run.stream(self._run.images.test) as stream:
+      scores = evaluate.evaluate(
+        self._score, found.theta, found.net_state, stream
+      )
     return {name: scores[name] for name in ('loss', 'accuracy', 'top_5')}
 
-  def _evaluate(self, theta: Params, net_state: Tree) -> dict[str, float]:
-    with self._run.open_test_stream(self._workers) as stream:
-      return evaluate.evaluate(self._score, theta, net_state, stream)
 
-  def _keep_if_best(
+class Best:
+  """Writes best.npz whenever the accuracy is higher than ever before.
+
+  Args:
+    folder: of the run; all hosts call it, the first one writes.
+    settings: what the file says about the run, made of what JSON holds.
+    mesh: the devices that hold the networks.
+  """
+
+  def __init__(self, folder: RunFolder, settings: Row, mesh: jax.sharding.Mesh):
+    self._path = folder.path / 'best.npz'
+    self._settings = settings
+    whole = sharding.replicated(mesh)
+    self._gather = jax.jit(lambda tree: tree, out_shardings=whole)
+    self._accuracy = self._stored() if folder.is_resumed else -1.0
+
+  def _stored(self) -> float:
+    """That of the file, the same on all hosts; -1 for none."""
+    best = -1.0
+    if self._path.exists() and not distributed.host_index():
+      best = float(export.read(self._path).about['scores']['accuracy'])
+    if distributed.host_count() > 1:
+      best = float(multihost_utils.broadcast_one_to_all(np.float32(best)))
+      # Rounded, it may be below what was rounded.
+      best = math.nextafter(best, 1.0) if best > 0 else best
+    return best
+
+  def __call__(
     self, found: Weights, step: int, scores: dict[str, float]
   ) -> None:
+    """Writes the network of a step, if it is the best one."""
     # All hosts know the same scores, and gather the weights together.
-    if self._path is None or scores['accuracy'] <= self._best:
+    if scores['accuracy'] <= self._accuracy:
       return
-    self._best = scores['accuracy']
+    self._accuracy = scores['accuracy']
     gathered = self._gather(found)
     if distributed.host_index():
       return
@@ -302,49 +260,25 @@ def _batches_seen(state: GuardedState) -> int:
   return int(state.train.step) + int(state.num_skipped)
 
 
-def open_folder(
-  out: str, settings: Row, *, program: str, resume: bool
-) -> RunFolder:
-  """The folder of a run that all hosts share; the first one makes it.
+def open_folder(out: str, settings: Row, *, resume: bool) -> RunFolder:
+  """The RunFolder that all hosts share; the first one makes it.
 
-  Args:
-    out: the folder.
-    settings: those of the run; see RunFolder.
-    program: name of the program.
-    resume: continue the run that the folder holds.
-
-  Returns:
-    The folder; is_resumed is the same on all hosts.
-
-  Raises:
-    UserError: as for RunFolder, on all hosts.
+  Its is_resumed is the same on all hosts, and so is a UserError.
   """
+  open_as = functools.partial(RunFolder, out, settings, program=PROGRAM)
   if distributed.host_count() == 1:
-    return RunFolder(out, settings, program=program, resume=resume)
+    return open_as(resume=resume)
   # 0: refused; 1: a new run; 2: one that goes on.
   problem, folder, status = None, None, 0
   if not distributed.host_index():
     try:
-      folder = RunFolder(out, settings, program=program, resume=resume)
+      folder = open_as(resume=resume)
       status = 1 + folder.is_resumed
     except UserError as error:
       problem = error
   status = int(multihost_utils.broadcast_one_to_all(np.int32(status)))
   if not status:
     raise problem or UserError(f'host 0 cannot use {out} as the output folder.')
-  folder = folder or RunFolder(out, settings, program=program, resume=True)
+  folder = folder or open_as(resume=True)
   folder.is_resumed = status == 2
   return folder
-
-
-def _stored_best(path: pathlib.Path | None, folder: RunFolder | None) -> float:
-  """The best accuracy so far, the same on all hosts; -1 for none."""
-  best = -1.0
-  if path is not None and folder is not None and folder.is_resumed:
-    if path.exists() and not distributed.host_index():
-      best = float(export.read(path).about['scores']['accuracy'])
-    if distributed.host_count() > 1:
-      best = float(multihost_utils.broadcast_one_to_all(np.float32(best)))
-      # Rounded, it may be below what was rounded.
-      best = math.nextafter(best, 1.0) if best > 0 else best
-  return best

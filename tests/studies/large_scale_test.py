@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.imagenet_resnet50 import config as config_lib
 from experiments.imagenet_resnet50 import setup
-from experiments.imagenet_resnet50.setup import NetConfig, RecipeConfig, Task
+from experiments.imagenet_resnet50.config import Config, NetConfig, RecipeConfig
 from powerprop_jax.core import distributions, trees
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.optim import ema, topology, views
@@ -33,12 +34,25 @@ RECIPE = RecipeConfig(
 )
 
 
-def task(method='rigl', sparsity=0.9, allocation='erk', alpha=1.0, num=100):
-  return Task(method, sparsity, allocation, alpha, num)
+def settings(
+  method='rigl', sparsity=0.9, allocation='erk', alpha=1.0, **others
+):
+  return Config(
+    method=method,
+    sparsity=sparsity,
+    allocation=allocation,
+    alpha=alpha,
+    **{'recipe': RECIPE, 'sparse': SPARSE, **others},
+  )
 
 
-def state_of(asked, recipe=RECIPE, sparse=SPARSE):
-  tx = setup.make_tx(recipe, sparse, asked, THETA)
+def make_tx(config):
+  config_lib.check(config)
+  return setup.make_tx(config, 100, THETA)
+
+
+def state_of(config):
+  tx = make_tx(config)
   phi, opt_state = views.init(tx, THETA)
   return tx, state_lib.TrainState(
     jnp.zeros([], jnp.int32), phi, {}, opt_state, jax.random.key(0)
@@ -57,22 +71,15 @@ class NetTest:
     assert sum(leaf.value.size for leaf in leaves) == 25_557_032
     weights = [x.value.size for x in leaves if select_lib.is_weight(*x)]
     assert sum(weights) == 25_502_912
+    half = setup.shapes(setup.make_net(NetConfig(width=0.5), 1000), 64)
+    assert half['resnet_50/stem']['w'].shape == (7, 7, 3, 32)
+    assert half['resnet_50/logits']['w'].shape == (1024, 1000)
 
-  def test_width_scales_every_layer(self):
-    theta = setup.shapes(setup.make_net(NetConfig(width=0.5), 1000), 64)
-    assert theta['resnet_50/stem']['w'].shape == (7, 7, 3, 32)
-    assert theta['resnet_50/logits']['w'].shape == (1024, 1000)
-
-  @pytest.mark.parametrize(
-    ('settings', 'message'),
-    [
-      ({'depth': 34}, 'must be 10, 18 or 50, got 34'),
-      ({'width': 0.0}, 'got 0'),
-    ],
-  )
-  def test_impossible_ones_are_refused(self, settings, message):
-    with pytest.raises(UserError, match=message):
-      setup.make_net(NetConfig(**settings), 10)
+  def test_impossible_ones_are_refused(self):
+    with pytest.raises(UserError, match='must be 10, 18 or 50, got 34'):
+      setup.make_net(NetConfig(depth=34), 10)
+    with pytest.raises(UserError, match='got 0'):
+      setup.make_net(NetConfig(width=0.0), 10)
 
 
 class RateTest:
@@ -89,7 +96,7 @@ class RateTest:
   def test_longer_training_stretches_all_of_it(self):
     short = setup.learning_rate(RecipeConfig(), IMAGENET)
     long = setup.learning_rate(RecipeConfig(length=5.0), IMAGENET)
-    assert setup.num_steps(RecipeConfig(length=5.0)) == 160_000
+    assert RecipeConfig(length=5.0).total_steps == 160_000
     for step in (0, 400, 1000, 9000, 10_000, 25_000, 31_999):
       expected = pytest.approx(float(short(step)), rel=1e-3)
       assert float(long(5 * step)) == expected
@@ -108,7 +115,7 @@ class RateTest:
     )
 
   @pytest.mark.parametrize(
-    ('settings', 'message'),
+    ('wrong', 'message'),
     [
       ({'learning_rate': 0.0}, 'positive and finite, got 0'),
       ({'warmup': 200.0}, 'takes 200 steps, but there are 100'),
@@ -118,19 +125,19 @@ class RateTest:
       ({'drops': (70.0, 30.0)}, r'ascending order, got \(70.0, 30.0\)'),
     ],
   )
-  def test_impossible_ones_are_refused(self, settings, message):
+  def test_impossible_ones_are_refused(self, wrong, message):
     with pytest.raises(UserError, match=message):
-      schedules.make(ScheduleConfig(**settings), 100, 1.0)
+      schedules.make(ScheduleConfig(**wrong), 100, 1.0)
 
 
 class MethodTest:
   @pytest.mark.parametrize('alpha', [1.0, 1.5])
   @pytest.mark.parametrize(
-    'method', [m for m in setup.METHODS if m not in ('dense', 'one_shot')]
+    'method', [m for m in config_lib.METHODS if m not in ('dense', 'one_shot')]
   )
   @pytest.mark.parametrize('allocation', ['uniform', 'erk'])
   def test_first_masks_are_as_asked(self, method, allocation, alpha):
-    _, state = state_of(task(method, 0.8, allocation, alpha))
+    _, state = state_of(settings(method, 0.8, allocation, alpha))
     found = kept(views.current_masks(state.phi, state.opt_state))
     if method == 'pruning':
       assert found == {'net/stem': 216, 'net/logits': 400}
@@ -144,14 +151,14 @@ class MethodTest:
   @pytest.mark.parametrize('method', ['dense', 'one_shot'])
   def test_dense_training_has_no_masks(self, method):
     sparsity = 0.0 if method == 'dense' else 0.8
-    _, state = state_of(task(method, sparsity, 'uniform', 1.5))
+    _, state = state_of(settings(method, sparsity, 'uniform', 1.5))
     assert topology.find_sparse_state(state.opt_state) is None
 
   @pytest.mark.parametrize('allocation', ['uniform', 'erk'])
   def test_one_shot_leaves_out_the_smallest_of_each_layer(self, allocation):
-    asked = task('one_shot', 0.9, allocation, 1.5)
-    _, state = state_of(asked)
-    theta, masks, _ = setup.weights(state, asked)
+    config = settings('one_shot', 0.9, allocation, 1.5)
+    _, state = state_of(config)
+    theta, masks, _ = setup.weights(state, config)
     if allocation == 'uniform':
       assert kept(masks) == {'net/stem': 216, 'net/logits': 40}
       w = np.abs(np.asarray(THETA['net/logits']['w'])).ravel()
@@ -170,7 +177,7 @@ class MethodTest:
       momentum=0.0,
       decay_theta=0.5,
     )
-    tx, state = state_of(task('dense', 0.0), recipe)
+    tx, state = state_of(settings('dense', 0.0, recipe=recipe))
     zeros = jax.tree.map(jnp.zeros_like, THETA)
     updates, _ = tx.update(zeros, state.opt_state, state.phi)
     np.testing.assert_array_equal(updates['net/norm']['scale'], 0)
@@ -179,11 +186,12 @@ class MethodTest:
     )
 
   def test_end_of_rewiring_is_stretched_too(self):
-    asked = task('rigl', 0.5, 'uniform')
     sparse = SparseConfig(period=10, stop=0.5)
     for length, last in ((1.0, 40), (2.0, 90)):
       recipe = dataclasses.replace(RECIPE, length=length)
-      tx, state = state_of(asked, recipe, sparse)
+      tx, state = state_of(
+        settings('rigl', 0.5, 'uniform', recipe=recipe, sparse=sparse)
+      )
       update = jax.jit(tx.update)
       moved, opt_state = [], state.opt_state
       for step in range(100):
@@ -197,35 +205,35 @@ class MethodTest:
       assert max(moved) == last
 
   @pytest.mark.parametrize(
-    ('asked', 'message'),
+    ('wrong', 'message'),
     [
-      (task('lottery'), "unknown method 'lottery'; there are: dense, one_shot"),
-      (task('rigl', 1.0), r'sparsity must be in \[0, 1\), got 1'),
-      (task('dense', 0.5), 'dense network has sparsity 0, got 0.5'),
-      (task(allocation='er'), "unknown allocation 'er'"),
-      (task(alpha=0.5), 'alpha must be at least 1 and finite, got 0.5'),
+      ({'method': 'lottery'}, "unknown method 'lottery'; there are: dense"),
+      ({'sparsity': 1.0}, r'sparsity must be in \[0, 1\), got 1'),
+      ({'method': 'dense', 'sparsity': 0.5}, 'has sparsity 0, got 0.5'),
+      ({'allocation': 'er'}, "unknown allocation 'er'"),
+      ({'alpha': 0.5}, 'alpha must be at least 1 and finite, got 0.5'),
     ],
   )
-  def test_impossible_tasks_are_refused(self, asked, message):
+  def test_impossible_settings_are_refused(self, wrong, message):
     with pytest.raises(UserError, match=message):
-      setup.make_tx(RECIPE, SPARSE, asked, THETA)
+      config_lib.check(settings(**wrong))
 
   @pytest.mark.parametrize(
-    ('settings', 'message'),
+    ('name', 'value', 'message'),
     [
-      ({'batch_size': 0}, 'batch_size must be at least 1, got 0'),
-      ({'momentum': 1.0}, r'momentum must be in \[0, 1\), got 1'),
-      ({'label_smoothing': -0.1}, r'label_smoothing must be in .* got -0.1'),
-      ({'ema': 1.0}, r'ema must be in \[0, 1\), got 1'),
-      ({'decay_theta': -1.0}, 'decay_theta must be at least 0'),
-      ({'num_steps': 0}, 'num_steps must be at least 1, got 0'),
-      ({'length': 0.0}, 'length must be positive and finite, got 0'),
+      ('batch_size', 0, 'at least 1, got 0'),
+      ('momentum', 1.0, r'in \[0, 1\), got 1'),
+      ('label_smoothing', -0.1, 'in .* got -0.1'),
+      ('ema', 1.0, r'in \[0, 1\), got 1'),
+      ('decay_theta', -1.0, 'at least 0'),
+      ('num_steps', 0, 'at least 1, got 0'),
+      ('length', 0.0, 'positive and finite, got 0'),
     ],
   )
-  def test_impossible_recipes_are_refused(self, settings, message):
-    recipe = dataclasses.replace(RECIPE, **settings)
-    with pytest.raises(UserError, match=message):
-      setup.make_tx(recipe, SPARSE, task(), THETA)
+  def test_impossible_recipes_are_refused(self, name, value, message):
+    recipe = dataclasses.replace(RECIPE, **{name: value})
+    with pytest.raises(UserError, match=f'{name} must be {message}'):
+      config_lib.check(settings(recipe=recipe))
 
 
 class MeanTest:
@@ -233,8 +241,9 @@ class MeanTest:
     recipe = dataclasses.replace(
       RECIPE, ema=0.5, schedule=ScheduleConfig(learning_rate=0.1, warmup=0.0)
     )
-    asked = task('set', 0.5, 'uniform', 2.0)
-    tx, state = state_of(asked, recipe, SparseConfig(period=3, stop=1.0))
+    sparse = SparseConfig(period=3, stop=1.0)
+    config = settings('set', 0.5, 'uniform', 2.0, recipe=recipe, sparse=sparse)
+    tx, state = state_of(config)
     update = jax.jit(tx.update)
     phi, opt_state = state.phi, state.opt_state
     expected = jax.tree.map(np.asarray, views.effective_params(phi, opt_state))
@@ -257,14 +266,14 @@ class MeanTest:
       masks,
     )
     mean = setup.weights(
-      state._replace(phi=phi, opt_state=opt_state), asked, mean=True
+      state._replace(phi=phi, opt_state=opt_state), config, mean=True
     )
     assert kept(mean.masks)['net/logits'] == 200
     zeros = np.asarray(mean.theta['net/logits']['w']) == 0
     assert zeros.sum() >= 200
 
   def test_state_can_be_donated_and_compiles_once(self):
-    tx = ema.with_ema(setup.make_tx(RECIPE, SPARSE, task(), THETA), 0.9)
+    tx = ema.with_ema(make_tx(settings()), 0.9)
     traces = []
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
@@ -281,8 +290,8 @@ class MeanTest:
 
   def test_wrong_use_is_refused(self):
     with pytest.raises(ValueError, match=r'\[0, 1\), got 1'):
-      ema.with_ema(setup.make_tx(RECIPE, SPARSE, task(), THETA), 1.0)
-    tx, state = state_of(task(), dataclasses.replace(RECIPE, ema=0.9))
+      ema.with_ema(make_tx(settings()), 1.0)
+    tx, state = state_of(settings(recipe=dataclasses.replace(RECIPE, ema=0.9)))
     with pytest.raises(ValueError, match='needs the parameters'):
       tx.update(THETA, state.opt_state)
 
