@@ -34,7 +34,7 @@ class DeviceStreamTest:
     image_files.assert_equal(image_files.take(stream, 2), expected[:2])
     position = stream.position()
     assert position['batches'] == 2
-    assert stream.stream.position()['batches'] == 2 + ahead
+    assert stream.stream.number == 2 + ahead
     image_files.assert_equal(image_files.take(stream, 2), expected[2:])
     stream.restore(position)
     image_files.assert_equal(image_files.take(stream, 2), expected[2:])

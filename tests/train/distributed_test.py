@@ -4,9 +4,6 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-import signal
-import socket
-import subprocess
 import sys
 import time
 
@@ -16,6 +13,7 @@ from jax.experimental import multihost_utils
 import mesh_training_test
 import numpy as np
 import optax
+import processes
 import pytest
 import tyro
 
@@ -35,23 +33,21 @@ def train(mesh, folder):
   The state is saved in the folder and restored on the way.
   """
   net, tx, create, arrays = mesh_training_test.make_problem(NUM_STEPS, period=2)
-  state = sharding.create_sharded(
-    create, mesh, min_size=16, compiler_options=mesh_training_test.OPTIONS
-  )
+  quickly = {'compiler_options': mesh_training_test.OPTIONS}
+  state = sharding.create_sharded(create, mesh, min_size=16, **quickly)
   shardings = sharding.state_shardings(state, mesh, min_size=16)
-  step = sharding.on_mesh(
-    step_lib.make_step(net, tx),
-    shardings,
-    mesh,
-    compiler_options=mesh_training_test.OPTIONS,
-  )
+  step = step_lib.make_step(net, tx)
+  step = sharding.on_mesh(step, shardings, mesh, **quickly)
   whole = mesh_training_test.BATCH
   size = whole // distributed.host_count()
   losses = []
   for i in range(NUM_STEPS):
     start = i * whole + distributed.host_index() * size
-    part = jax.tree.map(lambda x: x[start : start + size], arrays)  # noqa: B023
-    state, found = step(state, *sharding.put_batch(part, mesh))
+    put = lambda x: jax.make_array_from_process_local_data(
+      sharding.batch_sharding(mesh),
+      x[start : start + size],  # noqa: B023
+    )
+    state, found = step(state, *map(put, arrays))
     losses.append(float(found['loss']))
   with checkpoint.Checkpoints(folder) as checkpoints:
     checkpoints.save(NUM_STEPS, state)
@@ -69,11 +65,7 @@ def train(mesh, folder):
   )
   shardings = sharding.state_shardings(state.phi, mesh, min_size=16)
   masks_of = lambda phi: tx.update(phi, tx.init(phi), phi)[1].masks
-  grown = jax.jit(
-    masks_of,
-    out_shardings=shardings,
-    compiler_options=mesh_training_test.OPTIONS,
-  )(state.phi)
+  grown = jax.jit(masks_of, out_shardings=shardings, **quickly)(state.phi)
   return losses, on_every_host((state.opt_state.masks, grown))
 
 
@@ -111,45 +103,15 @@ def main(config):
 
 
 @pytest.fixture
-def sockets():
-  """A skip with the reason where processes cannot listen to each other."""
-  try:
-    with socket.create_server(('127.0.0.1', 0)):
-      pass
-  except OSError as error:
-    pytest.skip(f'needs sockets on this machine: {error}')
-
-
-@contextlib.contextmanager
-def started(*arguments, **variables):
-  """A Python process, which ends with all that it started."""
-  # The tests' own eight devices are not for the hosts.
-  environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
-  process = subprocess.Popen(
-    [sys.executable, *arguments],
-    env=environment | variables,
-    start_new_session=True,
-  )
-  try:
-    yield process
-  finally:
-    with contextlib.suppress(ProcessLookupError):
-      os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def launched(*arguments):
-  return started('-m', 'powerprop_jax.train.scale.distributed', *arguments)
-
-
-@pytest.fixture
-def run_hosts(sockets, tmp_path):
+def run_hosts(tmp_path):
   """Runs this file as two processes of two devices, from a command line."""
+  processes.free_port()
 
   def run(*arguments):
-    program = [sys.executable, __file__, '--out', str(tmp_path), *arguments]
-    with launched('--count', '2', '--devices', '2', '--', *program) as launcher:
-      assert launcher.wait(300) == 0
+    processes.run(
+      *(*processes.TWO_HOSTS, '--devices', '2', '--'),
+      *(sys.executable, __file__, '--out', tmp_path, *arguments),
+    )
     return tmp_path
 
   return run
@@ -172,24 +134,23 @@ class TwoProcessesTest:
   def test_other_settings_are_named_on_every_host(self, run_hosts):
     assert_disagree(run_hosts('--odd', '1'))
 
-  def test_hosts_learn_from_slurm_who_they_are(self, sockets, tmp_path):
-    with socket.create_server(('127.0.0.1', 0)) as probe:
-      port = probe.getsockname()[1]
+  def test_hosts_learn_from_slurm_who_they_are(self, tmp_path):
+    port = str(processes.free_port())
     with contextlib.ExitStack() as stack:
       hosts = [
         stack.enter_context(
-          started(
-            *(__file__, '--out', str(tmp_path), '--odd', '1'),
+          processes.started(
+            *(__file__, '--out', tmp_path, '--odd', '1'),
             *('--hosts.coordinator', 'cluster'),
             SLURM_JOB_ID='7',
             SLURM_STEP_NODELIST='localhost',
             SLURM_NTASKS='2',
-            SLURM_PROCID=str(index),
-            SLURM_LOCALID=str(index),
-            JAX_COORDINATOR_PORT=str(port),
+            SLURM_PROCID=index,
+            SLURM_LOCALID=index,
+            JAX_COORDINATOR_PORT=port,
           )
         )
-        for index in (0, 1)
+        for index in '01'
       ]
       assert [host.wait(120) for host in hosts] == [0, 0]
     assert_disagree(tmp_path)
@@ -228,9 +189,9 @@ class SettingsTest:
     assert (distributed.host_index(), distributed.host_count()) == (0, 1)
 
 
-@pytest.mark.usefixtures('sockets')
 class RunLocalTest:
   def run(self, code, **settings):
+    processes.free_port()
     return distributed.run_local(
       [sys.executable, '-c', code], LocalConfig(**settings)
     )
@@ -246,39 +207,40 @@ open({str(tmp_path)!r} + '/' + index, 'w').write(
     assert {path.name for path in tmp_path.iterdir()} == {
       f'--hosts.index={i}' for i in range(3)
     }
-    texts = {path.read_text() for path in tmp_path.iterdir()}
-    (text,) = texts  # all of them listen to the same one
+    # All of them listen to the same one.
+    (text,) = {path.read_text() for path in tmp_path.iterdir()}
     assert text.startswith('--hosts.coordinator=127.0.0.1:')
     assert text.endswith('=3 --xla_force_host_platform_device_count=2')
 
   def test_failure_of_one_ends_the_others(self, tmp_path):
     code = f"""
-import os, sys, time
-index = sys.argv[-1][-1]
-if index == '1':
-  while not os.path.exists({str(tmp_path)!r} + '/0'):
+import os, pathlib, sys, time
+file = pathlib.Path({str(tmp_path)!r}, 'pid')
+if sys.argv[-1][-1] == '1':
+  while not file.exists():
     time.sleep(0.05)
   sys.exit(3)
-open({str(tmp_path)!r} + '/0.part', 'w').write(str(os.getpid()))
-os.rename({str(tmp_path)!r} + '/0.part', {str(tmp_path)!r} + '/0')
+file.with_suffix('.part').write_text(str(os.getpid()))
+file.with_suffix('.part').rename(file)
 time.sleep(120)
-os.remove({str(tmp_path)!r} + '/0')
 """
     assert self.run(code) == 3
     with pytest.raises(ProcessLookupError):
-      os.kill(int((tmp_path / '0').read_text()), 0)
+      os.kill(int((tmp_path / 'pid').read_text()), 0)
 
   def test_sigterm_is_passed_on(self, tmp_path):
     code = f"""
 import pathlib, signal, sys, time
+file = lambda name: pathlib.Path({str(tmp_path)!r}, name + sys.argv[-1][-1])
 def end(*_):
-  (pathlib.Path({str(tmp_path)!r}) / ('saved' + sys.argv[-1][-1])).touch()
+  file('saved').touch()
   sys.exit(75)
 signal.signal(signal.SIGTERM, end)
-(pathlib.Path({str(tmp_path)!r}) / ('ready' + sys.argv[-1][-1])).touch()
+file('ready').touch()
 time.sleep(300)
 """
-    with launched('--', sys.executable, '-c', code) as launcher:
+    arguments = (*processes.TWO_HOSTS, '--', sys.executable, '-c', code)
+    with processes.started(*arguments) as launcher:
       while not all((tmp_path / f'ready{i}').exists() for i in (0, 1)):
         assert launcher.poll() is None
         time.sleep(0.05)
@@ -286,20 +248,19 @@ time.sleep(300)
       assert launcher.wait(60) == 75
     assert all((tmp_path / f'saved{i}').exists() for i in (0, 1))
 
-  def test_nothing_to_run_is_refused(self):
-    with pytest.raises(UserError, match='behind --'):
-      distributed.run_local([], LocalConfig())
-    with pytest.raises(UserError, match=r'count must be .* got 0 and 0'):
-      distributed.run_local(['true'], LocalConfig(count=0))
-    with pytest.raises(UserError, match='cannot run /does/not/exist'):
-      distributed.run_local(['/does/not/exist'], LocalConfig())
-
-  def test_mistakes_on_the_command_line_are_one_line(self, capsys):
-    assert distributed.main(['--counts', '2', '--', 'true']) == 2
-    assert distributed.main([]) == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 2
-    assert all(line.startswith('error: ') for line in lines)
+  @pytest.mark.parametrize(
+    ('args', 'message'),
+    [
+      (['--counts', '2', '--', 'true'], '--counts'),
+      ([], 'write it behind --'),
+      (['--count', '0', '--', 'true'], 'count must be at least 1'),
+      (['--', '/does/not/exist'], 'cannot run /does/not/exist'),
+    ],
+  )
+  def test_mistakes_are_one_line(self, capsys, args, message):
+    assert distributed.main(args) == 2
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith('error: ') and message in line
 
 
 if __name__ == '__main__':

@@ -264,7 +264,9 @@ class GuardedTest:
       compiler_options=OPTIONS,
     )
     assert not state.train.phi['hidden']['w'].sharding.is_fully_replicated
-    put = lambda number, bad=(): sharding.put_batch(one_bad(number, bad), mesh)
+    put = lambda number, bad=(): jax.device_put(
+      one_bad(number, bad), sharding.batch_sharding(mesh)
+    )
     state, _ = step(state, *put(0))
     before = stream_runs.to_host(state)
     state, _ = step(state, *put(1, (2,)))

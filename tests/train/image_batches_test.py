@@ -3,18 +3,13 @@
 import functools
 
 import image_files
+import jax
 import numpy as np
 import pytest
 
 from powerprop_jax.train.data import splits
-from powerprop_jax.train.images import (
-  batches as image_batches,
-)
-from powerprop_jax.train.images import (
-  crops,
-  decode,
-  image_set,
-)
+from powerprop_jax.train.images import batches as image_batches
+from powerprop_jax.train.images import crops, decode, image_set
 from powerprop_jax.train.images.stream import Stream
 from powerprop_jax.train.runs.errors import UserError
 
@@ -49,16 +44,10 @@ class TrainingTest:
     pixels = image_files.smooth(0, 60, 80)
     example = image_set.Example(image_files.encode(pixels), 0, 'one')
     images = image_files.make_set(tmp_path, [example])
-    found = [
-      image_batches.make(image_files.training(images, 1, 8, key=key), number)[
-        0
-      ].images
-      for key in (0, 1)
-      for number in (0, 1, 0)
-    ]
-    for other in (found[1], found[3], found[4]):
-      assert (found[0] != other).any()
-    np.testing.assert_array_equal(found[0], found[2])
+    first, second = image_files.made(image_files.training(images, 1), 2)
+    [other] = image_files.made(image_files.training(images, 1, key=1), 1)
+    assert (first.images != second.images).any()
+    assert (first.images != other.images).any()
 
   @pytest.mark.parametrize('count', [2, 3])
   def test_hosts_share_one_batch(self, images, count):
@@ -72,12 +61,8 @@ class TrainingTest:
       )
       for i in range(count)
     ]
-    for number, batch in enumerate(alone):
-      for field in ('images', 'labels'):
-        together = [getattr(part[number], field) for part in parts]
-        np.testing.assert_array_equal(
-          np.concatenate(together), getattr(batch, field)
-        )
+    together = jax.tree.map(lambda *each: np.concatenate(each), *parts)
+    image_files.assert_equal(together, alone)
 
   def test_damaged_files_are_replaced_by_the_next_good_one(self, damaged):
     batches = image_files.training(damaged, batch_size=5)
@@ -113,6 +98,8 @@ class TrainingTest:
   def test_numbers_out_of_range_are_refused(self, images, settings, message):
     with pytest.raises(ValueError, match=message):
       image_files.training(images, **settings)
+    with pytest.raises(ValueError, match=r'fraction must be in \(0, 1\]'):
+      image_files.evaluation(images, fraction=1.5)
 
 
 class EvaluationTest:
@@ -153,10 +140,6 @@ class EvaluationTest:
       assert stream.num_skipped == 0
     assert sorted(labels[:100].tolist()) == list(range(3, 1000, 10))
     assert (labels[100:] == -1).all() and len(labels) == 128
-
-  def test_fraction_out_of_range_is_refused(self, images):
-    with pytest.raises(ValueError, match=r'fraction must be in \(0, 1\]'):
-      image_files.evaluation(images, fraction=1.5)
 
 
 def test_synthetic_batches_are_one_batch():

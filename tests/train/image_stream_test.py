@@ -5,13 +5,11 @@ import multiprocessing
 import os
 import pathlib
 import signal
-import subprocess
-import sys
-import threading
 import time
 
 import image_files
 import numpy as np
+import processes
 import pytest
 
 from powerprop_jax.train.data import splits
@@ -43,22 +41,19 @@ class StreamTest:
       assert (stream.skipped, stream.num_skipped) == skipped
     assert not multiprocessing.active_children()
 
-  def test_workers_end_with_the_batches(self, images):
-    stream = Stream(image_files.evaluation(images), num_workers=2)
-    found = list(stream)
-    assert not multiprocessing.active_children()
-    image_files.assert_equal(
-      found, image_files.made(image_files.evaluation(images), 3)
-    )
-    assert list(stream) == []
-
-  def test_workers_end_when_one_of_them_fails(self, tmp_path):
-    found = image_files.examples(3)
-    found[1] = found[1]._replace(label=7)
+  def test_workers_end_with_the_batches_and_when_one_fails(self, tmp_path):
+    found = image_files.examples(6)
+    found[5] = found[5]._replace(label=7)
     images = image_files.make_set(tmp_path, found)
-    stream = Stream(image_files.evaluation(images, 1), num_workers=2)
-    assert next(stream).labels.tolist() == [0]
-    with pytest.raises(UserError, match=r'1.jpg of tiny train has the label 7'):
+    part = images._replace(split='train[:5]', num_examples=5)
+    batches = image_files.evaluation(part, 1)
+    stream = Stream(batches, num_workers=2)
+    image_files.assert_equal(list(stream), image_files.made(batches, 5))
+    assert not multiprocessing.active_children()
+    assert list(stream) == []
+    stream = Stream(image_files.evaluation(images, 5), num_workers=1)
+    assert next(stream).labels.tolist() == [0, 1, 2, 3, 4]
+    with pytest.raises(UserError, match=r'5.jpg of tiny train has the label 7'):
       next(stream)
     assert not multiprocessing.active_children()
 
@@ -137,7 +132,6 @@ if __name__ == '__main__':
   batches = batches.training_batches(images, batch_size=4, image_size=8)
   stream = stream.Stream(batches, num_workers=2)
   next(stream)
-  next(stream)
   print(*[p.pid for p in multiprocessing.active_children()], flush=True)
   if sys.argv[2] == 'raise':
     raise ValueError('something else')
@@ -160,44 +154,29 @@ def test_no_process_and_no_memory_is_left(images, tmp_path, end, status):
   (tmp_path / 'program.py').write_text(PROGRAM)
   folder = pathlib.Path(images.path).parents[1]
   memory = pathlib.Path('/dev/shm')
-  before = set(memory.iterdir()) if memory.exists() else set()
-  with subprocess.Popen(
-    [sys.executable, tmp_path / 'program.py', folder, str(end)],
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-    start_new_session=True,
-  ) as program:
-    # A test that waits for ever tells nobody why.
-    watch = threading.Timer(60, program.kill)
-    watch.start()
-    line = program.stdout.readline()
-    workers = [int(word) for word in line.split()]
+  before = set(memory.glob('psm_*'))
+  with processes.started(tmp_path / 'program.py', folder, end) as program:
+    workers = [int(word) for word in program.stdout.readline().split()]
     assert len(workers) == 2, program.stderr.read()
     if end == signal.SIGINT:  # as Ctrl-C in a terminal: to all of them
       os.killpg(program.pid, end)
     elif end != 'raise':
       program.send_signal(end)
-    program.communicate()
-    watch.cancel()
-  assert program.returncode == status
-  for _ in range(300):
-    left = [worker for worker in workers if is_running(worker)]
-    shared = set(memory.iterdir()) - before if memory.exists() else set()
-    shared = {path for path in shared if path.name.startswith('psm_')}
-    if not left and not shared:
-      return
-    time.sleep(0.1)
+    program.communicate(timeout=60)
+    assert program.returncode == status
+    for _ in range(300):
+      left = [worker for worker in workers if is_running(worker)]
+      shared = set(memory.glob('psm_*')) - before
+      if not left and not shared:
+        return
+      time.sleep(0.1)
   raise AssertionError(f'left are the processes {left} and the memory {shared}')
 
 
 def is_running(process):
   try:
-    os.kill(process, 0)
-  except ProcessLookupError:
+    state = pathlib.Path(f'/proc/{process}/stat').read_text()
+  except FileNotFoundError:
     return False
-  status = pathlib.Path(f'/proc/{process}/stat')
   # One that has ended but that nobody has waited for is none.
-  return (
-    not status.exists() or status.read_text().rsplit(')')[1].split()[0] != 'Z'
-  )
+  return state.rsplit(')')[1].split()[0] != 'Z'

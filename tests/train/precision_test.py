@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from experiments.imagenet_resnet50 import setup
-from experiments.imagenet_resnet50.setup import NetConfig
+from experiments.imagenet_resnet50.config import NetConfig
 from powerprop_jax.nets import resnet
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.scale import precision
 
 # Compiled with little optimisation, which takes half the time.
 OPTIONS = {'xla_backend_optimization_level': 0}
+CONVOLUTION = 'conv_general_dilated'
 SMALL = {'depth': 10, 'width': 1 / 16}
 FULL = setup.make_net(NetConfig(**SMALL), 10)
 HALF = setup.make_net(NetConfig(**SMALL, half='bfloat16'), 10)
@@ -54,13 +55,17 @@ def equations(jaxpr):
       yield from equations(inner)
 
 
+@functools.cache
 def program(net):
-  shapes = jax.eval_shape(lambda: initial_shapes(net))
-  return jax.make_jaxpr(functools.partial(loss, net))(*shapes, IMAGES).jaxpr
+  """All equations of a training step."""
+  shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), IMAGES, True))
+  jaxpr = jax.make_jaxpr(functools.partial(loss, net))(*shapes, IMAGES).jaxpr
+  return list(equations(jaxpr))
 
 
-def initial_shapes(net):
-  return net.init(jax.random.key(0), IMAGES, True)
+def kinds_of_convolutions(net):
+  found = [e for e in program(net) if e.primitive.name == CONVOLUTION]
+  return {v.aval.dtype for e in found for v in e.invars}
 
 
 def test_what_is_stored_is_float32():
@@ -72,11 +77,8 @@ def test_what_is_stored_is_float32():
 
 
 def test_every_convolution_is_in_half_precision_and_statistics_are_not():
-  found = list(equations(program(HALF)))
-  is_conv = lambda e: e.primitive.name == 'conv_general_dilated'
-  kinds = {v.aval.dtype for e in found if is_conv(e) for v in e.invars}
-  assert kinds == {jnp.dtype('bfloat16')}
-  sums = [e for e in found if e.primitive.name == 'reduce_sum']
+  assert kinds_of_convolutions(HALF) == {jnp.dtype('bfloat16')}
+  sums = [e for e in program(HALF) if e.primitive.name == 'reduce_sum']
   # Two for each of the 12 norms, at least.
   of_norms = [e for e in sums if e.params['axes'] == (0, 1, 2)]
   assert len(of_norms) >= 24
@@ -98,17 +100,11 @@ def test_policies_do_not_outlive_a_call():
   result(HALF)
   for module in (resnet.ResNet, hk.BatchNorm):
     assert hk.mixed_precision.get_policy(module) is None
-  kinds = {
-    v.aval.dtype
-    for e in equations(program(FULL))
-    if e.primitive.name == 'conv_general_dilated'
-    for v in e.invars
-  }
-  assert kinds == {jnp.dtype('float32')}
+  assert kinds_of_convolutions(FULL) == {jnp.dtype('float32')}
 
 
 def test_recomputed_activations_give_the_same_numbers():
-  names = {e.primitive.name for e in equations(program(REMAT))}
+  names = {e.primitive.name for e in program(REMAT)}
   assert names & {'checkpoint', 'remat2', 'remat'}
   jax.tree.map(np.testing.assert_array_equal, initial(REMAT), initial(FULL))
   jax.tree.map(

@@ -3,12 +3,11 @@
 import contextlib
 import os
 import signal
-import socket
-import subprocess
 import sys
 import threading
 import time
 
+import processes
 import pytest
 import stream_runs
 from stream_runs import Config
@@ -34,24 +33,17 @@ class SignalWatchTest:
     found = []
     before = signal.signal(number, lambda *_: found.append(number))
     try:
-      with SignalWatch() as watch:
+      with contextlib.suppress(KeyError), SignalWatch() as watch:
         assert not watch.is_due(1)
         os.kill(os.getpid(), number)
-        assert watch.is_due(2)
-        assert watch.is_due(3)
+        assert watch.is_due(2) and watch.is_due(3)
         os.kill(os.getpid(), number)
         assert not found
+        raise KeyError
       os.kill(os.getpid(), number)
       assert found == [number]
     finally:
       signal.signal(number, before)
-
-  def test_handlers_come_back_after_an_exception(self):
-    before = signal.getsignal(signal.SIGTERM)
-    with contextlib.suppress(KeyError), SignalWatch():
-      assert signal.getsignal(signal.SIGTERM) != before
-      raise KeyError
-    assert signal.getsignal(signal.SIGTERM) == before
 
   def test_other_threads_train_without(self):
     found = []
@@ -83,32 +75,13 @@ class StatusTest:
     assert captured.out == ''
 
 
-@contextlib.contextmanager
-def started(*arguments, **variables):
-  """A Python process, which ends with all that it started."""
-  environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
-  with subprocess.Popen(
-    [sys.executable, *arguments],
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-    env=environment | variables,
-    start_new_session=True,
-  ) as process:
-    try:
-      yield process
-    finally:
-      with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-
-
 class ProcessTest:
   def test_saves_stops_and_continues(self, tmp_path):
     """With a worker process, which the scheduler signals as well."""
     config = Config(
       loop=LOOP, delay=0.1, num_workers=1, out=str(tmp_path / 'run')
     )
-    with started(
+    with processes.started(
       stream_runs.__file__,
       *('--out', config.out, '--num-workers', '1', *LENGTHS),
       XLA_FLAGS=os.environ['XLA_FLAGS'],
@@ -140,18 +113,13 @@ class ProcessTest:
 
   @pytest.mark.slow
   def test_all_hosts_stop_at_the_same_step(self, tmp_path):
-    try:
-      with socket.create_server(('127.0.0.1', 0)):
-        pass
-    except OSError as error:
-      pytest.skip(f'needs sockets on this machine: {error}')
+    processes.free_port()
     arguments = (
-      *('-m', 'powerprop_jax.train.scale.distributed'),
-      *('--count', '2', '--devices', '2', '--'),
+      *(*processes.TWO_HOSTS, '--devices', '2', '--'),
       *(sys.executable, stream_runs.__file__, '--out', str(tmp_path)),
       *('--devices', '4', *LENGTHS),
     )
-    with started(*arguments) as process:
+    with processes.started(*arguments) as process:
       for line in process.stdout:
         if line == '5\n':  # there are lines of gloo too
           break
@@ -164,7 +132,7 @@ class ProcessTest:
     [saved] = stream_runs.steps_of(tmp_path)
     assert err.count('stopped by') == 2
     assert err.count(f'saved at step {saved} of 40') == 2
-    with started(*arguments, '--resume') as process:
+    with processes.started(*arguments, '--resume') as process:
       _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert stream_runs.steps_of(tmp_path)[-1] == 40

@@ -1,30 +1,17 @@
 """The program for ImageNet as two processes is the program as one."""
 
-import contextlib
 import json
-import os
-import pathlib
-import signal
-import socket
-import subprocess
 import sys
 
 import image_files
 import numpy as np
+import processes
 import pytest
 
 from powerprop_jax.train.images import image_set
 from powerprop_jax.train.runs import metrics
 
-ROOT = pathlib.Path(__file__).parents[2]
-PROGRAM = [sys.executable, '-m', 'experiments.imagenet_resnet50']
-TWO = [
-  sys.executable,
-  '-m',
-  'powerprop_jax.train.scale.distributed',
-  '--count',
-  '2',
-]
+PROGRAM = ('-m', 'experiments.imagenet_resnet50')
 # RigL and powerprop on real files: six steps, rewired after two and four.
 SETTINGS = [
   *('--preset', 'tiny', '--recipe.num-steps', '6', '--eval-every', '6'),
@@ -36,54 +23,34 @@ QUICKLY = '--xla_backend_optimization_level=0'
 DEVICES = '--xla_force_host_platform_device_count'
 
 
-def run(command, num_devices):
-  """Runs a command to its end, which must be a good one."""
-  environment = os.environ | {
-    'XLA_FLAGS': f'{QUICKLY} {DEVICES}={num_devices}',
-    'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
-  }
-  process = subprocess.Popen(
-    command,
-    cwd=ROOT,
-    env=environment,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-    start_new_session=True,
+def run(num_devices, *arguments):
+  return processes.run(
+    *arguments,
+    XLA_FLAGS=f'{QUICKLY} {DEVICES}={num_devices}',
+    JAX_DISABLE_MOST_OPTIMIZATIONS='1',
   )
-  try:
-    output, errors = process.communicate(timeout=500)
-  finally:
-    with contextlib.suppress(ProcessLookupError):
-      os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-  assert process.returncode == 0, errors
-  return output
 
 
 @pytest.mark.slow
 def test_two_processes_train_what_one_does(tmp_path):
-  try:
-    with socket.create_server(('127.0.0.1', 0)):
-      pass
-  except OSError as error:
-    pytest.skip(f'needs sockets on this machine: {error}')
+  processes.free_port()
   data = tmp_path / 'data'
   found = image_files.examples(24)
   image_set.write(data, 'tiny', {'train': found, 'validation': found[:8]}, 5)
   one, two = tmp_path / 'one', tmp_path / 'two'
   settings = [*SETTINGS, '--data.dir', str(data), '--out']
   # Two devices, of one process or of one each.
-  run([*PROGRAM, *settings, str(one)], 2)
-  output = run([*TWO, '--', *PROGRAM, *settings, str(two)], 1)
+  run(2, *PROGRAM, *settings, one)
+  hosts = (*processes.TWO_HOSTS, '--', sys.executable)
+  output = run(1, *hosts, *PROGRAM, *settings, two)
   # A single report, by the first process, in a folder that is like the other.
   assert output.count('Report: ') == 1
   names = {path.relative_to(one).parts[0] for path in one.rglob('*')}
   assert names == {path.relative_to(two).parts[0] for path in two.rglob('*')}
   assert 'complete.json' in names and 'best.npz' in names
-  looks = [metrics.read_metrics(out / 'metrics.jsonl') for out in (one, two)]
-  assert [r['step'] for r in looks[0]] == [1, 2, 3, 4, 5, 6, 6]
-  for ours, theirs in zip(*looks, strict=True):
+  records = [metrics.read_metrics(out / 'metrics.jsonl') for out in (one, two)]
+  assert [r['step'] for r in records[0]] == [1, 2, 3, 4, 5, 6, 6]
+  for ours, theirs in zip(*records, strict=True):
     assert set(ours) == set(theirs)
     for name in set(ours) - {'images_per_second'}:
       assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-5), name

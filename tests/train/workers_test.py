@@ -3,10 +3,9 @@
 import os
 import pathlib
 import signal
-import subprocess
-import sys
 import time
 
+import processes
 import pytest
 
 from powerprop_jax.train.runs import workers
@@ -58,33 +57,32 @@ def save_when_asked(path):
   raise preemption.Preempted(1, 2)
 
 
-def start(tmp_path, work, items):
-  """A program that does the work for the items, one after another."""
-  program = (
-    'import sys, workers_test\n'
-    'from powerprop_jax.train import run_folder, workers\n'
-    'def main():\n'
-    f'  work, items = workers_test.{work.__name__}, {items!r}\n'
-    '  list(workers.run(work, items, 1, watch=lambda: None))\n'
-    'if __name__ == "__main__":\n'
-    '  sys.exit(run_folder.run_main(main))\n'
-  )
-  (tmp_path / 'program.py').write_text(program)
-  path = os.pathsep.join([str(pathlib.Path(__file__).parent), *sys.path])
-  return subprocess.Popen(
-    [sys.executable, tmp_path / 'program.py'],
-    env=os.environ | {'PYTHONPATH': path},
-    stderr=subprocess.PIPE,
-    text=True,
-  )
+PROGRAM = """
+import sys, workers_test
+from powerprop_jax.train.runs import folder, workers
+
+def main():
+  work, *items = sys.argv[1:]
+  work = getattr(workers_test, work)
+  list(workers.run(work, items, 1, watch=lambda: None))
+
+if __name__ == '__main__':
+  sys.exit(folder.run_main(main))
+"""
+
+
+def start(tmp_path, work, *names):
+  """A program that does the work for files, one after another."""
+  (tmp_path / 'program.py').write_text(PROGRAM)
+  files = [tmp_path / name for name in names]
+  return processes.started(tmp_path / 'program.py', work, *files)
 
 
 def test_signal_makes_workers_save_and_begin_nothing_else(tmp_path):
-  items = [str(tmp_path / name) for name in ('one', 'two', 'three')]
-  with start(tmp_path, save_when_asked, items) as parent:
+  with start(tmp_path, 'save_when_asked', 'one', 'two') as parent:
     _wait_until((tmp_path / 'one').exists)
     parent.send_signal(signal.SIGTERM)
-    _, err = parent.communicate()
+    _, err = parent.communicate(timeout=60)
   assert parent.returncode == preemption.EXIT_STATUS
   assert err == (
     'stopped by a signal; run the same command with --resume to continue.\n'
@@ -95,13 +93,14 @@ def test_signal_makes_workers_save_and_begin_nothing_else(tmp_path):
 
 def test_workers_end_when_their_parent_is_killed(tmp_path):
   written = tmp_path / 'pid'
-  with start(tmp_path, write_until_stopped, [str(written)]) as parent:
+  with start(tmp_path, 'write_until_stopped', 'pid') as parent:
     _wait_until(written.exists)
     parent.send_signal(signal.SIGKILL)
-  time.sleep(0.5)
-  written.unlink(missing_ok=True)
-  time.sleep(0.5)
-  assert not written.exists()
+    parent.wait()
+    time.sleep(0.5)
+    written.unlink(missing_ok=True)
+    time.sleep(0.5)
+    assert not written.exists()
 
 
 def _wait_until(condition):

@@ -2,7 +2,7 @@
 
 A batch is a pure function of its number: which examples it has, in what order,
 how each is cropped. So a stream of them can start anywhere, and is the same
-with any number of worker processes; see image_stream.
+with any number of worker processes; see stream.py.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -35,12 +35,15 @@ Skipped = list[tuple[str, str]]
 class Batches(NamedTuple):
   """A sequence of batches, none of which has been made yet.
 
+  A batch has uint8 images [batch_size, image_size, image_size, 3] and int32
+  labels [batch_size].
+
   Attributes:
     fill: writes the batch of a number into arrays, and gives the files that it
-      had to do without; it can be pickled.
+      had to do without.
     num_batches: how many there are; ENDLESS to train on.
     batch_size: examples in a batch, on this host.
-    image_size: side of the images, [batch_size, image_size, image_size, 3].
+    image_size: side of the images.
     global_batch_size: examples in a batch, on all hosts.
     identity: what a position in the sequence is only valid for.
   """
@@ -54,15 +57,7 @@ class Batches(NamedTuple):
 
 
 def make(batches: Batches, number: int) -> tuple[Arrays, Skipped]:
-  """One batch.
-
-  Args:
-    batches: of which sequence.
-    number: which one, in [0, batches.num_batches).
-
-  Returns:
-    The batch, uint8 images and int32 labels, and the files it does without.
-  """
+  """The batch of a number below num_batches, and the files it does without."""
   shape = (batches.batch_size, batches.image_size, batches.image_size, 3)
   batch = Arrays(np.empty(shape, np.uint8), np.empty(shape[0], np.int32))
   return batch, batches.fill(number, batch)
@@ -92,38 +87,41 @@ def training_batches(
 
   Args:
     images: what to train on.
-    batch_size: examples in a batch of one host, at least 1.
-    image_size: side of the square images, at least 1.
+    batch_size: examples in a batch of one host.
+    image_size: side of the square images.
     key: seed of orders and crops, at least 0; the same on all hosts.
     host_index: which part is ours, in [0, host_count).
-    host_count: number of hosts, at least 1.
+    host_count: number of hosts.
     scale: smallest and largest share of an image's area; see random_crop.
     ratio: smallest and largest width / height of a crop.
     decoder: with what to decode; None is the fastest there is.
-
-  Returns:
-    Batches of uint8 images [batch_size, image_size, image_size, 3] and int32
-    labels [batch_size].
-
-  Raises:
-    ValueError: if a number is out of its range.
   """
   _check_sizes(batch_size, image_size, key, host_index, host_count)
   if not 0 < scale[0] <= scale[1] <= 1:
     raise ValueError(f'scale must be in (0, 1] and ordered, got {scale}.')
   if not 0 < ratio[0] <= ratio[1]:
     raise ValueError(f'ratio must be positive and ordered, got {ratio}.')
-  fill = functools.partial(
-    _training_batch,
-    images,
-    batch_size,
-    key,
-    host_index,
-    host_count,
-    functools.partial(crops.random_crop, scale=scale, ratio=ratio),
-    decoder or decode.fastest(),
-  )
+  decoder = decoder or decode.fastest()
   total = batch_size * host_count
+  first = host_index * batch_size
+
+  def fill(number: int, batch: Arrays) -> Skipped:
+    order = splits.batch_indices(key, number, 1, total, images.num_examples)[0]
+    indices = order[first : first + batch_size].tolist()
+    draws = crops.random_draws(key, number * total + first, batch_size)
+    skipped: Skipped = []
+    for row, example in enumerate(_read(images, indices)):
+      choose = functools.partial(
+        crops.random_crop, draws[row], scale=scale, ratio=ratio
+      )
+      tries = 0
+      while not _put(example, choose, decoder, batch, row, skipped):
+        tries += 1
+        _check_skips(images, tries, skipped)
+        following = (indices[row] + tries) % images.num_examples
+        [example] = image_set.read(images, [following])
+    return skipped
+
   identity = _identity(images) | {'key': key}
   return Batches(fill, ENDLESS, batch_size, image_size, total, identity)
 
@@ -146,35 +144,31 @@ def evaluation_batches(
 
   Args:
     images: what to evaluate on.
-    batch_size: examples in a batch of one host, at least 1.
-    image_size: side of the square images, at least 1.
-    host_index: which part is ours, in [0, host_count).
-    host_count: number of hosts, at least 1.
+    batch_size: see training_batches, as for what is not listed.
+    image_size: side of the square images.
+    host_index: which part is ours.
+    host_count: number of hosts.
     fraction: side of the square cut out of the centre as a share of the shorter
       side, in (0, 1]; 0.875 is 224 of 256.
-    decoder: with what to decode; None is the fastest there is.
-
-  Returns:
-    Batches of uint8 images [batch_size, image_size, image_size, 3] and int32
-    labels [batch_size].
-
-  Raises:
-    ValueError: if a number is out of its range.
+    decoder: with what to decode.
   """
   _check_sizes(batch_size, image_size, 0, host_index, host_count)
   if not 0 < fraction <= 1:
     raise ValueError(f'fraction must be in (0, 1], got {fraction}.')
-  fill = functools.partial(
-    _evaluation_batch,
-    images,
-    batch_size,
-    image_size,
-    host_index,
-    host_count,
-    functools.partial(crops.central_crop, fraction=fraction),
-    decoder or decode.fastest(),
-  )
+  decoder = decoder or decode.fastest()
+  choose = functools.partial(crops.central_crop, fraction=fraction)
   total = batch_size * host_count
+
+  def fill(number: int, batch: Arrays) -> Skipped:
+    first = number * total + host_index * batch_size
+    stop = min(first + batch_size, images.num_examples)
+    batch.images[:] = 0
+    batch.labels[:] = -1
+    skipped: Skipped = []
+    for row, example in enumerate(_read(images, range(first, stop))):
+      _put(example, choose, decoder, batch, row, skipped)
+    return skipped
+
   num_batches = -(-images.num_examples // total)
   identity = _identity(images)
   return Batches(fill, num_batches, batch_size, image_size, total, identity)
@@ -191,20 +185,7 @@ def synthetic_batches(
 ) -> Batches:
   """The same random batch again and again, to measure how fast training is.
 
-  Args:
-    batch_size: examples in a batch of one host, at least 1.
-    image_size: side of the square images, at least 1.
-    num_classes: labels are below it.
-    key: seed of the batch, at least 0.
-    host_count: number of hosts, at least 1.
-    num_batches: how often it comes.
-
-  Returns:
-    Batches of uint8 images [batch_size, image_size, image_size, 3] and int32
-    labels [batch_size].
-
-  Raises:
-    ValueError: if a number is out of its range.
+  Labels are below num_classes; each host has the same images.
 
   Example:
     >>> batches = synthetic_batches(batch_size=2, image_size=8, num_classes=10)
@@ -212,11 +193,26 @@ def synthetic_batches(
     (2, 8, 8, 3)
   """
   _check_sizes(batch_size, image_size, key, 0, host_count)
-  shape = (batch_size, image_size, image_size, 3)
-  fill = functools.partial(_synthetic_batch, shape, num_classes, key)
+
+  def fill(number: int, batch: Arrays) -> Skipped:
+    del number
+    found = _random_arrays(batch.images.shape, num_classes, key)
+    batch.images[:], batch.labels[:] = found
+    return []
+
   total = batch_size * host_count
   identity: dict[str, int | str] = {'data': 'synthetic', 'key': key}
   return Batches(fill, num_batches, batch_size, image_size, total, identity)
+
+
+@functools.lru_cache(maxsize=4)
+def _random_arrays(
+  shape: tuple[int, ...], num_classes: int, key: int
+) -> Arrays:
+  generator = np.random.default_rng(key)
+  images = generator.integers(0, 256, shape, np.uint8)
+  labels = generator.integers(0, num_classes, shape[0], np.int32)
+  return Arrays(images, labels)
 
 
 def _check_sizes(
@@ -244,113 +240,34 @@ def _identity(images: ImageSet) -> dict[str, int | str]:
   }
 
 
-def _training_batch(
-  images: ImageSet,
-  batch_size: int,
-  key: int,
-  host_index: int,
-  host_count: int,
-  crop: Callable[[Sequence[float], int, int], Crop],
-  decoder: Decoder,
-  number: int,
-  batch: Arrays,
-) -> Skipped:
-  total = batch_size * host_count
-  first = host_index * batch_size
-  indices = splits.batch_indices(key, number, 1, total, images.num_examples)[0]
-  indices = indices[first : first + batch_size].tolist()
-  draws = crops.random_draws(key, number * total + first, batch_size)
-  skipped: Skipped = []
-  for row, example in enumerate(_read(images, indices)):
-    batch.labels[row] = _first_good(
-      images,
-      indices[row],
-      example,
-      functools.partial(crop, draws[row]),
-      decoder,
-      batch.images[row],
-      skipped,
-    )
-  return skipped
-
-
 def _read(images: ImageSet, indices: Sequence[int]) -> Iterator[Example]:
   for start in range(0, len(indices), _READ_AT_ONCE):
     yield from image_set.read(images, indices[start : start + _READ_AT_ONCE])
 
 
-def _first_good(
-  images: ImageSet,
-  index: int,
+def _put(
   example: Example,
   choose: Callable[[int, int], Crop],
   decoder: Decoder,
-  out: np.ndarray,
+  batch: Arrays,
+  row: int,
   skipped: Skipped,
-) -> int:
-  """Decodes an example, or the next one that can be, and gives its label."""
-  for offset in range(1, 1 + min(_MAX_SKIPS, images.num_examples)):
-    try:
-      decode.decode_crop(example.data, choose, len(out), decoder, out)
-      return example.label
-    except CorruptImageError as error:
-      skipped.append((example.name, str(error)))
-    following = (index + offset) % images.num_examples
-    [example] = image_set.read(images, [following])
-  name, defect = skipped[-1]
-  raise UserError(
-    f'{offset} files in a row of {images.name} {images.split} are no images, '
-    f'the last one being {name}: {defect} Prepare the data set again.'
-  )
+) -> bool:
+  """Makes an example a row of a batch, unless its file is damaged."""
+  out = batch.images[row]
+  try:
+    decode.decode_crop(example.data, choose, len(out), decoder, out)
+  except CorruptImageError as error:
+    skipped.append((example.name, str(error)))
+    return False
+  batch.labels[row] = example.label
+  return True
 
 
-def _evaluation_batch(
-  images: ImageSet,
-  batch_size: int,
-  image_size: int,
-  host_index: int,
-  host_count: int,
-  choose: Callable[[int, int], Crop],
-  decoder: Decoder,
-  number: int,
-  batch: Arrays,
-) -> Skipped:
-  first = (number * host_count + host_index) * batch_size
-  stop = min(first + batch_size, images.num_examples)
-  batch.images[:] = 0
-  batch.labels[:] = -1
-  skipped: Skipped = []
-  for row, example in enumerate(_read(images, range(first, stop))):
-    try:
-      decode.decode_crop(
-        example.data, choose, image_size, decoder, batch.images[row]
-      )
-      batch.labels[row] = example.label
-    except CorruptImageError as error:
-      skipped.append((example.name, str(error)))
-  return skipped
-
-
-def _synthetic_batch(
-  shape: tuple[int, ...],
-  num_classes: int,
-  key: int,
-  number: int,
-  batch: Arrays,
-) -> Skipped:
-  del number
-  for to, of in zip(
-    batch, _random_arrays(shape, num_classes, key), strict=True
-  ):
-    to[:] = of
-  return []
-
-
-@functools.lru_cache(maxsize=4)
-def _random_arrays(
-  shape: tuple[int, ...], num_classes: int, key: int
-) -> Arrays:
-  generator = np.random.default_rng(key)
-  images = generator.integers(0, 256, shape, np.uint8)
-  labels = generator.integers(0, num_classes, shape[0], np.int32)
-  return Arrays(images, labels)
+def _check_skips(images: ImageSet, tries: int, skipped: Skipped) -> None:
+  if tries == min(_MAX_SKIPS, images.num_examples):
+    name, defect = skipped[-1]
+    raise UserError(
+      f'{tries} files in a row of {images.name} {images.split} are no images, '
+      f'the last one being {name}: {defect} Prepare the data set again.'
+    )

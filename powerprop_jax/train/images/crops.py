@@ -16,15 +16,7 @@ _NUM_DRAWS = 4 * _TRIES + 1
 
 
 class Crop(NamedTuple):
-  """A rectangle of an image, in pixels.
-
-  Attributes:
-    top: first row.
-    left: first column.
-    height: number of rows, at least 1.
-    width: number of columns, at least 1.
-    is_mirrored: whether left and right change places.
-  """
+  """A rectangle of an image, in pixels; mirrored, left and right swap."""
 
   top: int
   left: int
@@ -41,8 +33,8 @@ def random_draws(key: int, start: int, count: int) -> list[list[float]]:
 
   Args:
     key: seed of the stream, at least 0.
-    start: number of the first image, at least 0.
-    count: number of images, at least 0.
+    start: number of the first image.
+    count: number of images.
 
   Returns:
     For each image, numbers uniform in [0, 1).
@@ -74,13 +66,10 @@ def random_crop(
 
   Args:
     draws: random numbers of the image, one of random_draws.
-    height: of the image, at least 1.
-    width: of the image, at least 1.
+    height: of the image.
+    width: of the image.
     scale: smallest and largest share of the area, in (0, 1].
-    ratio: smallest and largest width / height, positive.
-
-  Returns:
-    The crop, inside the image.
+    ratio: smallest and largest width / height.
 
   Example:
     >>> [draws] = random_draws(key=0, start=0, count=1)
@@ -115,12 +104,9 @@ def central_crop(height: int, width: int, *, fraction: float = 0.875) -> Crop:
   side was resized to 256 when its central 224 × 224 pixels are cut out.
 
   Args:
-    height: of the image, at least 1.
-    width: of the image, at least 1.
+    height: of the image.
+    width: of the image.
     fraction: side of the square as a share of the shorter side, in (0, 1].
-
-  Returns:
-    The crop, inside the image.
 
   Example:
     >>> central_crop(256, 512)

@@ -35,12 +35,7 @@ class CorruptImageError(ValueError):
 
 @functools.cache
 def installed() -> tuple[Decoder, ...]:
-  """The decoders that are installed, the fastest one first.
-
-  Example:
-    >>> set(installed()) <= set(DECODERS)
-    True
-  """
+  """The decoders that are installed, the fastest one first."""
   return tuple(
     decoder
     for decoder in DECODERS
@@ -51,12 +46,6 @@ def installed() -> tuple[Decoder, ...]:
 
 def fastest() -> Decoder:
   """The fastest one of the decoders that are installed.
-
-  Returns:
-    'nvimgcodec', 'opencv' without it, or 'pillow' without both.
-
-  Raises:
-    UserError: if none is installed.
 
   Example:
     >>> fastest() in DECODERS
@@ -73,12 +62,8 @@ def fastest() -> Decoder:
 def jpeg_size(data: bytes) -> tuple[int, int] | None:
   """Height and width that the header of a JPEG file states.
 
-  Args:
-    data: a file, or its beginning.
-
-  Returns:
-    (height, width), both at least 1; None if it is not a JPEG file or its
-    header does not say.
+  None if it is not a JPEG file, of which the beginning is enough, or its header
+  does not say.
 
   Example:
     >>> jpeg_size(b'no image') is None
@@ -115,7 +100,7 @@ def decode(data: bytes, decoder: Decoder | None = None) -> np.ndarray:
   Raises:
     CorruptImageError: if it is not an image, or a damaged one.
   """
-  if decoder == 'pillow' or (decoder or fastest()) == 'pillow':
+  if (decoder or fastest()) == 'pillow':
     return np.asarray(_decode_pillow(data, 1, None))
   return _decode_opencv(data, 1)
 
@@ -132,7 +117,7 @@ def decode_crop(
   Args:
     data: a JPEG file, or any other that the decoder reads.
     choose: gives the part from the height and the width of the image.
-    size: side of the square, at least 1.
+    size: side of the square.
     decoder: with what; None is fastest(). Where pixels are left out in
       resizing, Pillow takes the mean of more of them than OpenCV does.
       nvImageCodec does not notice damage below the part.
@@ -153,48 +138,45 @@ def decode_crop(
     array([[9, 9],
            [9, 9]], dtype=uint8)
   """
-  crop_with = _CROPS[decoder or fastest()]
+  decoder = decoder or fastest()
   if out is None:
     out = np.empty((size, size, 3), np.uint8)
-  stated = jpeg_size(data)
-  if stated is None:
-    return crop_with(data, None, 1, choose, out)
-  crop = choose(*stated)
-  # Enough pixels must remain that the crop is not enlarged on that account.
-  room = min(crop.height, crop.width) // size
-  reduction = next(r for r in _REDUCTIONS if r <= room) if room > 1 else 1
-  return crop_with(data, stated, reduction, lambda *_: crop, out)
-
-
-def _crop_nvimgcodec(
-  data: bytes,
-  stated: tuple[int, int] | None,
-  reduction: int,
-  choose: Callable[[int, int], Crop],
-  out: np.ndarray,
-) -> np.ndarray:
-  if stated is not None and reduction == 1:
+  stated, crop, reduction = jpeg_size(data), None, 1
+  if stated is not None:
     crop = choose(*stated)
-    part = regions.decode(data, *_reduced(crop, 1))
-    if part is not None:
-      _resize_opencv(part, crop.is_mirrored, out)
-      return out
-  return _crop_opencv(data, stated, reduction, choose, out)
-
-
-def _crop_opencv(
-  data: bytes,
-  stated: tuple[int, int] | None,
-  reduction: int,
-  choose: Callable[[int, int], Crop],
-  out: np.ndarray,
-) -> np.ndarray:
-  image = _decode_opencv(data, reduction)
-  _check_size(image.shape[:2], stated, reduction)
-  crop = choose(*image.shape[:2])
-  top, left, bottom, right = _reduced(crop, reduction)
-  _resize_opencv(image[top:bottom, left:right], crop.is_mirrored, out)
+    # Enough pixels must remain that the crop is not enlarged on that account.
+    room = min(crop.height, crop.width) // size
+    reduction = next((r for r in _REDUCTIONS if r <= room), 1)
+    if decoder == 'nvimgcodec' and reduction == 1:
+      part = regions.decode(data, *_box(crop, 1))
+      if part is not None:
+        _resize_opencv(part, crop.is_mirrored, out)
+        return out
+  image: Any
+  if decoder == 'pillow':
+    image = _decode_pillow(data, reduction, stated)
+    found = (image.height, image.width)
+  else:
+    image = _decode_opencv(data, reduction)
+    found = image.shape[:2]
+  _check_size(found, stated, reduction)
+  crop = crop or choose(*found)
+  top, left, bottom, right = _box(crop, reduction)
+  if decoder == 'pillow':
+    # Cut out first, or pixels beyond its edge would show in it.
+    part = image.crop((left, top, right, bottom))
+    _resize_pillow(part, crop.is_mirrored, out)
+  else:
+    _resize_opencv(image[top:bottom, left:right], crop.is_mirrored, out)
   return out
+
+
+def _box(crop: Crop, reduction: int) -> tuple[int, int, int, int]:
+  """(top, left, bottom, right) in an image with its sides divided."""
+  top, left = crop.top // reduction, crop.left // reduction
+  bottom = max(top + 1, (crop.top + crop.height) // reduction)
+  right = max(left + 1, (crop.left + crop.width) // reduction)
+  return top, left, bottom, right
 
 
 def _resize_opencv(
@@ -206,6 +188,15 @@ def _resize_opencv(
     # Before it is resized, while it is in the cache, where out may not be.
     part = cv2.flip(part, 1)
   cv2.resize(part, out.shape[:2], dst=out, interpolation=cv2.INTER_LINEAR)
+
+
+def _resize_pillow(part: Any, is_mirrored: bool, out: np.ndarray) -> None:
+  from PIL import Image
+
+  square = part.resize(out.shape[:2], Image.Resampling.BILINEAR)
+  if is_mirrored:
+    square = square.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+  out[:] = np.asarray(square)
 
 
 def _decode_opencv(data: bytes, reduction: int) -> np.ndarray:
@@ -238,29 +229,6 @@ def _opencv_flags() -> dict[int, int]:
   return {by: flags | reduction for by, reduction in reductions.items()}
 
 
-def _crop_pillow(
-  data: bytes,
-  stated: tuple[int, int] | None,
-  reduction: int,
-  choose: Callable[[int, int], Crop],
-  out: np.ndarray,
-) -> np.ndarray:
-  from PIL import Image
-
-  image = _decode_pillow(data, reduction, stated)
-  _check_size((image.height, image.width), stated, reduction)
-  crop = choose(image.height, image.width)
-  top, left, bottom, right = _reduced(crop, reduction)
-  # Cut out first, or pixels beyond its edge would show in it.
-  square = image.crop((left, top, right, bottom)).resize(
-    out.shape[:2], Image.Resampling.BILINEAR
-  )
-  if crop.is_mirrored:
-    square = square.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-  out[:] = np.asarray(square)
-  return out
-
-
 def _decode_pillow(
   data: bytes, reduction: int, stated: tuple[int, int] | None
 ) -> Any:
@@ -275,21 +243,6 @@ def _decode_pillow(
   # Which of many exceptions it raises depends on the kind of file.
   except Exception as error:
     raise CorruptImageError(_not_an_image(data)) from error
-
-
-_CROPS = {
-  'nvimgcodec': _crop_nvimgcodec,
-  'opencv': _crop_opencv,
-  'pillow': _crop_pillow,
-}
-
-
-def _reduced(crop: Crop, reduction: int) -> tuple[int, int, int, int]:
-  """(top, left, bottom, right) in an image with its sides divided."""
-  top, left = crop.top // reduction, crop.left // reduction
-  bottom = max(top + 1, (crop.top + crop.height) // reduction)
-  right = max(left + 1, (crop.left + crop.width) // reduction)
-  return top, left, bottom, right
 
 
 def _check_size(

@@ -27,15 +27,7 @@ _SLACK = 2e-3
 
 
 class ImageSet(NamedTuple):
-  """A split of a data set on disk.
-
-  Attributes:
-    name: of the data set.
-    split: e.g. 'train', or 'train[:90%]'.
-    path: folder of the version that is read.
-    num_examples: at least 1.
-    num_classes: labels are below it.
-  """
+  """A split of a data set on disk; path is the folder of the version read."""
 
   name: str
   split: str
@@ -45,13 +37,7 @@ class ImageSet(NamedTuple):
 
 
 class Example(NamedTuple):
-  """A labelled image file.
-
-  Attributes:
-    data: the bytes of the file.
-    label: its class, from 0.
-    name: what the data set calls it, for messages.
-  """
+  """The bytes of an image file, its class, and its name for messages."""
 
   data: bytes
   label: int
@@ -65,14 +51,6 @@ def open_set(name: str, folder: str | None, split: str) -> ImageSet:
     name: e.g. 'imagenet2012', or 'name/config'; the newest version is read.
     folder: where the data sets lie; None is ~/tensorflow_datasets.
     split: as TFDS writes it, e.g. 'train', 'validation', 'train[:1000]'.
-
-  Returns:
-    Its description.
-
-  Raises:
-    UserError: if the data set is not there, is not in ArrayRecord form, does
-      not consist of labelled 8-bit images, or has no such split or an empty
-      one.
   """
   root = pathlib.Path(folder or sources.TFDS_DIR).expanduser()
   path = sources.find_prepared(name, root)
@@ -98,18 +76,7 @@ def open_set(name: str, folder: str | None, split: str) -> ImageSet:
 
 
 def read(images: ImageSet, indices: Sequence[int]) -> list[Example]:
-  """Examples as they lie on disk.
-
-  Args:
-    images: where.
-    indices: which, each in [0, num_examples), in any order.
-
-  Returns:
-    One example for each index.
-
-  Raises:
-    UserError: if the files cannot be read, or a label is not that of a class.
-  """
+  """Examples as they lie on disk, one for each index, in any order."""
   # Here, as threads that import TFDS at the same time may wait for each other.
   source, message = _source(images.path, images.split), _message()
   read_one = functools.partial(_read_one, images, source, message)
@@ -170,12 +137,8 @@ def write(
   Args:
     folder: where data sets lie.
     name: of the data set, which must not be there.
-    splits: the examples of each split. They are taken as they are: neither
-      images nor labels are checked.
-    num_classes: number of classes, at least 1.
-
-  Raises:
-    FileExistsError: if there is such a data set already.
+    splits: the examples of each split, neither images nor labels checked.
+    num_classes: number of classes.
   """
   from array_record.python import array_record_module
   import tensorflow_datasets as tfds

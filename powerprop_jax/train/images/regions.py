@@ -14,8 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from powerprop_jax.core.trees import Params
-
 # A decoder must not be used by two threads at once.
 _of_thread = threading.local()
 _opening = threading.Lock()
@@ -36,13 +34,6 @@ def decode(
   """A rectangle of a JPEG file, whose rotation, if noted, is ignored.
 
   Damage below the rectangle is not noticed.
-
-  Args:
-    data: the file.
-    top: first row of the rectangle.
-    left: its first column.
-    bottom: the row behind its last one.
-    right: the column behind its last one.
 
   Returns:
     uint8 [bottom - top, right - left, 3], red, green and blue; None if this
@@ -70,7 +61,7 @@ class _Codec(NamedTuple):
 
   module: Any
   decoder: Any
-  params: Params
+  params: Any
 
 
 def _codec() -> _Codec:

@@ -1,8 +1,10 @@
 """Which images are trained and evaluated on, from settings."""
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
+from powerprop_jax.files.tables import Row
 from powerprop_jax.train.images import batches, image_set
 from powerprop_jax.train.images.batches import Batches
 from powerprop_jax.train.runs.errors import UserError
@@ -73,13 +75,6 @@ def open_images(
     host_index: which host this is.
     host_count: how many there are.
 
-  Returns:
-    The batches; none has been made yet.
-
-  Raises:
-    UserError: if a setting is out of range, the data set is not there, or the
-      hosts cannot share a batch equally.
-
   Example:
     >>> config = ImagesConfig(synthetic=True, image_size=8)
     >>> open_images(config, 4).train.global_batch_size
@@ -89,41 +84,34 @@ def open_images(
   own = _share(batch_size, host_count)
   own_test = _share(config.test_batch or batch_size, host_count)
   if config.synthetic:
-    synthetic = lambda size, num_batches: batches.synthetic_batches(
-      batch_size=size,
+    synthetic = functools.partial(
+      batches.synthetic_batches,
       image_size=config.image_size,
       num_classes=config.synthetic_classes,
       key=key,
       host_count=host_count,
-      num_batches=num_batches,
     )
     return Images(
       config.synthetic_examples,
       config.synthetic_classes,
-      synthetic(own, batches.ENDLESS),
-      synthetic(own_test, _SYNTHETIC_TEST),
+      synthetic(batch_size=own),
+      synthetic(batch_size=own_test, num_batches=_SYNTHETIC_TEST),
     )
   train = image_set.open_set(config.name, config.dir, config.train)
   test = image_set.open_set(config.name, config.dir, config.test)
+  ours: Row = {
+    'image_size': config.image_size,
+    'host_index': host_index,
+    'host_count': host_count,
+  }
+  scale = (config.smallest_crop, 1.0)
   return Images(
     train.num_examples,
     train.num_classes,
     batches.training_batches(
-      train,
-      batch_size=own,
-      image_size=config.image_size,
-      key=key,
-      host_index=host_index,
-      host_count=host_count,
-      scale=(config.smallest_crop, 1.0),
+      train, batch_size=own, key=key, scale=scale, **ours
     ),
-    batches.evaluation_batches(
-      test,
-      batch_size=own_test,
-      image_size=config.image_size,
-      host_index=host_index,
-      host_count=host_count,
-    ),
+    batches.evaluation_batches(test, batch_size=own_test, **ours),
   )
 
 

@@ -1,14 +1,15 @@
 """Batches of images one after the other, made by worker processes.
 
     images = image_set.open_set('imagenet2012', folder, 'train')
-    batches = image_batches.training_batches(images, batch_size=256, ...)
-    with image_stream.Stream(batches, num_workers=8) as stream:
-      for images, labels in device_stream.DeviceStream(stream, sharding):
+    batches = batches.training_batches(images, batch_size=256, ...)
+    with stream.Stream(batches, num_workers=8) as batches_of_host:
+      for images, labels in device_stream.DeviceStream(batches_of_host, ...):
         ...
 
 A position is a small dictionary that JSON can hold. A stream that is restored
 from it goes on as the old one would have, with any number of workers, and with
-any number of hosts that have the same batch together.
+any number of hosts that have the same batch together. (The state of grain's
+iterator would hold for one number of workers only.)
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,12 +20,11 @@ import signal
 import sys
 import threading
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 import weakref
 
 import numpy as np
 
-from powerprop_jax.core.trees import Tree
 from powerprop_jax.train.data.sources import Arrays
 from powerprop_jax.train.images import batches as image_batches
 from powerprop_jax.train.images.batches import Batches, Skipped
@@ -55,13 +55,10 @@ class Stream:
 
   Attributes:
     batches: what is given.
+    number: how many of them were given.
     skipped: name and defect of each image file that batches given so far had to
       do without.
     num_skipped: how often they had to; a file may be met more than once.
-
-  Raises:
-    ValueError: if num_workers is negative.
-    UserError: if the position belongs to other batches, or grain is missing.
 
   Example:
     >>> from powerprop_jax.train.images import batches
@@ -83,13 +80,15 @@ class Stream:
     if num_workers < 0:
       raise ValueError(f'num_workers must be at least 0, got {num_workers}.')
     self.batches = batches
+    self.number = 0
     self.skipped: dict[str, str] = {}
     self.num_skipped = 0
     self._num_workers = num_workers
-    self._number = 0
-    # What is open, at most one, so that the finalizer need not know us.
-    self._open: list[_Source] = []
-    weakref.finalize(self, _close_all, self._open)
+    # Grain's iterator and where its workers put images, while they are open.
+    self._iterator: Iterator[_Made] | None = None
+    self._slots: SharedSlots | None = None
+    self._open = contextlib.ExitStack()
+    weakref.finalize(self, self._open.close)
     if position is not None:
       self.restore(position)
 
@@ -97,55 +96,76 @@ class Stream:
     return self
 
   def __next__(self) -> Arrays:
-    if self._number >= self.batches.num_batches:
+    if self.number >= self.batches.num_batches:
       self.close()
       raise StopIteration
     try:
-      if not self._open:
-        self._open.append(_open(self.batches, self._number, self._workers))
-      iterator, slots = self._open[0]
+      if self._iterator is None:
+        self._iterator = self._start()
       with _interrupt_later():
-        made = next(iterator)
+        made = next(self._iterator)
       images = made.images
       if images is None:
-        images = slots.copy_and_free(made.slot)
+        assert self._slots is not None
+        images = self._slots.copy_and_free(made.slot)
     except BaseException:
       self.close()
       raise
-    self._number += 1
-    for name, defect in made.skipped:
-      self.skipped[name] = defect
-      self.num_skipped += 1
+    self.number += 1
+    self.skipped.update(made.skipped)
+    self.num_skipped += len(made.skipped)
     return Arrays(images, made.labels)
 
-  @property
-  def _workers(self) -> int:
+  def _start(self) -> Iterator['_Made']:
+    """Grain's iterator over the batches that are left."""
+    try:
+      import grain
+    except ImportError as error:
+      raise UserError(
+        'streams of images need grain; install it with: '
+        "pip install 'powerprop_jax[train]'"
+      ) from error
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+      # Grain's workers take over flags of this process, so it must have some.
+      flags.FLAGS(sys.argv[:1])
+    batches = self.batches
     # No more than there are batches: grain refuses a worker without any.
-    return min(self._num_workers, self.batches.num_batches - self._number)
+    num_workers = min(self._num_workers, batches.num_batches - self.number)
+    if num_workers:
+      shape = (batches.batch_size, batches.image_size, batches.image_size, 3)
+      self._slots = SharedSlots(shape, num_workers, _SLOTS)
+      self._open.callback(self._slots.close)
+    numbers = grain.MapDataset.range(self.number, batches.num_batches)
+    # The numbers need no threads to be read.
+    dataset = numbers.map(
+      functools.partial(_make, batches, self._slots)
+    ).to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    if num_workers:
+      dataset = dataset.mp_prefetch(
+        grain.MultiprocessingOptions(num_workers),
+        worker_init_fn=_prepare_worker,
+      )
+    iterator = iter(dataset)
+    self._open.callback(iterator.close)
+    return iterator
 
   def position(self) -> Position:
-    """Where the stream is.
-
-    Returns:
-      The number of batches given, and what they are batches of.
-    """
+    """The number of batches given, and what they are batches of."""
     return {
-      'batches': self._number,
+      'batches': self.number,
       'global_batch_size': self.batches.global_batch_size,
       **self.batches.identity,
     }
 
   def restore(self, position: Mapping[str, Any]) -> None:
-    """Goes to a position.
-
-    Args:
-      position: what position() of a stream of the same batches gave.
+    """Goes to a position that a stream of the same batches gave.
 
     Raises:
       UserError: if it belongs to other batches.
     """
-    expected = self.position()
-    for name, ours in expected.items():
+    for name, ours in self.position().items():
       theirs = position.get(name)
       if name != 'batches' and theirs != ours:
         raise UserError(
@@ -160,56 +180,18 @@ class Stream:
         'from 0 on.'
       )
     self.close()
-    self._number = number
+    self.number = number
 
   def close(self) -> None:
     """Ends the workers; nothing is lost, as batches can be made again."""
-    _close_all(self._open)
+    self._iterator = self._slots = None
+    self._open.close()
 
   def __enter__(self) -> 'Stream':
     return self
 
   def __exit__(self, *exception: object) -> None:
     self.close()
-
-
-class _Source(NamedTuple):
-  """Grain's iterator over batches, and where its workers put the images."""
-
-  iterator: Any
-  slots: Tree  # SharedSlots, or None without workers
-
-
-def _open(batches: Batches, start: int, num_workers: int) -> _Source:
-  """Batches from a number on."""
-  try:
-    import grain
-  except ImportError as error:
-    raise UserError(
-      'streams of images need grain; install it with: '
-      "pip install 'powerprop_jax[train]'"
-    ) from error
-  from absl import flags
-
-  if not flags.FLAGS.is_parsed():
-    # Grain's workers take over flags of this process, so it must have some.
-    flags.FLAGS(sys.argv[:1])
-
-  slots = None
-  if num_workers:
-    shape = (batches.batch_size, batches.image_size, batches.image_size, 3)
-    slots = SharedSlots(shape, num_workers, _SLOTS)
-  numbers = grain.MapDataset.range(start, batches.num_batches)
-  # The numbers need no threads to be read.
-  dataset = numbers.map(
-    functools.partial(_make, batches, slots)
-  ).to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-  if num_workers:
-    dataset = dataset.mp_prefetch(
-      grain.MultiprocessingOptions(num_workers),
-      worker_init_fn=_prepare_worker,
-    )
-  return _Source(iter(dataset), slots)
 
 
 @dataclasses.dataclass
@@ -248,11 +230,10 @@ def _prepare_worker(index: int, count: int) -> None:
   # A scheduler may send these to all processes; the first one ends the others.
   signal.signal(signal.SIGTERM, signal.SIG_IGN)
   signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-  try:
+  with contextlib.suppress(ImportError):
     import cv2
-  except ImportError:
-    return
-  cv2.setNumThreads(0)
+
+    cv2.setNumThreads(0)
 
 
 @contextlib.contextmanager
@@ -284,13 +265,3 @@ def _interrupt_later() -> Iterator[None]:
     signal.signal(signal.SIGINT, handler)
     if caught:
       raise KeyboardInterrupt
-
-
-def _close_all(sources: list[_Source]) -> None:
-  while sources:
-    iterator, slots = sources.pop()
-    try:
-      iterator.close()
-    finally:
-      if slots is not None:
-        slots.close()

@@ -41,7 +41,7 @@ def run(
     work: a function at the top level of a module; it and what it takes and
       gives must be picklable. If it raises, so does this.
     items: what to call it with.
-    num_workers: processes, at least 1.
+    num_workers: processes.
     watch: called now and then while waiting, e.g. to show progress.
     interval: seconds between two calls of it.
 
@@ -54,23 +54,27 @@ def run(
     Preempted: after SIGTERM or SIGUSR1, when every process that has a watch of
       its own has saved what it was doing.
   """
-  work = functools.partial(_end_if_preempted, work)
-  context = multiprocessing.get_context('spawn')
   pool = futures.ProcessPoolExecutor(
-    num_workers, mp_context=context, initializer=follow_parent
+    num_workers,
+    mp_context=multiprocessing.get_context('spawn'),
+    initializer=follow_parent,
   )
   pending: dict[futures.Future[Any], T] = {}
   try:
     with preemption.SignalWatch() as signals:
       with one_thread():
-        pending = {pool.submit(work, item): item for item in items}
+        do = functools.partial(_end_if_preempted, work)
+        pending = {pool.submit(do, item): item for item in items}
       while pending:
         done, _ = futures.wait(
           pending, interval, return_when=futures.FIRST_COMPLETED
         )
         watch()
         if signals.is_due(0):
-          _end_gently()
+          for process in multiprocessing.active_children():
+            process.terminate()
+          for process in multiprocessing.active_children():
+            process.join()
           raise preemption.Preempted()
         for future in done:
           yield pending.pop(future), future.result()
@@ -79,14 +83,6 @@ def run(
     if pending:
       for process in multiprocessing.active_children():
         process.kill()
-
-
-def _end_gently() -> None:
-  processes = multiprocessing.active_children()
-  for process in processes:
-    process.terminate()
-  for process in processes:
-    process.join()
 
 
 def _end_if_preempted(work: Callable[[T], Any], item: T) -> Any:
@@ -116,14 +112,12 @@ def follow_parent() -> None:
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
   """The environment for processes that are started meanwhile."""
-  flags = os.environ.get('XLA_FLAGS', '')
-  wanted = _ONE_THREAD | {'XLA_FLAGS': f'{flags} {_ONE_THREAD["XLA_FLAGS"]}'}
-  before = {name: os.environ.get(name) for name in wanted}
-  os.environ.update(wanted)
+  before = {n: os.environ[n] for n in _ONE_THREAD if n in os.environ}
+  flags = f'{before.get("XLA_FLAGS", "")} {_ONE_THREAD["XLA_FLAGS"]}'
+  os.environ.update(_ONE_THREAD | {'XLA_FLAGS': flags})
   try:
     yield
   finally:
-    for name, value in before.items():
+    for name in _ONE_THREAD:
       os.environ.pop(name)
-      if value is not None:
-        os.environ[name] = value
+    os.environ.update(before)

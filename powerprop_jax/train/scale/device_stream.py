@@ -26,10 +26,6 @@ class DeviceStream:
     stream: the one below, which is ahead of this one; it has the counts of
       skipped files.
 
-  Raises:
-    ValueError: if ahead is negative.
-    UserError: if a batch cannot be divided evenly over the devices.
-
   Example:
     >>> from powerprop_jax.train.images import batches
     >>> batches = batches.synthetic_batches(
@@ -54,25 +50,20 @@ class DeviceStream:
     self.stream = stream
     self._sharding = sharding
     self._ahead = ahead
-    self._position = stream.position()
-    self._queue: collections.deque[tuple[Arrays, Position]] = (
-      collections.deque()
-    )
+    self._queue: collections.deque[Arrays] = collections.deque()
 
   def __iter__(self) -> Iterator[Arrays]:
     return self
 
   def __next__(self) -> Arrays:
     while len(self._queue) <= self._ahead:
-      try:
-        batch = next(self.stream)
-      except StopIteration:
+      batch = next(self.stream, None)
+      if batch is None:
         break
-      self._queue.append((self._put(batch), self.stream.position()))
+      self._queue.append(self._put(batch))
     if not self._queue:
       raise StopIteration
-    batch, self._position = self._queue.popleft()
-    return batch
+    return self._queue.popleft()
 
   def _put(self, batch: Arrays) -> Arrays:
     if self._sharding is None:
@@ -89,17 +80,17 @@ class DeviceStream:
 
   def position(self) -> Position:
     """Where the user of the batches is; see Stream.position."""
-    return dict(self._position)
+    found = self.stream.position()
+    return found | {'batches': self.stream.number - len(self._queue)}
 
   def restore(self, position: Mapping[str, Any]) -> None:
     """Goes to a position; see Stream.restore."""
     self.stream.restore(position)
     self._queue.clear()
-    self._position = self.stream.position()
 
   def close(self) -> None:
     """Ends the workers, and drops what is ahead."""
-    self.restore(self._position)
+    self.restore(self.position())
 
   def __enter__(self) -> 'DeviceStream':
     return self

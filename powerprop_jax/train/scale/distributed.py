@@ -65,9 +65,6 @@ def initialise(config: HostsConfig) -> None:
   To be called once, before JAX touches a device. On CPUs the processes talk
   through gloo, unless JAX_CPU_COLLECTIVES_IMPLEMENTATION says otherwise.
 
-  Args:
-    config: which processes there are.
-
   Raises:
     UserError: if the settings do not fit each other, no cluster is found, or
       the address cannot be used.
@@ -95,6 +92,7 @@ def initialise(config: HostsConfig) -> None:
     if config.coordinator.startswith(('127.0.0.1:', 'localhost:')):
       # JAX would listen to the whole network.
       where['coordinator_bind_address'] = config.coordinator
+  # JAX waits outside Python, and aborts the process when its own time is up.
   giving_up = threading.Timer(config.timeout, _give_up, [config])
   giving_up.daemon = True
   giving_up.start()
@@ -121,7 +119,6 @@ def initialise(config: HostsConfig) -> None:
 
 
 def _give_up(config: HostsConfig) -> None:
-  # JAX waits outside Python, and aborts the process when its own time is up.
   count = config.count or 'all'
   print(
     f'error: not all of {count} processes came to {config.coordinator} within '
@@ -167,7 +164,7 @@ def _check(config: HostsConfig) -> None:
 
 
 def host_index() -> int:
-  """Which of the processes this is, from 0; the first one writes files."""
+  """Which of the processes this is; the first one, 0, writes files."""
   return jax.process_index()
 
 
@@ -183,8 +180,8 @@ def check_agreement(settings: Any, name: str = 'settings') -> None:
   draw different masks.
 
   Args:
-    settings: what must be the same, made of what json_files.to_json takes. The
-      version of JAX is compared too.
+    settings: what must be the same, made of what json_files.to_json takes,
+      beside the version of JAX.
     name: what to call it in the message.
 
   Raises:
@@ -235,16 +232,9 @@ def run_local(program: Sequence[str], config: LocalConfig) -> int:
   behind its own. When one fails the others are asked to end, since they would
   wait for it, and are killed ten seconds later. SIGTERM is passed on.
 
-  Args:
-    program: the command and its arguments.
-    config: how many hosts.
-
   Returns:
     0 if all ended well; else the status of the first one that did not, 128 + n
     after signal n.
-
-  Raises:
-    UserError: if there is no program, or a number is out of range.
   """
   if not program:
     raise UserError('there is no program to run: write it behind --.')
@@ -257,7 +247,10 @@ def run_local(program: Sequence[str], config: LocalConfig) -> int:
   if config.devices:
     flags = environment.get('XLA_FLAGS', '')
     environment['XLA_FLAGS'] = f'{flags} {_DEVICES_FLAG}={config.devices}'
-  address = f'127.0.0.1:{_free_port()}'
+  with socket.socket() as probe:
+    probe.bind(('127.0.0.1', 0))
+    address = f'127.0.0.1:{probe.getsockname()[1]}'
+  joined = [f'--hosts.coordinator={address}', f'--hosts.count={config.count}']
   hosts: list[subprocess.Popen[bytes]] = []
 
   def pass_on(number: int, frame: object) -> None:
@@ -268,8 +261,7 @@ def run_local(program: Sequence[str], config: LocalConfig) -> int:
   before = signal.signal(signal.SIGTERM, pass_on)
   try:
     for index in range(config.count):
-      joined = f'--hosts.coordinator={address} --hosts.count={config.count}'
-      arguments = [*program, *joined.split(), f'--hosts.index={index}']
+      arguments = [*program, *joined, f'--hosts.index={index}']
       hosts.append(subprocess.Popen(arguments, env=environment))
     return _wait(hosts)
   except OSError as error:
@@ -304,22 +296,8 @@ def _wait(
   return 128 - status if status < 0 else status
 
 
-def _free_port() -> int:
-  with socket.socket() as probe:
-    probe.bind(('127.0.0.1', 0))
-    return int(probe.getsockname()[1])
-
-
 def main(args: Sequence[str] | None = None) -> int:
-  """Runs a program as several hosts on this machine, from a command line.
-
-  Args:
-    args: options of LocalConfig, '--', and the program with its arguments;
-      None is the command line of this process.
-
-  Returns:
-    The exit status.
-  """
+  """run_local from a command line: options, '--', and the program."""
   given = list(sys.argv[1:] if args is None else args)
   where = given.index('--') if '--' in given else len(given)
   statuses = []
@@ -327,8 +305,7 @@ def main(args: Sequence[str] | None = None) -> int:
     lambda config: statuses.append(run_local(given[where + 1 :], config)),
     {'local': LocalConfig()},
     prog='python -m powerprop_jax.train.scale.distributed',
-    description='Runs a program, written behind --, as several hosts on this '
-    'machine.',
+    description='Runs a program, written behind --, as several hosts here.',
     args=given[:where],
   )
   return status or statuses[0]

@@ -34,18 +34,10 @@ def with_half(
   gradients, the running statistics of norms and the logits.
 
   Args:
-    net: a network, (theta, net_state, key, images, is_training) -> (logits,
-      net_state).
+    net: the network.
     half: 'none' leaves it as it is.
     modules: classes of the outermost modules of the network, such as
       [resnet.ResNet].
-
-  Returns:
-    The network.
-
-  Raises:
-    UserError: if half is unknown.
-    ValueError: if there are no modules.
 
   Example:
     >>> from powerprop_jax.nets import resnet

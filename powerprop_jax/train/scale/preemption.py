@@ -12,7 +12,7 @@ again. Under Slurm, two minutes before the time is up:
 import os
 import signal
 import threading
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 import jax
@@ -27,12 +27,9 @@ _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 class Preempted(Exception):  # noqa: N818
   """The run was asked to make room, and has saved what it could.
 
-  run_folder.run_main turns it into one line and EXIT_STATUS.
-
-  Args:
-    step: of the latest checkpoint; 0 if there is none, None if each of several
-      processes has its own.
-    num_steps: of the whole run.
+  folder.run_main turns it into one line and EXIT_STATUS. The step is that of
+  the latest checkpoint; 0 if there is none, None if each of several processes
+  has its own.
 
   Example:
     >>> print(Preempted(500, 1000))
@@ -51,8 +48,6 @@ class Preempted(Exception):  # noqa: N818
       f'stopped by a signal{where}; run the same command with --resume to '
       'continue.'
     )
-    self.step = step
-    self.num_steps = num_steps
 
 
 class SignalWatch:
@@ -64,12 +59,6 @@ class SignalWatch:
   Outside the main thread of Python, where no handler can be installed, it
   notices nothing, except with several hosts.
 
-      with SignalWatch() as watch:
-        for step in range(1, num_steps + 1):
-          ...
-          if watch.is_due(step):
-            ...  # save, and raise Preempted
-
   Example:
     >>> with SignalWatch() as watch:
     ...   before = watch.is_due(1)
@@ -80,30 +69,21 @@ class SignalWatch:
 
   def __init__(self) -> None:
     self._is_caught = False
-    self._before: dict[signal.Signals, Any] = {}
+    self._before: dict[int, Any] = {}
 
   def is_due(self, step: int) -> bool:
-    """Whether to stop after this step.
+    """Whether to stop after this step: true once a signal has come.
 
-    Args:
-      step: steps done; with several hosts, to be asked by all of them after
-        each step.
-
-    Returns:
-      True once a signal has come; with several hosts, at one step, the same on
-      all of them, soon after.
+    Several hosts must all ask after each step, and soon learn it at the same.
     """
     if jax.process_count() > 1:
       return bool(multihost_utils.reached_preemption_sync_point(step))
     return self._is_caught
 
   def __enter__(self) -> 'SignalWatch':
-    if threading.current_thread() is not threading.main_thread():
-      return self
-    for number in _SIGNALS:
-      if jax.process_count() > 1 and number == signal.SIGTERM:
-        continue
-      self._before[number] = signal.signal(number, self._catch)
+    numbers = _SIGNALS[jax.process_count() > 1 :]
+    if threading.current_thread() is threading.main_thread():
+      self._before = {n: signal.signal(n, self._catch) for n in numbers}
     return self
 
   def _catch(self, number: int, frame: FrameType | None) -> None:
@@ -112,13 +92,7 @@ class SignalWatch:
     if jax.process_count() > 1:
       signal.raise_signal(signal.SIGTERM)
 
-  def __exit__(
-    self,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    traceback: TracebackType | None,
-  ) -> None:
+  def __exit__(self, *exception: object) -> None:
     for number, handler in self._before.items():
       # None is a handler that was not installed from Python.
       signal.signal(number, signal.SIG_DFL if handler is None else handler)
-    self._before = {}

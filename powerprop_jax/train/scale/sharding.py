@@ -47,13 +47,6 @@ def make_mesh(
       compiler finds them, which is what Haiku's layers need; with explicit
       axes, on_mesh hands them to the compiler for the length of a step.
 
-  Returns:
-    A mesh of shape [data, model].
-
-  Raises:
-    UserError: if the numbers are not positive, or their product is not the
-      number of devices.
-
   Example:
     >>> dict(make_mesh(1, devices=jax.devices()[:1]).shape)
     {'data': 1, 'model': 1}
@@ -98,9 +91,6 @@ def state_shardings(
 
   Returns:
     A tree like shapes of NamedShardings.
-
-  Raises:
-    UserError: if the mode is unknown or min_size less than 1.
 
   Example:
     >>> mesh = make_mesh(1, devices=jax.devices()[:1])
@@ -160,9 +150,6 @@ def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
     axis: the axis of the examples: 0 for images and labels, 1 for the indices
       [num_steps, batch] of step.make_advance.
 
-  Returns:
-    The sharding.
-
   Example:
     >>> tuple(batch_sharding(make_mesh(devices=jax.devices()[:1]), axis=1).spec)
     (None, 'data')
@@ -176,15 +163,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def check_batch(batch_size: int, mesh: Mesh) -> None:
-  """Refuses a batch that cannot be shared out equally.
-
-  Args:
-    batch_size: examples in a batch, on all hosts together.
-    mesh: from make_mesh.
-
-  Raises:
-    UserError: if it is not a multiple of the devices along 'data'.
-  """
+  """Refuses a batch, of all hosts together, that 'data' cannot share out."""
   num = mesh.shape[DATA]
   if batch_size % num or batch_size < 1:
     lower = batch_size // num * num
@@ -193,31 +172,6 @@ def check_batch(batch_size: int, mesh: Mesh) -> None:
       f'a batch of {batch_size} examples cannot be shared out equally among '
       f'{num} devices. Choose a multiple of {num}, such as {near}.'
     )
-
-
-def put_batch(batch: Tree, mesh: Mesh, axis: int = 0) -> Any:
-  """The batch of all hosts, on their devices, from each host's part of it.
-
-  Args:
-    batch: a tree of arrays in the memory of this host, with as many examples
-      on every host; a single host has all of them.
-    mesh: from make_mesh.
-    axis: the axis of the examples.
-
-  Returns:
-    Arrays of the size of all parts together, sharded by batch_sharding.
-
-  Raises:
-    UserError: if the whole cannot be shared out equally.
-  """
-  sharding = batch_sharding(mesh, axis)
-
-  def put(part: Any) -> jax.Array:
-    part = np.asarray(part)
-    check_batch(part.shape[axis] * jax.process_count(), mesh)
-    return jax.make_array_from_process_local_data(sharding, part)
-
-  return jax.tree.map(put, batch)
 
 
 def create_sharded(
@@ -230,6 +184,8 @@ def create_sharded(
 ) -> Tree:
   """A state that is made where it lies: no device ever holds all of it.
 
+  The numbers are the same on any mesh, up to the rounding of ψ⁻¹.
+
   Args:
     create: makes the state, e.g. functools.partial(state.create, net, tx, key,
       images); a pure function, the same on every host.
@@ -237,16 +193,11 @@ def create_sharded(
     mode: see state_shardings.
     min_size: see state_shardings.
     compiler_options: as for jax.jit.
-
-  Returns:
-    The state, the same numbers on any mesh, up to the rounding of ψ⁻¹.
-
-  Raises:
-    UserError: if the mode is unknown or min_size less than 1.
   """
   # Initialisers know nothing of explicit axes; the numbers do not depend on
   # them.
-  automatic = _with_axes(mesh, AxisType.Auto)
+  kinds = (AxisType.Auto, AxisType.Auto)
+  automatic = Mesh(mesh.devices, mesh.axis_names, axis_types=kinds)
   shapes = jax.eval_shape(create)
   placed = state_shardings(shapes, automatic, mode, min_size=min_size)
   options = dict(compiler_options or {})
@@ -258,21 +209,11 @@ def create_sharded(
   )
 
 
-def _with_axes(mesh: Mesh, kind: AxisType) -> Mesh:
-  return Mesh(mesh.devices, mesh.axis_names, axis_types=(kind, kind))
-
-
 def template(shapes: Tree, shardings: Tree) -> Any:
   """Shapes that say where they lie, for Checkpoints.restore_latest.
 
-  A state is restored to them whatever mesh it was saved from.
-
-  Args:
-    shapes: a state, or its shapes.
-    shardings: where its leaves are to lie, from state_shardings.
-
-  Returns:
-    A tree of jax.ShapeDtypeStruct.
+  A state, or its shapes, and where its leaves are to lie, from state_shardings;
+  it is restored to them whatever mesh it was saved from.
   """
   return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
@@ -295,7 +236,7 @@ def on_mesh(
 
   Args:
     step: (state, *inputs) -> (state, metrics), from step.make_step or
-      make_advance; a pure function.
+      make_advance.
     shardings: of the state, from state_shardings.
     mesh: from make_mesh.
     inputs: sharding of each argument after the state. By default two batches,
