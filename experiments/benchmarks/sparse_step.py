@@ -16,8 +16,8 @@ lanes  as loop, several networks at once by jax.vmap; for lenet_300_100 only.
 
 All steps of a table take turns in one process, compiled as JAX comes;
 --with-flags adds them in a second one with the compiler flags that the programs
-of this library set (train/scale/xla_flags.py), against the same baseline, as
-they are and with the update written twice (train/step.make_step). The dense
+of this library set (train/scale/fusing.py), against the same baseline, as
+they are and with the update written twice (fusing.fused). The dense
 step runs twice, so that the second row shows how far a ratio can be trusted.
 
 The cost depends on the number of weights only, and the dense step on batch and
@@ -46,6 +46,7 @@ from powerprop_jax.files import tables
 from powerprop_jax.optim import aliases, powerprop, views
 from powerprop_jax.train.cli import arguments
 from powerprop_jax.train.runs.errors import UserError
+from powerprop_jax.train.scale import fusing
 
 Way = Literal['own', 'loop', 'lanes']
 
@@ -210,12 +211,10 @@ def _prepare(config: Config, net_name: str, way: Way, with_flags: bool) -> None:
     key, (setting.num_steps, *lanes, setting.batch), 0, num_examples
   )
 
-  def program(
-    tx: optax.GradientTransformation, view: _View, repeat_update: bool = False
-  ) -> timing.Program:
+  def program(tx: optax.GradientTransformation, view: _View) -> timing.Program:
     """Goes some steps on with a network of its own."""
     carry = (*views.init(tx, theta), jax.tree.map(jnp.array, net_state))
-    step = make_step(net, tx, view, repeat_update=repeat_update)
+    step = make_step(net, tx, view)
     if way == 'own':
       return _own(step, carry, [(images[row], labels[row]) for row in rows])
     if way == 'lanes':
@@ -234,15 +233,13 @@ def _prepare(config: Config, net_name: str, way: Way, with_flags: bool) -> None:
       _PROGRAMS[name] = program(tx, view)
       continue
     _PROGRAMS[f'{name}, our flags'] = program(tx, view)
-    _PROGRAMS[f'{name}, our flags, twice'] = program(tx, view, True)
+    _PROGRAMS[f'{name}, our flags, twice'] = program(fusing.fused(tx), view)
 
 
 def make_step(
   net: hk.TransformedWithState,
   tx: optax.GradientTransformation,
   view: _View,
-  *,
-  repeat_update: bool = False,
 ) -> _Step:
   """The step of the README, for a network with a state.
 
@@ -250,14 +247,11 @@ def make_step(
     net: a network from nets.make.
     tx: gradient transformation over φ.
     view: (φ, state of the optimiser) -> θ.
-    repeat_update: have sparsify write what is inside it twice.
 
   Returns:
     step((φ, state of the optimiser, state of the network), images, labels),
     which gives the three after it.
   """
-  extra_args = {'repeat_update': True} if repeat_update else {}
-  update = optax.with_extra_args_support(tx).update
 
   def step(carry: _Carry, images: jax.Array, labels: jax.Array) -> _Carry:
     phi, opt_state, net_state = carry
@@ -268,7 +262,7 @@ def make_step(
       return jnp.mean(losses), after
 
     grads, after = jax.grad(loss_fn, has_aux=True)(view(phi, opt_state))
-    updates, opt_state = update(grads, opt_state, phi, **extra_args)
+    updates, opt_state = tx.update(grads, opt_state, phi)
     return optax.apply_updates(phi, updates), opt_state, after
 
   return step

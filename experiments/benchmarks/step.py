@@ -3,7 +3,7 @@ r"""What powerprop costs in a training step, and how fast the step is.
 LeNet-300-100 on MNIST-sized images, batch 60, plain SGD, data on the device and
 many steps per dispatch. The baseline is the dense step as anyone would write it
 with Haiku and Optax, compiled as JAX comes; powerprop is compiled with the
-flags that the programs of this library set (train/scale/xla_flags.py). Beside
+flags that the programs of this library set (train/scale/fusing.py). Beside
 them stands the same training loop in PyTorch, where that is installed. Each
 group runs in a process of its own, in turn; the table gives medians over the
 rounds, and ratios within a round.
@@ -32,10 +32,11 @@ from powerprop_jax.core import reparam
 from powerprop_jax.core.trees import Tree
 from powerprop_jax.files import tables
 from powerprop_jax.optim import powerprop
-from powerprop_jax.train import state, step
+from powerprop_jax.train import state
 from powerprop_jax.train.cli import arguments
 from powerprop_jax.train.data.sources import Arrays
 from powerprop_jax.train.runs import checks
+from powerprop_jax.train.scale import fusing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +162,7 @@ def _powerprop(arrays: Arrays, alpha: Any) -> Run:
   images = jnp.asarray(arrays.images[:1] / 255.0)
   current = state.create(net, tx, jax.random.key(0), images)
   advance = jax.jit(
-    step.make_advance(net, tx, repeat_update=True), donate_argnums=0
+    fusing.make_advance(net, fusing.fused(tx)), donate_argnums=0
   )
   on_device = jax.device_put(arrays)
 

@@ -15,7 +15,7 @@ from powerprop_jax.train.cli.timing import (
   run_once,
   take_turns,
 )
-from powerprop_jax.train.scale import xla_flags
+from powerprop_jax.train.scale import fusing
 
 __all__ = (
   'Flags',
@@ -29,7 +29,7 @@ __all__ = (
 )
 
 # Compiler settings: those JAX comes with, or those of our programs for an α
-# that is a Python number or an array (train/scale/xla_flags.py).
+# that is a Python number or an array (train/scale/fusing.py).
 Flags = Literal['none', 'static', 'traced']
 
 
@@ -55,7 +55,7 @@ def process_with(
   before = os.environ.get('XLA_FLAGS')
   os.environ['XLA_FLAGS'] = ''
   if flags != 'none':
-    xla_flags.set_cpu_flags(os.environ, static_alpha=flags == 'static')
+    fusing.set_cpu_flags(os.environ, static_alpha=flags == 'static')
   context = multiprocessing.get_context('spawn')
   with futures.ProcessPoolExecutor(
     1, mp_context=context, initializer=initializer, initargs=initargs

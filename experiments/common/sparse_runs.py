@@ -43,7 +43,7 @@ from powerprop_jax.train.optimizers import OptimizerConfig
 from powerprop_jax.train.runs import checks, divergence
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
-from powerprop_jax.train.scale import xla_flags
+from powerprop_jax.train.scale import fusing
 from powerprop_jax.train.state import TrainState
 
 
@@ -256,8 +256,6 @@ def train(
     _maker(settings, combination, theta, len(splits.train.labels)),
     combination,
     folder,
-    repeat_update=settings.optimizer.is_elementwise
-    and (combination.method == 'dense' or xla_flags.fuses_loops()),
     execution=execution if combination.method != 'dense' else 'masked',
     make_net=lambda supports: nets.make(
       settings.net, splits.num_classes, supports=supports
@@ -286,7 +284,6 @@ def train_net(
   folder: RunFolder,
   *,
   state: TrainState | None = None,
-  repeat_update: bool = False,
   execution: Execution = 'masked',
   make_net: MakeNet | None = None,
   description: str = '',
@@ -300,7 +297,6 @@ def train_net(
     place: its name, for people, and its α.
     folder: where metrics and checkpoints go.
     state: the stacked states to start from, donated; see sparse_sweep.train.
-    repeat_update: see step.make_advance.
     execution: see sparse_sweep.train.
     make_net: see sparse_sweep.train.
     description: what is being trained, for the progress; '' for no progress.
@@ -321,7 +317,6 @@ def train_net(
     state=state,
     prepare=prepare,
     augment=augment.crop_and_flip if settings.augment else None,
-    repeat_update=repeat_update,
     execution=execution,
     make_net=make_net,
     at_once=settings.lanes_at_once,
@@ -378,9 +373,16 @@ def _maker(
   num_steps = settings.loop.num_steps
   inner = optimizers.make_tx(settings.optimizer, alpha, num_steps)
   lengths = lengths_of(settings.loop, theta, num_examples)
-  return lambda key: sparse_methods.make_tx(
-    inner, method, density, settings.sparse, lengths, key
-  )
+
+  def make_tx(key: jax.Array) -> Any:
+    tx = sparse_methods.make_tx(
+      inner, method, density, settings.sparse, lengths, key
+    )
+    is_fast = method == 'dense' or fusing.fuses_loops()
+    fuses = settings.optimizer.is_elementwise and is_fast
+    return fusing.fused(tx) if fuses else tx
+
+  return make_tx
 
 
 def lengths_of(loop: LoopConfig, theta: Params, num_examples: int) -> Lengths:

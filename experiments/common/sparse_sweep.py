@@ -14,7 +14,6 @@ from experiments.common import mask_watch
 from experiments.common.mask_watch import MaskWatch
 from powerprop_jax.core.trees import Tree
 from powerprop_jax.files.tables import Row
-from powerprop_jax.optim.sparsify import Sparsified
 from powerprop_jax.train import condensed, sweep
 from powerprop_jax.train import ensemble as lanes_lib
 from powerprop_jax.train import step as step_lib
@@ -23,6 +22,7 @@ from powerprop_jax.train.data.sources import Arrays
 from powerprop_jax.train.ensemble import Lanes
 from powerprop_jax.train.loop import LoopConfig
 from powerprop_jax.train.runs.folder import RunFolder
+from powerprop_jax.train.scale import fusing
 from powerprop_jax.train.state import TrainState
 
 
@@ -37,7 +37,6 @@ def train(
   state: TrainState | None = None,
   prepare: step_lib.Prepare = data.to_float,
   augment: step_lib.Augment | None = None,
-  repeat_update: bool = False,
   at_once: int | None = 1,
   execution: condensed.Execution = 'masked',
   make_net: condensed.MakeNet | None = None,
@@ -57,7 +56,6 @@ def train(
       initial_states gives.
     prepare: see step.make_step.
     augment: see step.make_step.
-    repeat_update: see step.make_advance.
     at_once: keys computed side by side; None is all of them. Condensed, they
       are computed one by one.
     execution: see condensed.layout.
@@ -78,15 +76,13 @@ def train(
       state, tx=tx, make_net=make_net, images=batch, execution=execution
     )
   if layout.shapes:
-    assert make_net is not None and isinstance(tx, Sparsified)
+    assert make_net is not None
     at_once = 1
     advance = condensed.make_advance(
       net, make_net, tx, layout, prepare=prepare, augment=augment
     )
   else:
-    advance = step_lib.make_advance(
-      net, tx, repeat_update=repeat_update, prepare=prepare, augment=augment
-    )
+    advance = fusing.make_advance(net, tx, prepare=prepare, augment=augment)
   score = step_lib.make_evaluate(net, prepare=prepare)
   watch = MaskWatch(state)
 

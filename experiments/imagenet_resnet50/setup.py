@@ -34,7 +34,7 @@ from powerprop_jax.train import methods, schedules
 from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.methods import Lengths
 from powerprop_jax.train.runs.errors import UserError
-from powerprop_jax.train.scale import precision, xla_flags
+from powerprop_jax.train.scale import fusing, precision
 from powerprop_jax.train.state import TrainState
 
 # Of ImageNet's training images, in [0, 1]; those of the code of RigL.
@@ -138,6 +138,8 @@ def make_tx(
     ),
     key,
   )
+  if fusing.fuses_loops():
+    tx = fusing.fused(tx)
   return ema.with_ema(tx, recipe.ema) if recipe.ema else tx
 
 
@@ -162,7 +164,6 @@ def make_step(
     tx,
     prepare=normalise,
     label_smoothing=config.label_smoothing,
-    repeat_update=xla_flags.fuses_loops(),
   )
 
 

@@ -153,7 +153,6 @@ def main(config: Config) -> None:
     config.loop,
     folder,
     at_once=config.lanes_at_once,
-    repeat_update=config.optimizer.is_elementwise,
     tensorboard=config.tensorboard,
   )
   output_rule = sweep.keep_more_outputs(config.output_factor)

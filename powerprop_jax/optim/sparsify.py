@@ -8,8 +8,9 @@ where a condition copies them, and under vmap it runs only if some lane needs
 it, where a batched condition would run at every step.
 """
 
+import dataclasses
 import functools
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -36,27 +37,13 @@ from powerprop_jax.optim.topology import (
 _KEY_KIND = 'threefry2x32'
 
 
-class Sparsified(optax.GradientTransformationExtraArgs):
-  """What sparsify returns; it knows what it was made of.
-
-  Attributes:
-    inner: the optimiser inside.
-    topology: which connections exist.
-    regrow: as it was given.
-  """
-
-  inner: optax.GradientTransformationExtraArgs
-  topology: Topology
-  regrow: Regrow | None
-
-
 def sparsify(
   inner: optax.GradientTransformation,
   topology: Topology,
   *,
   regrow: Regrow | None = None,
   key: int | jax.Array = 0,
-) -> Sparsified:
+) -> optax.GradientTransformationExtraArgs:
   """Trains only the connections of a topology, and lets it rewire them.
 
   `update(grads, state, params)` takes grads = ∂L/∂(θ⊙M), dense, as
@@ -112,8 +99,6 @@ def sparsify(
     steps included. Gradients may be accumulated by an optax.MultiSteps inside
     or outside; outside, Optax computes a rewiring at every mini-step before the
     one that counts, and a NaN in the sum stays there.
-    `update` takes repeat_update=True, which writes inner down twice for a
-    compiler that fuses loops with several outputs; see train.step.make_step.
 
   Example:
     >>> from powerprop_jax.optim.topologies import fixed
@@ -135,21 +120,68 @@ def sparsify(
       'Leave regrow away.'
     )
   inner = optax.with_extra_args_support(inner)
+  return Parts(inner, topology, regrow, key).transformation()
 
-  def init(params: Params) -> SparseState:
-    phi = params
+
+def parts(tx: optax.GradientTransformation) -> 'Parts | None':
+  """What a transformation was made of, if it is one that sparsify returned.
+
+  None for anything around it: a wrapper may leave no trace in the state, and
+  yet change what sparsify assigns.
+  """
+  made = getattr(tx.update, '__self__', None)
+  return made if isinstance(made, Parts) else None
+
+
+class Given(NamedTuple):
+  """What the optimiser inside is given.
+
+  Attributes:
+    grads: ∂L/∂(θ⊙M), dense.
+    start: φ, with new connections at their first values.
+    inner_state: the state of the optimiser.
+  """
+
+  grads: Updates
+  start: Params
+  inner_state: OptState
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Parts:
+  """What sparsify is made of; its arguments, and the two functions.
+
+  Attributes:
+    inner: the optimiser inside.
+    topology: which connections exist.
+    regrow: as it was given.
+    key: as it was given.
+  """
+
+  inner: optax.GradientTransformationExtraArgs
+  topology: Topology
+  regrow: Regrow | None
+  key: int | jax.Array
+
+  def transformation(self) -> optax.GradientTransformationExtraArgs:
+    """What sparsify returns."""
+    return optax.GradientTransformationExtraArgs(self.init, self.update)
+
+  def init(self, params: Params) -> SparseState:
+    """The state of the start; see sparsify."""
+    inner, topology, phi = self.inner, self.topology, params
     inner_state = inner.init(phi)
     _check_outermost(inner_state)
     if topology.rewire is not None:
       slots.check_known(inner, inner_state)
     theta = _to_theta(phi, inner_state)
-    mode = regrow_lib.resolve(regrow, topology, inner_state)
-    masks, memory = topology.init(_to_key(_key_data(key)), theta)
+    mode = regrow_lib.resolve(self.regrow, topology, inner_state)
+    masks, memory = topology.init(_to_key(_key_data(self.key)), theta)
     trained = topology.trainable(masks, memory)
     frozen.warn_of_frozen(inner, topology, inner_state, phi, masks, memory)
     return SparseState(
       step=jnp.zeros([], jnp.int32),
-      key=_key_data(key),
+      key=_key_data(self.key),
       masks=masks,
       memory=memory,
       initial_scale=regrow_lib.scales(theta) if mode == 'redraw' else (),
@@ -160,21 +192,21 @@ def sparsify(
     )
 
   def update(
+    self,
     updates: Updates,
     state: SparseState,
     params: Params = None,
-    *,
-    repeat_update: bool = False,
     **extra_args: Any,
-  ) -> tuple[Any, SparseState]:
+  ) -> tuple[Updates, SparseState]:
+    """The step on φ and the next state; see sparsify."""
     if params is None:
       raise ValueError(
         'sparsify needs the latent parameters: call update(grads, state, phi) '
         'with grads taken at effective_params(phi, state).'
       )
-    grads, phi = updates, params
-    if regrow is not None:  # α may have been raised since
-      regrow_lib.resolve(regrow, topology, state.inner_state)
+    topology, grads, phi = self.topology, updates, params
+    if self.regrow is not None:  # α may have been raised since
+      regrow_lib.resolve(self.regrow, topology, state.inner_state)
     memory = topology.observe(state.memory, grads)
     masks, inner_state, start = state.masks, state.inner_state, phi
     due = jnp.asarray(False)
@@ -182,27 +214,13 @@ def sparsify(
     if topology.rewire is not None and jax.tree.leaves(phi):
       due = topology.when(state.step)
       masks, memory, inner_state, start, least = _rewire_if(
-        due, inner, topology, state, memory, grads, phi
+        due, self.inner, topology, state, memory, grads, phi
       )
     trained = topology.trainable(masks, memory)
-
-    def propose(
-      grads: Updates, phi: Params, start: Any, inner_state: OptState
-    ) -> Any:
-      if topology.penalise is not None:
-        theta = _to_theta(phi, inner_state)
-        grads = topology.penalise(grads, theta, masks, memory)
-      shown = _masked(start, trained)
-      more = extra_args
-      if _power_state(inner_state) is not None:
-        more = {**more, 'masked_from': (shown, start)}
-      return inner.update(_masked(grads, trained), inner_state, shown, **more)
-
-    given = grads, phi, start, inner_state
-    delta, new_inner_state = propose(*given)
-    if repeat_update:
-      # Without the barrier the two would be found equal and become one again.
-      _, new_inner_state = propose(*jax.lax.optimization_barrier(given))
+    given = Given(grads, start, inner_state)
+    delta, new_inner_state = self.propose(
+      given, masks, memory, trained, **extra_args
+    )
     if topology.replaces_step:
       delta, new_inner_state = jax.tree.map(
         lambda old, new: jnp.where(due, old, new),
@@ -219,9 +237,25 @@ def sparsify(
       inner_state=new_inner_state,
     )
 
-  made = Sparsified(init, update)
-  made.inner, made.topology, made.regrow = inner, topology, regrow
-  return made
+  def propose(
+    self,
+    given: Given,
+    masks: Masks,
+    memory: Tree,
+    trained: Masks,
+    **extra_args: Any,
+  ) -> tuple[Updates, OptState]:
+    """What inner does with what is trained; a pure function."""
+    grads, start, inner_state = given
+    if self.topology.penalise is not None:
+      theta = _to_theta(start, inner_state)
+      grads = self.topology.penalise(grads, theta, masks, memory)
+    shown = _masked(start, trained)
+    if _power_state(inner_state) is not None:
+      extra_args = {**extra_args, 'masked_from': (shown, start)}
+    return self.inner.update(
+      _masked(grads, trained), inner_state, shown, **extra_args
+    )
 
 
 def _rewire_if(

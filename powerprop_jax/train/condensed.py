@@ -34,7 +34,6 @@ from powerprop_jax.files.tables import Row
 from powerprop_jax.nets import condensed as layers
 from powerprop_jax.nets.condensed import MakeNet
 from powerprop_jax.optim import sparsify as sparsify_lib
-from powerprop_jax.optim.sparsify import Sparsified
 from powerprop_jax.optim.topology import SparseState, Topology
 from powerprop_jax.sparse import index as sparse_index
 from powerprop_jax.sparse import linear
@@ -102,19 +101,21 @@ def why_not(tx: optax.GradientTransformation, state: TrainState) -> str:
     A sentence.
   """
   sparse = state.opt_state
-  if not isinstance(tx, Sparsified) or not isinstance(sparse, SparseState):
+  parts = sparsify_lib.parts(tx)
+  if parts is None or not isinstance(sparse, SparseState):
     return 'sparsify is not the outermost transformation, or there is none'
   if not sparse.pins:
     return (
       "its regrow is 'keep', which remembers weights that do not exist; use "
       "'redraw' or 'smallest'"
     )
-  plain = Topology(tx.topology.init)
+  topology = parts.topology
+  plain = Topology(topology.init)
   if (
     jax.tree.leaves(sparse.memory)
-    or tx.topology.trainable is not plain.trainable
-    or tx.topology.observe is not plain.observe
-    or tx.topology.penalise is not None
+    or topology.trainable is not plain.trainable
+    or topology.observe is not plain.observe
+    or topology.penalise is not None
   ):
     return 'its topology needs dense gradients or weights at every step'
   return ''
@@ -301,7 +302,7 @@ def _converted(
 def make_steps(
   net: hk.TransformedWithState,
   make_net: MakeNet,
-  tx: Sparsified,
+  tx: optax.GradientTransformation,
   layout: Layout,
   **options: Any,
 ) -> CondensedSteps:
@@ -319,8 +320,11 @@ def make_steps(
     grow, its layout has no room for them: none of ours that can be condensed
     does.
   """
-  topology = tx.topology._replace(rewire=None, when=schedules.never)
-  thin_tx = sparsify_lib.sparsify(tx.inner, topology, regrow=tx.regrow)
+  parts = sparsify_lib.parts(tx)
+  assert parts is not None  # why_not says so
+  topology = parts.topology
+  still = topology._replace(rewire=None, when=schedules.never)
+  thin_tx = sparsify_lib.sparsify(parts.inner, still, regrow=parts.regrow)
   thin_step = step_lib.make_step(
     _renamed(make_net(layout.supports()), layout), thin_tx, **options
   )
@@ -333,9 +337,9 @@ def make_steps(
     return condense(after, layout), metrics
 
   def is_due(state: TrainState) -> jax.Array:
-    if tx.topology.rewire is None:
+    if topology.rewire is None:
       return jnp.asarray(False)
-    return jnp.asarray(tx.topology.when(state.opt_state.step))
+    return jnp.asarray(topology.when(state.opt_state.step))
 
   return CondensedSteps(thin_step, rewire, is_due)
 
@@ -359,7 +363,7 @@ def _renamed(
 def make_advance(
   net: hk.TransformedWithState,
   make_net: MakeNet,
-  tx: Sparsified,
+  tx: optax.GradientTransformation,
   layout: Layout,
   **options: Any,
 ) -> step_lib.Advance:
@@ -380,13 +384,15 @@ def make_advance(
     A function like that of step.make_advance.
   """
   steps = make_steps(net, make_net, tx, layout, **options)
+  parts = sparsify_lib.parts(tx)
+  rewires = parts is not None and parts.topology.rewire is not None
 
   def advance(
     state: TrainState, arrays: Arrays, indices: jax.Array
   ) -> tuple[TrainState, step_lib.Metrics]:
     def body(state: TrainState, batch: jax.Array) -> Any:
       images, labels = arrays.images[batch], arrays.labels[batch]
-      if tx.topology.rewire is None:
+      if not rewires:
         return steps.step(state, images, labels)
       return jax.lax.cond(
         steps.is_due(state), steps.rewire, steps.step, state, images, labels

@@ -9,17 +9,15 @@ step alone, so that a resumed run repeats it.
 """
 
 from collections.abc import Callable
-import functools
-from typing import Any, Protocol, cast, runtime_checkable
+import dataclasses
+from typing import Any
 
 import haiku as hk
 import jax
 import jax.numpy as jnp
 import optax
 
-from powerprop_jax.files.tables import Row
-from powerprop_jax.optim import topology, views
-from powerprop_jax.optim.sparsify import Sparsified
+from powerprop_jax.optim import sparsify, views
 from powerprop_jax.train.data import splits
 from powerprop_jax.train.data.sources import Arrays
 from powerprop_jax.train.state import TrainState
@@ -33,57 +31,30 @@ Prepare = Callable[[Any], jax.Array]
 Augment = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-Gradient = Callable[
-  [TrainState, jax.Array, jax.Array], tuple[hk.Params, hk.State, Metrics]
-]
-Update = Callable[[TrainState, hk.Params, hk.State], TrainState]
-
-
-@runtime_checkable
-class TrainStep(Protocol):
-  """A step that tells its two halves, for what comes between them.
-
-  It is a function: step(state, images, labels) -> (state, metrics).
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainStep:
+  """A step in two halves: step(state, images, labels) -> (state, metrics).
 
   Attributes:
-    gradient: (state, images, labels) -> (∂L/∂θ, net_state, metrics).
+    gradient: (state, images, labels) -> (∂L/∂θ, net_state, metrics); a fourth
+      argument is θ, for those who have it already.
     update: (state, ∂L/∂θ, net_state) -> state.
+
+  Example:
+    >>> step = TrainStep(lambda x, *_: (1.0, {}, {}), lambda x, g, _: x - g)
+    >>> step(3.0, None, None)
+    (2.0, {})
   """
 
-  gradient: Gradient
-  update: Update
+  gradient: Callable[..., tuple[hk.Params, hk.State, Metrics]]
+  update: Callable[[TrainState, hk.Params, hk.State], TrainState]
 
   def __call__(
     self, state: TrainState, images: jax.Array, labels: jax.Array
   ) -> tuple[TrainState, Metrics]:
     """Both halves, one after the other."""
-
-
-def joined(gradient: Gradient, update: Update) -> TrainStep:
-  """One step of two halves.
-
-  Args:
-    gradient: the first one; see TrainStep.
-    update: the second one.
-
-  Returns:
-    A function that does both and tells them.
-
-  Example:
-    >>> step = joined(lambda x, *_: (1.0, {}, {}), lambda x, g, _: x - g)
-    >>> step(3.0, None, None)
-    (2.0, {})
-  """
-
-  def step(
-    state: TrainState, images: jax.Array, labels: jax.Array
-  ) -> tuple[TrainState, Metrics]:
-    grads, net_state, metrics = gradient(state, images, labels)
-    return update(state, grads, net_state), metrics
-
-  # A function, as tools that look at source code want one.
-  step.__dict__.update(gradient=gradient, update=update)
-  return cast(TrainStep, step)
+    grads, net_state, metrics = self.gradient(state, images, labels)
+    return self.update(state, grads, net_state), metrics
 
 
 def make_step(
@@ -93,7 +64,6 @@ def make_step(
   prepare: Prepare = splits.to_float,
   augment: Augment | None = None,
   label_smoothing: float = 0.0,
-  repeat_update: bool = False,
 ) -> TrainStep:
   """One step of training: step(state, images, labels) -> (state, metrics).
 
@@ -104,11 +74,6 @@ def make_step(
     augment: (key, images) -> images, before that; None leaves them alone.
     label_smoothing: share of each label that is spread over all classes alike,
       in [0, 1).
-    repeat_update: write the update down twice, once for φ and once for the
-      state of the optimiser, so that a compiler which fuses loops with several
-      outputs makes one loop of both, and keeps nothing between them in memory.
-      Right for optimisers that are a few elementwise operations, where
-      xla_flags.fuses_loops() says so; elsewhere it is slower.
 
   Returns:
     A pure function in two halves. Images are [batch, height, width, channels],
@@ -121,43 +86,46 @@ def make_step(
   gradient_at = _make_gradient(net, prepare, augment, label_smoothing)
   # What sparsify holds at zero in the state's own φ need not be masked again. A
   # wrapper around it may leave no trace in the state, and change what it holds.
-  pinned = isinstance(tx, Sparsified)
+  pinned = sparsify.parts(tx) is not None
 
   def gradient(
-    state: TrainState, images: jax.Array, labels: jax.Array
+    state: TrainState,
+    images: jax.Array,
+    labels: jax.Array,
+    theta: hk.Params | None = None,
   ) -> tuple[hk.Params, hk.State, Metrics]:
-    theta = views.effective_params(state.phi, state.opt_state, pinned=pinned)
+    if theta is None:
+      theta = views.effective_params(state.phi, state.opt_state, pinned=pinned)
     return gradient_at(theta, state, images, labels)
 
-  return joined(
-    gradient, functools.partial(_update, tx, repeat_update=repeat_update)
-  )
+  def update(
+    state: TrainState, grads: hk.Params, net_state: hk.State
+  ) -> TrainState:
+    updates, opt_state = tx.update(grads, state.opt_state, state.phi)
+    return state._replace(
+      step=state.step + 1,
+      phi=optax.apply_updates(state.phi, updates),
+      net_state=net_state,
+      opt_state=opt_state,
+    )
+
+  return TrainStep(gradient, update)
 
 
 def make_advance(
   net: hk.TransformedWithState,
   tx: optax.GradientTransformation,
   *,
-  repeat_update: bool = False,
   prepare: Prepare = splits.to_float,
   augment: Augment | None = None,
 ) -> Advance:
   """Many steps in one dispatch: advance(state, arrays, indices).
 
-  Same numbers as make_step called again and again. Where α was given as a
-  Python number, θ travels beside φ from one step to the next and is computed
-  where φ changes, while both are in cache: on a CPU the extra pass over the
-  weights is most of what powerprop costs. Where α is an array, the step
-  computes θ and the slope together instead, which share their one power.
+  Same numbers as make_step called again and again.
 
   Args:
     net: a network from nets.make.
     tx: gradient transformation over φ.
-    repeat_update: write the update down twice, once for φ and once for θ, so
-      that a compiler which fuses loops with several outputs makes one loop of
-      both; with sparsify, which carries no θ, as in make_step. Right for
-      optimisers that are a few elementwise operations, such as SGD with or
-      without momentum; others would be computed twice.
     prepare: as for make_step.
     augment: as for make_step.
 
@@ -166,46 +134,23 @@ def make_advance(
     int32[num_steps, batch], rows of the data to train on; metrics are the means
     over these steps.
   """
-  options: Any = {'prepare': prepare, 'augment': augment}
-  dense_step = make_step(net, tx, **options)
-  sparse_step = make_step(net, tx, repeat_update=repeat_update, **options)
-  gradient = _make_gradient(net, prepare, augment)
+  step = make_step(net, tx, prepare=prepare, augment=augment)
 
   def advance(
     state: TrainState, arrays: Arrays, indices: jax.Array
   ) -> tuple[TrainState, Metrics]:
-    is_sparse = topology.find_sparse_state(state.opt_state) is not None
-    step = sparse_step if is_sparse else dense_step
-
     def body(state: TrainState, batch: jax.Array) -> tuple[TrainState, Metrics]:
       return step(state, arrays.images[batch], arrays.labels[batch])
 
-    def body_with_theta(
-      carry: tuple[TrainState, hk.Params], batch: jax.Array
-    ) -> tuple[tuple[TrainState, hk.Params], Metrics]:
-      state, theta = carry
-      grads, net_state, metrics = gradient(
-        theta, state, arrays.images[batch], arrays.labels[batch]
-      )
-      after = _update(tx, state, grads, net_state)
-      # Without the barrier the two copies would be found equal and become one
-      # again, followed by a pass of its own for θ.
-      if repeat_update:
-        grads, state = jax.lax.optimization_barrier((grads, state))
-        theta = _update(tx, state, grads, net_state).theta
-      else:
-        theta = after.theta
-      return (after, theta), metrics
-
-    # Masked weights are mostly φ itself, of which a copy would be carried.
-    if views.is_alpha_static(state.opt_state) and not is_sparse:
-      carry = (state, state.theta)
-      (state, _), metrics = jax.lax.scan(body_with_theta, carry, indices)
-    else:
-      state, metrics = jax.lax.scan(body, state, indices)
-    return state, jax.tree.map(lambda m: jnp.mean(m, axis=0), metrics)
+    state, metrics = jax.lax.scan(body, state, indices)
+    return state, means(metrics)
 
   return advance
+
+
+def means(metrics: Metrics) -> Metrics:
+  """Means over the steps, the first axis."""
+  return jax.tree.map(lambda m: jnp.mean(m, axis=0), metrics)
 
 
 def _make_gradient(
@@ -253,31 +198,6 @@ def _make_gradient(
     return grads, net_state, {'loss': loss, 'accuracy': accuracy}
 
   return gradient
-
-
-def _update(
-  tx: optax.GradientTransformation,
-  state: TrainState,
-  grads: hk.Params,
-  net_state: hk.State,
-  *,
-  repeat_update: bool = False,
-) -> TrainState:
-  extra_args: Row = {}
-  is_sparse = topology.find_sparse_state(state.opt_state) is not None
-  if repeat_update and is_sparse:
-    # It must rewire once, and so repeats what is inside by itself.
-    extra_args = {'repeat_update': True}
-    tx = optax.with_extra_args_support(tx)
-  given = grads, state.opt_state, state.phi
-  updates, opt_state = tx.update(*given, **extra_args)
-  phi = optax.apply_updates(state.phi, updates)
-  if repeat_update and not is_sparse:
-    # As in sparsify: without the barrier the two would become one again.
-    _, opt_state = tx.update(*jax.lax.optimization_barrier(given))
-  return state._replace(
-    step=state.step + 1, phi=phi, net_state=net_state, opt_state=opt_state
-  )
 
 
 def make_evaluate(

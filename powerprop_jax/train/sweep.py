@@ -40,7 +40,6 @@ def train(
   folder: RunFolder,
   *,
   at_once: int | None = None,
-  repeat_update: bool = False,
   tensorboard: bool = False,
 ) -> TrainState:
   """Trains a network once for every lane.
@@ -54,16 +53,13 @@ def train(
     folder: where metrics and checkpoints go.
     at_once: lanes computed side by side; None is all of them, 1 needs the least
       memory.
-    repeat_update: see step.make_advance.
     tensorboard: whether to write TensorBoard files too.
 
   Returns:
     The stacked final states.
   """
   # The update reads α from the state, so any α builds the same step.
-  advance = step_lib.make_advance(
-    net, make_tx(jnp.float32(1)), repeat_update=repeat_update
-  )
+  advance = step_lib.make_advance(net, make_tx(jnp.float32(1)))
   score = step_lib.make_evaluate(net)
   return fit(
     initial_states(net, make_tx, lanes, splits),

@@ -15,7 +15,7 @@ import pytest
 from powerprop_jax.optim import powerprop, sparsify, views
 from powerprop_jax.optim.topologies import fixed
 from powerprop_jax.train import step as step_lib
-from powerprop_jax.train.scale import xla_flags
+from powerprop_jax.train.scale import fusing
 from powerprop_jax.train.state import TrainState
 
 PHI = {'linear': {'w': jnp.linspace(-1.0, 1.0, 512 * 512).reshape(512, 512)}}
@@ -77,7 +77,7 @@ def rooms():
   """Bytes of the second half of steps whose update is written twice."""
   power = powerprop.powerprop(optimiser(), 1.5)
   masks = jax.tree.map(lambda p: p > 0, PHI)
-  found = {'fuses': xla_flags.fuses_loops()}
+  found = {'fuses': fusing.fuses_loops()}
   for name, tx in {
     'dense': optimiser(),
     'powerprop': power,
@@ -86,7 +86,7 @@ def rooms():
     phi, opt_state = views.init(tx, PHI)
     state = TrainState(jnp.int32(0), phi, {}, opt_state, jax.random.key(0))
     net = None  # of no use to the second half
-    update = step_lib.make_step(net, tx, repeat_update=True).update
+    update = step_lib.make_step(net, fusing.fused(tx)).update
     program = jax.jit(update, donate_argnums=0).lower(state, PHI, {}).compile()
     found[name] = program.memory_analysis().temp_size_in_bytes
   return found
@@ -94,7 +94,7 @@ def rooms():
 
 def test_nothing_is_written_down_where_loops_are_fused():
   environment = dict(os.environ, XLA_FLAGS='', JAX_PLATFORMS='cpu')
-  xla_flags.set_cpu_flags(environment, static_alpha=True)
+  fusing.set_cpu_flags(environment, static_alpha=True)
   if not environment['XLA_FLAGS']:
     pytest.skip('the compiler settings have not been tried with this jaxlib')
   program = 'import compiled_update_test as c; print(c.json.dumps(c.rooms()))'
@@ -113,8 +113,8 @@ def test_nothing_is_written_down_where_loops_are_fused():
 
 def test_fused_loops_are_a_matter_of_the_environment(monkeypatch):
   monkeypatch.setenv('XLA_FLAGS', '')
-  assert not xla_flags.fuses_loops()
+  assert not fusing.fuses_loops()
   flags = {}
-  xla_flags.set_cpu_flags(flags, static_alpha=False)
+  fusing.set_cpu_flags(flags, static_alpha=False)
   monkeypatch.setenv('XLA_FLAGS', flags.get('XLA_FLAGS', ''))
-  assert not xla_flags.fuses_loops()
+  assert not fusing.fuses_loops()

@@ -64,8 +64,6 @@ def train(c: Composition) -> Iterator[Move]:
     nonlocal num_traces
     num_traces += 1
     extra_args = {'value': loss} if c.value else {}
-    if c.twice and c.method is not None:
-      extra_args['repeat_update'] = True
     updates, state = tx.update(grads, state, phi, **extra_args)
     return optax.apply_updates(phi, updates), state
 

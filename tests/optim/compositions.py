@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 import powerprop_jax as pp
+from powerprop_jax.train.scale import fusing
 
 PATHS = ('m/w', 'm/b', 'n/w')
 WEIGHTS = ('m/w', 'n/w')
@@ -91,7 +92,10 @@ class Composition:
       form = '' if self.form == 'recommended' else f', form={self.form!r}'
       tx = f'pp.powerprop({tx}, {self.alpha}{form})'
     tx = _wrap(tx, self.between)
-    return _wrap(tx, (self.method or 'TX', *self.outside))
+    method = self.method or 'TX'
+    if self.twice and self.method:
+      method = f'fusing.fused({method})'
+    return _wrap(tx, (method, *self.outside))
 
   def build(self, **names: Any) -> Any:
     return _evaluate(self.code, **names)
@@ -227,7 +231,8 @@ def _wrap(tx: str, templates: tuple[str, ...]) -> str:
 
 
 def _evaluate(code: str, **names: Any) -> Any:
-  return eval(code, {'jnp': jnp, 'optax': optax, 'pp': pp, **names})
+  known = {'fusing': fusing, 'jnp': jnp, 'optax': optax, 'pp': pp}
+  return eval(code, known | names)
 
 
 def _call(code: str) -> tuple[str, list[Any], dict[str, Any]]:

@@ -29,6 +29,7 @@ from powerprop_jax.optim import (
 from powerprop_jax.optim import alpha as alpha_lib
 from powerprop_jax.optim.topologies import protected
 from powerprop_jax.train.checkpoints import checkpoint
+from powerprop_jax.train.scale import fusing
 
 # Compiles the many small programs here in half the time.
 _jit = functools.partial(
@@ -198,10 +199,9 @@ def _loss(theta):
   return jnp.mean((hidden @ theta['n']['w'] - 1.0) ** 2)
 
 
-def _build(transformation, inner, wrapper='bare'):
-  return WRAPPERS[wrapper](
-    TRANSFORMATIONS[transformation](inners.INNERS[inner]())
-  )
+def _build(transformation, inner, wrapper='bare', change=lambda tx: tx):
+  tx = TRANSFORMATIONS[transformation](inners.INNERS[inner]())
+  return WRAPPERS[wrapper](change(tx))
 
 
 def _check_promise(row, phi, opt_state):
@@ -321,14 +321,13 @@ class ContractTest(parameterized.TestCase):
 def test_an_update_that_is_written_twice_is_the_same(
   transformation, inner, wrapper
 ):
-  tx = optax.with_extra_args_support(_build(transformation, inner, wrapper))
+  def train(change):
+    tx = _build(transformation, inner, wrapper, change)
 
-  def train(is_repeated):
     @_jit
     def step(phi, opt_state):
       grads = jax.grad(_loss)(views.effective_params(phi, opt_state))
-      extra_args = {'repeat_update': True} if is_repeated else {}
-      updates, opt_state = tx.update(grads, opt_state, phi, **extra_args)
+      updates, opt_state = tx.update(grads, opt_state, phi)
       return optax.apply_updates(phi, updates), opt_state
 
     phi, opt_state = views.init(tx, _theta())
@@ -336,7 +335,7 @@ def test_an_update_that_is_written_twice_is_the_same(
       phi, opt_state = step(phi, opt_state)
     return phi, opt_state
 
-  once, twice = train(False), train(True)
+  once, twice = train(lambda tx: tx), train(fusing.fused)
   chex.assert_trees_all_equal(
     *(views.current_masks(*state) for state in (once, twice))
   )

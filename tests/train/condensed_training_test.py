@@ -155,7 +155,7 @@ class StateTest(parameterized.TestCase):
     net, make_net, tx, state, arrays = _make('lenet_300_100', 'rigl')
     layout = _layout(tx, state, make_net, arrays)
     steps = condensed.make_steps(net, make_net, tx, layout)
-    step_fn = jax.jit(chex.assert_max_traces(steps.step, 1))
+    step_fn = jax.jit(chex.assert_max_traces(steps.step.__call__, 1))
     rewire = jax.jit(chex.assert_max_traces(steps.rewire, 1))
     state = condensed.condense(state, layout)
     due = []

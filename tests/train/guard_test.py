@@ -175,12 +175,12 @@ class GuardedTest:
       net_state={**state.net_state, 'norm': {'average': jnp.zeros(3)}}
     )
     before = stream_runs.to_host(state)
-    step = jax.jit(guard.guarded(step_lib.joined(gradient, real.update)))
+    step = jax.jit(guard.guarded(step_lib.TrainStep(gradient, real.update)))
     after, metrics = step(guard.create(state), *batch(0))
     assert counts(after) == (int(not is_made), int(not is_made))
     assert int(metrics['num_skipped']) == int(not is_made)
     if is_made:
-      alone = jax.jit(step_lib.joined(gradient, real.update))
+      alone = jax.jit(step_lib.TrainStep(gradient, real.update))
       expected, _ = alone(state, *batch(0))
       chex.assert_trees_all_close(
         stream_runs.to_host(after.train),
@@ -196,7 +196,7 @@ class GuardedTest:
     rate = 1e30
     tx = optax.sgd(rate)
     real = step_lib.make_step(net, tx, prepare=stream_runs.prepare)
-    large = step_lib.joined(
+    large = step_lib.TrainStep(
       real.gradient,
       lambda state, grads, net_state: real.update(
         state, jax.tree.map(lambda g: jnp.full_like(g, 1e10), grads), net_state

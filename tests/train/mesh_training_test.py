@@ -19,7 +19,7 @@ from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.checkpoints import checkpoint
 from powerprop_jax.train.data.sources import Arrays
 from powerprop_jax.train.runs.errors import UserError
-from powerprop_jax.train.scale import sharding
+from powerprop_jax.train.scale import fusing, sharding
 
 # Compiled with little optimisation, which takes half the time.
 OPTIONS = {'xla_backend_optimization_level': 0}
@@ -245,16 +245,14 @@ class CreateTest:
 
 class TrainingTest:
   @pytest.mark.parametrize(
-    ('data', 'model', 'explicit', 'repeat_update'),
+    ('data', 'model', 'explicit', 'is_fused'),
     [(8, 1, False, False), (4, 2, True, False), (4, 2, True, True)],
   )
-  def test_steps_are_those_of_one_device(
-    self, data, model, explicit, repeat_update
-  ):
+  def test_steps_are_those_of_one_device(self, data, model, explicit, is_fused):
     net, tx, _, arrays = make_problem()
     mesh, state, shardings = make_state(data, model, explicit=explicit)
     step = sharding.on_mesh(
-      step_lib.make_step(net, tx, repeat_update=repeat_update),
+      step_lib.make_step(net, fusing.fused(tx) if is_fused else tx),
       shardings,
       mesh,
       compiler_options=OPTIONS,

@@ -17,6 +17,7 @@ from powerprop_jax.train import state, step
 from powerprop_jax.train.data import splits
 from powerprop_jax.train.data.sources import Arrays
 from powerprop_jax.train.runs.errors import UserError
+from powerprop_jax.train.scale import fusing
 
 TX = powerprop.powerprop(optax.sgd(0.1, momentum=0.9), 2.0)
 
@@ -142,18 +143,16 @@ def test_steps_with_the_update_written_twice_are_the_same(row):
     optax.add_decayed_weights(1e-3), optax.sgd(0.1, 0.9, nesterov=True)
   )
   power = powerprop.powerprop(inner, 1.5)
-  sparse = aliases.rigl(power, 0.5, stop=8, period=3)
-  tx = {
+  plain = {
     'dense': inner,
     'powerprop': power,
     'traced': powerprop.powerprop(inner, jnp.float32(1.7)),
-    'rigl': sparse,
-    'ema': ema.with_ema(sparse, 0.9),
-  }[row]
+  }.get(row, aliases.rigl(power, 0.5, stop=8, period=3))
   net, arrays = nets.make('mlp', 3), make_arrays(6)
   found = []
-  for repeat_update in (False, True):
-    one_step = jax.jit(step.make_step(net, tx, repeat_update=repeat_update))
+  for wrap in (lambda tx: tx, fusing.fused):
+    tx = ema.with_ema(wrap(plain), 0.9) if row == 'ema' else wrap(plain)
+    one_step = jax.jit(step.make_step(net, tx))
     state = make_state(net, tx)
     for _ in range(7):
       state, _ = one_step(state, *arrays)
@@ -162,17 +161,23 @@ def test_steps_with_the_update_written_twice_are_the_same(row):
   chex.assert_trees_all_equal_shapes_and_dtypes(*found)
 
 
+def make_advance(net, tx, is_fused):
+  if is_fused:
+    return fusing.make_advance(net, fusing.fused(tx))
+  return step.make_advance(net, tx)
+
+
 class AdvanceTest:
   @pytest.mark.parametrize('alpha', [1.0, 1.5, 2.0, 'traced'])
-  @pytest.mark.parametrize('repeat_update', [False, True])
+  @pytest.mark.parametrize('is_fused', [False, True])
   @pytest.mark.parametrize('net', ['mlp', 'batch_norm'])
-  def test_many_steps_are_the_steps_one_by_one(self, net, repeat_update, alpha):
+  def test_many_steps_are_the_steps_one_by_one(self, net, is_fused, alpha):
     net = batch_norm_net if net == 'batch_norm' else nets.make(net, 3)
     alpha = jnp.float32(1.7) if alpha == 'traced' else alpha
     tx = powerprop.powerprop(optax.sgd(0.1, momentum=0.9), alpha)
     arrays = jax.tree.map(jnp.asarray, make_arrays(30))
     rows = splits.batch_indices(0, 0, 8, 5, 30)
-    advance = jax.jit(step.make_advance(net, tx, repeat_update=repeat_update))
+    advance = jax.jit(make_advance(net, tx, is_fused))
     many, means = advance(make_state(net, tx), arrays, rows)
     one, each = make_state(net, tx), []
     one_step = jax.jit(step.make_step(net, tx))
@@ -188,10 +193,10 @@ class AdvanceTest:
         mean, np.mean([metrics[name] for metrics in each]), rtol=1e-5
       )
 
-  @pytest.mark.parametrize('repeat_update', [False, True])
-  def test_state_is_donated_and_compiled_for_once(self, repeat_update):
+  @pytest.mark.parametrize('is_fused', [False, True])
+  def test_state_is_donated_and_compiled_for_once(self, is_fused):
     net = batch_norm_net
-    advance = step.make_advance(net, TX, repeat_update=repeat_update)
+    advance = make_advance(net, TX, is_fused)
     advance = chex.assert_max_traces(n=1)(advance)
     advance = jax.jit(advance, donate_argnums=0)
     arrays = jax.tree.map(jnp.asarray, make_arrays(30))
@@ -205,16 +210,16 @@ class AdvanceTest:
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before.phi))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == shapes
 
-  @pytest.mark.parametrize('repeat_update', [False, True])
+  @pytest.mark.parametrize('is_fused', [False, True])
   @pytest.mark.parametrize('alpha', [1.0, 2.0])
   def test_rewiring_steps_in_a_dispatch_are_those_one_by_one(
-    self, alpha, repeat_update
+    self, alpha, is_fused
   ):
     net, arrays = nets.make('mlp', 3), make_arrays(30)
     inner = powerprop.powerprop(optax.sgd(0.1, momentum=0.9), alpha)
     tx = aliases.rigl(inner, 0.5, stop=8, period=3)
     rows = splits.batch_indices(0, 0, 8, 5, 30)
-    advance = step.make_advance(net, tx, repeat_update=repeat_update)
+    advance = make_advance(net, tx, is_fused)
     many, _ = jax.jit(advance)(
       make_state(net, tx), jax.tree.map(jnp.asarray, arrays), rows
     )

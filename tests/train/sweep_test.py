@@ -65,14 +65,6 @@ class TrainTest:
     )
     assert state.step.tolist() == [CONFIG.num_steps] * len(RUNS.key)
 
-  def test_writing_the_update_twice_does_not_change_it(
-    self, trained_lanes, tmp_path
-  ):
-    state = train(tmp_path, repeat_update=True)
-    chex.assert_trees_all_close(
-      state.phi, trained_lanes[0].phi, atol=2e-4, rtol=2e-4
-    )
-
   @pytest.mark.parametrize('index', [0, 3])
   def test_a_lane_is_what_a_run_of_its_own_gives(
     self, trained_lanes, tmp_path, index
@@ -227,9 +219,7 @@ def test_powerprop_survives_one_shot_pruning_better_than_ordinary_training(
   net = nets.make('lenet_300_100', SPLITS.num_classes)
   make = lambda alpha: optimizers.make_tx(optimizer, alpha, config.num_steps)
   runs = ensemble.product([1.0, 3.0], [0, 1])
-  state = sweep.train(
-    net, make, runs, SPLITS, config, open_folder(tmp_path), repeat_update=True
-  )
+  state = sweep.train(net, make, runs, SPLITS, config, open_folder(tmp_path))
   found = sweep.prune(
     net, state, runs, SPLITS.test, [0.0, 0.98], scope='global'
   )

@@ -17,7 +17,7 @@ import tyro
 from powerprop_jax.core import names
 from powerprop_jax.train.runs import folder
 from powerprop_jax.train.runs.errors import UserError
-from powerprop_jax.train.scale import xla_flags
+from powerprop_jax.train.scale import fusing
 
 C = TypeVar('C')
 
@@ -52,7 +52,7 @@ def run(
     130 after an interruption.
   """
   if static_alpha is not None:
-    xla_flags.set_cpu_flags(os.environ, static_alpha=static_alpha)
+    fusing.set_cpu_flags(os.environ, static_alpha=static_alpha)
   given = list(sys.argv[1:] if args is None else args)
 
   def parse_and_run() -> None:

@@ -52,6 +52,7 @@ from powerprop_jax.train.runs import (
 )
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
+from powerprop_jax.train.scale import fusing
 from powerprop_jax.train.state import TrainState
 
 _Run = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar='RUN')]
@@ -181,8 +182,8 @@ def _fit(
   """The loop over one network; what sweep.train is for many."""
   train_arrays, validation = jax.device_put((splits.train, splits.validation))
   advance = jax.jit(
-    step_lib.make_advance(
-      net, tx, repeat_update=config.optimizer.is_elementwise
+    fusing.make_advance(
+      net, fusing.fused(tx) if config.optimizer.is_elementwise else tx
     ),
     donate_argnums=0,
   )
