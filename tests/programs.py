@@ -23,6 +23,12 @@ def results(out):
   return json.loads((out / 'results.json').read_text())
 
 
+def times(folder):
+  """When each file of a folder was written."""
+  files = (path for path in folder.rglob('*') if path.is_file())
+  return {path: path.stat().st_mtime_ns for path in files}
+
+
 def error(status, capsys):
   """What a call that was refused has printed: one line."""
   assert status == 2
@@ -30,6 +36,12 @@ def error(status, capsys):
   assert printed.startswith('error: ')
   assert printed.count('\n') == 1
   return printed
+
+
+def refuses(run, args, named, out, capsys):
+  """Asserts that a program refuses args in one line, before it writes."""
+  assert named in error(run(*args.split(), '--out', out), capsys)
+  assert not out.exists()
 
 
 def survives_its_record(config):

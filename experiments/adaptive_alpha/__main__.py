@@ -55,9 +55,9 @@ from experiments.adaptive_alpha import report, runs
 from experiments.adaptive_alpha.combination import Combination
 from experiments.adaptive_alpha.config import PRESETS, Config
 from experiments.common import combinations as combination_runs
-from powerprop_jax.core import reparam
+from powerprop_jax.core import masks, reparam
 from powerprop_jax.files.tables import Row
-from powerprop_jax.train import ensemble, optimizers, sweep
+from powerprop_jax.train import ensemble, optimizers
 from powerprop_jax.train.cli import arguments
 from powerprop_jax.train.runs import checks, divergence
 from powerprop_jax.train.runs.errors import UserError
@@ -72,10 +72,9 @@ def main(config: Config) -> None:
     config.out, settings, program=combination_lib.PROGRAM, resume=config.resume
   )
   found = combination_runs.run_all(
-    functools.partial(combination_lib.train_or_read, config),
+    functools.partial(combination_lib.train, config),
     combinations,
-    config.out,
-    config.workers,
+    config,
     combination_lib.make_problem(config, config.nets[0]).loop.num_steps,
     functools.partial(_print, config),
   )
@@ -105,7 +104,7 @@ def _checked_combinations(config: Config) -> list[Combination]:
     checks.several(config, 'alphas')
   checks.positive(config, 'epochs', 'look_every', 'batch_size')
   for kept in config.kept:
-    sweep.kept_to_sparsity(kept)
+    masks.density_to_sparsity(kept, '--kept')
   for epsilon in config.epsilons:
     if not 0 < epsilon < float('inf'):
       raise UserError(
@@ -144,7 +143,7 @@ def _print(
       [
         record['accuracy']
         for record in pruned
-        if record['sparsity'] == sweep.kept_to_sparsity(kept)
+        if record['sparsity'] == masks.density_to_sparsity(kept)
       ]
     ]
   )

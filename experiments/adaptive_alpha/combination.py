@@ -16,10 +16,9 @@ from powerprop_jax import nets
 from powerprop_jax.core.trees import Params
 from powerprop_jax.files import whole
 from powerprop_jax.files.tables import Row
-from powerprop_jax.train import sweep
+from powerprop_jax.train import ensemble
 from powerprop_jax.train.data import splits as data
 from powerprop_jax.train.loop import LoopConfig
-from powerprop_jax.train.runs.folder import RunFolder
 
 PROGRAM = 'adaptive_alpha'
 
@@ -74,34 +73,33 @@ def load_splits(config: data.DataConfig) -> data.Splits:
   return data.load(config)
 
 
-def train_or_read(
+def train(
   config: Config, description: str, combination: Combination
 ) -> list[Row]:
   """Results of a combination: trained, or read where that is done."""
-
-  def train(folder: RunFolder) -> list[Row]:
-    problem = make_problem(config, combination.net)
-    trained = runs.train(
-      problem,
-      combination.method,
-      combination.alpha,
-      folder,
-      config.control,
-      config.race,
-      config.branch,
-      description=description,
-    )
-    weights = alpha_results.selected_weights(trained, config.keys[0])
-    content = io.BytesIO()
-    np.savez(content, **weights)  # type: ignore[arg-type]
-    whole.write_bytes(folder.path / _WEIGHTS, content.getvalue())
-    sweep.say_diverged(trained.lanes, trained.state, folder)
-    return alpha_results.results(problem, trained, config.kept, config.epsilons)
-
-  settings = combination_runs.settings(config) | combination._asdict()
-  return combination_runs.once(
-    train, config.out, combination, settings, PROGRAM
+  folder = combination_runs.folder(config, combination, PROGRAM)
+  if folder.is_complete:
+    return combination_runs.read(folder)
+  problem = make_problem(config, combination.net)
+  trained = runs.train(
+    problem,
+    combination.method,
+    combination.alpha,
+    folder,
+    config.control,
+    config.race,
+    config.branch,
+    description=description,
   )
+  weights = alpha_results.selected_weights(trained, config.keys[0])
+  content = io.BytesIO()
+  np.savez(content, **weights)  # type: ignore[arg-type]
+  whole.write_bytes(folder.path / _WEIGHTS, content.getvalue())
+  ensemble.say_diverged(trained.lanes, trained.state, folder)
+  results = alpha_results.results(
+    problem, trained, config.kept, config.epsilons
+  )
+  return combination_runs.write(folder, results)
 
 
 def read_weights(config: Config, combination: Combination) -> Params:

@@ -10,6 +10,7 @@ training, is mechanical.
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 from typing import Any, Literal, NamedTuple
 
 import haiku as hk
@@ -26,11 +27,12 @@ from powerprop_jax.files.tables import Row
 from powerprop_jax.optim import views
 from powerprop_jax.optim.alpha import AlphaController
 from powerprop_jax.train import ensemble as lanes_lib
-from powerprop_jax.train import optimizers, sweep
+from powerprop_jax.train import evaluate as evaluate_lib
+from powerprop_jax.train import loop, optimizers
 from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.data import splits as data
 from powerprop_jax.train.data.sources import Arrays
-from powerprop_jax.train.ensemble import Lanes
+from powerprop_jax.train.ensemble import Members
 from powerprop_jax.train.loop import LoopConfig
 from powerprop_jax.train.optimizers import OptimizerConfig
 from powerprop_jax.train.runs import metrics
@@ -111,7 +113,7 @@ def check_start(problem: Problem, control: Control, alpha: float) -> None:
 
 
 def initial_state(
-  problem: Problem, lanes: Lanes, horizon: int, control: Control | None = None
+  problem: Problem, lanes: Members, horizon: int, control: Control | None = None
 ) -> Controlled:
   """Stacked states before the first step.
 
@@ -129,7 +131,7 @@ def initial_state(
       here it sees traced values.
   """
   make_tx = _tx_maker(problem, horizon, control)
-  train = sweep.initial_states(problem.net, make_tx, lanes, problem.splits)
+  train = lanes_lib.create(problem.net, make_tx, lanes, problem.splits.example)
   memory: Tree = ()
   if control is not None:
     memory = jax.vmap(control.controller.init)(
@@ -143,7 +145,7 @@ def initial_state(
 def fit(
   problem: Problem,
   state: Controlled,
-  lanes: Lanes,
+  lanes: Members,
   folder: RunFolder,
   *,
   num_steps: int,
@@ -174,25 +176,21 @@ def fit(
   look = _make_look(problem)
   looks: Records = []
   if not start:
-    look_once = jax.jit(
-      lambda state, arrays: lanes_lib.map_lanes(
-        lambda s: look(s, arrays), problem.at_once
-      )(state)
-    )
+    look_once = jax.jit(lanes_lib.mapped(look, problem.at_once))
     found = look_once(state, problem.splits.validation)
     first = evaluation.look_records(lanes, {}, found)
     looks = [{'step': 0, **record} for record in first]
-  state = sweep.fit(
+  state = loop.fit(
     state,
-    _make_advance(problem, horizon, control),
-    look,
-    lanes,
+    lanes_lib.mapped(_make_advance(problem, horizon, control), problem.at_once),
+    lanes_lib.mapped(look, problem.at_once),
     problem.splits,
     dataclasses.replace(problem.loop, num_steps=num_steps),
     folder,
-    at_once=problem.at_once,
-    records=evaluation.look_records,
-    start=start,
+    indices=lambda first, *rest: lanes_lib.batch_indices(
+      lanes, start + first, *rest
+    ),
+    records=functools.partial(evaluation.look_records, lanes),
     description=description,
     show_progress=bool(description),
   )
@@ -226,8 +224,11 @@ def change_alpha(
 
 
 def branch(
-  problem: Problem, state: Controlled, lanes: Lanes, candidates: Sequence[float]
-) -> tuple[Controlled, Lanes]:
+  problem: Problem,
+  state: Controlled,
+  lanes: Members,
+  candidates: Sequence[float],
+) -> tuple[Controlled, Members]:
   """Copies of every lane that go on with other powers, and the same φ.
 
   Args:
@@ -246,7 +247,7 @@ def branch(
   copies = jax.tree.map(lambda x: x[places], state)
   change = jax.vmap(lambda s, a: _with_alpha(s, a, 'phi', problem.epsilon))
   branches = jax.jit(change)(copies, jnp.asarray(alpha, jnp.float32))
-  return branches, Lanes(alpha, lanes.key[places])
+  return branches, Members(alpha, lanes.key[places])
 
 
 def _with_alpha(
@@ -293,7 +294,7 @@ def _by_leaf(problem: Problem, alpha: Any) -> Any:
 
 
 def _make_look(problem: Problem) -> Callable[[Controlled, Arrays], Any]:
-  score = step_lib.make_evaluate(problem.net)
+  score = evaluate_lib.make_evaluate(problem.net)
 
   def look(state: Controlled, arrays: Arrays) -> Row:
     train = state.train

@@ -11,12 +11,12 @@ from powerprop_jax.core.trees import OptState, Params, Tree
 from powerprop_jax.files.tables import Row
 from powerprop_jax.optim.powerprop import PowerState
 from powerprop_jax.report.analysis import TOTAL
-from powerprop_jax.train.ensemble import Lanes
+from powerprop_jax.train.ensemble import Members
 
 Records = list[Row]
 
 
-def look_records(lanes: Lanes, trained: Any, found: Tree) -> Records:
+def look_records(lanes: Members, trained: Any, found: Tree) -> Records:
   """Flat records of what a look at the lanes found.
 
   Args:

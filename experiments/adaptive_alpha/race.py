@@ -32,7 +32,7 @@ import jax
 import numpy as np
 
 from powerprop_jax.files.tables import Row
-from powerprop_jax.train.ensemble import Lanes
+from powerprop_jax.train.ensemble import Members
 from powerprop_jax.train.runs.errors import UserError
 
 T = TypeVar('T')
@@ -62,7 +62,7 @@ class Outcome(NamedTuple, Generic[S]):
       (its power), key, accuracy and loss after pruning, and survives.
   """
 
-  lanes: Lanes
+  lanes: Members
   state: S
   verdicts: list[Row]
 
@@ -163,7 +163,7 @@ def survivors(
 
 
 def take(tree: T, indices: np.ndarray) -> T:
-  """Some lanes of a tree of stacked arrays, such as a TrainState or Lanes.
+  """Some lanes of a tree of stacked arrays, such as a TrainState or Members.
 
   Example:
     >>> take({'step': np.array([5, 6, 7])}, np.array([0, 2]))
@@ -174,11 +174,11 @@ def take(tree: T, indices: np.ndarray) -> T:
 
 def run(
   state: S,
-  lanes: Lanes,
+  lanes: Members,
   ladder: Sequence[Rung],
   *,
-  train: Callable[[S, Lanes, int, int], S],
-  score: Callable[[S, Lanes], tuple[np.ndarray, np.ndarray]],
+  train: Callable[[S, Members, int, int], S],
+  score: Callable[[S, Members], tuple[np.ndarray, np.ndarray]],
 ) -> Outcome[S]:
   """Runs the race, once for every key that the lanes hold.
 

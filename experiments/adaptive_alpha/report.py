@@ -10,6 +10,7 @@ import numpy as np
 from experiments.adaptive_alpha import figures as plots
 from experiments.adaptive_alpha.config import Config
 from experiments.sparse_training.report import markdown, mean_and_deviation
+from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import trees
 from powerprop_jax.core.trees import Tree
 from powerprop_jax.files import whole
@@ -18,7 +19,6 @@ from powerprop_jax.report import analysis, html
 from powerprop_jax.report import records as records_lib
 from powerprop_jax.report.plotting import style
 from powerprop_jax.report.plotting import weights as weight_plots
-from powerprop_jax.train import sweep
 
 _Records = Sequence[dict[str, Any]]
 # A method, and its α if that is fixed.
@@ -265,7 +265,7 @@ def _of(results: _Records, way: _Way) -> _Records:
 
 def _accuracies(results: _Records, kept: float) -> list[float]:
   """Of all keys; a diverged network counts as wrong everywhere."""
-  sparsity = sweep.kept_to_sparsity(kept)
+  sparsity = masks_lib.density_to_sparsity(kept)
   return [r['accuracy'] for r in results if r.get('sparsity') == sparsity]
 
 

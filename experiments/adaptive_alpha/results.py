@@ -9,11 +9,12 @@ from experiments.adaptive_alpha import runs as alpha_runs
 from experiments.adaptive_alpha.control import Problem
 from experiments.adaptive_alpha.evaluation import Records
 from experiments.adaptive_alpha.runs import Trained
+from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core import trees
 from powerprop_jax.files.tables import Row
 from powerprop_jax.report import analysis
-from powerprop_jax.train import sweep
+from powerprop_jax.train import ensemble
 
 
 def results(
@@ -39,12 +40,12 @@ def results(
     of it came with changes of α).
   """
   state, runs = trained.state, trained.lanes
-  pruned = sweep.prune(
+  pruned = ensemble.prune(
     problem.net,
     state,
     runs,
     problem.splits.test,
-    [sweep.kept_to_sparsity(share) for share in kept],
+    [masks_lib.density_to_sparsity(share) for share in kept],
     scope=alpha_runs.SCOPE,
   )
   found: Records = [{k: r[k] for k in r if k != 'alpha'} for r in pruned]

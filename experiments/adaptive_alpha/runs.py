@@ -31,11 +31,11 @@ from experiments.adaptive_alpha.control import (
 )
 from experiments.adaptive_alpha.evaluation import Records
 from experiments.adaptive_alpha.race import Rung
+from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import reparam
 from powerprop_jax.optim import alpha as alpha_lib
 from powerprop_jax.train import ensemble as lanes
-from powerprop_jax.train import sweep
-from powerprop_jax.train.ensemble import Lanes
+from powerprop_jax.train.ensemble import Members
 from powerprop_jax.train.runs import folder as run_folder
 from powerprop_jax.train.runs import metrics
 from powerprop_jax.train.runs.errors import UserError
@@ -126,7 +126,7 @@ class Trained(NamedTuple):
   """
 
   state: TrainState
-  lanes: Lanes
+  lanes: Members
   looks: Records
   verdicts: Records
   steps: int
@@ -160,7 +160,7 @@ def check(
       f'warm_up must be at least 0 epochs, got {control.warm_up}.'
     )
   lanes.check_at_once(problem.at_once)
-  sweep.kept_to_sparsity(race.kept)
+  masks_lib.density_to_sparsity(race.kept, '--kept')
   for name in names:
     if name == 'race':
       _check_candidates(race.candidates)
@@ -323,7 +323,7 @@ def _race(
   shared: Records = []
 
   def fit(
-    state: Controlled, runs: Lanes, name: str, start: int, num_steps: int
+    state: Controlled, runs: Members, name: str, start: int, num_steps: int
   ) -> Controlled:
     part = RunFolder(
       folder.path / name,
@@ -346,7 +346,7 @@ def _race(
     return state
 
   def train_rung(
-    state: Controlled, runs: Lanes, number: int, num_steps: int
+    state: Controlled, runs: Members, number: int, num_steps: int
   ) -> Controlled:
     start = plan.steps_before(number)
     state = fit(state, runs, f'rung_{number}', start, num_steps)
@@ -354,18 +354,20 @@ def _race(
       writer.write(plan.spent(number), record)
     return state
 
-  def score(state: Controlled, runs: Lanes) -> tuple[np.ndarray, np.ndarray]:
-    found = sweep.prune(
+  def score(state: Controlled, runs: Members) -> tuple[np.ndarray, np.ndarray]:
+    found = lanes.prune(
       problem.net,
       state.train,
       runs,
       problem.splits.validation,
-      [sweep.kept_to_sparsity(kept)],
+      [masks_lib.density_to_sparsity(kept)],
       scope=SCOPE,
     )
     scores = np.array([record['accuracy'] for record in found])
     losses = np.array([record['loss'] for record in found])
-    return np.where(sweep.diverged(state.train), np.nan, scores), losses
+    leaves = lanes.lost_leaves(runs, state.train).values()
+    is_lost = [leaf is not None for leaf in leaves]
+    return np.where(is_lost, np.nan, scores), losses
 
   powers = (plan.initial_alpha,) if plan.trunk else plan.candidates
   runs = lanes.product(powers, problem.keys)

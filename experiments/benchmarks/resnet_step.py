@@ -49,11 +49,11 @@ from powerprop_jax.files.tables import Row
 from powerprop_jax.train import state as state_lib
 from powerprop_jax.train.cli import arguments
 from powerprop_jax.train.methods import SparseConfig
+from powerprop_jax.train.optimizers import ScheduleConfig
 from powerprop_jax.train.runs import checks, metrics
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.scale import guard
 from powerprop_jax.train.scale.precision import Half
-from powerprop_jax.train.schedules import ScheduleConfig
 
 # Steps of a run so long that its first period is never over.
 _NEVER = 10**8

@@ -61,6 +61,7 @@ from powerprop_jax.sparse import (
 )
 from powerprop_jax.sparse.weight import Support
 from powerprop_jax.train import condensed
+from powerprop_jax.train import evaluate as evaluate_lib
 from powerprop_jax.train import state as state_lib
 from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.cli import arguments
@@ -334,7 +335,7 @@ def _accuracy(config: Config) -> Iterator[Record]:
   images = data.to_float(splits.train.images[: config.train_batch])
   test = jax.device_put(splits.test)
   net = _make_net(config.accuracy_width)
-  score = jax.jit(step_lib.make_evaluate(net))
+  score = jax.jit(evaluate_lib.make_evaluate(net))
   place = {
     'part': 'accuracy',
     'width': config.accuracy_width,

@@ -40,46 +40,28 @@ import numpy as np
 from experiments.class_specialisation import features, report
 from experiments.class_specialisation.features import LayerFeatures
 from experiments.common import sparse_runs
-from experiments.common.sparse_runs import Trained
+from experiments.common.sparse_runs import Settings, Trained
+from powerprop_jax import nets
 from powerprop_jax.core.trees import Params, Tree
 from powerprop_jax.files.tables import Row
+from powerprop_jax.train import ensemble
 from powerprop_jax.train.cli import arguments
 from powerprop_jax.train.data.splits import DataConfig
 from powerprop_jax.train.loop import LoopConfig
-from powerprop_jax.train.methods import Method, SparseConfig
-from powerprop_jax.train.optimizers import OptimizerConfig
+from powerprop_jax.train.methods import Method
 from powerprop_jax.train.runs import divergence, json_files, metrics
 from powerprop_jax.train.runs.folder import RunFolder
 
 _PROGRAM = 'class_specialisation'
 _BATCH = 1_000  # test examples measured at a time, which bounds the memory
-_OPTIMIZER = OptimizerConfig(
-  learning_rate=0.05,
-  schedule='cosine',
-  momentum=0.9,
-  nesterov=True,
-  decay_theta=5e-4,
-)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Settings):
   """Class-specialisation of features, dense against sparse."""
 
   # Folder for the results; made if missing.
   out: str = 'runs/class_specialisation'
-  # Continue the interrupted run in that folder.
-  resume: bool = False
-  # The data set.
-  data: DataConfig = DataConfig()
-  # Test examples to measure on, the first ones. Default: all.
-  num_test: int | None = None
-  # Subtract the mean of each channel and divide by its standard deviation.
-  normalise: bool = False
-  # Shift by up to 4 pixels and mirror at random in training.
-  augment: bool = False
-  # The network: lenet_300_100, lenet_5, vgg_like, … (nets/registry.py).
-  net: str = 'lenet_300_100'
   # Methods to compare with each other; 'dense' is the dense network.
   methods: tuple[Method, ...] = ('dense', 'rigl', 'snfs')
   # Share of the weights that are connections in the sparse networks, in (0, 1].
@@ -88,16 +70,6 @@ class Config:
   alpha: float = 1.0
   # Seeds of the initial weights, of masks, and of the order of the data.
   keys: tuple[int, ...] = (0, 1)
-  # The optimiser.
-  optimizer: OptimizerConfig = _OPTIMIZER
-  # Lengths.
-  loop: LoopConfig = LoopConfig(
-    num_steps=1_500, batch_size=60, eval_every=150, steps_per_dispatch=150
-  )
-  # How connections move.
-  sparse: SparseConfig = SparseConfig()
-  # Keys computed side by side; with 1, one after another in the same program.
-  lanes_at_once: int | None = 1
 
 
 PRESETS = {
@@ -108,7 +80,7 @@ PRESETS = {
     data=DataConfig('mnist'),
     normalise=True,
     net='lenet_5',
-    optimizer=dataclasses.replace(_OPTIMIZER, learning_rate=0.01),
+    optimizer=dataclasses.replace(Settings.optimizer, learning_rate=0.01),
     loop=LoopConfig(
       num_steps=2_750, batch_size=100, eval_every=550, steps_per_dispatch=55
     ),
@@ -128,11 +100,13 @@ PRESETS = {
 
 def main(config: Config) -> None:
   """Trains the networks, measures their features, writes what came out."""
-  sparse_runs.check_settings(config, 'methods', 'keys')
+  splits = sparse_runs.check_settings(config, 'methods', 'keys')
   chosen = sparse_runs.combinations(
     config.methods, [config.density], [config.alpha]
   )
-  sparse_runs.check_combinations(config, chosen)
+  sparse_runs.check_combinations(config, chosen, splits)
+  net = nets.make(config.net, splits.num_classes)
+  theta = sparse_runs.shapes(net, splits)
   folder = RunFolder(config.out, config, program=_PROGRAM, resume=config.resume)
   lost: list[bool] = []
   records: list[Row] = []
@@ -147,7 +121,9 @@ def main(config: Config) -> None:
     )
     trained = sparse_runs.train(
       config,
-      combination,
+      net,
+      sparse_runs.tx_maker(config, combination, theta, splits),
+      config.alpha,
       part,
       description=f'{number}/{len(chosen)} {combination.name}',
     )
@@ -156,7 +132,8 @@ def main(config: Config) -> None:
     lost += divergence.lost(logged).values()
     found = _measure(trained)
     tables[combination.method] = features.specialisation_table(_pooled(found))
-    records += sparse_runs.results(combination, trained)
+    place = {'method': combination.method, 'density': combination.density}
+    records += [place | record for record in sparse_runs.results(trained)]
     records += [
       {**combination._asdict(), 'key': key, **record}
       for key, of_key in found.items()
@@ -167,7 +144,7 @@ def main(config: Config) -> None:
     folder.path,
     f'{config.net} on {config.data.name}, density {config.density:g}, '
     f'α = {config.alpha:g}',
-    trained.splits.num_classes,
+    splits.num_classes,
     json_files.to_json(config),
     records,
     tables,
@@ -182,8 +159,8 @@ def _measure(trained: Trained) -> dict[int, dict[str, LayerFeatures]]:
   weights = jax.jit(jax.vmap(lambda s: (s.theta, s.net_state)))(trained.state)
   test = trained.splits.test
   found = {}
-  for lane, key in enumerate(trained.lanes.key):
-    theta, net_state = jax.tree.map(lambda x, i=lane: x[i], weights)
+  for index, key in enumerate(trained.members.key):
+    theta, net_state = ensemble.take(weights, index)
 
     def apply(theta: Params, images: Any, net_state: Tree = net_state) -> Tree:
       images = trained.prepare(images)

@@ -1,6 +1,6 @@
 """Which classes the features of a network respond to.
 
-A feature is an output of a layer that has selected weights: a channel of a
+A feature is an output of a layer that has weights: a channel of a
 convolution, a unit of a linear layer. Activations come from the forward pass,
 sums of them over examples flow through jit, results are NumPy arrays by layer
 and flat records.
@@ -13,10 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.class_specialisation import activations as activations_lib
-from experiments.class_specialisation.activations import Apply
-from powerprop_jax.core import select as select_lib
-from powerprop_jax.core.trees import Params, Select
+from experiments.common import activations as activations_lib
+from experiments.common.activations import Apply
+from powerprop_jax.core.trees import Params
 from powerprop_jax.files.tables import Row
 
 Record = Row
@@ -53,9 +52,6 @@ def class_activity(
 
   Returns:
     The sums, float32[num_classes, C].
-
-  Raises:
-    ValueError: if activations and labels differ in N.
 
   Example:
     >>> activations = jnp.array([[1., 0.], [2., -5.], [3., 4.]])
@@ -121,8 +117,6 @@ def specialisation_by_layer(
   theta: Params,
   batches: Iterable[tuple[Any, Any]],
   num_classes: int,
-  *,
-  select: Select = select_lib.is_weight,
 ) -> dict[str, LayerFeatures]:
   """Runs a network over labelled data; the class-specialisation of each layer.
 
@@ -140,7 +134,6 @@ def specialisation_by_layer(
     theta: effective parameters, dense or masked.
     batches: (inputs, labels), labels integers [N] in [0, num_classes).
     num_classes: labels are below it.
-    select: which leaves make a module a layer, by (module name, name, value).
 
   Returns:
     The activity and the specialisation of the features of each layer, by the
@@ -166,10 +159,6 @@ def specialisation_by_layer(
     The authors measure convolutions only, after batch normalisation and ReLU.
     In a pre-activation residual network they measure the normalised sum that
     enters a block; here it is the output of each convolution, before the sum.
-
-  Source:
-    Dettmers and Zettlemoyer, Sparse Networks from Scratch, 2019, the analysis
-    of features (https://arxiv.org/abs/1907.04840).
   """
   if isinstance(apply, jax.stages.Wrapped):
     raise TypeError(
@@ -181,7 +170,7 @@ def specialisation_by_layer(
 
   @jax.jit
   def measure(theta: Params, inputs: Any, labels: Any) -> tuple[jax.Array, ...]:
-    outputs = activations_lib.layer_outputs(apply, theta, inputs, select=select)
+    outputs = activations_lib.layer_outputs(apply, theta, inputs)
     order[:] = outputs  # while tracing: jit would return a dict sorted by name
     return tuple(
       _activity_of_layer(layer, values, labels, num_classes)
@@ -203,17 +192,8 @@ def specialisation_by_layer(
   }
 
 
-def specialisation_records(
-  found: Mapping[str, LayerFeatures],
-) -> list[Record]:
-  """One record for each feature, ready for plotting.class_specialisation.
-
-  Args:
-    found: what specialisation_by_layer returns.
-
-  Returns:
-    Records with the keys layer, feature (its index in the layer) and
-    specialisation, NaN for one that is left out.
+def specialisation_records(found: Mapping[str, LayerFeatures]) -> list[Record]:
+  """One record for each feature, NaN for one that is left out.
 
   Example:
     >>> activity = np.array([[1., 0.], [1., 0.]])
@@ -229,15 +209,9 @@ def specialisation_records(
 
 
 def specialisation_table(found: Mapping[str, LayerFeatures]) -> list[Record]:
-  """One record for each layer: its features, how many are dead, their mean.
+  """One record for each layer: how many features, dead and not finite ones.
 
-  Args:
-    found: what specialisation_by_layer returns.
-
-  Returns:
-    Records with the keys layer, features, dead (active for no example),
-    not_finite, mean and median, these two of the specialisation of all other
-    features; NaN if there is none.
+  Mean and median are of the specialisation of all others; NaN if there is none.
 
   Example:
     >>> activity = np.array([[1., 0., 3.], [1., 0., 1.]])
@@ -277,7 +251,7 @@ def _activity_of_layer(
       raise ValueError(
         f'the output of {layer} must have an entry for each of the '
         f'{labels.shape[0]} labels along its first axis, got shape '
-        f'{output.shape}. Leave this layer out with select.'
+        f'{output.shape}.'
       )
   activity = [class_activity(o, labels, num_classes) for o in outputs]
   return jnp.sum(jnp.stack(activity), axis=0)

@@ -128,11 +128,7 @@ def _histogram(
     axes.stairs(shares, edges, fill=True, color=look.color, alpha=0.35)
   else:
     axes.stairs(
-      shares,
-      edges,
-      color=look.color,
-      linestyle=look.linestyle,
-      linewidth=1.4,
+      shares, edges, color=look.color, linestyle=look.linestyle, linewidth=1.4
     )
   axes.plot(
     [values.mean()],

@@ -36,8 +36,7 @@ def write(
     title: what was trained on what.
     num_classes: of the data.
     settings: the settings of the run.
-    records: records with method, key, and accuracy or layer, feature and
-      specialisation.
+    records: with method, key, and accuracy or layer, feature, specialisation.
     tables: features.specialisation_table by method.
   """
   of_features = [
@@ -85,13 +84,8 @@ def write(
 def mean_by_layer(records: _Records) -> list[Row]:
   """Mean specialisation, a row for each layer and a column for each method.
 
-  Args:
-    records: records with method, key, layer and specialisation; features
-      without one count for nothing.
-
-  Returns:
-    Rows with layer and, for each method, words: the mean over keys of the mean
-    over features, and the standard deviation over keys if there are several.
+  In words: the mean over keys of the mean over features, and the standard
+  deviation over keys if there are several. Features without one do not count.
 
   Example:
     >>> record = {'layer': 'linear', 'method': 'set', 'key': 0}

@@ -3,9 +3,19 @@
 What programs that compare many combinations of settings have in common: one
 after another or in processes side by side, with progress; what is finished is
 read and not done again.
+
+    def train(config, description, combination):
+      folder = combinations.folder(config, combination, PROGRAM)
+      if folder.is_complete:
+        return combinations.read(folder)
+      …
+      return combinations.write(folder, results)
+
+    found = combinations.run_all(
+      functools.partial(train, config), chosen, config, num_steps, print)
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 import functools
 import pathlib
 from typing import Any, Protocol, TypeVar
@@ -19,11 +29,13 @@ Records = list[Row]
 
 
 class Named(Protocol):
-  """A combination of settings."""
+  """A combination of settings, a NamedTuple."""
 
   @property
   def name(self) -> str:
     """The name of its folder."""
+
+  def _asdict(self) -> Row: ...
 
 
 C = TypeVar('C', bound=Named)
@@ -41,15 +53,12 @@ def check_workers(num_workers: int) -> None:
 
 
 def settings(config: Any, *left_out: str) -> Row:
-  """What the results of a program depend on.
+  """What the results of a program depend on, as JSON holds it.
 
   Args:
     config: its settings, a dataclass.
-    left_out: those that change nothing beside `workers`, the number of
+    *left_out: those that change nothing beside `workers`, the number of
       processes that share the work.
-
-  Returns:
-    All others, as JSON holds them.
   """
   every = json_files.to_json(config)
   return {k: v for k, v in every.items() if k not in ('workers', *left_out)}
@@ -58,121 +67,103 @@ def settings(config: Any, *left_out: str) -> Row:
 def run_all(
   work: Callable[[str, C], Records],
   combinations: Sequence[C],
-  out: str,
-  num_workers: int,
+  config: Any,
   num_steps: int,
   when_done: Callable[[C, Records], None],
 ) -> dict[C, Records]:
-  """Does the work for every combination.
+  """Does the work for every combination; their results, in their order.
 
   Args:
     work: (description, combination) -> results, a function at the top level of
       a module or a functools.partial of one; the description is for its
       progress, '' for no progress.
     combinations: what to call it with.
-    out: the folder of the program, see path.
-    num_workers: with 1, one after another in this process; otherwise so many
-      at a time, each in a process of its own with one thread.
+    config: out, the folder of the program, and workers: with 1, one after
+      another in this process; otherwise so many at a time, each in a process of
+      its own with one thread.
     num_steps: training steps of each combination, for the progress.
-    when_done: (combination, results) -> None, called for each of them as soon
-      as it is done, to print what came out.
-
-  Returns:
-    The results of each combination, in the order of the combinations.
+    when_done: called for each of them as soon as it is done, to print what came
+      out.
   """
   found: dict[C, Records] = {}
-  for combination, results in _run_all(
-    work, combinations, out, num_workers, num_steps
-  ):
-    found[combination] = results
-    when_done(combination, results)
+  total = len(combinations)
+  if config.workers == 1:
+    for number, combination in enumerate(combinations, start=1):
+      description = f'{number}/{total} {combination.name}'
+      found[combination] = work(description, combination)
+      when_done(combination, found[combination])
+    return found
+  steps_done = functools.partial(_steps_done, config.out, combinations)
+  with metrics.Progress(
+    'training', total * num_steps, start=steps_done()
+  ) as progress:
+    for combination, results in workers.run(
+      functools.partial(work, ''),
+      combinations,
+      config.workers,
+      watch=lambda: progress.update(steps_done()),
+    ):
+      found[combination] = results
+      when_done(combination, results)
   return {combination: found[combination] for combination in combinations}
 
 
-def _run_all(
-  work: Callable[[str, C], Records],
-  combinations: Sequence[C],
-  out: str,
-  num_workers: int,
-  num_steps: int,
-) -> Iterator[tuple[C, Records]]:
-  """Combinations and results in the order in which they are done."""
-  if num_workers == 1:
-    for number, combination in enumerate(combinations, start=1):
-      description = f'{number}/{len(combinations)} {combination.name}'
-      yield combination, work(description, combination)
-    return
-  total = len(combinations) * num_steps
-  start = _steps_done(out, combinations)
-  with metrics.Progress('training', total, start=start) as progress:
-    yield from workers.run(
-      functools.partial(work, ''),
-      combinations,
-      num_workers,
-      watch=lambda: progress.update(_steps_done(out, combinations)),
-    )
-
-
-def once(
-  train: Callable[[RunFolder], Records],
-  out: str,
-  combination: Named,
-  settings: Row,
-  program: str,
-) -> Records:
-  """Results of a combination: trained, or read where that is done.
+def folder(
+  config: Any, combination: Named, program: str, *left_out: str
+) -> RunFolder:
+  """The folder of a combination; it is complete where nothing is left to do.
 
   Args:
-    train: trains it, given its folder.
-    out: the folder of the program.
+    config: the settings, with out, the folder of the program.
     combination: which one.
-    settings: what its results depend on.
     program: name of the program.
-
-  Returns:
-    The records that train gave, now or earlier.
+    *left_out: see settings.
   """
-  folder = RunFolder(
-    path(out, combination),
-    settings,
+  return RunFolder(
+    path(config.out, combination),
+    settings(config, *left_out) | combination._asdict(),
     program=program,
     resume=True,
     is_part=True,
   )
-  if folder.is_complete:
-    watch = divergence.Watch(folder.path)
-    for record in looks(out, combination):
+
+
+def read(folder: RunFolder) -> Records:
+  """Results of a complete folder; says again which networks diverged."""
+  watch = divergence.Watch(folder.path)
+  if folder.metrics_path.exists():
+    for record in metrics.read_metrics(folder.metrics_path):
       watch.look(record['step'], [record])
-    return folder.read_json('results.json')
-  results = train(folder)
+  found: Records = folder.read_json('results.json')
+  return found
+
+
+def write(folder: RunFolder, results: Records) -> Records:
+  """Results of a combination, kept; its folder is complete."""
   folder.write_results(results)
   folder.mark_complete()
   return results
 
 
-def looks(out: str, combination: Named) -> Records:
+def logged(out: str, combination: Named) -> Records:
   """What was logged while a combination was trained; empty before."""
-  logged = path(out, combination) / 'metrics.jsonl'
-  return metrics.read_metrics(logged) if logged.exists() else []
+  file = path(out, combination) / 'metrics.jsonl'
+  return metrics.read_metrics(file) if file.exists() else []
 
 
 def check_any_left(out: str, combinations: Sequence[Named]) -> None:
   """Ends a program with the status of one of which every network diverged.
 
-  Args:
-    out: the folder of the program.
-    combinations: what it trained.
-
   Raises:
-    divergence.Diverged: if the last look at each network says so.
+    divergence.Diverged: if the last evaluation of each network says so.
   """
   lost: list[bool] = []
   for combination in combinations:
-    lost += divergence.lost(looks(out, combination)).values()
+    lost += divergence.lost(logged(out, combination)).values()
   divergence.check_any_left(out, lost)
 
 
 def _steps_done(out: str, combinations: Sequence[Named]) -> int:
-  """Steps of all combinations together, up to their last looks."""
-  logged = [looks(out, combination) for combination in combinations]
-  return sum(records[-1]['step'] for records in logged if records)
+  """Steps of all combinations together, up to their last evaluations."""
+  records = [logged(out, combination) for combination in combinations]
+  return sum(found[-1]['step'] for found in records if found)

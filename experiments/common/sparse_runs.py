@@ -1,44 +1,38 @@
 """Networks trained sparse, from the settings of a program.
 
-What programs that compare methods of sparse training have in common: which
-combinations there are, whether they can be trained at all, and their training.
+What programs that compare methods of sparse training have in common: their
+settings, which combinations there are, whether they can be trained at all, and
+their training. The members of an ensemble differ in their key alone: α is a
+Python number and compiled in.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+import dataclasses
 import functools
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import haiku as hk
 import jax
 import numpy as np
+import optax
 
-from experiments.common import sparse_sweep
+from experiments.common import mask_watch
 from experiments.common.combinations import Named
 from powerprop_jax import nets
-from powerprop_jax.core import select as select_lib
-from powerprop_jax.core import trees
-from powerprop_jax.core.trees import Params
+from powerprop_jax.core.trees import Params, Tree
 from powerprop_jax.files.tables import Row
 from powerprop_jax.optim import views
-from powerprop_jax.train import (
-  ensemble as lanes,
-)
-from powerprop_jax.train import (
-  methods as sparse_methods,
-)
-from powerprop_jax.train import (
-  optimizers,
-  sweep,
-)
+from powerprop_jax.train import condensed, ensemble, loop, methods, optimizers
+from powerprop_jax.train import evaluate as evaluate_lib
 from powerprop_jax.train import step as step_lib
-from powerprop_jax.train.condensed import Execution, MakeNet
+from powerprop_jax.train.condensed import Execution
 from powerprop_jax.train.data import augment
 from powerprop_jax.train.data import splits as data
 from powerprop_jax.train.data.sources import Arrays
 from powerprop_jax.train.data.splits import DataConfig
-from powerprop_jax.train.ensemble import Lanes
+from powerprop_jax.train.ensemble import Members
 from powerprop_jax.train.loop import LoopConfig
-from powerprop_jax.train.methods import Lengths, Method, SparseConfig
+from powerprop_jax.train.methods import Method, SparseConfig
 from powerprop_jax.train.optimizers import OptimizerConfig
 from powerprop_jax.train.runs import checks, divergence
 from powerprop_jax.train.runs.errors import UserError
@@ -46,49 +40,46 @@ from powerprop_jax.train.runs.folder import RunFolder
 from powerprop_jax.train.scale import fusing
 from powerprop_jax.train.state import TrainState
 
+# From a PRNG key to a gradient transformation over φ; α is in it.
+MakeTx = Callable[[jax.Array], optax.GradientTransformation]
 
-class Settings(Protocol):
-  """What the settings of a program must have, at least."""
 
-  @property
-  def data(self) -> DataConfig:
-    """The data set."""
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """What all of these programs are told."""
 
-  @property
-  def num_test(self) -> int | None:
-    """Test examples to use, the first ones; None is all."""
-
-  @property
-  def normalise(self) -> bool:
-    """Whether each channel gets mean 0 and deviation 1."""
-
-  @property
-  def augment(self) -> bool:
-    """Whether to shift and mirror images in training."""
-
-  @property
-  def net(self) -> str:
-    """Name of the network."""
-
-  @property
-  def keys(self) -> tuple[int, ...]:
-    """Seeds."""
-
-  @property
-  def optimizer(self) -> OptimizerConfig:
-    """The optimiser."""
-
-  @property
-  def loop(self) -> LoopConfig:
-    """Lengths."""
-
-  @property
-  def sparse(self) -> SparseConfig:
-    """How connections move."""
-
-  @property
-  def lanes_at_once(self) -> int | None:
-    """Keys computed side by side; None is all of them."""
+  # Folder for the results; made if missing.
+  out: str = ''
+  # Continue the interrupted run in that folder.
+  resume: bool = False
+  # The data set.
+  data: DataConfig = DataConfig()
+  # Test examples to use, the first ones. Default: all.
+  num_test: int | None = None
+  # Subtract the mean of each channel and divide by its standard deviation.
+  normalise: bool = False
+  # Shift by up to 4 pixels and mirror at random in training.
+  augment: bool = False
+  # The network: lenet_300_100, lenet_5, wrn_22_2, … (nets/registry.py).
+  net: str = 'lenet_300_100'
+  # Seeds of the initial weights, of masks, and of the order of the data.
+  keys: tuple[int, ...] = (0, 1, 2)
+  # The optimiser.
+  optimizer: OptimizerConfig = OptimizerConfig(
+    learning_rate=0.05,
+    schedule='cosine',
+    momentum=0.9,
+    nesterov=True,
+    decay_theta=5e-4,
+  )
+  # Lengths.
+  loop: LoopConfig = LoopConfig(
+    num_steps=1_500, batch_size=60, eval_every=150, steps_per_dispatch=150
+  )
+  # How connections move.
+  sparse: SparseConfig = SparseConfig()
+  # Keys computed side by side; with 1, one after another in the same program.
+  lanes_at_once: int | None = 1
 
 
 class Combination(NamedTuple):
@@ -117,34 +108,30 @@ def full_name(method: str) -> str:
     >>> full_name('set'), full_name('rigl')
     ('sparse_evolution', 'rigl')
   """
-  return _FULL_NAMES.get(method, method)
-
-
-_FULL_NAMES = {'set': 'sparse_evolution', 'pruning': 'gradual_pruning'}
+  names = {'set': 'sparse_evolution', 'pruning': 'gradual_pruning'}
+  return names.get(method, method)
 
 
 class Trained(NamedTuple):
-  """The networks of one combination, one lane for each key.
+  """The networks of one combination, one for each key.
 
   Attributes:
     net: the network.
     state: the stacked final states.
-    lanes: the runs.
+    members: the runs.
     splits: the data.
     prepare: turns images into what the network sees.
   """
 
   net: hk.TransformedWithState
   state: TrainState
-  lanes: Lanes
+  members: Members
   splits: data.Splits
-  prepare: step_lib.Prepare
+  prepare: data.Prepare
 
 
 def combinations(
-  methods: Iterable[Method],
-  densities: Sequence[float],
-  alphas: Iterable[float],
+  methods: Iterable[Method], densities: Sequence[float], alphas: Iterable[float]
 ) -> list[Combination]:
   """All of them; the dense network is there once for each α.
 
@@ -160,53 +147,49 @@ def combinations(
   ]
 
 
-def check_settings(settings: Settings, *several: str) -> None:
-  """Refuses settings that can be judged without the data.
+def check_settings(settings: Settings, *several: str) -> data.Splits:
+  """Refuses settings that do not fit, with a UserError that names them.
 
   Args:
     settings: the settings.
     *several: names of those which are tuples of different values.
 
-  Raises:
-    UserError: naming the setting.
+  Returns:
+    The data.
   """
-  lanes.check_at_once(settings.lanes_at_once)
+  ensemble.check_at_once(settings.lanes_at_once)
   checks.several(settings, *several)
   checks.positive(settings, 'num_test')
-  lanes.product([1.0], settings.keys)
+  ensemble.product([1.0], settings.keys)
+  splits = load(settings)
+  divergence.say_scale(splits, preparation(settings, splits))
+  if settings.augment:
+    augment.crop_and_flip(jax.random.key(0), splits.example)
+  data.check_batch_size(settings.loop.batch_size, len(splits.train.labels))
+  return splits
 
 
 def check_combinations(
-  settings: Settings, chosen: Iterable[Combination]
+  settings: Settings, chosen: Iterable[Combination], splits: data.Splits
 ) -> None:
-  """Refuses what a method or a network cannot do, before any training.
-
-  Args:
-    settings: the settings.
-    chosen: what is to be trained.
-
-  Raises:
-    UserError: naming the method and the density.
-    ValueError: if the data or the network is unknown, or they do not fit.
-  """
-  splits = load(settings)
-  divergence.say_scale(splits, preparation(settings, splits))
+  """Refuses what a method or a network cannot do, before any training."""
   net = nets.make(settings.net, splits.num_classes)
-  images = data.to_float(splits.train.images[:1])
-  if settings.augment:
-    augment.crop_and_flip(jax.random.key(0), images)
-  data.check_batch_size(settings.loop.batch_size, len(splits.train.labels))
   theta = shapes(net, splits)
   for combination in chosen:
-    tx = _maker(settings, combination, theta, len(splits.train.labels))(
-      jax.random.key(0)
-    )
-    try:
-      jax.eval_shape(functools.partial(views.init, tx), theta)
-    except ValueError as error:
-      raise UserError(
-        f'{combination.method} at density {combination.density:g}: {error}'
-      ) from error
+    make_tx = tx_maker(settings, combination, theta, splits)
+    what = f'{combination.method} at density {combination.density:g}'
+    check_starts(make_tx, theta, what)
+
+
+def check_starts(make_tx: MakeTx, theta: Params, what: str) -> None:
+  """Refuses a transformation that cannot start with parameters of a shape."""
+  try:
+    init = functools.partial(views.init, make_tx(jax.random.key(0)))
+    jax.eval_shape(init, theta)
+  except UserError:
+    raise
+  except ValueError as error:
+    raise UserError(f'{what}: {error}') from error
 
 
 def load(settings: Settings, show_progress: bool = True) -> data.Splits:
@@ -228,126 +211,131 @@ def _splits(
 
 def train(
   settings: Settings,
-  combination: Combination,
-  folder: RunFolder,
-  *,
-  execution: Execution = 'masked',
-  description: str = '',
-) -> Trained:
-  """Trains a combination for every key, or goes on where the folder stopped.
-
-  Args:
-    settings: the settings.
-    combination: what to train.
-    folder: where metrics and checkpoints go.
-    execution: how training computes with weights that do not exist; see
-      condensed.layout.
-    description: what is being trained, for the progress; '' for no progress.
-
-  Returns:
-    What came out. A line is printed about each key that diverged.
-  """
-  splits = load(settings, show_progress=bool(description))
-  net = nets.make(settings.net, splits.num_classes)
-  theta = shapes(net, splits)
-  return train_net(
-    settings,
-    net,
-    _maker(settings, combination, theta, len(splits.train.labels)),
-    combination,
-    folder,
-    execution=execution if combination.method != 'dense' else 'masked',
-    make_net=lambda supports: nets.make(
-      settings.net, splits.num_classes, supports=supports
-    ),
-    description=description,
-  )
-
-
-class Place(Protocol):
-  """What tells one training from the others, apart from its key."""
-
-  @property
-  def name(self) -> str:
-    """The name of its folder."""
-
-  @property
-  def alpha(self) -> float:
-    """The power."""
-
-
-def train_net(
-  settings: Settings,
   net: hk.TransformedWithState,
-  make_tx: Callable[[jax.Array], Any],
-  place: Place,
+  make_tx: MakeTx,
+  alpha: float,
   folder: RunFolder,
   *,
   state: TrainState | None = None,
   execution: Execution = 'masked',
-  make_net: MakeNet | None = None,
   description: str = '',
 ) -> Trained:
-  """Trains any network for every key, or goes on where the folder stopped.
+  """Trains a network for every key, or goes on where the folder stopped.
+
+  At each evaluation metrics.jsonl gets, beside the scores, what
+  MaskWatch.records says. A line is printed about each key that diverged.
 
   Args:
     settings: the data, the keys and the lengths.
     net: the network.
-    make_tx: from a PRNG key to a gradient transformation over φ.
-    place: its name, for people, and its α.
+    make_tx: its gradient transformation.
+    alpha: the α of that.
     folder: where metrics and checkpoints go.
-    state: the stacked states to start from, donated; see sparse_sweep.train.
-    execution: see sparse_sweep.train.
-    make_net: see sparse_sweep.train.
+    state: the stacked states to start from, donated; None makes them.
+    execution: how training computes with weights that do not exist, see
+      condensed.layout; condensed, keys are computed one by one.
     description: what is being trained, for the progress; '' for no progress.
 
   Returns:
-    What came out. A line is printed about each key that diverged.
+    What came out.
   """
   splits = load(settings, show_progress=bool(description))
   prepare = preparation(settings, splits)
-  runs = lanes.product([place.alpha], settings.keys)
-  state = sparse_sweep.train(
-    net,
-    make_tx,
-    runs,
+  members = ensemble.product([alpha], settings.keys)
+  if state is None:
+    state = ensemble.create_by_key(net, make_tx, members, splits.example)
+  advance, is_condensed = _make_advance(
+    settings, net, make_tx, state, splits, execution
+  )
+  at_once = 1 if is_condensed else settings.lanes_at_once
+  score = evaluate_lib.on_state(net, prepare=prepare)
+  watch = mask_watch.MaskWatch(state)
+
+  def records(trained: Tree, found: Tree) -> list[Row]:
+    scores, masks = jax.device_get(found)
+    scored = ensemble.score_records(members, trained, scores)
+    return [*scored, *watch.records(members, masks)]
+
+  state = loop.fit(
+    state,
+    ensemble.mapped(advance, at_once),
+    ensemble.mapped(
+      lambda state, arrays: (score(state, arrays), mask_watch.masks_of(state)),
+      at_once,
+    ),
     splits,
     settings.loop,
     folder,
-    state=state,
-    prepare=prepare,
-    augment=augment.crop_and_flip if settings.augment else None,
-    execution=execution,
-    make_net=make_net,
-    at_once=settings.lanes_at_once,
+    indices=functools.partial(ensemble.batch_indices, members),
+    records=records,
+    begin=watch.begin,
     description=description,
     show_progress=bool(description),
   )
-  sweep.say_diverged(runs, state, folder)
-  return Trained(net, state, runs, splits, prepare)
+  ensemble.say_diverged(members, state, folder)
+  return Trained(net, state, members, splits, prepare)
 
 
-def preparation(settings: Settings, splits: data.Splits) -> step_lib.Prepare:
+def _make_advance(
+  settings: Settings,
+  net: hk.TransformedWithState,
+  make_tx: MakeTx,
+  state: TrainState,
+  splits: data.Splits,
+  execution: Execution,
+) -> tuple[step_lib.Advance, bool]:
+  """Many steps, and whether they are condensed."""
+  tx = make_tx(jax.random.key(0))  # the state has the key that counts
+  options: Row = {
+    'prepare': preparation(settings, splits),
+    'augment': augment.crop_and_flip if settings.augment else None,
+  }
+  if execution != 'masked':
+    make_net = lambda supports: nets.make(
+      settings.net, splits.num_classes, supports=supports
+    )
+    batch = splits.train.images[: settings.loop.batch_size]
+    layout = condensed.layout(
+      state, tx=tx, make_net=make_net, images=batch, execution=execution
+    )
+    if layout.shapes:
+      make = condensed.make_advance
+      return make(net, make_net, tx, layout, **options), True
+  return fusing.make_advance(net, tx, **options), False
+
+
+def preparation(settings: Settings, splits: data.Splits) -> data.Prepare:
   """What turns images into what the network sees."""
   if settings.normalise:
     return data.normalise(splits.train.images)
   return data.to_float
 
 
-def results(combination: Combination, trained: Trained) -> list[Row]:
-  """One record for each key: those of sparse_sweep.results, and the method.
-
-  Args:
-    combination: what was trained.
-    trained: what came out.
+def results(trained: Trained) -> list[Row]:
+  """What came out, one record for each key.
 
   Returns:
-    Records with method and density before the fields of sparse_sweep.results.
+    Records with alpha, key, density_measured (the share of weights that are
+    connections), accuracy and loss of the test split, and validation_accuracy.
   """
-  net, state, runs, splits, prepare = trained
-  found = sparse_sweep.results(net, state, runs, splits, prepare=prepare)
-  place = {'method': combination.method, 'density': combination.density}
-  return [{**place, **record} for record in found]
+  net, state, members, splits, prepare = trained
+  score = evaluate_lib.on_state(net, prepare=prepare)
+  mapped = jax.jit(ensemble.mapped(score, 1))
+  test, validation = (
+    jax.device_get(mapped(state, jax.device_put(arrays)))
+    for arrays in (splits.test, splits.validation)
+  )
+  masks = mask_watch.stacked_masks(state)
+  return [
+    {
+      **name,
+      'density_measured': mask_watch.density(ensemble.take(masks, index)),
+      'accuracy': float(test['accuracy'][index]),
+      'loss': float(test['loss'][index]),
+      'validation_accuracy': float(validation['accuracy'][index]),
+    }
+    for index, name in enumerate(ensemble.names(members))
+  ]
 
 
 def print_accuracy(combination: Named, records: list[Row]) -> None:
@@ -360,24 +348,23 @@ def print_accuracy(combination: Named, records: list[Row]) -> None:
 def shapes(net: hk.TransformedWithState, splits: data.Splits) -> Any:
   """Shapes of the parameters of a network for the images of a data set."""
   init = functools.partial(net.init, is_training=True)
-  images = data.to_float(splits.train.images[:1])
-  theta, _ = jax.eval_shape(init, jax.random.key(0), images)
+  theta, _ = jax.eval_shape(init, jax.random.key(0), splits.example)
   return theta
 
 
-def _maker(
-  settings: Settings, combination: Combination, theta: Params, num_examples: int
-) -> Callable[[jax.Array], Any]:
-  """From a PRNG key to the gradient transformation of a combination."""
+def tx_maker(
+  settings: Settings,
+  combination: Combination,
+  theta: Params,
+  splits: data.Splits,
+) -> MakeTx:
+  """What trains a combination, for the shapes of its network."""
   method, density, alpha = combination
-  num_steps = settings.loop.num_steps
-  inner = optimizers.make_tx(settings.optimizer, alpha, num_steps)
-  lengths = lengths_of(settings.loop, theta, num_examples)
+  inner = optimizers.make_tx(settings.optimizer, alpha, settings.loop.num_steps)
+  lengths = lengths_of(settings.loop, theta, splits)
 
-  def make_tx(key: jax.Array) -> Any:
-    tx = sparse_methods.make_tx(
-      inner, method, density, settings.sparse, lengths, key
-    )
+  def make_tx(key: jax.Array) -> optax.GradientTransformation:
+    tx = methods.make_tx(inner, method, density, settings.sparse, lengths, key)
     is_fast = method == 'dense' or fusing.fuses_loops()
     fuses = settings.optimizer.is_elementwise and is_fast
     return fusing.fused(tx) if fuses else tx
@@ -385,21 +372,11 @@ def _maker(
   return make_tx
 
 
-def lengths_of(loop: LoopConfig, theta: Params, num_examples: int) -> Lengths:
-  """What the settings of a method are shares of.
-
-  Args:
-    loop: lengths.
-    theta: parameters, or their shapes.
-    num_examples: examples in the training split.
-
-  Returns:
-    The lengths.
-  """
-  sizes = [
-    leaf.value.size
-    for leaf in trees.named_leaves(theta)
-    if select_lib.is_weight(*leaf)
-  ]
-  steps_per_epoch = -(-num_examples // loop.batch_size)
-  return Lengths(loop.num_steps, steps_per_epoch, sum(sizes))
+def lengths_of(
+  loop: LoopConfig, theta: Params, splits: data.Splits
+) -> methods.Lengths:
+  """What the settings of a method are shares of."""
+  num_examples = len(splits.train.labels)
+  return methods.lengths_of(
+    theta, loop.num_steps, loop.batch_size, num_examples
+  )

@@ -72,10 +72,9 @@ def main(config: Config) -> None:
   )
   num_tasks = len(streams.load(config.stream, config.data))
   found = combination_runs.run_all(
-    functools.partial(combination_lib.learn_or_read, config),
+    functools.partial(combination_lib.learn, config),
     combinations,
-    config.out,
-    config.workers,
+    config,
     num_tasks,
     _print,
   )

@@ -14,7 +14,6 @@ from experiments.continual_permuted import (
 from experiments.continual_permuted.config import Config
 from experiments.continual_permuted.methods import Method, Name, Problem
 from powerprop_jax.files.tables import Row
-from powerprop_jax.train.runs.folder import RunFolder
 
 PROGRAM = 'continual_permuted'
 
@@ -71,21 +70,18 @@ def make_method(config: Config, combination: Combination) -> Method:
   return baselines.make(method, problem)
 
 
-def learn_or_read(
+def learn(
   config: Config, description: str, combination: Combination
 ) -> list[Row]:
   """Results of a combination: learned, or read where that is done."""
-
-  def learn(folder: RunFolder) -> list[Row]:
-    return runs.run(
-      make_method(config, combination),
-      make_problem(config, combination),
-      folder,
-      measure_every=config.measure_every,
-      description=description,
-    )
-
-  settings = combination_runs.settings(config) | combination._asdict()
-  return combination_runs.once(
-    learn, config.out, combination, settings, PROGRAM
+  folder = combination_runs.folder(config, combination, PROGRAM)
+  if folder.is_complete:
+    return combination_runs.read(folder)
+  results = runs.run(
+    make_method(config, combination),
+    make_problem(config, combination),
+    folder,
+    measure_every=config.measure_every,
+    description=description,
   )
+  return combination_runs.write(folder, results)

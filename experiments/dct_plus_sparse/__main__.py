@@ -43,27 +43,15 @@ differences between supports and theirs see prune/at_init.
 
 import functools
 import sys
-from typing import Any
 
-import jax
-
-from experiments.common import combinations, sparse_runs
-from experiments.dct_plus_sparse import (
-  costs as dct_plus_sparse_costs,
-)
-from experiments.dct_plus_sparse import (
-  patterns,
-  report,
-  runs,
-  training,
-)
+from experiments.common import combinations as combination_runs
+from experiments.common import sparse_runs
+from experiments.dct_plus_sparse import costs as costs_lib
+from experiments.dct_plus_sparse import patterns, report, training
 from experiments.dct_plus_sparse.config import PRESETS, Config
 from experiments.dct_plus_sparse.training import Combination
-from powerprop_jax.optim import views
+from powerprop_jax.core.trees import Params
 from powerprop_jax.train.cli import arguments
-from powerprop_jax.train.data import augment
-from powerprop_jax.train.data import splits as data
-from powerprop_jax.train.runs import divergence
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
 
@@ -71,15 +59,14 @@ from powerprop_jax.train.runs.folder import RunFolder
 def main(config: Config) -> None:
   """Trains every combination and writes what came out."""
   chosen = _check(config)
-  settings = runs.settings(config)
+  settings = combination_runs.settings(config, *training.NOT_SETTINGS)
   folder = RunFolder(
-    config.out, settings, program=runs.PROGRAM, resume=config.resume
+    config.out, settings, program=training.PROGRAM, resume=config.resume
   )
-  found = combinations.run_all(
-    functools.partial(runs.train_or_read, config),
+  found = combination_runs.run_all(
+    functools.partial(training.train, config),
     chosen,
-    config.out,
-    config.workers,
+    config,
     config.loop.num_steps,
     sparse_runs.print_accuracy,
   )
@@ -92,8 +79,8 @@ def main(config: Config) -> None:
   folder.write_results(results)
   of_networks = [record for record in results if 'accuracy' in record]
   costs = {
-    'sizes': dct_plus_sparse_costs.size_table(of_networks),
-    'steps': dct_plus_sparse_costs.step_table(config),
+    'sizes': costs_lib.size_table(of_networks),
+    'steps': costs_lib.step_table(config),
   }
   folder.write_json('costs.json', costs)
   report.write(
@@ -106,15 +93,12 @@ def main(config: Config) -> None:
   )
   folder.mark_complete()
   print(f'\nFigures and report: {folder.path / "report.html"}')
-  combinations.check_any_left(config.out, chosen)
+  combination_runs.check_any_left(config.out, chosen)
 
 
 def _check(config: Config) -> list[Combination]:
   """The combinations, after refusing what cannot be trained."""
-  sparse_runs.check_settings(
-    config, 'networks', 'supports', 'densities', 'alphas', 'keys'
-  )
-  combinations.check_workers(config.workers)
+  combination_runs.check_workers(config.workers)
   if not 0 < config.dct_init_scale < float('inf'):
     raise UserError(
       '--dct-init-scale must be positive and finite, got '
@@ -127,30 +111,22 @@ def _check(config: Config) -> list[Combination]:
     )
   chosen = training.combinations(config)
   _check_supports(config, bool(chosen))
-  splits = sparse_runs.load(config)
-  data.check_batch_size(config.loop.batch_size, len(splits.train.labels))
-  divergence.say_scale(splits, sparse_runs.preparation(config, splits))
+  splits = sparse_runs.check_settings(
+    config, 'networks', 'supports', 'densities', 'alphas', 'keys'
+  )
   patterns.check(config.score, len(splits.train.labels))
-  if config.augment:
-    images = data.to_float(splits.train.images[:1])
-    augment.crop_and_flip(jax.random.key(0), images)
   # A layer that would lose all its weights is found from shapes alone.
-  made: dict[Any, Any] = {}
+  made: dict[tuple[str, float], Params] = {}
   for combination in chosen:
     network, support, density, alpha = combination
     if (network, alpha) not in made:
       net = training.make_net(config, network, alpha, splits.num_classes)
       made[network, alpha] = sparse_runs.shapes(net, splits)
     theta = made[network, alpha]
-    make_tx = training.tx_maker(
-      config, combination, theta, len(splits.train.labels)
-    )
-    init = functools.partial(views.init, make_tx(jax.random.key(0)))
-    try:
-      patterns.check_density(support, theta, density)
-      jax.eval_shape(init, theta)
-    except ValueError as error:
-      raise UserError(f'{support} at density {density:g}: {error}') from error
+    make_tx = training.tx_maker(config, combination, theta, splits)
+    what = f'{support} at density {density:g}'
+    patterns.check_density(support, theta, density, what)
+    sparse_runs.check_starts(make_tx, theta, what)
   return chosen
 
 
@@ -173,7 +149,7 @@ if __name__ == '__main__':
     arguments.run(
       main,
       PRESETS,
-      prog=f'python -m experiments.{runs.PROGRAM}',
+      prog=f'python -m experiments.{training.PROGRAM}',
       description=str(__doc__).split('\n', maxsplit=1)[0],
       static_alpha=True,
     )

@@ -3,10 +3,10 @@
 import dataclasses
 from typing import Literal
 
+from experiments.common.sparse_runs import Settings
 from experiments.dct_plus_sparse.patterns import ScoreConfig, SupportName
 from powerprop_jax.train.data.splits import DataConfig
 from powerprop_jax.train.loop import LoopConfig
-from powerprop_jax.train.methods import SparseConfig
 from powerprop_jax.train.optimizers import OptimizerConfig
 
 Network = Literal['standard', 'dct']
@@ -17,26 +17,14 @@ _ADAM = OptimizerConfig(name='adam', learning_rate=5e-3)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Settings):
   """Sparse networks with and without a fixed cosine transform."""
 
   # Folder for the results; made if missing.
   out: str = 'runs/dct_plus_sparse'
-  # Continue the interrupted run in that folder.
-  resume: bool = False
   # Combinations trained at the same time, each in a process with one thread;
   # with 1, one after another in this process, with all threads.
   workers: int = 1
-  # The data set.
-  data: DataConfig = DataConfig()
-  # Test examples to score on, the first ones. Default: all.
-  num_test: int | None = None
-  # Subtract the mean of each channel and divide by its standard deviation.
-  normalise: bool = False
-  # Shift by up to 4 pixels and mirror at random in training.
-  augment: bool = False
-  # The network: lenet_300_100, lenet_5_small, vgg_19, … (nets/registry.py).
-  net: str = 'lenet_300_100'
   # 'standard', and 'dct', where every layer adds the fixed cosine transform.
   networks: tuple[Network, ...] = ('standard', 'dct')
   # Where the connections are. Random, with a budget for each layer: uniform,
@@ -55,8 +43,6 @@ class Config:
   densities: tuple[float, ...] = (0.01, 0.001)
   # Powers to compare; 1 is training without powerprop.
   alphas: tuple[float, ...] = (1.0,)
-  # Seeds of the initial weights, of masks, and of the order of the data.
-  keys: tuple[int, ...] = (0, 1, 2)
   # Variance of the first weights of 'dct' times the fan-in of the layer, where
   # α is not 1; with α = 1 they start at zero, where powerprop could not move
   # them. 10 was as good as any of 1 to 1000 on MNIST.
@@ -71,10 +57,6 @@ class Config:
   )
   # What pruning at initialisation looks at.
   score: ScoreConfig = ScoreConfig()
-  # How connections of set and rigl move.
-  sparse: SparseConfig = SparseConfig()
-  # Keys computed side by side; with 1, one after another in the same program.
-  lanes_at_once: int | None = 1
   # Steps in each of seven runs that are timed in the end; 0 is no timing.
   timed_steps: int = 20
 

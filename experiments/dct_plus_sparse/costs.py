@@ -24,15 +24,12 @@ _REPEATS = 7
 def size_table(records: _Records) -> list[Row]:
   """Sizes of the state, a row for each network and density.
 
-  Args:
-    records: of networks, with network, density, parameters and the bytes of
-      the three forms; the first of each network and density counts, and a
-      support that stays as it is before one that moves.
+  Bytes are of the state while training, masked and condensed, the latter as a
+  share of the dense network's too.
 
-  Returns:
-    Rows with network, density, parameters (those that are trained), bytes of
-    the state while training, masked and condensed, and the latter as a share of
-    that of the dense network.
+  Args:
+    records: of networks; the first of each network and density counts, and a
+      support that stays as it is before one that moves.
 
   Example:
     >>> sizes = {'bytes_dense': 400, 'bytes_masked': 500, 'bytes_condensed': 8}
@@ -63,14 +60,8 @@ def size_table(records: _Records) -> list[Row]:
 def step_table(config: Config) -> list[Row]:
   """Time of a step of each network, with all connections in the masked form.
 
-  A step of that form takes as long at every density. The networks take turns.
-
-  Args:
-    config: the settings, with the steps in a run; 0 is no timing.
-
-  Returns:
-    Rows with network, optimiser, milliseconds of a step (the median of seven
-    runs after compilation) and the median ratio to the first network.
+  A step of that form takes as long at every density. The networks take turns;
+  milliseconds are the median of seven runs after compilation.
   """
   if not config.timed_steps:
     return []

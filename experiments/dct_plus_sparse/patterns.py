@@ -116,9 +116,6 @@ def make_scorer(
     examples: the training split.
     prepare: turns images into what the network sees.
     config: how much to look at, see check.
-
-  Returns:
-    A Scorer.
   """
 
   def logits_fn(theta: Params, images: jax.Array) -> jax.Array:
@@ -140,15 +137,7 @@ def make_scorer(
 
 
 def check(config: ScoreConfig, num_examples: int) -> None:
-  """Refuses settings that are not positive, or need more data than there is.
-
-  Args:
-    config: the settings.
-    num_examples: examples in the training split.
-
-  Raises:
-    UserError: naming the setting.
-  """
+  """Refuses settings that are not positive, or need more data than there is."""
   names = (field.name for field in dataclasses.fields(config))
   checks.positive(config, *names, prefix='')
   if config.num_batches * config.batch_size > num_examples:
@@ -165,13 +154,6 @@ def is_possible(name: str, *, dct: bool) -> bool:
   All scores have the weights as a factor. Those beside a cosine transform start
   at zero, or at random values that say nothing of what the transform does, so
   no weight is better than another.
-
-  Args:
-    name: one of NAMES.
-    dct: whether the layers of the network have the transform.
-
-  Returns:
-    False for a scored support of a network with the transform.
 
   Note:
     The authors of DCT plus sparse refuse FORCE there as well. Scoring the
@@ -194,22 +176,9 @@ def make_tx(
 ) -> optax.GradientTransformationExtraArgs:
   """The gradient transformation over φ that trains a support.
 
-  Args:
-    inner: the optimiser, powerprop included; see optimizers.make_tx.
-    name: one of NAMES.
-    density: share of the weights that are connections, in (0, 1].
-    config: how connections of SET and RigL move.
-    lengths: what these settings are shares of.
-    key: seed of random masks and random growth, an int or a PRNG key.
-
-  Returns:
-    sparsify around inner. A scored support has all connections until `install`.
-
-  Raises:
-    UserError: if density or a setting is out of range. That a layer would lose
-      all its weights is a ValueError from init.
+  As methods.make_tx. A scored support has all connections until `install`.
   """
-  sparsity = methods.density_to_sparsity(density)
+  sparsity = masks_lib.density_to_sparsity(density)
   if name in _BUDGETS:
     return aliases.static(inner, sparsity, distribution=_BUDGETS[name], key=key)
   if name == 'set' or name == 'rigl':
@@ -218,16 +187,16 @@ def make_tx(
   return sparsify.sparsify(inner, Topology(full, regrow='zero'), key=key)
 
 
-def check_density(name: SupportName, theta: Params, density: float) -> None:
+def check_density(
+  name: SupportName, theta: Params, density: float, what: str
+) -> None:
   """Refuses less than one connection for each layer, of all ranked together.
 
   Args:
     name: one of NAMES; those that are not scored check their own budgets.
     theta: parameters, or their shapes.
     density: share of the weights to keep, in (0, 1].
-
-  Raises:
-    ValueError: saying how many there would be.
+    what: the combination, for the message.
   """
   if name not in SCORED:
     return
@@ -236,12 +205,12 @@ def check_density(name: SupportName, theta: Params, density: float) -> None:
     for leaf in trees.named_leaves(theta)
     if select_lib.is_weight(*leaf)
   ]
-  sparsity = methods.density_to_sparsity(density)
+  sparsity = masks_lib.density_to_sparsity(density)
   kept = masks_lib.num_kept(sum(sizes), sparsity)
   if kept < len(sizes):
-    raise ValueError(
-      f'{kept} connections for {len(sizes)} layers are less than one each. '
-      'Raise the density.'
+    raise UserError(
+      f'{what}: {kept} connections for {len(sizes)} layers are less than one '
+      'each. Raise the density.'
     )
 
 
@@ -270,7 +239,7 @@ def find(
       one weight for each layer.
   """
   config = scorer.config
-  sparsity = methods.density_to_sparsity(density)
+  sparsity = masks_lib.density_to_sparsity(density)
   batches = functools.partial(_batches, scorer, key)
   if name == 'synflow':
     shape = (1, *scorer.examples.images.shape[1:])
@@ -305,12 +274,12 @@ def _batches(
 
 
 def install(state: TrainState, masks: Masks) -> TrainState:
-  """The states of all lanes with other connections.
+  """The states of all members with other connections.
 
   Args:
     state: stacked states before their first step, of a scored support; they
       are donated.
-    masks: the masks of each lane, stacked.
+    masks: the masks of each member, stacked.
 
   Returns:
     Stacked states with these connections, and φ zero without one.

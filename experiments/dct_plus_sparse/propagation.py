@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments.class_specialisation import activations
-from experiments.class_specialisation.activations import Apply
+from experiments.common import activations
+from experiments.common.activations import Apply
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core import trees
 from powerprop_jax.core.masks import Masks
-from powerprop_jax.core.trees import Params, Select
+from powerprop_jax.core.trees import Params
 from powerprop_jax.files.tables import Row
 
 Record = Row
@@ -44,7 +44,6 @@ def signal_propagation(
   inputs: Any,
   *,
   masks: Masks | None = None,
-  select: Select = select_lib.is_weight,
 ) -> dict[str, Signal]:
   """The signal in every layer of a Haiku network, forward and backward.
 
@@ -58,9 +57,7 @@ def signal_propagation(
     loss_fn: outputs -> scalar loss.
     theta: effective parameters.
     inputs: a batch, what apply takes.
-    masks: the connections that exist, structure and shapes of theta; all by
-      default. The network is measured at theta⊙masks.
-    select: predicate over (module name, name, value).
+    masks: the network is measured at theta⊙masks; all True by default.
 
   Returns:
     The signal in each layer, by the name of its module and in the order of the
@@ -83,16 +80,14 @@ def signal_propagation(
   """
   masks = masks_lib.full_masks(theta) if masks is None else masks
   theta = masks_lib.apply_masks(theta, masks)
-  outputs = activations.layer_outputs(
-    apply, theta, inputs, select=select, with_norms=False
-  )
+  outputs = activations.layer_outputs(apply, theta, inputs, with_norms=False)
   grads = jax.grad(lambda t: loss_fn(apply(t, inputs)))(theta)
   grads = masks_lib.apply_masks(grads, masks)
   squares: Row = {}
   for leaf, value in zip(
     trees.named_leaves(theta), jax.tree.leaves(grads), strict=True
   ):
-    if leaf.module_name in outputs and select(*leaf):
+    if leaf.module_name in outputs and select_lib.is_weight(*leaf):
       square = jnp.sum(jnp.square(value.astype(jnp.float32)))
       squares[leaf.module_name] = squares.get(leaf.module_name, 0.0) + square
   return {
@@ -102,14 +97,7 @@ def signal_propagation(
 
 
 def signal_records(found: Mapping[str, Signal]) -> list[Record]:
-  """Flat records of concrete signals, one per layer.
-
-  Args:
-    found: what signal_propagation gave.
-
-  Returns:
-    Records with layer, variance and gradient_norm, in the order of the forward
-    pass.
+  """Flat records of concrete signals, one per layer, in their order.
 
   Example:
     >>> signal_records({'linear': Signal(jnp.float32(1), jnp.float32(0.5))})

@@ -5,7 +5,7 @@ import pathlib
 import statistics
 from typing import Any
 
-from experiments.dct_plus_sparse import figures, figures_supports
+from experiments.dct_plus_sparse import figures as figures_lib
 from experiments.sparse_training import report
 from powerprop_jax.files import tables, whole
 from powerprop_jax.files.tables import Row
@@ -56,11 +56,11 @@ def write(
     if costs[name]:
       print(f'\n{words}\n\n{tables.text_table(costs[name])}')
   figures = {
-    'accuracy': figures_supports.accuracy_by_support(
+    'accuracy': figures_lib.accuracy_by_support(
       of_networks, title=title, num_classes=num_classes
     ),
     **{
-      f'signals_{support}': figures.signal_propagation(
+      f'signals_{support}': figures_lib.signal_propagation(
         signals, title=f'{title}, {support}, before the first step'
       )
       for support, signals in _signals(of_layers).items()

@@ -14,7 +14,7 @@ import optax
 
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core import trees
-from powerprop_jax.core.trees import Params, Select, Tree
+from powerprop_jax.core.trees import Params, Tree
 
 
 def tree_bytes(tree: Tree) -> int:
@@ -37,9 +37,6 @@ def trained_bytes(
     phi: latent parameters, or their shapes.
     net_state: the network's own state, or its shapes.
 
-  Returns:
-    The sum.
-
   Example:
     >>> trained_bytes(optax.sgd(0.1, 0.9), {'w': np.zeros((5, 2), np.float32)})
     80
@@ -54,7 +51,7 @@ def condensed_bytes(
   num_connections: Mapping[str, int],
   net_state: Tree = (),
 ) -> int:
-  """The same of a network that holds its connections alone.
+  """The same of a network that holds its connections alone, and positions.
 
   Args:
     inner: the optimiser, without sparsify: there are no masks.
@@ -62,9 +59,6 @@ def condensed_bytes(
     num_connections: connections of each weight, by 'module/name'; other leaves
       are kept as they are.
     net_state: the network's own state, or its shapes.
-
-  Returns:
-    The sum, positions included.
 
   Example:
     >>> phi = {'w': np.zeros((5, 2), np.float32)}
@@ -84,28 +78,18 @@ def condensed_bytes(
   return trained_bytes(inner, values, net_state) + positions
 
 
-def num_trained(
-  phi: Params,
-  num_connections: int,
-  *,
-  select: Select = select_lib.is_weight,
-) -> int:
-  """Parameters that are trained: connections, and all that is not selected.
+def num_trained(phi: Params, num_connections: int) -> int:
+  """Parameters that are trained: connections, and all that are not weights.
 
-  Args:
-    phi: latent parameters of the dense form, or their shapes.
-    num_connections: connections of all selected leaves together.
-    select: which leaves are sparse.
-
-  Returns:
-    The sum: connections, biases, scales and offsets of norms and transforms.
+  These are biases, scales and offsets of norms and transforms.
 
   Example:
     >>> phi = {'linear': {'w': np.zeros((5, 2)), 'b': np.zeros(2)}}
     >>> num_trained(phi, 3)
     5
   """
-  others = [
-    leaf.value.size for leaf in trees.named_leaves(phi) if not select(*leaf)
-  ]
-  return num_connections + sum(others)
+  return num_connections + sum(
+    leaf.value.size
+    for leaf in trees.named_leaves(phi)
+    if not select_lib.is_weight(*leaf)
+  )

@@ -1,6 +1,5 @@
 """What experiments/dct_plus_sparse trains, and what it measures of it."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 import warnings
 
@@ -10,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.common import mask_watch, sparse_runs, sparse_sweep
-from experiments.common.sparse_runs import Trained
+from experiments.common import combinations as combination_runs
+from experiments.common import mask_watch, sparse_runs
+from experiments.common.sparse_runs import MakeTx, Trained
 from experiments.dct_plus_sparse import patterns, propagation, state_sizes
 from experiments.dct_plus_sparse.config import Config, Network
 from experiments.dct_plus_sparse.patterns import SupportName
@@ -20,13 +20,16 @@ from powerprop_jax.core.trees import Params, Tree
 from powerprop_jax.files.tables import Row
 from powerprop_jax.optim import views
 from powerprop_jax.prune import at_init
-from powerprop_jax.train import ensemble, optimizers
+from powerprop_jax.train import ensemble, evaluate, optimizers
 from powerprop_jax.train.data import splits as data
 from powerprop_jax.train.optimizers import OptimizerConfig
-from powerprop_jax.train.runs.folder import RunFolder
 from powerprop_jax.train.state import TrainState
 
 Records = list[Row]
+
+PROGRAM = 'dct_plus_sparse'
+# The times of steps are measured again.
+NOT_SETTINGS = ('timed_steps',)
 
 
 class Combination(NamedTuple):
@@ -82,12 +85,12 @@ def make_net(
 
 
 def tx_maker(
-  config: Config, combination: Combination, theta: Params, num_examples: int
-) -> Callable[[jax.Array], Any]:
-  """From a PRNG key to the gradient transformation of a combination."""
+  config: Config, combination: Combination, theta: Params, splits: data.Splits
+) -> MakeTx:
+  """What trains a combination, for the shapes of its network."""
   network, support, density, alpha = combination
   inner = inner_tx(config, network, alpha)
-  lengths = sparse_runs.lengths_of(config.loop, theta, num_examples)
+  lengths = sparse_runs.lengths_of(config.loop, theta, splits)
   return lambda key: patterns.make_tx(
     inner, support, density, config.sparse, lengths, key
   )
@@ -107,46 +110,43 @@ def optimizer_of(config: Config, network: Network) -> OptimizerConfig:
 
 
 def train(
-  config: Config, combination: Combination, description: str, folder: RunFolder
+  config: Config, description: str, combination: Combination
 ) -> Records:
-  """Trains a combination for every key, or goes on where the folder stopped.
+  """Results of a combination: trained, or read where that is done.
 
   Args:
     config: the settings.
-    combination: what to train.
     description: what is being trained, for the progress; '' for no progress.
-    folder: where metrics and checkpoints go.
+    combination: what to train.
 
   Returns:
     One record of the network for each key, and one of each layer. None at all
     where the scores rank nothing, as of a network that earlier rounds of
     pruning have cut through; a line says so.
   """
+  folder = combination_runs.folder(config, combination, PROGRAM, *NOT_SETTINGS)
+  if folder.is_complete:
+    return combination_runs.read(folder)
   splits = sparse_runs.load(config, bool(description))
   network, support, _, alpha = combination
   net = make_net(config, network, alpha, splits.num_classes)
   theta = sparse_runs.shapes(net, splits)
-  make_tx = tx_maker(config, combination, theta, len(splits.train.labels))
-  runs = ensemble.product([alpha], config.keys)
-  state = sparse_sweep.initial_states(net, make_tx, runs, splits)
+  make_tx = tx_maker(config, combination, theta, splits)
+  members = ensemble.product([alpha], config.keys)
+  state = ensemble.create_by_key(net, make_tx, members, splits.example)
   if support in patterns.SCORED:
     try:
       masks = _find_masks(config, combination, net, state, splits)
     except ValueError as error:
       print(f'note: {combination.name} is left out: {error}', flush=True)
-      return []
+      return combination_runs.write(folder, [])
     state = patterns.install(state, masks)
   signals = _signals(config, net, state, splits)
-  trained = sparse_runs.train_net(
-    config,
-    net,
-    make_tx,
-    combination,
-    folder,
-    state=state,
-    description=description,
+  trained = sparse_runs.train(
+    config, net, make_tx, alpha, folder, state=state, description=description
   )
-  return _records(config, combination, trained, signals)
+  records = _records(config, combination, trained, signals)
+  return combination_runs.write(folder, records)
 
 
 def _find_masks(
@@ -159,9 +159,8 @@ def _find_masks(
   """The masks of a scored support for every key, stacked."""
   prepare = sparse_runs.preparation(config, splits)
   weights = jax.jit(jax.vmap(lambda s: (s.theta, s.net_state)))(state)
-  lane = lambda index: jax.tree.map(lambda x: x[index], weights)
   scorer = patterns.make_scorer(
-    net, lane(0)[1], splits.train, prepare, config.score
+    net, ensemble.take(weights, 0)[1], splits.train, prepare, config.score
   )
   found = []
   for index, key in enumerate(config.keys):
@@ -170,7 +169,7 @@ def _find_masks(
       masks = patterns.find(
         scorer,
         combination.support,
-        lane(index)[0],
+        ensemble.take(weights, index)[0],
         combination.density,
         # Another stream than those of the weights, the masks and the steps.
         jax.random.fold_in(jax.random.key(key), 3),
@@ -193,37 +192,36 @@ def _signals(
   images, labels = (part[: config.loop.batch_size] for part in splits.train)
   layers: list[str] = []
 
-  def measure(state: TrainState, images: Any, labels: Any) -> Any:
+  def measure(state: TrainState, batch: Any) -> Any:
+    images, labels = batch
+
     def apply(theta: Params, images: Any) -> jax.Array:
       key = jax.random.key(0)  # of dropout, where the network has it
       return net.apply(theta, state.net_state, key, prepare(images), True)[0]
 
-    def loss_fn(logits: jax.Array) -> jax.Array:
-      losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-      return jnp.mean(losses)
-
     masks = views.current_masks(state.phi, state.opt_state)
     found = propagation.signal_propagation(
-      apply, loss_fn, state.theta, images, masks=masks
+      apply,
+      lambda logits: jnp.mean(evaluate.cross_entropy(logits, labels)),
+      state.theta,
+      images,
+      masks=masks,
     )
     # A dictionary would come out of jit in another order.
     layers[:] = found
     return tuple(found.values())
 
-  measured = jax.jit(
-    lambda state, images, labels: ensemble.map_lanes(
-      lambda s: measure(s, images, labels), 1
-    )(state)
-  )(state, images, labels)
+  mapped = jax.jit(ensemble.mapped(measure, 1))
+  measured = mapped(state, (images, labels))
   by_layer = dict(zip(layers, jax.device_get(measured), strict=True))
   return [
     propagation.signal_records(
       {
-        layer: propagation.Signal(*(values[lane] for values in signal))
+        layer: propagation.Signal(*ensemble.take(signal, index))
         for layer, signal in by_layer.items()
       }
     )
-    for lane in range(len(config.keys))
+    for index in range(len(config.keys))
   ]
 
 
@@ -234,25 +232,23 @@ def _records(
   signals: list[Records],
 ) -> Records:
   """One record of the network for each key, and one of each layer."""
-  net, state, runs, splits, prepare = trained
+  state = trained.state
   masks = mask_watch.stacked_masks(state)
   one = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state
   )
   place = combination._asdict()
   records: Records = []
-  found = sparse_sweep.results(net, state, runs, splits, prepare=prepare)
-  for lane, record in enumerate(found):
-    counts = {path: int(np.sum(m[lane])) for path, m in masks.items()}
-    records.append(
-      {**place, **record, **_sizes(config, combination, one, counts)}
-    )
-  for lane, key in enumerate(config.keys):
-    for signal in signals[lane]:
-      densities = {
-        path.rpartition('/')[0]: float(np.mean(mask[lane]))
-        for path, mask in masks.items()
-      }
+  for index, record in enumerate(sparse_runs.results(trained)):
+    counts = {path: int(np.sum(m[index])) for path, m in masks.items()}
+    sizes = _sizes(config, combination, one, counts)
+    records.append({**place, **record, **sizes})
+  for index, key in enumerate(config.keys):
+    densities = {
+      path.rpartition('/')[0]: float(np.mean(mask[index]))
+      for path, mask in masks.items()
+    }
+    for signal in signals[index]:
       record = {**place, 'key': key, **signal}
       record['layer_density'] = densities[signal['layer']]
       records.append(record)

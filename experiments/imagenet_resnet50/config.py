@@ -14,12 +14,12 @@ from powerprop_jax.files.tables import Row
 from powerprop_jax.train import state as state_lib
 from powerprop_jax.train.images.sources import ImagesConfig
 from powerprop_jax.train.methods import SparseConfig
+from powerprop_jax.train.optimizers import ScheduleConfig
 from powerprop_jax.train.runs import checks, json_files
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.scale.distributed import HostsConfig
 from powerprop_jax.train.scale.precision import Half
 from powerprop_jax.train.scale.sharding import Mode
-from powerprop_jax.train.schedules import ScheduleConfig
 
 Method = Literal[
   'dense', 'one_shot', 'static', 'pruning', 'set', 'rigl', 'snfs', 'top_kast'

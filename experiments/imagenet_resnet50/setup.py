@@ -30,7 +30,7 @@ from powerprop_jax.files.tables import Row
 from powerprop_jax.nets import resnet
 from powerprop_jax.optim import decay, ema, powerprop, views
 from powerprop_jax.prune import one_shot
-from powerprop_jax.train import methods, schedules
+from powerprop_jax.train import methods, optimizers
 from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.methods import Lengths
 from powerprop_jax.train.runs.errors import UserError
@@ -83,8 +83,8 @@ def normalise(images: Any) -> jax.Array:
 
 
 def learning_rate(config: RecipeConfig, num_examples: int) -> optax.Schedule:
-  """From the number of steps done to the rate; see schedules.make."""
-  return schedules.make(
+  """From the number of steps done to the rate; see optimizers.schedule."""
+  return optimizers.schedule(
     config.schedule,
     config.total_steps,
     num_examples / config.batch_size,

@@ -20,22 +20,27 @@ Source: Schwarz et al., Powerpropagation, 2021, Figure 1, and the authors'
 notebook. Numbers: docs/results/one_shot_pruning.md.
 """
 
+from collections.abc import Mapping
 import dataclasses
+import functools
 import sys
-from typing import Any, Literal
+from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from powerprop_jax import nets
+from powerprop_jax.core import masks
+from powerprop_jax.core.trees import Params
 from powerprop_jax.costs import summary
 from powerprop_jax.files.tables import Row
 from powerprop_jax.report import analysis, html, plotting, records
-from powerprop_jax.train import ensemble, optimizers, sweep
+from powerprop_jax.train import ensemble, evaluate, loop, optimizers, step
 from powerprop_jax.train.cli import arguments
 from powerprop_jax.train.data import splits as data
 from powerprop_jax.train.data.splits import DataConfig
-from powerprop_jax.train.ensemble import Lanes
+from powerprop_jax.train.ensemble import Members
 from powerprop_jax.train.loop import LoopConfig
 from powerprop_jax.train.optimizers import OptimizerConfig
 from powerprop_jax.train.runs import checks, divergence, metrics
@@ -67,16 +72,8 @@ class Config:
   loop: LoopConfig = LoopConfig()
   # Shares of weights to keep; each is one point of the curves.
   kept: tuple[float, ...] = (
-    1.0,
-    0.5,
-    0.3,
-    0.2,
-    0.1,
-    0.07,
-    0.05,
-    0.03,
-    0.02,
-    0.01,
+    *(1.0, 0.5, 0.3, 0.2, 0.1),
+    *(0.07, 0.05, 0.03, 0.02, 0.01),
   )
   # Rank the weights of each layer by themselves, of all together, or both.
   scopes: tuple[Scope, ...] = ('global', 'layer')
@@ -139,40 +136,45 @@ def main(config: Config) -> None:
   make_tx = lambda alpha: optimizers.make_tx(
     config.optimizer, alpha, config.loop.num_steps
   )
-  runs = ensemble.product(config.alphas, config.keys)
-  start = sweep.initial_states(net, make_tx, runs, splits)
+  members = ensemble.product(config.alphas, config.keys)
+  state = ensemble.create(net, make_tx, members, splits.example)
   folder = RunFolder(
     config.out, config, program='one_shot_pruning', resume=config.resume
   )
   divergence.say_scale(splits)
-  state = sweep.train(
-    net,
-    make_tx,
-    runs,
+  before = _theta_by_alpha(members, state)
+  # The update reads α from the state, so any α builds the same step.
+  advance = step.make_advance(net, make_tx(jnp.float32(1)))
+  state = loop.fit(
+    state,
+    ensemble.mapped(advance, config.lanes_at_once),
+    ensemble.mapped(evaluate.on_state(net), config.lanes_at_once),
     splits,
     config.loop,
     folder,
-    at_once=config.lanes_at_once,
+    indices=functools.partial(ensemble.batch_indices, members),
+    records=functools.partial(ensemble.score_records, members),
     tensorboard=config.tensorboard,
   )
-  output_rule = sweep.keep_more_outputs(config.output_factor)
+  output_rule = ensemble.keep_more_outputs(config.output_factor)
   results = []
   for scope in config.scopes:
-    results += sweep.prune(
+    results += ensemble.prune(
       net,
       state,
-      runs,
+      members,
       splits.test,
-      [sweep.kept_to_sparsity(kept) for kept in config.kept],
+      [masks.density_to_sparsity(kept) for kept in config.kept],
       scope=scope,
       overrides=output_rule if scope == 'layer' else None,
     )
   folder.write_results(results)
-  _report(config, folder, runs, start, state, results, splits.num_classes)
+  after = _theta_by_alpha(members, state)
+  _report(config, folder, before, after, results, splits.num_classes)
   folder.mark_complete()
   _print(config, folder, results)
   divergence.check_any_left(
-    folder.path, sweep.say_diverged(runs, state, folder)
+    folder.path, ensemble.say_diverged(members, state, folder)
   )
 
 
@@ -181,61 +183,31 @@ def _check(config: Config) -> None:
   ensemble.check_at_once(config.lanes_at_once)
   checks.several(config, 'alphas', 'keys', 'kept', 'scopes', differ=False)
   for kept in config.kept:
-    sweep.kept_to_sparsity(kept)
-  sweep.keep_more_outputs(config.output_factor)
+    masks.density_to_sparsity(kept, '--kept')
+  ensemble.keep_more_outputs(config.output_factor)
 
 
-def _theta_by_alpha(runs: Lanes, state: TrainState) -> dict[float, Any]:
+def _theta_by_alpha(members: Members, state: TrainState) -> dict[float, Params]:
   """Effective weights of the first key of every α, on the host."""
   theta = jax.device_get(jax.vmap(lambda s: s.theta)(state))
-  first = runs.key[0]
   return {
-    float(alpha): jax.tree.map(lambda x, i=i: x[i], theta)
-    for i, (alpha, key) in enumerate(zip(*runs, strict=True))
-    if key == first
+    name['alpha']: ensemble.take(theta, index)
+    for index, name in enumerate(ensemble.names(members))
+    if name['key'] == members.key[0]
   }
 
 
 def _report(
   config: Config,
   folder: RunFolder,
-  runs: Lanes,
-  start: TrainState,
-  state: TrainState,
+  before: Mapping[float, Params],
+  after: Mapping[float, Params],
   results: list[Row],
   num_classes: int,
 ) -> None:
   """Figures and report.html."""
-  before, after = _theta_by_alpha(runs, start), _theta_by_alpha(runs, state)
-  overlaps = [
-    {'alpha': alpha, **record}
-    for alpha in after
-    for record in analysis.mask_overlap(before[alpha], after[alpha])
-  ]
-  near_zero = [
-    {'alpha': alpha, **record}
-    for alpha in after
-    for record in analysis.fraction_near_zero(after[alpha])
-  ]
   name = f'{config.net} on {config.data.name}'
-  figures = {
-    f'accuracy_{scope}': plotting.accuracy_against_sparsity(
-      [record for record in results if record['scope'] == scope],
-      title=f'{name}, one-shot pruning, {_SCOPE_TITLES[scope]}',
-      num_classes=num_classes,
-    )
-    for scope in config.scopes
-  }
-  figures['learning_curves'] = plotting.learning_curves(
-    metrics.read_metrics(folder.metrics_path),
-    fields=('loss', 'validation_accuracy'),
-    title=name,
-  )
-  figures['weight_histograms'] = plotting.weight_histograms(
-    analysis.weight_histograms(after), title=f'Weights after training, {name}'
-  )
-  figures['near_zero'] = plotting.near_zero(near_zero, title=name)
-  figures['mask_overlap'] = plotting.mask_overlap(overlaps, title=name)
+  figures = _figures(config, folder, before, after, results, num_classes)
   paths = {
     key: plotting.save(figure, folder.path / f'{key}.png')
     for key, figure in figures.items()
@@ -269,10 +241,7 @@ def _report(
         f'All of key {config.keys[0]}.',
         figures=show('weight_histograms', 'near_zero'),
         tables=[
-          html.Table(
-            weights,
-            f'Effective weights for α = {strongest:g}.',
-          )
+          html.Table(weights, f'Effective weights for α = {strongest:g}.')
         ],
       ),
       html.Section(
@@ -283,6 +252,48 @@ def _report(
       ),
     ],
   )
+
+
+def _figures(
+  config: Config,
+  folder: RunFolder,
+  before: Mapping[float, Params],
+  after: Mapping[float, Params],
+  results: list[Row],
+  num_classes: int,
+) -> Row:
+  name = f'{config.net} on {config.data.name}'
+  overlaps = [
+    {'alpha': alpha, **record}
+    for alpha in after
+    for record in analysis.mask_overlap(before[alpha], after[alpha])
+  ]
+  near_zero = [
+    {'alpha': alpha, **record}
+    for alpha in after
+    for record in analysis.fraction_near_zero(after[alpha])
+  ]
+  by_scope = {
+    f'accuracy_{scope}': plotting.accuracy_against_sparsity(
+      [record for record in results if record['scope'] == scope],
+      title=f'{name}, one-shot pruning, {_SCOPE_TITLES[scope]}',
+      num_classes=num_classes,
+    )
+    for scope in config.scopes
+  }
+  return {
+    **by_scope,
+    'learning_curves': plotting.learning_curves(
+      metrics.read_metrics(folder.metrics_path),
+      fields=('loss', 'validation_accuracy'),
+      title=name,
+    ),
+    'weight_histograms': plotting.weight_histograms(
+      analysis.weight_histograms(after), title=f'Weights after training, {name}'
+    ),
+    'near_zero': plotting.near_zero(near_zero, title=name),
+    'mask_overlap': plotting.mask_overlap(overlaps, title=name),
+  }
 
 
 _SCOPE_TITLES = {
@@ -301,18 +312,18 @@ _ALT = {
 
 def _print(config: Config, folder: RunFolder, results: list[Row]) -> None:
   """The table, on the standard output."""
+  sparsities = [masks.density_to_sparsity(kept) for kept in config.kept]
   for scope in config.scopes:
     print(f'\nTest accuracy, {_SCOPE_TITLES[scope]}, mean over keys:\n')
     print('  kept' + ''.join(f'  α = {a:<4g}' for a in config.alphas))
-    for kept in config.kept:
+    of_scope = [r for r in results if r['scope'] == scope]
+    for kept, sparsity in zip(config.kept, sparsities, strict=True):
       row = f'{kept:6.1%}'
       for alpha in config.alphas:
         found = [
           record['accuracy']
-          for record in results
-          if record['scope'] == scope
-          and record['alpha'] == alpha
-          and record['sparsity'] == sweep.kept_to_sparsity(kept)
+          for record in of_scope
+          if (record['alpha'], record['sparsity']) == (alpha, sparsity)
         ]
         row += f'  {np.mean(found):8.3f}'
       print(row)

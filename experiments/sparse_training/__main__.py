@@ -21,7 +21,7 @@ own under combinations/; with --resume they are not trained again, and those
 that were interrupted go on from their last look.
 
 Source: Dettmers & Zettlemoyer, Sparse networks from scratch, 2019; Evci et al.,
-Rigging the lottery, 2020; see common/published.py. The L2 penalty is on
+Rigging the lottery, 2020; see published.py. The L2 penalty is on
 weights alone, theirs on biases too. Numbers: docs/results/sparse_training.md.
 """
 
@@ -30,53 +30,75 @@ import sys
 
 from experiments.common import combinations as combination_runs
 from experiments.common import sparse_runs
-from experiments.sparse_training import report, runs
+from experiments.common.sparse_runs import Combination
+from experiments.sparse_training import report
 from experiments.sparse_training.config import PRESETS, Config
+from powerprop_jax import nets
+from powerprop_jax.files.tables import Row
 from powerprop_jax.train.cli import arguments
 from powerprop_jax.train.runs.folder import RunFolder
+
+_PROGRAM = 'sparse_training'
 
 
 def main(config: Config) -> None:
   """Trains every combination and writes what came out."""
-  _check(config)
+  splits = sparse_runs.check_settings(
+    config, 'methods', 'densities', 'alphas', 'keys'
+  )
+  combination_runs.check_workers(config.workers)
   combinations = sparse_runs.combinations(
     config.methods, config.densities, config.alphas
   )
-  sparse_runs.check_combinations(config, combinations)
+  sparse_runs.check_combinations(config, combinations, splits)
   settings = combination_runs.settings(config)
   folder = RunFolder(
-    config.out, settings, program=runs.PROGRAM, resume=config.resume
+    config.out, settings, program=_PROGRAM, resume=config.resume
   )
   found = combination_runs.run_all(
-    functools.partial(runs.train_or_read, config),
+    functools.partial(train, config),
     combinations,
-    config.out,
-    config.workers,
+    config,
     config.loop.num_steps,
     sparse_runs.print_accuracy,
   )
   results = [record for records in found.values() for record in records]
   folder.write_results(results)
-  report.write(
-    folder.path,
-    f'{config.net} on {config.data.name}',
-    (config.net, config.data.name),
-    settings,
-    results,
-    [
-      {**record, 'method': c.method, 'total_density': c.density}
-      for c in combinations
-      for record in combination_runs.looks(config.out, c)
-    ],
-  )
+  logged = [
+    {**record, 'method': c.method, 'total_density': c.density}
+    for c in combinations
+    for record in combination_runs.logged(config.out, c)
+  ]
+  report.write(folder.path, config, settings, results, logged)
   folder.mark_complete()
   print(f'\nFigures and report: {folder.path / "report.html"}')
   combination_runs.check_any_left(config.out, combinations)
 
 
-def _check(config: Config) -> None:
-  sparse_runs.check_settings(config, 'methods', 'densities', 'alphas', 'keys')
-  combination_runs.check_workers(config.workers)
+def train(
+  config: Config, description: str, combination: Combination
+) -> list[Row]:
+  """Results of a combination: trained, or read where that is done."""
+  folder = combination_runs.folder(config, combination, _PROGRAM)
+  if folder.is_complete:
+    return combination_runs.read(folder)
+  method, density, alpha = combination
+  splits = sparse_runs.load(config, bool(description))
+  net = nets.make(config.net, splits.num_classes)
+  theta = sparse_runs.shapes(net, splits)
+  trained = sparse_runs.train(
+    config,
+    net,
+    sparse_runs.tx_maker(config, combination, theta, splits),
+    alpha,
+    folder,
+    execution=config.execution if method != 'dense' else 'masked',
+    description=description,
+  )
+  place = {'method': method, 'density': density}
+  return combination_runs.write(
+    folder, [place | record for record in sparse_runs.results(trained)]
+  )
 
 
 if __name__ == '__main__':
@@ -84,7 +106,7 @@ if __name__ == '__main__':
     arguments.run(
       main,
       PRESETS,
-      prog=f'python -m experiments.{runs.PROGRAM}',
+      prog=f'python -m experiments.{_PROGRAM}',
       description=str(__doc__).split('\n', maxsplit=1)[0],
       static_alpha=True,
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from experiments.common.sparse_runs import Settings
 from powerprop_jax.train import methods as sparse_methods
 from powerprop_jax.train.condensed import Execution
 from powerprop_jax.train.data.splits import DataConfig
@@ -11,55 +12,25 @@ from powerprop_jax.train.optimizers import OptimizerConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Settings):
   """Accuracy of sparse training against density."""
 
   # Folder for the results; made if missing.
   out: str = 'runs/sparse_training'
-  # Continue the interrupted run in that folder.
-  resume: bool = False
   # Combinations trained at the same time, each in a process with one thread;
   # with 1, one after another in this process, with all threads.
   workers: int = 1
-  # The data set.
-  data: DataConfig = DataConfig()
-  # Test examples to score on, the first ones. Default: all.
-  num_test: int | None = None
-  # Subtract the mean of each channel and divide by its standard deviation.
-  normalise: bool = False
-  # Shift by up to 4 pixels and mirror at random in training.
-  augment: bool = False
-  # The network: lenet_300_100, lenet_5, wrn_22_2, … (nets/registry.py).
-  net: str = 'lenet_300_100'
   # Methods to compare; 'dense' is trained once for each α.
   methods: tuple[Method, ...] = sparse_methods.METHODS
   # Shares of the weights that are connections, in (0, 1].
   densities: tuple[float, ...] = (0.1, 0.02)
   # Powers to compare; 1 is training without powerprop.
   alphas: tuple[float, ...] = (1.0,)
-  # Seeds of the initial weights, of masks, and of the order of the data.
-  keys: tuple[int, ...] = (0, 1, 2)
-  # The optimiser.
-  optimizer: OptimizerConfig = OptimizerConfig(
-    learning_rate=0.05,
-    schedule='cosine',
-    momentum=0.9,
-    nesterov=True,
-    decay_theta=5e-4,
-  )
-  # Lengths.
-  loop: LoopConfig = LoopConfig(
-    num_steps=1_500, batch_size=60, eval_every=150, steps_per_dispatch=150
-  )
-  # How connections move.
-  sparse: SparseConfig = SparseConfig()
   # masked: weights that do not exist are multiplied too. condensed: they are
   # left out, with the same numbers but for rounding; for static, SET and RigL.
   # auto: left out where the method allows it and the layer was measured to be
   # faster so on this machine.
   execution: Execution = 'masked'
-  # Keys computed side by side; with 1, one after another in the same program.
-  lanes_at_once: int | None = 1
 
 
 # SNFS: 54,000 images to train on, so that 540 steps are an epoch.

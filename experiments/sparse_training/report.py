@@ -5,7 +5,9 @@ import pathlib
 import statistics
 from typing import Any
 
-from experiments.common import published, sparse_runs
+from experiments.common import sparse_runs
+from experiments.sparse_training import published
+from experiments.sparse_training.config import Config
 from powerprop_jax.files import whole
 from powerprop_jax.files.tables import Row
 from powerprop_jax.report import html, plotting
@@ -15,30 +17,29 @@ _Records = Sequence[dict[str, Any]]
 
 def write(
   path: pathlib.Path,
-  title: str,
-  net_and_data: tuple[str, str],
+  config: Config,
   settings: Row,
   results: _Records,
-  looks: _Records,
+  logged: _Records,
 ) -> None:
   """Prints the table; writes it, the figures and report.html.
 
   Args:
     path: the folder of the run.
-    title: what was trained on what.
-    net_and_data: their names, by which published accuracies are found.
-    settings: the settings of the run.
+    config: the settings of the run.
+    settings: those that its results depend on.
     results: records with method, density, alpha, key and accuracy.
-    looks: records of the looks at the masks, with method, total_density, alpha,
-      key and step; and churn, or layer and its density.
+    logged: records of the masks, with method, total_density, alpha, key and
+      step; and churn, or layer and its density.
   """
-  theirs = published.sparse_training(*net_and_data)
+  title = f'{config.net} on {config.data.name}'
+  theirs = published.sparse_training(config.net, config.data.name)
   rows = table(results, theirs)
   text = markdown(rows)
   whole.write_bytes(path / 'table.md', text.encode())
   print(f'\nTest accuracy (%), {title}, mean ± standard deviation over keys:\n')
   print(text, end='')
-  figures = _figures(title, results, looks, theirs)
+  figures = _figures(title, results, logged, theirs)
   paths = {
     name: plotting.save(figure, path / f'{name}.png')
     for name, figure in figures.items()
@@ -167,7 +168,7 @@ def _renamed(records: _Records) -> _Records:
 
 
 def _figures(
-  title: str, results: _Records, looks: _Records, theirs: _Records
+  title: str, results: _Records, logged: _Records, theirs: _Records
 ) -> Row:
   figures = {
     'accuracy': plotting.accuracy_against_density(
@@ -176,8 +177,8 @@ def _figures(
       published=[{'alpha': 1.0, **record} for record in _renamed(theirs)],
     )
   }
-  for density in sorted({record['total_density'] for record in looks}):
-    of_density = [r for r in looks if r['total_density'] == density]
+  for density in sorted({record['total_density'] for record in logged}):
+    of_density = [r for r in logged if r['total_density'] == density]
     name = f'{title}, density {density:g}'
     for field, kind, draw in (
       ('layer', 'layers', plotting.layer_densities),

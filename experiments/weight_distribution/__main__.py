@@ -33,23 +33,24 @@ are not given. Numbers: docs/results/weight_distribution.md.
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 import statistics
 import sys
-from typing import Any
 
-import haiku as hk
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from powerprop_jax import nets
-from powerprop_jax.core.trees import Tree
+from powerprop_jax.core import masks
+from powerprop_jax.core.trees import Params, Tree
 from powerprop_jax.files.tables import Row
 from powerprop_jax.report import analysis, html, plotting, records
-from powerprop_jax.train import ensemble, optimizers, sweep
+from powerprop_jax.train import ensemble, evaluate, loop, optimizers, step
 from powerprop_jax.train.cli import arguments
 from powerprop_jax.train.data import splits as data
 from powerprop_jax.train.data.splits import DataConfig
-from powerprop_jax.train.ensemble import Lanes
+from powerprop_jax.train.ensemble import Members
 from powerprop_jax.train.loop import LoopConfig
 from powerprop_jax.train.optimizers import OptimizerConfig
 from powerprop_jax.train.runs import checks, divergence, metrics
@@ -58,7 +59,7 @@ from powerprop_jax.train.runs.folder import RunFolder
 from powerprop_jax.train.state import TrainState
 
 # Effective and latent weights, θ and φ, by α and key.
-Weights = dict[tuple[float, int], tuple[Any, Any]]
+Weights = dict[tuple[float, int], tuple[Params, Params]]
 
 _PROGRAM = 'weight_distribution'
 _SCOPE = 'global'  # all layers of a network are ranked together
@@ -135,10 +136,15 @@ def main(config: Config) -> None:
   splits = data.load(config.data, show_progress=True)
   data.check_batch_size(config.loop.batch_size, len(splits.train.labels))
   networks = {name: nets.make(name, splits.num_classes) for name in config.nets}
-  runs = ensemble.product(config.alphas, config.keys)
+  members = ensemble.product(config.alphas, config.keys)
+  make_tx = lambda alpha: optimizers.make_tx(
+    config.optimizer, alpha, config.loop.num_steps
+  )
+  # The update reads α from the state, so any α builds the same step.
+  tx = make_tx(jnp.float32(1))
   for net in networks.values():
     # A power or an image size that does not fit is refused before any training.
-    sweep.initial_states(net, _make_tx(config), runs, splits)
+    ensemble.create(net, make_tx, members, splits.example)
   folder = RunFolder(config.out, config, program=_PROGRAM, resume=config.resume)
   divergence.say_scale(splits)
   results: list[Row] = []
@@ -153,29 +159,40 @@ def main(config: Config) -> None:
       is_part=True,
     )
     print(f'\n{name} on {config.data.name}')
-    state = _train(config, net, runs, splits, part)
-    weights = _weights_by_lane(runs, state)
-    found = sweep.prune(
+    state = loop.fit(
+      ensemble.create(net, make_tx, members, splits.example),
+      ensemble.mapped(step.make_advance(net, tx), config.lanes_at_once),
+      ensemble.mapped(evaluate.on_state(net), config.lanes_at_once),
+      splits,
+      config.loop,
+      part,
+      indices=functools.partial(ensemble.batch_indices, members),
+      records=functools.partial(ensemble.score_records, members),
+      tensorboard=config.tensorboard,
+    )
+    weights = _weights_by_member(members, state)
+    found = ensemble.prune(
       net,
       state,
-      runs,
+      members,
       splits.test,
-      [sweep.kept_to_sparsity(kept) for kept in config.kept],
+      [masks.density_to_sparsity(kept) for kept in config.kept],
       scope=_SCOPE,
     )
     found += _measure(config, weights)
     found = [{'net': name, **record} for record in found]
     sections.append(_section(config, folder, part, weights, found, splits))
     _print(config, found)
-    lost += sweep.say_diverged(runs, state, part)
+    lost += ensemble.say_diverged(members, state, part)
     part.mark_complete()
     results += found
   folder.write_results(results)
   html.write_report(
     folder.path / 'report.html',
     title='Distribution of the weights',
-    subtitle=f'{", ".join(config.nets)} on {config.data.name}: '
-    f'powers {_list(config.alphas)}, keys {_list(config.keys)}',
+    subtitle=f'{", ".join(config.nets)} on {config.data.name}: powers '
+    f'{", ".join(f"{a:g}" for a in config.alphas)}, '
+    f'keys {", ".join(map(str, config.keys))}',
     config=dataclasses.asdict(config),
     sections=[_accuracy_section(config, results), *sections],
   )
@@ -184,17 +201,13 @@ def main(config: Config) -> None:
   divergence.check_any_left(folder.path, lost)
 
 
-def _list(numbers: Sequence[float]) -> str:
-  return ', '.join(f'{number:g}' for number in numbers)
-
-
 def _check(config: Config) -> None:
   metrics.check_tensorboard(config.tensorboard)
   ensemble.check_at_once(config.lanes_at_once)
   checks.several(config, 'nets', 'alphas', 'keys')
   checks.several(config, 'epsilons', 'kept', differ=False)
   for kept in config.kept:
-    sweep.kept_to_sparsity(kept)
+    masks.density_to_sparsity(kept, '--kept')
   for epsilon in config.epsilons:
     if not 0 < epsilon < float('inf'):
       raise UserError(
@@ -202,38 +215,12 @@ def _check(config: Config) -> None:
       )
 
 
-def _make_tx(config: Config) -> Any:
-  return lambda alpha: optimizers.make_tx(
-    config.optimizer, alpha, config.loop.num_steps
-  )
-
-
-def _train(
-  config: Config,
-  net: hk.TransformedWithState,
-  runs: Lanes,
-  splits: data.Splits,
-  part: RunFolder,
-) -> TrainState:
-  """Trains one network for every lane, or restores it where that is done."""
-  return sweep.train(
-    net,
-    _make_tx(config),
-    runs,
-    splits,
-    config.loop,
-    part,
-    at_once=config.lanes_at_once,
-    tensorboard=config.tensorboard,
-  )
-
-
-def _weights_by_lane(runs: Lanes, state: TrainState) -> Weights:
-  """The weights of every lane, on the host."""
+def _weights_by_member(members: Members, state: TrainState) -> Weights:
+  """The weights of every member, on the host."""
   stacked = jax.device_get(jax.jit(jax.vmap(lambda s: (s.theta, s.phi)))(state))
   return {
-    (float(alpha), int(key)): jax.tree.map(lambda x, i=i: x[i], stacked)
-    for i, (alpha, key) in enumerate(zip(*runs, strict=True))
+    (name['alpha'], name['key']): ensemble.take(stacked, index)
+    for index, name in enumerate(ensemble.names(members))
   }
 
 
@@ -394,28 +381,20 @@ def _accuracy_section(config: Config, results: Sequence[Row]) -> html.Section:
   for name in config.nets:
     published = _PUBLISHED.get((name, config.data.name), {})
     ours = _accuracy_by_alpha(config, name, results)
-    for alpha, accuracy in ours.items():
-      rows.append(_row(name, f'{alpha:g}', accuracy, published.get(alpha)))
+    shown = [(f'{a:g}', ours[a], published.get(a)) for a in ours]
     powers = [accuracy for alpha, accuracy in ours.items() if alpha > 1]
     if None in published and powers:
-      rows.append(_row(name, 'best α > 1', max(powers), published[None]))
+      shown.append(('best α > 1', max(powers), published[None]))
+    fields = ('α', 'test accuracy', 'published')
+    rows += [
+      {'network': name, **dict(zip(fields, row, strict=True))} for row in shown
+    ]
   return html.Section(
     'Test accuracy',
     f'Before pruning, mean over keys. Published: {_SOURCE}, single runs whose '
     'recipes, and for the convolutional networks α, are not given.',
     tables=[html.Table(rows)],
   )
-
-
-def _row(
-  name: str, alpha: str, accuracy: float, published: float | None
-) -> Row:
-  return {
-    'network': name,
-    'α': alpha,
-    'test accuracy': accuracy,
-    'published': published,
-  }
 
 
 def _accuracy_by_alpha(

@@ -60,6 +60,30 @@ def num_kept(size: int, sparsity: float) -> int:
   return max(size - math.floor(share * size), min(size, 1))
 
 
+def density_to_sparsity(density: float, name: str = 'densities') -> float:
+  """1 - density as people write it: 0.9, not 0.09999999999999998, for 0.1.
+
+  The one door for shares of weights to keep.
+
+  Args:
+    density: the share, in (0, 1].
+    name: what to call such shares in the message.
+
+  Raises:
+    ValueError: if density is outside (0, 1].
+
+  Example:
+    >>> density_to_sparsity(0.05)
+    0.95
+  """
+  if not 0 <= round(1 - density, 12) < 1:
+    raise ValueError(
+      f'{name} are shares of weights to keep, in (0, 1], got {density:g}. A '
+      'sparsity of 0.9 is a share of 0.1.'
+    )
+  return round(1 - density, 12)
+
+
 def check_sparsity(sparsity: float, name: str = 'sparsity') -> None:
   """Refuses a share of zeros outside [0, 1), NaN included.
 

@@ -1,13 +1,18 @@
-"""Many runs as one program: a lane for each α and key.
+"""Many runs as one program: a member for each α and key.
 
-The states of all lanes are stacked along a leading axis. One compiled program
-trains them side by side with jax.vmap, or, where memory is short, one after the
-other (or a few at a time) with jax.lax.map; α is an array in either case, so
-both compute the same numbers up to the rounding of batched products. Lanes with
-the same key start from the same function and see the same batches.
+The states of all members are stacked along a leading axis, and what trains or
+scores one network is mapped over it: side by side with jax.vmap, or, where
+memory is short, one after the other (or a few at a time) with jax.lax.map. α is
+an array in either case, so both compute the same numbers up to the rounding of
+batched products. Members with the same key start from the same function and see
+the same batches.
+
+    state = ensemble.create(net, make_tx, members, splits.example)
+    state = loop.fit(
+      state, ensemble.mapped(advance), ensemble.mapped(evaluate), splits, …)
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import itertools
 from typing import Any, NamedTuple
 
@@ -17,34 +22,36 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from powerprop_jax.core import reparam
+from powerprop_jax.core import reparam, trees
+from powerprop_jax.core import select as select_lib
+from powerprop_jax.core.trees import Select, Tree
+from powerprop_jax.files.tables import Row
+from powerprop_jax.prune import one_shot
+from powerprop_jax.train import evaluate as evaluate_lib
+from powerprop_jax.train import loop
 from powerprop_jax.train import state as state_lib
-from powerprop_jax.train.data import splits
+from powerprop_jax.train.data import splits as data
+from powerprop_jax.train.data.sources import Arrays
+from powerprop_jax.train.runs import divergence
 from powerprop_jax.train.runs.errors import UserError
+from powerprop_jax.train.runs.folder import RunFolder
 from powerprop_jax.train.state import TrainState
 
 
-class Lanes(NamedTuple):
-  """What distinguishes the runs of a sweep.
+class Members(NamedTuple):
+  """What distinguishes the runs of an ensemble.
 
   Attributes:
-    alpha: float64[lanes], the power of each, as it was given.
-    key: int[lanes], seed of each: its initial weights and order of the data.
+    alpha: float64[members], the power of each, as it was given.
+    key: int[members], seed of each: its initial weights and order of the data.
   """
 
   alpha: np.ndarray
   key: np.ndarray
 
 
-def product(alphas: Sequence[float], keys: Sequence[int]) -> Lanes:
-  """All pairs of a power and a key.
-
-  Args:
-    alphas: powers, each at least 1.
-    keys: seeds, each at least 0 and below 2^32.
-
-  Returns:
-    The lanes, key by key within each α.
+def product(alphas: Sequence[float], keys: Sequence[int]) -> Members:
+  """All pairs of a power and a seed, key by key within each α.
 
   Raises:
     UserError: if a key is out of range.
@@ -56,102 +63,110 @@ def product(alphas: Sequence[float], keys: Sequence[int]) -> Lanes:
   for key in keys:
     state_lib.check_key(key)
   pairs = list(itertools.product(alphas, keys))
-  return Lanes(
+  return Members(
     np.array([alpha for alpha, _ in pairs], np.float64),
     np.array([key for _, key in pairs], np.int64),
   )
 
 
-def map_lanes(
-  fn: Callable[..., Any], at_once: int | None
+def names(members: Members) -> list[Row]:
+  """What tells the records of the members apart.
+
+  Example:
+    >>> names(product([2.], [7]))
+    [{'alpha': 2.0, 'key': 7}]
+  """
+  return [
+    {'alpha': float(alpha), 'key': int(key)}
+    for alpha, key in zip(*members, strict=True)
+  ]
+
+
+def take(tree: Tree, index: int) -> Tree:
+  """What a stacked tree holds of one member."""
+  return jax.tree.map(lambda x: x[index], tree)
+
+
+def mapped(
+  fn: Callable[..., Any], at_once: int | None = None
 ) -> Callable[..., Any]:
-  """Maps fn over the leading axis of all its arguments.
+  """What loop.fit takes of one run, for all members.
 
   Args:
-    fn: a pure function of arrays of one lane.
-    at_once: lanes computed side by side; None is all of them.
+    fn: (state, arrays, ...), a pure function.
+    at_once: members computed side by side; None is all of them.
 
   Returns:
-    The mapped function, to be jitted.
+    The same over stacked states and all that follows; arrays are shared.
 
   Raises:
     UserError: if at_once is less than 1.
   """
   check_at_once(at_once)
-  if at_once is None:
-    return jax.vmap(fn)
-  if at_once == 1:
-    return lambda *args: jax.lax.map(lambda xs: fn(*xs), args)
-  return lambda *args: jax.lax.map(lambda xs: fn(*xs), args, batch_size=at_once)
+
+  def run(state: Tree, arrays: Tree, *rest: Any) -> Any:
+    one = lambda args: fn(args[0], arrays, *args[1:])
+    stacked = (state, *rest)
+    if at_once is None:
+      return jax.vmap(one)(stacked)
+    batch_size = at_once if at_once > 1 else None  # one is not a batch
+    return jax.lax.map(one, stacked, batch_size=batch_size)
+
+  return run
 
 
 def check_at_once(at_once: int | None) -> None:
-  """Refuses a number of lanes that is not positive; None is all of them."""
+  """Refuses a number of members that is not positive; None is all of them."""
   if at_once is not None and at_once < 1:
     raise UserError(
-      f'lanes_at_once must be at least 1, got {at_once}. Leave it away to '
-      'compute all lanes side by side.'
+      f'lanes_at_once must be at least 1, got {at_once}. Leave it out to '
+      'compute all networks side by side.'
     )
 
 
 def create(
   net: hk.TransformedWithState,
   make_tx: Callable[[Any], optax.GradientTransformation],
-  lanes: Lanes,
+  members: Members,
   images: jax.Array,
 ) -> TrainState:
-  """The stacked states of all lanes before their first step.
+  """The stacked states of all members before their first step.
 
   Args:
     net: a network from nets.make.
     make_tx: from α, an array, to a gradient transformation over φ.
-    lanes: the runs.
+    members: the runs.
     images: a batch of inputs, float, for its shape.
-
-  Returns:
-    A TrainState whose every leaf has a leading axis over lanes.
 
   Raises:
     ValueError: if powerprop refuses the weights or a power.
   """
   # Inside vmap nobody can look at the values: check the powers, and build the
-  # hardest lane, outside.
-  for alpha in lanes.alpha:
+  # hardest member, outside.
+  for alpha in members.alpha:
     reparam.check_alpha(float(alpha))
-  hardest = int(np.argmax(lanes.alpha))
-  state_lib.create(
-    net,
-    make_tx(float(lanes.alpha[hardest])),
-    jax.random.key(int(lanes.key[hardest])),
-    images,
-  )
+  hardest = int(np.argmax(members.alpha))
+  key = jax.random.key(int(members.key[hardest]))
+  hardest_tx = make_tx(float(members.alpha[hardest]))
+  state_lib.create(net, hardest_tx, key, images)
 
   def create_one(alpha: jax.Array, key: jax.Array) -> TrainState:
     return state_lib.create(net, make_tx(alpha), key, images)
 
-  keys = jnp.stack([jax.random.key(int(key)) for key in lanes.key])
-  return jax.jit(jax.vmap(create_one))(
-    jnp.asarray(lanes.alpha, jnp.float32), keys
-  )
+  alphas = jnp.asarray(members.alpha, jnp.float32)
+  return jax.jit(jax.vmap(create_one))(alphas, _keys(members))
 
 
 def create_by_key(
   net: hk.TransformedWithState,
   make_tx: Callable[[jax.Array], optax.GradientTransformation],
-  lanes: Lanes,
+  members: Members,
   images: jax.Array,
 ) -> TrainState:
-  """The stacked states of lanes that share an α which is a Python number.
+  """The stacked states of members that share an α which is a Python number.
 
-  Args:
-    net: a network from nets.make.
-    make_tx: from a PRNG key, which may be traced, to a gradient transformation
-      over φ.
-    lanes: the runs; their α is not looked at, make_tx knows it.
-    images: a batch of inputs, float, for its shape.
-
-  Returns:
-    A TrainState whose every leaf has a leading axis over lanes.
+  As create, but for make_tx: from a PRNG key, which may be traced, to a
+  gradient transformation over φ that knows α.
 
   Raises:
     ValueError: if a topology refuses the shapes of the weights. Their values
@@ -160,33 +175,162 @@ def create_by_key(
 
   def create_one(key: jax.Array) -> TrainState:
     # Other streams than those of the weights and of the training steps.
-    return state_lib.create(
-      net, make_tx(jax.random.fold_in(key, 2)), key, images
-    )
+    tx = make_tx(jax.random.fold_in(key, 2))
+    return state_lib.create(net, tx, key, images)
 
-  keys = jnp.stack([jax.random.key(int(key)) for key in lanes.key])
-  return jax.jit(jax.vmap(create_one))(keys)
+  return jax.jit(jax.vmap(create_one))(_keys(members))
+
+
+def _keys(members: Members) -> jax.Array:
+  return jnp.stack([jax.random.key(int(key)) for key in members.key])
 
 
 def batch_indices(
-  lanes: Lanes, start: int, num_steps: int, batch_size: int, num_examples: int
+  members: Members,
+  start: int,
+  num_steps: int,
+  batch_size: int,
+  num_examples: int,
 ) -> np.ndarray:
-  """Rows of the data that each lane trains on.
+  """Rows that each member trains on, int32[members, num_steps, batch_size].
 
-  Args:
-    lanes: the runs; equal keys give equal rows.
-    start: steps done before these.
-    num_steps: how many steps to cover.
-    batch_size: examples in a batch.
-    num_examples: examples in the training split.
-
-  Returns:
-    int32[lanes, num_steps, batch_size].
+  Each key has the rows of splits.batch_indices.
   """
   by_key = {
-    int(key): splits.batch_indices(
-      int(key), start, num_steps, batch_size, num_examples
-    )
-    for key in lanes.key
+    key: data.batch_indices(key, start, num_steps, batch_size, num_examples)
+    for key in set(members.key.tolist())
   }
-  return np.stack([by_key[int(key)] for key in lanes.key])
+  return np.stack([by_key[key] for key in members.key.tolist()])
+
+
+def score_records(members: Members, trained: Tree, scores: Tree) -> list[Row]:
+  """What an evaluation found, a record for each member; see loop.record."""
+  trained, scores = jax.device_get((trained, scores))
+  return [
+    loop.record(take(trained, index), take(scores, index), **name)
+    for index, name in enumerate(names(members))
+  ]
+
+
+def prune(
+  net: hk.TransformedWithState,
+  state: TrainState,
+  members: Members,
+  arrays: Arrays,
+  sparsities: Sequence[float],
+  *,
+  scope: str = 'layer',
+  overrides: Callable[[float], Mapping[str, float]] | None = None,
+  select: Select = select_lib.is_weight,
+) -> list[Row]:
+  """Accuracy of every member after one-shot pruning at every sparsity.
+
+  Args:
+    net: the network.
+    state: stacked states.
+    members: the runs.
+    arrays: examples to score on.
+    sparsities: shares of weights to remove, each in [0, 1).
+    scope: 'layer' or 'global'; see prune.one_shot.
+    overrides: from a sparsity to the sparsities of leaves by pattern.
+    select: which leaves are pruned.
+
+  Returns:
+    One record for each member and sparsity, with alpha, key, scope, sparsity,
+    density, accuracy and loss; density is the share of selected weights that is
+    left, leaves with a sparsity of their own included.
+  """
+  by_sparsity = overrides or (lambda sparsity: {})
+  shapes = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state.phi
+  )
+  sizes = [
+    leaf.value.size for leaf in trees.named_leaves(shapes) if select(*leaf)
+  ]
+  densities = []
+  for sparsity in sparsities:
+    counts = one_shot.kept_counts(
+      shapes,
+      sparsity,
+      scope=scope,
+      select=select,
+      overrides=by_sparsity(sparsity) or None,
+    )
+    densities.append(sum(counts.values()) / sum(sizes))
+  evaluate = evaluate_lib.make_evaluate(net)
+
+  def score(state: TrainState, arrays: Arrays) -> dict[str, jax.Array]:
+    return one_shot.sweep(
+      lambda theta: evaluate(theta, state.net_state, arrays),
+      state.theta,
+      sparsities,
+      scope=scope,
+      overrides=overrides,
+      select=select,
+    )
+
+  found = jax.device_get(
+    jax.jit(mapped(score, 1))(state, jax.device_put(arrays))
+  )
+  return [
+    {
+      **name,
+      'scope': scope,
+      'sparsity': float(sparsity),
+      'density': density,
+      'accuracy': float(found['accuracy'][index, i]),
+      'loss': float(found['loss'][index, i]),
+    }
+    for index, name in enumerate(names(members))
+    for i, (sparsity, density) in enumerate(
+      zip(sparsities, densities, strict=True)
+    )
+  ]
+
+
+def keep_more_outputs(factor: float) -> Callable[[float], dict[str, float]]:
+  """The rule by which the output layer keeps a multiple of the others' share.
+
+  Args:
+    factor: the multiple, positive; the authors' notebook has 2.
+
+  Returns:
+    Overrides for prune: sparsity -> {pattern of the output layer: sparsity}.
+
+  Example:
+    >>> keep_more_outputs(2.0)(0.9)
+    {'logits/w$': 0.8}
+
+  Source:
+    The authors' notebook: the last layer keeps min(1, 2p).
+  """
+  if not 0 < factor < float('inf'):
+    raise UserError(
+      f'--output-factor must be positive and finite, got {factor:g}.'
+    )
+  return lambda sparsity: {
+    'logits/w$': max(0.0, round(1 - factor * (1 - sparsity), 12))
+  }
+
+
+def lost_leaves(
+  members: Members, state: TrainState
+) -> dict[divergence.Network, str | None]:
+  """Of each member the first leaf of θ that is not finite, or None."""
+  theta = jax.device_get(jax.jit(jax.vmap(lambda s: s.theta))(state))
+  return {
+    (name['alpha'], name['key']): divergence.lost_leaf(take(theta, index))
+    for index, name in enumerate(names(members))
+  }
+
+
+def say_diverged(
+  members: Members, state: TrainState, folder: RunFolder
+) -> list[bool]:
+  """Which members diverged, by their weights or by what was logged last.
+
+  A line is printed about each of which the loop could not say it, as its losses
+  did not show it.
+  """
+  step = int(np.max(state.step))
+  return loop.say_diverged(folder, lost_leaves(members, state), step)

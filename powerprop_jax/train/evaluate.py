@@ -1,7 +1,8 @@
-"""How well a network classifies a stream of images, on any number of devices.
+"""How well a network classifies: the loss, and scores over whole splits.
 
-Examples of label -1 fill up the last batches, or stand for damaged files, and
-do not count.
+Data sets that fit in memory are scored in one compiled program, streams of
+batches one by one, on any number of devices. Examples of label -1 fill up last
+batches, or stand for damaged files, and do not count.
 """
 
 from collections.abc import Callable, Iterable
@@ -12,15 +13,41 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from powerprop_jax.train.data import splits
 from powerprop_jax.train.data.sources import Arrays
+from powerprop_jax.train.data.splits import Prepare
 from powerprop_jax.train.runs.errors import UserError
-from powerprop_jax.train.step import Prepare
+from powerprop_jax.train.state import TrainState
 
 Sums = dict[str, jax.Array]
 Score = Callable[[hk.Params, hk.State, Any, Any], Sums]
 
 
-def make_score(net: hk.TransformedWithState, prepare: Prepare) -> Score:
+def cross_entropy(
+  logits: jax.Array, labels: jax.Array, smoothing: float = 0.0
+) -> jax.Array:
+  """Cross-entropy of each example, in nats.
+
+  Args:
+    logits: [batch, classes].
+    labels: [batch], integer.
+    smoothing: share of each label that is spread over all classes alike.
+
+  Example:
+    >>> cross_entropy(jnp.zeros((1, 2)), jnp.array([1]))
+    Array([0.6931472], dtype=float32)
+  """
+  losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+  if not smoothing:
+    return losses
+  # Cross-entropy is linear in the labels.
+  spread = -jnp.mean(jax.nn.log_softmax(logits), axis=-1)
+  return (1 - smoothing) * losses + smoothing * spread
+
+
+def make_score(
+  net: hk.TransformedWithState, prepare: Prepare = splits.to_float
+) -> Score:
   """Sums over a batch: score(theta, net_state, images, labels).
 
   Args:
@@ -36,17 +63,14 @@ def make_score(net: hk.TransformedWithState, prepare: Prepare) -> Score:
   """
 
   def score(
-    theta: hk.Params,
-    net_state: hk.State,
-    images: jax.Array,
-    labels: jax.Array,
+    theta: hk.Params, net_state: hk.State, images: jax.Array, labels: jax.Array
   ) -> Sums:
     logits, _ = net.apply(
       theta, net_state, None, prepare(images), is_training=False
     )
     counts = labels >= 0
     labels = jnp.maximum(labels, 0)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    losses = cross_entropy(logits, labels)
     own = jnp.take_along_axis(logits, labels[:, None], axis=1)
     # Ties go to the lowest class, as in argmax.
     before = jnp.arange(logits.shape[1])[None] < labels[:, None]
@@ -62,13 +86,58 @@ def make_score(net: hk.TransformedWithState, prepare: Prepare) -> Score:
   return score
 
 
+def make_evaluate(
+  net: hk.TransformedWithState,
+  *,
+  batch_size: int = 1000,
+  prepare: Prepare = splits.to_float,
+) -> Callable[[hk.Params, hk.State, Arrays], dict[str, jax.Array]]:
+  """Loss and accuracy over a split in memory: (theta, net_state, arrays) -> .
+
+  Args:
+    net: a network from nets.make.
+    batch_size: examples at a time, which bounds the memory.
+    prepare: turns images into what the network sees; the same as in training.
+
+  Returns:
+    A pure function, exact for any number of examples; see make_score.
+  """
+  score = make_score(net, prepare)
+
+  def evaluate(
+    theta: hk.Params, net_state: hk.State, arrays: Arrays
+  ) -> dict[str, jax.Array]:
+    size = arrays.labels.shape[0]
+    whole = size - size % batch_size
+    sums = []
+    if whole:
+      head = jax.tree.map(
+        lambda x: x[:whole].reshape(-1, batch_size, *x.shape[1:]), arrays
+      )
+      found = jax.lax.map(lambda batch: score(theta, net_state, *batch), head)
+      sums.append(jax.tree.map(jnp.sum, found))
+    if whole < size:
+      tail = jax.tree.map(lambda x: x[whole:], arrays)
+      sums.append(score(theta, net_state, *tail))
+    names = ('loss', 'accuracy')
+    totals = {name: sum(found[name] for found in sums) for name in names}
+    return {name: total / jnp.float32(size) for name, total in totals.items()}
+
+  return evaluate
+
+
+def on_state(
+  net: hk.TransformedWithState, **options: Any
+) -> Callable[[TrainState, Arrays], dict[str, jax.Array]]:
+  """make_evaluate over the state of a training, as loop.fit takes it."""
+  evaluate = make_evaluate(net, **options)
+  return lambda state, arrays: evaluate(state.theta, state.net_state, arrays)
+
+
 def evaluate(
-  score: Score,
-  theta: hk.Params,
-  net_state: hk.State,
-  batches: Iterable[Arrays],
+  score: Score, theta: hk.Params, net_state: hk.State, batches: Iterable[Arrays]
 ) -> dict[str, float]:
-  """Means over all examples.
+  """Means over all examples of a stream.
 
   Args:
     score: from make_score, jitted; its sums must be readable here.

@@ -1,7 +1,14 @@
 """The training loop: dispatch, evaluate, log, save.
 
-It knows nothing of the network or the number of runs in the state; a sweep of
-many lanes goes through the same page as a single run.
+For data that fit in memory: they lie on the device, and a batch is a row of
+indices. It knows nothing of the network or of the number of runs in the state;
+an ensemble goes through the same page as a single network, see ensemble.mapped.
+scale/stream_loop.py is for data that are read while training goes on.
+
+    state = loop.fit(
+      state.create(net, tx, key, splits.example), step.make_advance(net, tx),
+      evaluate.on_state(net), splits, LoopConfig(), folder,
+      indices=functools.partial(splits.batch_indices, 0))
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -9,20 +16,24 @@ import dataclasses
 import statistics
 from typing import Any
 
+import jax
 import numpy as np
 
 from powerprop_jax.core.trees import Tree
+from powerprop_jax.files.tables import Row
 from powerprop_jax.train.checkpoints import checkpoint
+from powerprop_jax.train.data.sources import Arrays
+from powerprop_jax.train.data.splits import Splits
 from powerprop_jax.train.runs import checks, divergence, metrics
 from powerprop_jax.train.runs.folder import RunFolder
 from powerprop_jax.train.scale import preemption
 
-Records = Sequence[Mapping[str, Any]]
+Records = Sequence[Row]
 
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
-  """How long to train and how often to look."""
+  """How long to train and how often to evaluate."""
 
   # Training steps in all.
   num_steps: int = 10_000
@@ -39,15 +50,32 @@ class LoopConfig:
     checks.positive(self, *names, prefix='')
 
 
+def record(trained: Mapping[str, Any], scores: Tree, **name: Any) -> Row:
+  """What an evaluation of one network found, flat.
+
+  Args:
+    trained: means over the steps before it.
+    scores: those of the validation split.
+    **name: what tells the network from others, such as alpha and key.
+
+  Example:
+    >>> record({'loss': 2.0}, {'accuracy': 0.5}, key=0)
+    {'key': 0, 'loss': 2.0, 'validation_accuracy': 0.5}
+  """
+  found = {**trained, **{f'validation_{key}': scores[key] for key in scores}}
+  return {**name, **{key: float(value) for key, value in found.items()}}
+
+
 def fit(
   state: Tree,
-  *,
-  advance: Callable[[Any, np.ndarray], tuple[Any, Any]],
-  evaluate: Callable[[Any], Any],
-  indices: Callable[[int, int], np.ndarray],
-  records: Callable[[Any, Any], Records],
+  advance: Callable[[Any, Arrays, Any], tuple[Any, Any]],
+  evaluate: Callable[[Any, Arrays], Any],
+  splits: Splits,
   config: LoopConfig,
   folder: RunFolder,
+  *,
+  indices: Callable[[int, int, int, int], np.ndarray],
+  records: Callable[[Any, Any], Records] = lambda *found: [record(*found)],
   begin: Callable[[Any], None] | None = None,
   description: str = 'training',
   show_progress: bool = True,
@@ -59,14 +87,16 @@ def fit(
   finite; training goes on.
 
   Args:
-    state: the state at step 0, one run or stacked lanes; it is donated.
-    advance: jitted, (state, indices) -> (state, train_metrics).
-    evaluate: jitted, state -> validation_metrics.
-    indices: (start, num_steps) -> rows of the training data for these steps; a
-      pure function, which is what makes resuming exact.
-    records: (train_metrics, validation_metrics) -> flat records to log.
+    state: the state at step 0, of one network or stacked; it is donated.
+    advance: (state, training split, rows of it) -> (state, train_metrics), a
+      pure function; see step.make_advance.
+    evaluate: (state, validation split) -> what an evaluation finds, likewise.
+    splits: the data; train and validation are moved to the device.
     config: lengths.
     folder: where metrics and checkpoints go.
+    indices: (start, num_steps, batch_size, num_examples) -> rows of the
+      training split; a pure function, which is what makes resuming exact.
+    records: (train_metrics, what was found) -> flat records to log.
     begin: called once with the state from which training starts or continues.
     description: what is being trained, for the progress.
     show_progress: whether to report on the standard error.
@@ -77,9 +107,13 @@ def fit(
 
   Raises:
     Preempted: after SIGTERM or SIGUSR1, when the dispatch under way is done
-      and saved, or, with begin, which must see the state of a look, the next
-      look; run_folder.run_main makes exit status 75 of it.
+      and saved, or, with begin, which must see the state of an evaluation, the
+      next one; folder.run_main makes exit status 75 of it.
   """
+  train, validation = jax.device_put((splits.train, splits.validation))
+  num_examples = len(splits.train.labels)
+  advance = jax.jit(advance, donate_argnums=0)
+  evaluate = jax.jit(evaluate)
   with (
     preemption.SignalWatch() as signals,
     checkpoint.Checkpoints(folder.checkpoints_path) as checkpoints,
@@ -103,32 +137,33 @@ def fit(
       for earlier in metrics.read_metrics(folder.metrics_path):
         watch.look(earlier['step'], [earlier])
       while step < config.num_steps:
-        count = _steps_until_look(step, config)
-        state, train_metrics = advance(state, indices(step, count))
+        count = _steps_until_evaluation(step, config)
+        rows = indices(step, count, config.batch_size, num_examples)
+        state, train_metrics = advance(state, train, rows)
         step += count
-        is_look = not step % config.eval_every or step == config.num_steps
-        if is_look:
-          logged = records(train_metrics, evaluate(state))
-          for record in logged:
-            writer.write(step, record)
-            board.write(step, record)
+        is_due = not step % config.eval_every or step == config.num_steps
+        if is_due:
+          logged = records(train_metrics, evaluate(state, validation))
+          for found in logged:
+            writer.write(step, found)
+            board.write(step, found)
           watch.look(step, logged)
           checkpoints.save(step, state, {})
           progress.update(step, _mean(logged))
         else:
           progress.update(step)
-        if signals.is_due(step) and (is_look or begin is None):
-          if not is_look:
+        if signals.is_due(step) and (is_due or begin is None):
+          if not is_due:
             checkpoints.save(step, state, {})
           checkpoints.wait()
           raise preemption.Preempted(step, config.num_steps)
   return state
 
 
-def _steps_until_look(step: int, config: LoopConfig) -> int:
+def _steps_until_evaluation(step: int, config: LoopConfig) -> int:
   """Steps in the next dispatch, none of which crosses an evaluation."""
-  to_look = config.eval_every - step % config.eval_every
-  return min(config.steps_per_dispatch, to_look, config.num_steps - step)
+  left = config.eval_every - step % config.eval_every
+  return min(config.steps_per_dispatch, left, config.num_steps - step)
 
 
 def _mean(records: Records) -> dict[str, float]:
@@ -138,3 +173,26 @@ def _mean(records: Records) -> dict[str, float]:
     name: statistics.fmean(float(r[name]) for r in records if name in r)
     for name in names
   }
+
+
+def say_diverged(
+  folder: RunFolder, leaves: Mapping[divergence.Network, str | None], step: int
+) -> list[bool]:
+  """Which networks diverged, by their weights or by what was logged last.
+
+  A line is printed about each of which fit could not say it, as its losses did
+  not show it.
+
+  Args:
+    folder: that of their loop.
+    leaves: what divergence.lost_leaf says of each.
+    step: training steps done.
+  """
+  logged = divergence.lost(metrics.read_metrics(folder.metrics_path))
+  for network, leaf in leaves.items():
+    if leaf is not None and not logged.get(network):
+      divergence.say_weights(folder.path, network, leaf, step)
+  return [
+    leaf is not None or logged.get(network, False)
+    for network, leaf in leaves.items()
+  ]

@@ -7,15 +7,16 @@ A setting that is None has the value of the method's own paper or code.
 
 from collections.abc import Callable
 import dataclasses
-import functools
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import optax
 
-from powerprop_jax.core import distributions
+from powerprop_jax.core import distributions, trees
+from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.trees import Params, Select
+from powerprop_jax.files.tables import Row
 from powerprop_jax.optim import aliases
 from powerprop_jax.optim.aliases.structures import Structure
 from powerprop_jax.optim.topologies.neuron_ablation import Ablation
@@ -38,10 +39,6 @@ def uniform_dense_stem(
   Args:
     theta: parameters of a network whose first layer is called 'stem'.
     sparsity: share of zeros of each other layer, in [0, 1).
-    select: which leaves take part.
-
-  Returns:
-    Sparsity of each selected leaf, keyed 'module/name'.
 
   Raises:
     ValueError: if there is no layer 'stem', or as for distributions.uniform.
@@ -128,6 +125,80 @@ class Lengths(NamedTuple):
   num_weights: int
 
 
+class _Recipe(NamedTuple):
+  """What a method takes where the settings say nothing.
+
+  Attributes:
+    alias: of optim/aliases.
+    takes: names of the arguments that it has, see _arguments.
+    distribution: name of the distribution.
+    stop: share of the run.
+    period: steps, from the lengths.
+    drop_fraction: share of the connections.
+  """
+
+  alias: Callable[..., optax.GradientTransformationExtraArgs]
+  takes: tuple[str, ...]
+  distribution: str = 'uniform'
+  stop: float = 0.75
+  period: Callable[[Lengths], int] = lambda lengths: 100
+  drop_fraction: float = 0.3
+
+
+_RANDOM = ('key', 'structure')
+_REWIRED = ('stop', 'period', 'regrow', 'key')
+_epoch = lambda lengths: lengths.steps_per_epoch
+_RECIPES = {
+  'static': _Recipe(aliases.static, _RANDOM),
+  'pruning': _Recipe(
+    aliases.gradual_pruning,
+    ('start', 'stop', 'period', 'structure'),
+    period=lambda lengths: max(1, lengths.num_steps // 100),
+  ),
+  'set': _Recipe(
+    aliases.sparse_evolution,
+    (*_REWIRED, 'drop_fraction', 'structure', 'ablation'),
+    'erk',
+  ),
+  'rigl': _Recipe(
+    aliases.rigl, (*_REWIRED, 'drop_fraction', 'structure', 'ablation'), 'erk'
+  ),
+  # The last epoch ends with the run, so its rewiring never comes.
+  'snfs': _Recipe(
+    aliases.snfs,
+    (*_REWIRED, 'drop_fraction', 'structure', 'redistribute'),
+    stop=1.0,
+    period=_epoch,
+    drop_fraction=0.5,
+  ),
+  # The authors' 600 are 4.5 % of LeNet-300-100 at density 0.05.
+  'dsr': _Recipe(
+    aliases.dsr,
+    (*_REWIRED, 'num_dropped'),
+    stop=0.95,
+    period=_epoch,
+    drop_fraction=0.05,
+  ),
+  'top_kast': _Recipe(
+    aliases.top_kast,
+    ('backward_sparsity', 'stop', 'period', 'penalty'),
+    stop=1.0,
+  ),
+}
+
+
+def lengths_of(
+  theta: Params, num_steps: int, batch_size: int, num_examples: int
+) -> Lengths:
+  """The lengths of a run over num_examples, for a network, or its shapes."""
+  sizes = [
+    leaf.value.size
+    for leaf in trees.named_leaves(theta)
+    if select_lib.is_weight(*leaf)
+  ]
+  return Lengths(num_steps, -(-num_examples // batch_size), sum(sizes))
+
+
 def make_tx(
   inner: optax.GradientTransformation,
   method: Method,
@@ -162,41 +233,58 @@ def make_tx(
     their codes do, and 'static' and 'pruning' have them too, as where SNFS
     compares with them.
   """
-  if method not in _MAKERS:
+  if method not in METHODS:
     raise UserError(
       f'unknown method {method!r}; there are: {", ".join(METHODS)}.'
     )
-  sparsity = density_to_sparsity(density)
-  if method == 'dense' and sparsity:
-    raise UserError(f'the dense network has density 1, got {density:g}.')
+  sparsity = masks_lib.density_to_sparsity(density)
   _check(config)
-  if config.structure != 'unstructured' and method in ('dsr', 'top_kast'):
+  if method == 'dense':
+    if sparsity:
+      raise UserError(f'the dense network has density 1, got {density:g}.')
+    return optax.with_extra_args_support(inner)
+  recipe = _RECIPES[method]
+  if config.structure != 'unstructured' and 'structure' not in recipe.takes:
     raise UserError(
       f'{method} has no structure {config.structure!r}. Leave the structure or '
-      'the method away.'
+      'the method out.'
     )
+  every = _arguments(recipe, sparsity, config, lengths) | {'key': key}
+  arguments = {name: every[name] for name in ('distribution', *recipe.takes)}
   try:
-    return _MAKERS[method](inner, sparsity, config, lengths, key)
+    return recipe.alias(inner, sparsity, **arguments)
   except ValueError as error:
     raise UserError(f'{method} at density {density:g}: {error}') from error
 
 
-def density_to_sparsity(density: float) -> float:
-  """1 - density as people write it: 0.9, not 0.09999999999999998, for 0.1.
-
-  Raises:
-    UserError: if density is outside (0, 1].
-
-  Example:
-    >>> density_to_sparsity(0.05)
-    0.95
-  """
-  if not 0 <= round(1 - density, 12) < 1:
-    raise UserError(
-      'densities are shares of the weights that are connections, in (0, 1], '
-      f'got {density:g}. A sparsity of 0.9 is a density of 0.1.'
-    )
-  return round(1 - density, 12)
+def _arguments(
+  recipe: _Recipe, sparsity: float, config: SparseConfig, lengths: Lengths
+) -> Row:
+  """All arguments that aliases may have, by their names."""
+  stop = recipe.stop if config.stop is None else config.stop
+  drop = recipe.drop_fraction
+  if config.drop_fraction is not None:
+    drop = config.drop_fraction
+  ablation = None
+  if config.ablation is not None:
+    hidden = select_lib.exclude(select_lib.is_weight, 'logits')
+    ablation = Ablation(hidden, config.ablation)
+  trained = min(1.0, config.backward_factor * (1 - sparsity))
+  connections = (1 - sparsity) * lengths.num_weights
+  return {
+    'distribution': _DISTRIBUTIONS[config.distribution or recipe.distribution],
+    'structure': config.structure,
+    'start': round(config.pruning_start * lengths.num_steps),
+    'stop': round(stop * lengths.num_steps),
+    'period': config.period or recipe.period(lengths),
+    'drop_fraction': drop,
+    'num_dropped': max(1, round(drop * connections)),
+    'regrow': config.regrow,
+    'redistribute': config.redistribute,
+    'ablation': ablation,
+    'backward_sparsity': round(1 - trained, 12),
+    'penalty': config.penalty,
+  }
 
 
 def _check(config: SparseConfig) -> None:
@@ -218,148 +306,3 @@ def _check(config: SparseConfig) -> None:
     refuse('backward_factor', 'at least 1 and finite')
   if not 0 <= config.penalty < float('inf'):
     refuse('penalty', 'at least 0 and finite')
-
-
-def _distribution(config: SparseConfig, default: str) -> Any:
-  return _DISTRIBUTIONS[config.distribution or default]
-
-
-def _period(config: SparseConfig, default: int) -> int:
-  return default if config.period is None else config.period
-
-
-def _stop(config: SparseConfig, lengths: Lengths, default: float) -> int:
-  share = default if config.stop is None else config.stop
-  return round(share * lengths.num_steps)
-
-
-def _drop_fraction(config: SparseConfig, default: float) -> float:
-  return default if config.drop_fraction is None else config.drop_fraction
-
-
-def _ablation(config: SparseConfig) -> Ablation | None:
-  if config.ablation is None:
-    return None
-  hidden = select_lib.exclude(select_lib.is_weight, 'logits')
-  return Ablation(hidden, config.ablation)
-
-
-def _dense(
-  inner: Any, sparsity: float, config: SparseConfig, lengths: Lengths, key: Any
-) -> Any:
-  del sparsity, config, lengths, key
-  return optax.with_extra_args_support(inner)
-
-
-def _static(
-  inner: Any, sparsity: float, config: SparseConfig, lengths: Lengths, key: Any
-) -> Any:
-  del lengths
-  distribution = _distribution(config, 'uniform')
-  return aliases.static(
-    inner,
-    sparsity,
-    structure=config.structure,
-    distribution=distribution,
-    key=key,
-  )
-
-
-def _pruning(
-  inner: Any, sparsity: float, config: SparseConfig, lengths: Lengths, key: Any
-) -> Any:
-  del key
-  return aliases.gradual_pruning(
-    inner,
-    sparsity,
-    start=round(config.pruning_start * lengths.num_steps),
-    stop=_stop(config, lengths, 0.75),
-    period=_period(config, max(1, lengths.num_steps // 100)),
-    structure=config.structure,
-    distribution=_distribution(config, 'uniform'),
-  )
-
-
-def _drop_and_grow(
-  alias: Callable[..., Any],
-  inner: Any,
-  sparsity: float,
-  config: SparseConfig,
-  lengths: Lengths,
-  key: Any,
-) -> Any:
-  return alias(
-    inner,
-    sparsity,
-    stop=_stop(config, lengths, 0.75),
-    period=_period(config, 100),
-    drop_fraction=_drop_fraction(config, 0.3),
-    structure=config.structure,
-    ablation=_ablation(config),
-    distribution=_distribution(config, 'erk'),
-    regrow=config.regrow,
-    key=key,
-  )
-
-
-def _snfs(
-  inner: Any, sparsity: float, config: SparseConfig, lengths: Lengths, key: Any
-) -> Any:
-  # The last epoch ends with the run, so its rewiring never comes.
-  return aliases.snfs(
-    inner,
-    sparsity,
-    stop=_stop(config, lengths, 1.0),
-    period=_period(config, lengths.steps_per_epoch),
-    drop_fraction=_drop_fraction(config, 0.5),
-    redistribute=config.redistribute,
-    structure=config.structure,
-    distribution=_distribution(config, 'uniform'),
-    regrow=config.regrow,
-    key=key,
-  )
-
-
-def _dsr(
-  inner: Any, sparsity: float, config: SparseConfig, lengths: Lengths, key: Any
-) -> Any:
-  connections = (1 - sparsity) * lengths.num_weights
-  return aliases.dsr(
-    inner,
-    sparsity,
-    stop=_stop(config, lengths, 0.95),
-    period=_period(config, lengths.steps_per_epoch),
-    # The authors' 600 are 4.5 % of LeNet-300-100 at density 0.05.
-    num_dropped=max(1, round(_drop_fraction(config, 0.05) * connections)),
-    distribution=_distribution(config, 'uniform'),
-    regrow=config.regrow,
-    key=key,
-  )
-
-
-def _top_kast(
-  inner: Any, sparsity: float, config: SparseConfig, lengths: Lengths, key: Any
-) -> Any:
-  del key
-  trained = min(1.0, config.backward_factor * (1 - sparsity))
-  return aliases.top_kast(
-    inner,
-    sparsity,
-    round(1 - trained, 12),
-    stop=_stop(config, lengths, 1.0),
-    period=_period(config, 100),
-    penalty=config.penalty,
-    distribution=_distribution(config, 'uniform'),
-  )
-
-
-_MAKERS: dict[str, Callable[..., Any]] = {
-  'dense': _dense,
-  'static': _static,
-  'pruning': _pruning,
-  'set': functools.partial(_drop_and_grow, aliases.sparse_evolution),
-  'rigl': functools.partial(_drop_and_grow, aliases.rigl),
-  'snfs': _snfs,
-  'dsr': _dsr,
-  'top_kast': _top_kast,
-}

@@ -10,7 +10,7 @@ step alone, so that a resumed run repeats it.
 
 from collections.abc import Callable
 import dataclasses
-from typing import Any
+from typing import TypeAlias
 
 import haiku as hk
 import jax
@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from powerprop_jax.optim import sparsify, views
+from powerprop_jax.train import evaluate
 from powerprop_jax.train.data import splits
 from powerprop_jax.train.data.sources import Arrays
 from powerprop_jax.train.state import TrainState
@@ -25,8 +26,7 @@ from powerprop_jax.train.state import TrainState
 Metrics = dict[str, jax.Array]
 Step = Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, Metrics]]
 Advance = Callable[[TrainState, Arrays, jax.Array], tuple[TrainState, Metrics]]
-# Images as they are stored to what the network sees.
-Prepare = Callable[[Any], jax.Array]
+Prepare: TypeAlias = splits.Prepare
 # (key, images as they are stored) -> images of the same shape and dtype.
 Augment = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -175,11 +175,7 @@ def _make_gradient(
     logits, net_state = net.apply(
       theta, net_state, key, images, is_training=True
     )
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    if label_smoothing:
-      # Cross-entropy is linear in the labels.
-      spread = -jnp.mean(jax.nn.log_softmax(logits), axis=-1)
-      losses = (1 - label_smoothing) * losses + label_smoothing * spread
+    losses = evaluate.cross_entropy(logits, labels, label_smoothing)
     return jnp.mean(losses), (net_state, logits)
 
   def gradient(
@@ -198,57 +194,3 @@ def _make_gradient(
     return grads, net_state, {'loss': loss, 'accuracy': accuracy}
 
   return gradient
-
-
-def make_evaluate(
-  net: hk.TransformedWithState,
-  *,
-  batch_size: int = 1000,
-  prepare: Prepare = splits.to_float,
-) -> Callable[[hk.Params, hk.State, Arrays], Metrics]:
-  """Loss and accuracy over a whole split: evaluate(theta, net_state, arrays).
-
-  Args:
-    net: a network from nets.make.
-    batch_size: examples at a time, which bounds the memory.
-    prepare: turns images into what the network sees; the same as in training.
-
-  Returns:
-    A pure function, exact for any number of examples. A prediction made of
-    logits that are not finite counts as wrong.
-  """
-
-  def score(
-    theta: hk.Params, net_state: hk.State, arrays: Arrays
-  ) -> tuple[jax.Array, jax.Array]:
-    logits, _ = net.apply(
-      theta, net_state, None, prepare(arrays.images), is_training=False
-    )
-    losses = optax.softmax_cross_entropy_with_integer_labels(
-      logits, arrays.labels
-    )
-    correct = jnp.argmax(logits, -1) == arrays.labels
-    finite = jnp.all(jnp.isfinite(logits), axis=-1)
-    return jnp.sum(losses), jnp.sum(correct & finite)
-
-  def evaluate(
-    theta: hk.Params, net_state: hk.State, arrays: Arrays
-  ) -> Metrics:
-    size = arrays.labels.shape[0]
-    whole = size - size % batch_size
-    sums = []
-    if whole:
-      head = jax.tree.map(
-        lambda x: x[:whole].reshape(-1, batch_size, *x.shape[1:]), arrays
-      )
-      losses, correct = jax.lax.map(
-        lambda batch: score(theta, net_state, batch), head
-      )
-      sums.append((jnp.sum(losses), jnp.sum(correct)))
-    if whole < size:
-      tail = jax.tree.map(lambda x: x[whole:], arrays)
-      sums.append(score(theta, net_state, tail))
-    loss, count = map(sum, zip(*sums, strict=True))
-    return {'loss': loss / size, 'accuracy': count / jnp.float32(size)}
-
-  return evaluate

@@ -1,11 +1,12 @@
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 import chex
 import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.class_specialisation import activations, features
+from experiments.class_specialisation import features
+from experiments.common import activations
 from powerprop_jax import nets
 from powerprop_jax.sparse import plain_convolution
 
@@ -45,21 +46,15 @@ class ClassActivityTest(parameterized.TestCase):
       activity, _oracle(values, labels, num_classes), rtol=1e-5
     )
 
-  def test_batches_add_up(self):
+  def test_batches_add_up_but_for_examples_of_no_class(self):
     values, labels = _labelled((20, 3, 4), 5)
-    whole = features.class_activity(values, labels, 5)
+    whole = features.class_activity(values[:18], labels[:18], 5)
+    labels[18:] = [-1, 5]
     parts = [
       features.class_activity(values[part], labels[part], 5)
       for part in (slice(0, 3), slice(3, 20))
     ]
     np.testing.assert_allclose(whole, sum(parts), rtol=1e-5)
-
-  def test_examples_of_no_class_are_not_counted(self):
-    values, labels = _labelled((6, 4), 3)
-    expected = _oracle(values[:4], labels[:4], 3)
-    labels[4:] = [-1, 3]
-    activity = features.class_activity(values, labels, 3)
-    np.testing.assert_allclose(activity, expected, rtol=1e-5)
 
   def test_small_integer_labels_do_not_wrap_around(self):
     labels = np.array([0, 255], np.uint8)
@@ -74,32 +69,19 @@ class ClassActivityTest(parameterized.TestCase):
 
 class ClassSpecialisationTest(parameterized.TestCase):
   @chex.variants(with_jit=True, without_jit=True)
-  @parameterized.parameters((2, 4), (10, 30), (1, 3))
-  def test_shares_are_those_of_numpy(self, num_classes, channels):
-    activity = np.random.default_rng(0).exponential(
-      size=(num_classes, channels)
-    )
+  @parameterized.parameters(
+    (2, 4, 1.0), (10, 30, 1e-30), (10, 30, 1e30), (1, 3, 1.0)
+  )
+  def test_shares_are_those_of_numpy_at_any_scale(self, classes, size, scale):
+    activity = np.random.default_rng(0).exponential(size=(classes, size))
+    activity[:, 0] = np.eye(classes)[0]  # of one class
+    activity[:, 1] = 1.0  # all alike
     found = self.variant(features.class_specialisation)(
-      jnp.asarray(activity, jnp.float32)
+      jnp.asarray(scale * activity, jnp.float32)
     )
     self.assertEqual(found.dtype, jnp.float32)
     np.testing.assert_allclose(
       found, activity.max(axis=0) / activity.sum(axis=0), rtol=1e-5
-    )
-
-  def test_one_class_gives_one_and_all_alike_the_smallest_share(self):
-    activity = np.stack([np.eye(10)[3], np.ones(10)], axis=1)
-    np.testing.assert_allclose(
-      features.class_specialisation(activity), [1.0, 0.1], rtol=1e-6
-    )
-
-  @parameterized.parameters(1e-30, 1e30)
-  def test_scale_does_not_matter(self, scale):
-    activity = np.random.default_rng(0).exponential(size=(10, 5))
-    np.testing.assert_allclose(
-      features.class_specialisation(activity * scale),
-      features.class_specialisation(activity),
-      rtol=1e-5,
     )
 
   def test_dead_and_broken_features_are_left_out(self):
@@ -113,17 +95,9 @@ class ClassSpecialisationTest(parameterized.TestCase):
       )
     }
     (row,) = features.specialisation_table(found)
-    self.assertEqual(
-      row,
-      {
-        'layer': 'layer',
-        'features': 4,
-        'dead': 1,
-        'not_finite': 2,
-        'mean': 1.0,
-        'median': 1.0,
-      },
-    )
+    counts = {'features': 4, 'dead': 1, 'not_finite': 2}
+    means = {'mean': 1.0, 'median': 1.0}
+    self.assertEqual(row, {'layer': 'layer', **counts, **means})
 
 
 class LayerOutputsTest(parameterized.TestCase):
@@ -165,9 +139,8 @@ class LayerOutputsTest(parameterized.TestCase):
     net = hk.without_apply_rng(hk.transform_with_state(forward))
     x = jnp.asarray(_labelled((6, 3), 2)[0])
     theta, state = net.init(jax.random.key(0), x)
-    found = activations.layer_outputs(
-      lambda theta, x: net.apply(theta, state, x), theta, x
-    )
+    apply = lambda theta, x: net.apply(theta, state, x)
+    found = activations.layer_outputs(apply, theta, x)
     (first, second), _ = net.apply(theta, state, x)
     self.assertEqual(list(found), ['first', 'second'])
     np.testing.assert_array_equal(found['first'][0], first)
@@ -182,9 +155,8 @@ class LayerOutputsTest(parameterized.TestCase):
     net = hk.without_apply_rng(hk.transform_with_state(forward))
     x = jnp.ones((2, 3, 8, 6))
     theta, state = net.init(jax.random.key(0), x)
-    found = activations.layer_outputs(
-      lambda theta, x: net.apply(theta, state, x), theta, x
-    )
+    apply = lambda theta, x: net.apply(theta, state, x)
+    found = activations.layer_outputs(apply, theta, x)
     self.assertEqual(found['conv'][0].shape, (2, 8, 6, 4))
 
   def test_a_network_that_is_not_seen_is_an_error(self):
@@ -222,21 +194,7 @@ class ByLayerTest(parameterized.TestCase):
         rtol=1e-5,
       )
 
-  def test_a_feature_without_connections_is_dead(self):
-    net = _transform(lambda x: hk.Linear(3)(x))
-    x, labels = _labelled((20, 4), 2)
-    theta = net.init(jax.random.key(0), x)
-    theta['linear']['w'] = theta['linear']['w'].at[:, 1].set(0)
-    found = features.specialisation_by_layer(net.apply, theta, [(x, labels)], 2)
-    np.testing.assert_array_equal(
-      np.isnan(found['linear'].specialisation), [False, True, False]
-    )
-    (row,) = features.specialisation_table(found)
-    self.assertEqual((row['features'], row['dead']), (3, 1))
-    records = features.specialisation_records(found)
-    self.assertEqual([record['feature'] for record in records], [0, 1, 2])
-
-  def test_a_layer_applied_twice_counts_both(self):
+  def test_dead_features_and_layers_applied_twice_are_counted(self):
     def forward(x):
       layer = hk.Linear(3)
       return layer(layer(x))
@@ -244,6 +202,7 @@ class ByLayerTest(parameterized.TestCase):
     net = _transform(forward)
     x, labels = _labelled((20, 3), 2)
     theta = net.init(jax.random.key(0), x)
+    theta['linear']['w'] = theta['linear']['w'].at[:, 1].set(0)
     outputs = activations.layer_outputs(net.apply, theta, x)['linear']
     self.assertLen(outputs, 2)
     found = features.specialisation_by_layer(net.apply, theta, [(x, labels)], 2)
@@ -252,6 +211,12 @@ class ByLayerTest(parameterized.TestCase):
       sum(_oracle(output, labels, 2) for output in outputs),
       rtol=1e-5,
     )
+    is_dead = np.isnan(found['linear'].specialisation)
+    np.testing.assert_array_equal(is_dead, [False, True, False])
+    (row,) = features.specialisation_table(found)
+    self.assertEqual((row['features'], row['dead']), (3, 1))
+    records = features.specialisation_records(found)
+    self.assertEqual([record['feature'] for record in records], [0, 1, 2])
 
   def test_bad_arguments_are_refused(self):
     net = _transform(lambda x: hk.Linear(3)(x))
@@ -273,7 +238,3 @@ class ByLayerTest(parameterized.TestCase):
       measure([(x[0], labels)])
     with self.assertRaisesRegex(TypeError, 'must not be compiled'):
       measure([(x, labels)], jax.jit(net.apply))
-
-
-if __name__ == '__main__':
-  absltest.main()

@@ -15,11 +15,11 @@ from experiments.imagenet_resnet50.config import Config, NetConfig, RecipeConfig
 from powerprop_jax.core import distributions, trees
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.optim import ema, topology, views
-from powerprop_jax.train import schedules
+from powerprop_jax.train import optimizers
 from powerprop_jax.train import state as state_lib
 from powerprop_jax.train.methods import SparseConfig
+from powerprop_jax.train.optimizers import ScheduleConfig
 from powerprop_jax.train.runs.errors import UserError
-from powerprop_jax.train.schedules import ScheduleConfig
 
 IMAGENET = 1_281_167
 SPARSE = SparseConfig(period=10, stop=25 / 32)
@@ -103,7 +103,7 @@ class RateTest:
 
   def test_cosine_ends_at_zero(self):
     config = ScheduleConfig(kind='cosine', warmup=1.0)
-    rate = schedules.make(config, num_steps=110, steps_per_epoch=10)
+    rate = optimizers.schedule(config, num_steps=110, steps_per_epoch=10)
     found = [float(rate(step)) for step in (0, 5, 10, 60, 110)]
     np.testing.assert_allclose(found, [0, 0.8, 1.6, 0.8, 0], atol=1e-6)
 
@@ -127,7 +127,7 @@ class RateTest:
   )
   def test_impossible_ones_are_refused(self, wrong, message):
     with pytest.raises(UserError, match=message):
-      schedules.make(ScheduleConfig(**wrong), 100, 1.0)
+      optimizers.schedule(ScheduleConfig(**wrong), 100, 1.0)
 
 
 class MethodTest:

@@ -55,7 +55,7 @@ def test_churn_and_densities_are_counted_lane_by_lane():
       for record in of_lane[1:]:
         assert record['density'] == now[record['layer']].mean()
       weights = np.concatenate([mask.ravel() for mask in now.values()])
-      assert mask_watch.density(masks, lane) == pytest.approx(weights.mean())
+      assert mask_watch.density(now) == pytest.approx(weights.mean())
     looks.append(masks)
 
 
@@ -77,7 +77,8 @@ def test_lanes_have_masks_of_their_own_key_and_the_density_asked_for():
   alone = make_state(static)
   for leaf, mask in mask_watch.stacked_masks(alone).items():
     np.testing.assert_array_equal(mask, masks[leaf])
-  assert mask_watch.density(masks, 0) == pytest.approx(0.1, abs=0.002)
+  one = ensemble.take(masks, 0)
+  assert mask_watch.density(one) == pytest.approx(0.1, abs=0.002)
   # What is not a connection is zero from the start.
   theta = jax.vmap(views.effective_params)(state.phi, state.opt_state)
   np.testing.assert_array_equal(
@@ -89,5 +90,5 @@ def test_dense_network_has_density_1_and_no_records():
   state = make_state(lambda key: optax.sgd(0.1))
   masks = mask_watch.stacked_masks(state)
   assert masks == {}
-  assert mask_watch.density(masks, 0) == 1
+  assert mask_watch.density(masks) == 1
   assert MaskWatch(state).records(RUNS, masks) == []

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.dct_plus_sparse import figures, figures_supports, propagation
+from experiments.dct_plus_sparse import figures, propagation
 from powerprop_jax import nets
 from powerprop_jax.core import masks as masks_lib
 
@@ -141,10 +141,9 @@ def test_the_figure_has_a_line_for_each_network_and_density(num_layers):
   figure.savefig(io.BytesIO(), format='png', dpi=50)
   (legend,) = figure.legends
   assert [text.get_text() for text in legend.get_texts()] == [
-    'standard, 10 % of the weights',
-    'standard, 1 % of the weights',
-    'dct, 10 % of the weights',
-    'dct, 1 % of the weights',
+    f'{network}, {share} % of the weights'
+    for network in ('standard', 'dct')
+    for share in (10, 1)
   ]
   variance, norm = figure.axes
   assert variance.get_yscale() == norm.get_yscale() == 'log'
@@ -178,9 +177,7 @@ def test_accuracies_have_a_pair_of_axes_for_each_support():
     for key in (0, 1)
     if (support, network) != ('snip', 'dct')
   ]
-  figure = figures_supports.accuracy_by_support(
-    records, title='LeNet', num_classes=10
-  )
+  figure = figures.accuracy_by_support(records, title='LeNet', num_classes=10)
   figure.savefig(io.BytesIO(), format='png', dpi=50)
   panels = [axes for axes in figure.axes if axes.get_title(loc='left')]
   assert [axes.get_title(loc='left') for axes in panels] == ['erk', 'snip']

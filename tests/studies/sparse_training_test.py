@@ -2,12 +2,6 @@
 
 import dataclasses
 import functools
-import os
-import pathlib
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import programs
@@ -17,27 +11,14 @@ from experiments.sparse_training import __main__ as sparse_training
 from experiments.sparse_training.config import PRESETS
 from powerprop_jax.train.runs import metrics
 
-ROOT = pathlib.Path(__file__).parents[2]
 TINY = [
-  '--net=mlp',
-  '--densities=0.2',
-  '--loop.num-steps=8',
-  '--loop.batch-size=8',
-  '--loop.eval-every=4',
-  '--loop.steps-per-dispatch=4',
-  '--sparse.period=2',
+  *('--net=mlp', '--densities=0.2', '--loop.num-steps=8'),
+  *('--loop.batch-size=8', '--loop.eval-every=4'),
+  *('--loop.steps-per-dispatch=4', '--sparse.period=2'),
 ]
 
 
 run = functools.partial(programs.run, sparse_training, static_alpha=True)
-
-
-def times(out):
-  return {
-    path: path.stat().st_mtime_ns
-    for path in (out / 'combinations').rglob('*')
-    if path.is_file()
-  }
 
 
 ARGS = [
@@ -78,33 +59,31 @@ def test_a_run_writes_everything_it_promises(finished):
     assert record['loss'] > 0
 
 
-def test_every_look_has_scores_churn_and_densities(finished):
+def test_every_evaluation_has_scores_churn_and_densities(finished):
   path = finished / 'combinations' / 'rigl_density_0.2_alpha_2'
-  looks = metrics.read_metrics(path / 'metrics.jsonl')
+  logged = metrics.read_metrics(path / 'metrics.jsonl')
   for step in (4, 8):
-    at_step = [record for record in looks if record['step'] == step]
+    at_step = [record for record in logged if record['step'] == step]
     assert [r['key'] for r in at_step if 'loss' in r] == [0, 1]
     churn = [r['churn'] for r in at_step if 'churn' in r]
     assert len(churn) == 2
     layers = [r for r in at_step if 'layer' in r]
     assert len(layers) == 4
-  # Rewired at steps 2 and 4, of which the first look has seen one.
-  assert all(0 < r['churn'] < 0.5 for r in looks if 'churn' in r)
+  # Rewired at steps 2 and 4, of which the first evaluation has seen one.
+  assert all(0 < r['churn'] < 0.5 for r in logged if 'churn' in r)
 
 
 def test_table_has_a_row_for_every_method(finished):
   lines = (finished / 'table.md').read_text().splitlines()
   assert lines[0] == '| method | density | measured | α = 1 | α = 2 |'
-  assert [line.split(' | ')[0] for line in lines[2:]] == [
-    '| dense',
-    '| rigl',
-  ]
+  assert [line.split(' | ')[0] for line in lines[2:]] == ['| dense', '| rigl']
 
 
 def test_what_is_finished_is_not_trained_again(finished):
-  before, found = times(finished), programs.results(finished)
+  before = programs.times(finished / 'combinations')
+  found = programs.results(finished)
   assert run(*ARGS, '--out', finished, '--resume') == 0
-  assert times(finished) == before
+  assert programs.times(finished / 'combinations') == before
   assert programs.results(finished) == found
 
 
@@ -126,39 +105,12 @@ def test_workers_give_the_same_results_and_may_change_on_resuming(
   assert programs.results(out) == found
 
 
-def test_a_killed_run_continues_to_the_same_results(finished, tmp_path):
-  out = tmp_path / 'run'
-  args = [*map(str, ARGS), '--out', str(out)]
-  process = subprocess.Popen(
-    [sys.executable, '-m', 'experiments.sparse_training', *args],
-    cwd=ROOT,
-    env=dict(os.environ),
-    stdout=subprocess.DEVNULL,
-    stderr=subprocess.DEVNULL,
-  )
-  look = out / 'combinations' / 'rigl_density_0.2_alpha_1' / 'checkpoints' / '4'
-  deadline = time.monotonic() + 120
-  while not look.exists():
-    assert process.poll() is None, 'ended without a checkpoint'
-    assert time.monotonic() < deadline, 'no checkpoint within two minutes'
-    time.sleep(0.005)
-  process.send_signal(signal.SIGKILL)
-  process.wait()
-  assert not (out / 'results.json').exists()
-  assert run(*args, '--resume') == 0
-  assert programs.results(out) == programs.results(finished)
-  for path in (out / 'combinations').glob('*/metrics.jsonl'):
-    other = finished / 'combinations' / path.parent.name / path.name
-    assert path.read_text() == other.read_text()
-
-
 @pytest.mark.parametrize(
   ('args', 'named'),
   [
     ('--methods rigll', 'rigll'),
     ('--methods rigl rigl', '--methods must differ'),
     ('--densities 0', '(0, 1], got 0'),
-    ('--densities 1.5', 'got 1.5'),
     ('--densities 0.0001', 'would lose all of them'),
     ('--alphas 0.5', 'at least 1'),
     ('--keys -1', 'at least 0'),
@@ -167,18 +119,14 @@ def test_a_killed_run_continues_to_the_same_results(finished, tmp_path):
     ('--lanes-at-once 0', 'lanes_at_once'),
     ('--net mlpp', "Did you mean 'mlp'"),
     ('--sparse.period 5000', 'nothing would ever be rewired'),
-    ('--sparse.drop-fraction 2', 'drop_fraction'),
     ('--alphas 2 --sparse.regrow zero', "regrow='zero' would start"),
-    ('--optimizer.schedule staircase --optimizer.stair-steps 0', 'stair_steps'),
     ('--data.name mnits', 'mnits'),
   ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(
   args, named, tmp_path, capsys
 ):
-  out = tmp_path / 'run'
-  assert named in programs.error(run(*args.split(), '--out', out), capsys)
-  assert not out.exists()
+  programs.refuses(run, args, named, tmp_path / 'run', capsys)
 
 
 def test_augmentation_of_images_that_are_too_small_is_refused(tmp_path, capsys):

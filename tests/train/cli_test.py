@@ -1,14 +1,10 @@
 """The command: train, prune and report work together on one folder."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import jax
 import numpy as np
+import programs
 import pytest
 
 from experiments.one_shot_pruning import __main__ as one_shot_pruning
@@ -19,7 +15,6 @@ from powerprop_jax.train.cli import main as cli
 from powerprop_jax.train.cli.main import TrainConfig
 from powerprop_jax.train.runs import json_files, load, metrics
 from powerprop_jax.train.runs.errors import UserError
-from powerprop_jax.train.scale import preemption
 
 TINY = ['--loop.num-steps', '60', '--loop.eval-every', '30']
 
@@ -34,18 +29,6 @@ def read(path):
 
 def main(*args):
   assert cli.main([str(arg) for arg in args]) == 0
-
-
-# The state after 2,000 steps depends on every bit of the state before.
-LONG = ['train', '--loop.num-steps=2000', '--loop.eval-every=200']
-
-
-@pytest.fixture(scope='module')
-def whole(tmp_path_factory):
-  """A run that was never interrupted."""
-  path = tmp_path_factory.mktemp('cli') / 'whole'
-  main(*LONG, '--out', path)
-  return path
 
 
 @pytest.fixture(scope='module')
@@ -77,67 +60,12 @@ class TrainTest:
     assert page.count('data:image/png') == 2
     assert 'mlp on digits' in page
 
-  def test_shows_what_is_reparameterised_and_what_came_out(
-    self, tmp_path, capsys
-  ):
-    main('train', '--net', 'mlp', '--out', tmp_path / 'run', *TINY)
-    shown = capsys.readouterr().out
-    assert shown.count('leaves selected') == 1
-    assert shown.index('leaves selected') < shown.index('near zero')
-    for word in ('mlp/linear_0/w', 'validation accuracy: 0.', 'report.html'):
-      assert word in shown
-
   def test_settings_come_back_from_what_was_written(self, run):
     stored = read(run / 'config.json')['config']
     config = json_files.from_json(TrainConfig, stored)
     assert config.net == 'mlp'
     assert config.loop.num_steps == 60
     assert json_files.to_json(config).items() >= stored.items()
-
-  @pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGTERM])
-  def test_stopped_run_continues_to_the_same_weights(
-    self, whole, tmp_path, number
-  ):
-    parts = tmp_path / 'parts'
-    process = subprocess.Popen(
-      [
-        sys.executable,
-        '-m',
-        'powerprop_jax.train.cli.main',
-        *LONG,
-        '--out',
-        parts,
-      ],
-      stdout=subprocess.DEVNULL,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-    try:
-      deadline = time.monotonic() + 120
-      while not (parts / 'checkpoints' / '200').exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    finally:
-      os.kill(process.pid, number)
-      _, err = process.communicate()
-    assert not (parts / 'complete.json').exists()
-    if number == signal.SIGTERM:
-      assert process.returncode == preemption.EXIT_STATUS
-      steps = [path.name for path in (parts / 'checkpoints').iterdir()]
-      assert err.splitlines()[-1] == (
-        f'stopped by a signal, saved at step {max(map(int, steps)):,} of 2,000;'
-        ' run the same command with --resume to continue.'
-      )
-    main(*LONG, '--out', parts, '--resume')
-    for name in ('metrics.jsonl', 'results.json', 'weights.json'):
-      assert (parts / name).read_bytes() == (whole / name).read_bytes()
-    for name in ('learning_curves.png', 'weight_histograms.png'):
-      assert (parts / name).read_bytes() == (whole / name).read_bytes()
-    states = [load.load(path).state for path in (whole, parts)]
-    states = [s._replace(key=jax.random.key_data(s.key)) for s in states]
-    for a, b in zip(*map(jax.tree.leaves, states), strict=True):
-      assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
 class PruneTest:
@@ -215,10 +143,8 @@ class PruneTest:
   ):
     path = tmp_path / 'sweep'
     args = ['--alphas', '1', '2', '--keys', '0', '3', '--net', 'mlp', *TINY]
-    args += ['--kept', '0.2', '--scopes', 'global', '--out', str(path)]
-    one_shot_pruning.main(
-      cli.command.parse(one_shot_pruning.PRESETS, args, prog='sweep')
-    )
+    args += ['--kept', '0.2', '--scopes', 'global', '--out', path]
+    assert programs.run(one_shot_pruning, *args) == 0
     before = contents(path)
     main('prune', path, '--kept', 0.2, '--scope', 'global')
     assert contents(path) == before
@@ -246,12 +172,19 @@ class ReportTest:
     assert contents(tmp_path) == before
 
 
-def test_says_that_there_is_nothing_to_resume(tmp_path, capsys):
+def test_says_what_it_does_and_that_there_is_nothing_to_resume(
+  tmp_path, capsys
+):
   out = tmp_path / 'run'
   args = ['train', '--net', 'mlp', *TINY, '--out', out, '--resume']
   note = f'note: {out} holds no run to resume; this one starts anew.'
   main(*args)
-  assert note in capsys.readouterr().err.splitlines()
+  shown = capsys.readouterr()
+  assert note in shown.err.splitlines()
+  assert shown.out.count('leaves selected') == 1
+  assert shown.out.index('leaves selected') < shown.out.index('near zero')
+  for word in ('mlp/linear_0/w', 'validation accuracy: 0.', 'report.html'):
+    assert word in shown.out
   main(*args)
   assert 'note' not in capsys.readouterr().err
 

@@ -14,7 +14,7 @@ from powerprop_jax import nets
 from powerprop_jax.export import export
 from powerprop_jax.export.exported import Exported
 from powerprop_jax.report import analysis, plotting
-from powerprop_jax.train import ensemble, optimizers, sweep
+from powerprop_jax.train import ensemble, optimizers
 from powerprop_jax.train.cli import main as cli
 from powerprop_jax.train.data import splits as data
 from powerprop_jax.train.runs import load, metrics
@@ -199,17 +199,17 @@ class SweepTest:
     # A bias of -∞ makes a dead unit, which no loss shows.
     net = nets.make('mlp', 10)
     splits = data.load(data.DataConfig())
-    runs = ensemble.product([1.0, 2.0], [0])
+    members = ensemble.product([1.0, 2.0], [0])
     config = optimizers.OptimizerConfig()
     make_tx = lambda alpha: optimizers.make_tx(config, alpha, 10)
-    state = sweep.initial_states(net, make_tx, runs, splits)
+    state = ensemble.create(net, make_tx, members, splits.example)
     bias = state.phi['mlp/linear_0']['b']
     state.phi['mlp/linear_0']['b'] = bias.at[1, 0].set(-np.inf)
     folder = RunFolder(tmp_path / 'run', {}, program='test')
     with metrics.MetricsWriter(folder.metrics_path) as writer:
       for alpha in (1.0, 2.0):
         writer.write(5, {'alpha': alpha, 'key': 0, 'loss': 1.0})
-    assert sweep.say_diverged(runs, state, folder) == [False, True]
+    assert ensemble.say_diverged(members, state, folder) == [False, True]
     (note,) = notes(capsys)
     assert 'α = 2, key 0' in note
     assert "its leaf 'mlp/linear_0/b' is not finite" in note

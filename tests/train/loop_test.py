@@ -10,6 +10,8 @@ import pytest
 
 from powerprop_jax.train import loop
 from powerprop_jax.train.checkpoints.checkpoint import Checkpoints
+from powerprop_jax.train.data.sources import Arrays
+from powerprop_jax.train.data.splits import Splits
 from powerprop_jax.train.loop import LoopConfig
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
@@ -18,16 +20,17 @@ from powerprop_jax.train.scale.preemption import Preempted
 CONFIG = LoopConfig(
   num_steps=23, batch_size=2, eval_every=10, steps_per_dispatch=4
 )
+ARRAYS = Arrays(np.arange(30, dtype=np.float32), np.zeros(30, int))
+SPLITS = Splits(ARRAYS, ARRAYS, ARRAYS, 1, 'numbers')
 
 
-@jax.jit
-def advance(state, rows):
+def advance(state, arrays, rows):
   """A state whose every bit depends on the rows and on their order."""
 
   def body(state, row):
-    return jnp.sin(3 * state + row.sum()), state
+    return jnp.sin(3 * state + arrays.images[row].sum()), state
 
-  state, before = jax.lax.scan(body, state, rows.astype(jnp.float32))
+  state, before = jax.lax.scan(body, state, rows)
   return state, {'loss': before.mean()}
 
 
@@ -47,26 +50,20 @@ def fit(
 ):
   calls = [] if calls is None else calls
 
-  def indices(start, count):
+  def indices(start, count, batch_size, num_examples):
     if start == stop_at:
       stop()
     calls.append((start, count))
-    rows = np.arange(start, start + count)[:, None] + np.arange(2)
-    return rows.astype(np.int32)
+    return np.arange(start, start + count)[:, None] + np.arange(batch_size)
 
   return loop.fit(
     jnp.float32(0.5),
-    advance=advance,
-    evaluate=lambda state: {'accuracy': state},
+    advance,
+    lambda state, arrays: {'accuracy': state},
+    SPLITS,
+    config,
+    RunFolder(path, {}, program='test', resume=resume),
     indices=indices,
-    records=lambda trained, found: [
-      {
-        'loss': float(trained['loss']),
-        'validation_accuracy': float(found['accuracy']),
-      }
-    ],
-    config=config,
-    folder=RunFolder(path, {}, program='test', resume=resume),
     begin=begin,
   )
 

@@ -13,6 +13,7 @@ import pytest
 from powerprop_jax import nets
 from powerprop_jax.core import reparam
 from powerprop_jax.optim import aliases, ema, powerprop, views
+from powerprop_jax.train import evaluate as evaluate_lib
 from powerprop_jax.train import state, step
 from powerprop_jax.train.data import splits
 from powerprop_jax.train.data.sources import Arrays
@@ -128,9 +129,9 @@ class StepTest:
     np.testing.assert_allclose(
       after.net_state[name]['average'][0], mean, rtol=1e-4, atol=1e-6
     )
-    evaluate = step.make_evaluate(batch_norm_net, batch_size=7)
+    evaluate = evaluate_lib.make_evaluate(batch_norm_net, batch_size=7)
     whole = evaluate(after.theta, after.net_state, arrays)
-    single = step.make_evaluate(batch_norm_net, batch_size=1)(
+    single = evaluate_lib.make_evaluate(batch_norm_net, batch_size=1)(
       after.theta, after.net_state, arrays
     )
     # Were it in training mode, a batch would see its own statistics.
@@ -257,7 +258,7 @@ class RandomTest:
 
   def test_dropout_is_left_out_of_an_evaluation(self):
     start, arrays = make_state(dropout_net), make_arrays(6)
-    evaluate = step.make_evaluate(dropout_net)
+    evaluate = evaluate_lib.make_evaluate(dropout_net)
     found = [evaluate(start.theta, {}, arrays)['loss'] for _ in range(2)]
     assert found[0] == found[1]
 
@@ -298,9 +299,9 @@ class RandomTest:
     net, arrays = nets.make('mlp', 3), make_arrays(6)
     theta = make_state(net).theta
     prepare = lambda images: 3 * images - 1
-    found = step.make_evaluate(net, prepare=prepare)(theta, {}, arrays)
+    found = evaluate_lib.make_evaluate(net, prepare=prepare)(theta, {}, arrays)
     arrays = Arrays(3 * arrays.images - 1, arrays.labels)
-    expected = step.make_evaluate(net)(theta, {}, arrays)
+    expected = evaluate_lib.make_evaluate(net)(theta, {}, arrays)
     chex.assert_trees_all_close(found, expected, rtol=1e-5)
 
 
@@ -314,7 +315,9 @@ class EvaluateTest:
       logits, arrays.labels
     )
     correct = np.argmax(np.asarray(logits), -1) == arrays.labels
-    found = jax.jit(step.make_evaluate(net, batch_size=7))(theta, {}, arrays)
+    found = jax.jit(evaluate_lib.make_evaluate(net, batch_size=7))(
+      theta, {}, arrays
+    )
     np.testing.assert_allclose(
       found['accuracy'] * size, correct.sum(), rtol=1e-6
     )
@@ -332,14 +335,16 @@ class EvaluateTest:
     images = np.zeros((5, 1, 1, 1), np.float32)
     images[:2] = 1
     arrays = Arrays(images, np.zeros(5, np.int32))
-    evaluate = step.make_evaluate(net, batch_size=3)
+    evaluate = evaluate_lib.make_evaluate(net, batch_size=3)
     found = evaluate(*net.init(jax.random.key(0), images, False), arrays)
     np.testing.assert_allclose(found['accuracy'], 3 / 5, rtol=1e-6)
 
   def test_weights_that_diverged_have_accuracy_zero(self):
     net, arrays = nets.make('mlp', 3), make_arrays(9)
     theta = jax.tree.map(lambda x: x * np.nan, make_state(net).theta)
-    evaluate = functools.partial(step.make_evaluate(net, batch_size=4), theta)
+    evaluate = functools.partial(
+      evaluate_lib.make_evaluate(net, batch_size=4), theta
+    )
     assert evaluate({}, arrays)['accuracy'] == 0
 
 

@@ -8,35 +8,31 @@
 
 Training writes a folder; pruning reads it and writes another; a report is made
 again from what a folder holds. An export is a pruned network in one file, and
-bench says how fast it is. For a comparison of powers with α = 1, run
-experiments.one_shot_pruning.
+bench says how fast it is.
 """
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 import importlib
 import pathlib
 import sys
 from typing import Annotated, Any, Literal, NamedTuple
 
-import haiku as hk
 import jax
-import numpy as np
 import tyro
 
 from powerprop_jax import nets
-from powerprop_jax.core import names
+from powerprop_jax.core import masks, names
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.costs import summary
 from powerprop_jax.files import tables
-from powerprop_jax.files.tables import Row
 from powerprop_jax.report import analysis, plotting, records
-from powerprop_jax.train import loop, optimizers, sweep
-from powerprop_jax.train import step as step_lib
+from powerprop_jax.train import ensemble, loop, optimizers
+from powerprop_jax.train import evaluate as evaluate_lib
 from powerprop_jax.train.cli import arguments, bench, export, pruned_model
 from powerprop_jax.train.data import splits as data
 from powerprop_jax.train.data.splits import DataConfig
-from powerprop_jax.train.ensemble import Lanes
 from powerprop_jax.train.loop import LoopConfig
 from powerprop_jax.train.optimizers import OptimizerConfig
 from powerprop_jax.train.runs import (
@@ -53,7 +49,6 @@ from powerprop_jax.train.runs import (
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
 from powerprop_jax.train.scale import fusing
-from powerprop_jax.train.state import TrainState
 
 _Run = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar='RUN')]
 
@@ -125,10 +120,24 @@ def train(config: TrainConfig) -> None:
   )
   print(select_lib.selection_table(select_lib.is_weight, state.phi))
   divergence.say_scale(splits)
-  evaluate = jax.jit(step_lib.make_evaluate(net))
-  state = _fit(config, net, tx, state, evaluate, splits, folder)
+  state = loop.fit(
+    state,
+    fusing.make_advance(
+      net, fusing.fused(tx) if config.optimizer.is_elementwise else tx
+    ),
+    evaluate_lib.on_state(net),
+    splits,
+    config.loop,
+    folder,
+    indices=functools.partial(data.batch_indices, config.key),
+    records=lambda *found: [
+      loop.record(*found, alpha=config.alpha, key=config.key)
+    ],
+    tensorboard=config.tensorboard,
+  )
+  evaluate = jax.jit(evaluate_lib.on_state(net))
   found = {
-    split: jax.device_get(evaluate(state.theta, state.net_state, arrays))
+    split: jax.device_get(evaluate(state, arrays))
     for split, arrays in (
       ('validation', splits.validation),
       ('test', splits.test),
@@ -163,54 +172,10 @@ def train(config: TrainConfig) -> None:
   for split, scores in found.items():
     print(f'{split} accuracy: {scores["accuracy"]:.4f}')
   print(f'Figures and report: {report}')
-  lane = Lanes(np.array([config.alpha]), np.array([config.key]))
-  stacked = jax.tree.map(lambda x: x[None], state)
+  network: divergence.Network = (config.alpha, config.key)
+  lost = {network: divergence.lost_leaf(theta)}
   divergence.check_any_left(
-    folder.path, sweep.say_diverged(lane, stacked, folder)
-  )
-
-
-def _fit(
-  config: TrainConfig,
-  net: hk.TransformedWithState,
-  tx: Any,
-  state: TrainState,
-  evaluate: Callable[..., Any],
-  splits: data.Splits,
-  folder: RunFolder,
-) -> TrainState:
-  """The loop over one network; what sweep.train is for many."""
-  train_arrays, validation = jax.device_put((splits.train, splits.validation))
-  advance = jax.jit(
-    fusing.make_advance(
-      net, fusing.fused(tx) if config.optimizer.is_elementwise else tx
-    ),
-    donate_argnums=0,
-  )
-
-  def record(trained_: Any, validated: Any) -> list[Row]:
-    found = {
-      **trained_,
-      **{f'validation_{name}': value for name, value in validated.items()},
-    }
-    values = {name: float(value) for name, value in found.items()}
-    return [{'alpha': config.alpha, 'key': config.key, **values}]
-
-  return loop.fit(
-    state,
-    advance=lambda state, indices: advance(state, train_arrays, indices),
-    evaluate=lambda s: evaluate(s.theta, s.net_state, validation),
-    indices=lambda start, count: data.batch_indices(
-      config.key,
-      start,
-      count,
-      config.loop.batch_size,
-      len(splits.train.labels),
-    ),
-    records=record,
-    config=config.loop,
-    folder=folder,
-    tensorboard=config.tensorboard,
+    folder.path, loop.say_diverged(folder, lost, config.loop.num_steps)
   )
 
 
@@ -238,14 +203,14 @@ def prune(config: PruneConfig) -> None:
     resume=config.resume,
   )
   factor = config.output_factor
-  results = sweep.prune(
+  results = ensemble.prune(
     found.net,
     found.state,
     found.lanes,
     found.splits.test,
-    [sweep.kept_to_sparsity(kept) for kept in config.kept],
+    [masks.density_to_sparsity(kept) for kept in config.kept],
     scope=config.scope,
-    overrides=sweep.keep_more_outputs(factor) if factor != 1 else None,
+    overrides=ensemble.keep_more_outputs(factor) if factor != 1 else None,
   )
   folder.write_results([{**r, 'step': found.step} for r in results])
   report = run_report.write(folder.path)
@@ -264,7 +229,7 @@ def _check_prune(config: PruneConfig) -> None:
   if not config.kept:
     raise UserError('--kept needs at least one value.')
   for kept in config.kept:
-    sweep.kept_to_sparsity(kept)
+    masks.density_to_sparsity(kept, '--kept')
   pruned_model.check_output_factor(config.scope, config.output_factor)
 
 

@@ -24,8 +24,8 @@ from powerprop_jax.export.inference import Make
 from powerprop_jax.files.tables import Row
 from powerprop_jax.optim import views
 from powerprop_jax.prune import one_shot
-from powerprop_jax.train import step as step_lib
-from powerprop_jax.train import sweep
+from powerprop_jax.train import ensemble
+from powerprop_jax.train import evaluate as evaluate_lib
 from powerprop_jax.train.runs import divergence
 from powerprop_jax.train.runs import load as trained
 from powerprop_jax.train.runs.errors import UserError
@@ -52,7 +52,7 @@ class PruneOnce:
 
   def check(self) -> None:
     """Raises a UserError for shares that make no sense."""
-    sweep.kept_to_sparsity(self.kept)
+    masks_lib.density_to_sparsity(self.kept, '--kept')
     check_output_factor(self.scope, self.output_factor)
 
 
@@ -66,7 +66,7 @@ def check_output_factor(scope: str, factor: float) -> None:
   Raises:
     UserError: saying so.
   """
-  sweep.keep_more_outputs(factor)
+  ensemble.keep_more_outputs(factor)
   if scope == 'global' and factor != 1:
     raise UserError(
       '--output-factor is for --scope layer; with --scope global the output '
@@ -99,7 +99,7 @@ def from_run(path: str | pathlib.Path, pruning: PruneOnce) -> Exported:
   divergence.refuse(path, (alpha, key), divergence.lost_leaf(theta))
   masks = _masks(state, theta, pruning)
   theta = masks_lib.apply_masks(theta, masks)
-  evaluate = jax.jit(step_lib.make_evaluate(found.net))
+  evaluate = jax.jit(evaluate_lib.make_evaluate(found.net))
   scores = evaluate(theta, state.net_state, found.splits.test)
   about = {
     'model': {
@@ -138,8 +138,10 @@ def _lane(path: str | pathlib.Path, found: Trained, pruning: PruneOnce) -> int:
 
 def _masks(state: Tree, theta: Params, pruning: PruneOnce) -> Tree:
   factor = pruning.output_factor
-  sparsity = sweep.kept_to_sparsity(pruning.kept)
-  overrides = sweep.keep_more_outputs(factor)(sparsity) if factor != 1 else None
+  sparsity = masks_lib.density_to_sparsity(pruning.kept)
+  overrides = (
+    ensemble.keep_more_outputs(factor)(sparsity) if factor != 1 else None
+  )
   masks = one_shot.prune(
     theta, sparsity, scope=pruning.scope, overrides=overrides
   )

@@ -22,9 +22,6 @@ def crop_and_flip(
     images: [N, H, W, C], any dtype, H and W greater than padding.
     padding: the largest shift, in pixels, at least 0.
 
-  Returns:
-    Images of the same shape and dtype.
-
   Raises:
     ValueError: if the images are too small to be reflected, or padding is
       negative.

@@ -43,14 +43,7 @@ class Arrays(NamedTuple):
 
 
 class Source(NamedTuple):
-  """What a reader found.
-
-  Attributes:
-    train: training examples.
-    validation: validation examples, where the source sets some apart.
-    test: test examples.
-    num_classes: labels are below it.
-  """
+  """What a reader found; validation where the source sets some apart."""
 
   train: Arrays
   validation: Arrays | None
@@ -65,12 +58,6 @@ def digits() -> Source:
   on. The examples are in an order in which every stretch has the classes in
   nearly their overall proportions, so that what is cut off the end of the
   training examples for validation is stratified too.
-
-  Returns:
-    The source, without a validation set.
-
-  Raises:
-    UserError: if scikit-learn is not installed.
 
   Source:
     Alpaydin and Kaynak, Optical recognition of handwritten digits, UCI, 1998.
@@ -99,29 +86,23 @@ def digits() -> Source:
 
 
 def npz(path: str) -> Source:
-  """Arrays from a file with the keys of Keras.
+  """Arrays from a .npz file with the keys of Keras.
 
-  The file holds x_train, y_train, x_test and y_test, and may hold x_validation
+  It holds x_train, y_train, x_test and y_test, and may hold x_validation
   and y_validation. Images are uint8 or floating, [N, H, W, C] or [N, H, W] (one
   channel) or [N, F] (features: an image of one pixel with F channels). Labels
   are integers from 0, [N] or [N, 1]. Floating images are taken as they are.
-
-  Args:
-    path: the file.
-
-  Returns:
-    The source; the number of classes is one more than the largest label to
-    train on.
+  There is one more class than the largest label to train on.
 
   Raises:
     UserError: if the file is missing or cannot be read, or an array is missing
       or does not fit the above.
   """
   arrays = _read_npz(path)
-  names = ['train', 'test']
+  parts = ['train', 'test']
   if 'x_validation' in arrays or 'y_validation' in arrays:
-    names.append('validation')
-  needed = [f'{x}_{name}' for name in names for x in 'xy']
+    parts.append('validation')
+  needed = [f'{x}_{part}' for part in parts for x in 'xy']
   missing = [key for key in needed if key not in arrays]
   if missing:
     raise UserError(
@@ -133,24 +114,22 @@ def npz(path: str) -> Source:
       _check_images(arrays[f'x_{name}'], f'x_{name} of {path}'),
       _check_labels(arrays[f'y_{name}'], f'y_{name} of {path}'),
     )
-    for name in names
+    for name in parts
   }
   num_classes = int(splits['train'].labels.max()) + 1
-  reference = splits['train'].images
+  kind = lambda images: (images.shape[1:], images.dtype)
+  reference = kind(splits['train'].images)
   for name, (images, labels) in splits.items():
     if len(images) != len(labels):
       raise UserError(
         f'x_{name} of {path} has {len(images)} images but y_{name} has '
         f'{len(labels)} labels; they must be as many.'
       )
-    if (images.shape[1:], images.dtype) != (
-      reference.shape[1:],
-      reference.dtype,
-    ):
+    if kind(images) != reference:
       raise UserError(
         f'x_{name} of {path} has images of shape {images.shape[1:]} and type '
-        f'{images.dtype}, x_train {reference.shape[1:]} and {reference.dtype}; '
-        'they must agree.'
+        f'{images.dtype}, x_train {reference[0]} and {reference[1]}; they must '
+        'agree.'
       )
     if labels.max() >= num_classes:
       raise UserError(
@@ -231,16 +210,13 @@ def _check_labels(labels: np.ndarray, what: str) -> np.ndarray:
 def tfds(name: str, folder: str | None, show_progress: bool = False) -> Source:
   """An image data set of TensorFlow Datasets that lies prepared on disk.
 
-  Reads ArrayRecord files without TensorFlow and without a network. Without a
-  test split, the validation split is the test set.
+  Reads ArrayRecord files without TensorFlow and without a network; images are
+  uint8. Without a test split, the validation split is the test set.
 
   Args:
     name: e.g. 'mnist', or 'name/config'; the newest version found is read.
     folder: where the data sets lie; None is ~/tensorflow_datasets.
     show_progress: whether to report on the standard error while reading.
-
-  Returns:
-    The source, with images in uint8.
 
   Raises:
     UserError: if the data set is not there, is not in ArrayRecord form, is
@@ -248,8 +224,7 @@ def tfds(name: str, folder: str | None, show_progress: bool = False) -> Source:
   """
   if name.split('/')[0] in _LARGE_NAMES:
     raise UserError(
-      f'{name} does not fit into memory; experiments.imagenet_resnet50 trains '
-      'on it.'
+      f'{name} does not fit into memory; train/images reads it in batches.'
     )
   path = find_prepared(name, pathlib.Path(folder or TFDS_DIR).expanduser())
   try:
@@ -299,13 +274,6 @@ def find_prepared(name: str, folder: pathlib.Path) -> pathlib.Path:
 
   TFDS itself would look for the data set on the network, for minutes.
 
-  Args:
-    name: the data set, or 'name/config'.
-    folder: where data sets lie.
-
-  Returns:
-    The folder of its newest version.
-
   Raises:
     UserError: if it is not there, or not in ArrayRecord form.
   """
@@ -315,7 +283,7 @@ def find_prepared(name: str, folder: pathlib.Path) -> pathlib.Path:
     if info.parent.name.replace('.', '').isdigit()
   }
   if not versions:
-    _raise_not_prepared(name, folder)
+    raise UserError(_not_prepared(name, folder))
   path = max(versions, key=lambda version: versions[version])
   info = json_files.read_json(path / 'dataset_info.json')
   file_format = info.get('fileFormat', 'tfrecord')
@@ -327,13 +295,12 @@ def find_prepared(name: str, folder: pathlib.Path) -> pathlib.Path:
   return path
 
 
-def _raise_not_prepared(name: str, folder: pathlib.Path) -> None:
-  depths = ('*/*/dataset_info.json', '*/*/*/dataset_info.json')
+def _not_prepared(name: str, folder: pathlib.Path) -> str:
   found = sorted(
     {
       info.parent.parent.relative_to(folder).as_posix()
-      for depth in depths
-      for info in folder.glob(depth)
+      for depth in ('*/*', '*/*/*')
+      for info in folder.glob(f'{depth}/dataset_info.json')
     }
   )
   there = f'it has {", ".join(found)}' if found else 'it has no data set'
@@ -341,12 +308,12 @@ def _raise_not_prepared(name: str, folder: pathlib.Path) -> None:
     there = 'that folder does not exist'
   known = (*KNOWN_NAMES, *_LARGE_NAMES)
   if name in known:
-    raise UserError(
+    return (
       f'{name} is not prepared in {folder} ({there}). Give the folder of your '
       f'data sets with --data.dir, or {how_to_prepare(name, folder)}'
     )
   close = names.closest(name, {*known, *found})
-  raise UserError(
+  return (
     f'unknown data set {name!r}'
     + (f', did you mean {close[0]!r}?' if close else '.')
     + f' Known are {", ".join(KNOWN_NAMES)}, a path ending in .npz, and any '

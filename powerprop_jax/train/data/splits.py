@@ -20,6 +20,9 @@ from powerprop_jax.train.data import sources
 from powerprop_jax.train.data.sources import Arrays
 from powerprop_jax.train.runs.errors import UserError
 
+# Images as they are stored to what the network sees.
+Prepare = Callable[[Any], jax.Array]
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -51,6 +54,11 @@ class Splits(NamedTuple):
   num_classes: int
   name: str
 
+  @property
+  def example(self) -> jax.Array:
+    """The first training image as networks want it, [1, H, W, C]."""
+    return to_float(self.train.images[:1])
+
 
 def load(config: DataConfig, *, show_progress: bool = False) -> Splits:
   """Reads a data set into memory, the same way every time.
@@ -59,8 +67,8 @@ def load(config: DataConfig, *, show_progress: bool = False) -> Splits:
   and 360 to test on, with the classes in equal shares. TFDS gives uint8, in its
   own order, in which the last 5,000 training examples of MNIST are the
   validation set of the reference recipe. A .npz file holds x_train, y_train,
-  x_test and y_test, and maybe x_validation and y_validation; see
-  data_sources.npz for their shapes.
+  x_test and y_test, and maybe x_validation and y_validation; see sources.npz
+  for their shapes.
 
   Args:
     config: which data set.
@@ -82,29 +90,25 @@ def load(config: DataConfig, *, show_progress: bool = False) -> Splits:
   """
   if config.name == 'digits':
     source = sources.digits()
-    default = 240
   elif config.name.endswith('.npz'):
     source = sources.npz(config.name)
-    default = min(5000, len(source.train.labels) // 10)
   else:
     source = sources.tfds(config.name, config.dir, show_progress)
-    default = min(5000, len(source.train.labels) // 10)
   train, validation, test, num_classes = source
   if validation is None:
-    train, validation = _split_off(train, config, default)
+    train, validation = _split_off(train, config)
   elif config.num_validation is not None:
     raise UserError(
       f'{config.name} brings a validation set of {len(validation.labels)} '
-      f'examples; leave num_validation away (it is {config.num_validation}).'
+      f'examples; leave num_validation out (it is {config.num_validation}).'
     )
   return Splits(train, validation, test, num_classes, config.name)
 
 
-def _split_off(
-  train: Arrays, config: DataConfig, default: int
-) -> tuple[Arrays, Arrays]:
-  size = len(train.labels)
-  num = default if config.num_validation is None else config.num_validation
+def _split_off(train: Arrays, config: DataConfig) -> tuple[Arrays, Arrays]:
+  size, num = len(train.labels), config.num_validation
+  if num is None:
+    num = 240 if config.name == 'digits' else min(5000, size // 10)
   if not 0 < num < size:
     raise UserError(
       f'num_validation is {num}, but must be between 1 and {size - 1}: '
@@ -117,18 +121,7 @@ def _split_off(
 
 
 def check_batch_size(batch_size: int, num_examples: int) -> None:
-  """Refuses batches that are larger than the training data.
-
-  Args:
-    batch_size: examples in a batch.
-    num_examples: examples to train on.
-
-  Raises:
-    UserError: naming both.
-
-  Example:
-    >>> check_batch_size(60, 1197)
-  """
+  """Refuses batches that are larger than the training data, in a UserError."""
   if batch_size > num_examples:
     raise UserError(
       f'a batch of {batch_size:,} is larger than the training data of '
@@ -137,13 +130,7 @@ def check_batch_size(batch_size: int, num_examples: int) -> None:
 
 
 def to_float(images: jax.Array | np.ndarray) -> jax.Array:
-  """Images as the networks want them; may be jitted.
-
-  Args:
-    images: uint8 or floating, any shape.
-
-  Returns:
-    uint8 divided by 255, in float32; floating images as they are.
+  """Images as networks want them: uint8 / 255 in float32, floats as they are.
 
   Example:
     >>> to_float(np.array([0, 255], np.uint8))
@@ -155,7 +142,7 @@ def to_float(images: jax.Array | np.ndarray) -> jax.Array:
   return images
 
 
-def normalise(images: np.ndarray) -> Callable[[Any], jax.Array]:
+def normalise(images: np.ndarray) -> Prepare:
   """The map that gives every channel mean 0 and standard deviation 1.
 
   Args:
@@ -214,16 +201,13 @@ def batch_indices(
 
   Args:
     key: which stream of random orders, at least 0.
-    start: first step, at least 0.
-    num_steps: number of steps, at least 0.
-    batch_size: examples in a batch, at least 1; may exceed num_examples.
-    num_examples: examples in the data set, at least 1.
+    start: first step.
+    num_steps: number of steps.
+    batch_size: examples in a batch; may exceed num_examples.
+    num_examples: examples in the data set.
 
   Returns:
     int32 [num_steps, batch_size], indices in [0, num_examples).
-
-  Raises:
-    ValueError: if an argument is out of its range.
 
   Example:
     >>> indices = batch_indices(0, 0, 3, 2, num_examples=6)

@@ -16,12 +16,12 @@ import numpy as np
 from powerprop_jax import nets
 from powerprop_jax.files.tables import Row
 from powerprop_jax.train import ensemble as lanes_lib
-from powerprop_jax.train import optimizers, sweep
+from powerprop_jax.train import optimizers
 from powerprop_jax.train import state as state_lib
 from powerprop_jax.train.checkpoints import checkpoint
 from powerprop_jax.train.data import splits as data
 from powerprop_jax.train.data.splits import DataConfig
-from powerprop_jax.train.ensemble import Lanes
+from powerprop_jax.train.ensemble import Members
 from powerprop_jax.train.loop import LoopConfig
 from powerprop_jax.train.optimizers import OptimizerConfig
 from powerprop_jax.train.runs import divergence, folder, json_files
@@ -70,7 +70,7 @@ class Trained(NamedTuple):
   settings: Row
   net: hk.TransformedWithState
   splits: data.Splits
-  lanes: Lanes
+  lanes: Members
   state: TrainState
   step: int
   num_steps: int
@@ -111,9 +111,9 @@ def load(path: str | pathlib.Path) -> Trained:
     make_tx = lambda alpha: optimizers.make_tx(run.optimizer, alpha, num_steps)
     if isinstance(run, _Stacked):
       lanes = lanes_lib.product(run.alphas, run.keys)
-      create = lambda: sweep.initial_states(net, make_tx, lanes, splits)
+      create = lambda: lanes_lib.create(net, make_tx, lanes, splits.example)
     else:
-      lanes = Lanes(np.array([run.alpha]), np.array([run.key], np.int64))
+      lanes = Members(np.array([run.alpha]), np.array([run.key], np.int64))
       create = lambda: initial_state(net, make_tx(run.alpha), run.key, splits)
     restored = checkpoints.restore_latest(jax.eval_shape(create))
   assert restored is not None
@@ -135,7 +135,7 @@ def check_any_finite(path: str | pathlib.Path, found: Trained) -> None:
   Raises:
     UserError: if a weight of every network is not finite; names one.
   """
-  leaves = sweep.lost_leaves(found.lanes, found.state)
+  leaves = lanes_lib.lost_leaves(found.lanes, found.state)
   for network, leaf in leaves.items():
     if all(leaves.values()):
       divergence.refuse(path, network, leaf)
@@ -173,5 +173,4 @@ def initial_state(
     ValueError: if powerprop refuses the weights.
   """
   state_lib.check_key(key)
-  images = data.to_float(splits.train.images[:1])
-  return state_lib.create(net, tx, jax.random.key(key), images)
+  return state_lib.create(net, tx, jax.random.key(key), splits.example)

@@ -37,13 +37,7 @@ class GuardedState(NamedTuple):
 
 
 def create(train: TrainState) -> GuardedState:
-  """A state of which no step was skipped.
-
-  Args:
-    train: the training state, which is not copied.
-
-  Returns:
-    The state that guarded steps take.
+  """A state of which no step was skipped; the training state is not copied.
 
   Example:
     >>> int(create(train=()).num_skipped)
@@ -122,13 +116,7 @@ def guarded(step: Step) -> GuardedStep:
 
 @jax.jit
 def is_finite(state: GuardedState) -> jax.Array:
-  """Whether the weights of a state are finite, so that it is worth keeping.
-
-  Args:
-    state: from a guarded step.
-
-  Returns:
-    A bool scalar, the same on all devices and hosts.
+  """Whether weights are finite, the same on all devices and hosts.
 
   Example:
     >>> from powerprop_jax.train.state import TrainState

@@ -18,7 +18,6 @@ import math
 import os
 import sys
 import time
-from types import TracebackType
 from typing import Any
 
 from powerprop_jax.files.tables import Row
@@ -63,11 +62,7 @@ class StreamLog:
     self._num_timed = 0
 
   def add(self, values: Mapping[str, float]) -> None:
-    """Takes in the metrics of one step.
-
-    Args:
-      values: from guard.guarded; means are over steps that were not skipped.
-    """
+    """Takes in the metrics of one guarded step; skipped ones are in no mean."""
     if self._began is None:
       self._began = time.monotonic()
     else:
@@ -81,14 +76,7 @@ class StreamLog:
         self._sums[name] = self._sums.get(name, 0.0) + value
 
   def add_files(self, files: Mapping[str, str]) -> int:
-    """Takes in files that are no images.
-
-    Args:
-      files: defects by name, those taken in before included.
-
-    Returns:
-      How many different ones there are so far.
-    """
+    """Takes in defects of files by name; how many files there are so far."""
     for name, defect in files.items():
       self._files.setdefault(name, defect)
     return len(self._files)
@@ -131,22 +119,16 @@ class StreamLog:
       self._began += seconds
 
   def write(self, step: int, record: Mapping[str, Any]) -> None:
-    """Writes any line.
-
-    Args:
-      step: steps done.
-      record: from names to numbers and strings.
-    """
+    """Writes any line, of names to numbers and strings."""
     if self._writer is None:
       return
     try:
       self._writer.write(step, record)
+      self._has_failed = False
     except OSError as error:
       if not self._has_failed:
         print(f'warning: cannot write metrics: {error}.', file=sys.stderr)
       self._has_failed = True
-    else:
-      self._has_failed = False
 
   def metadata(self) -> Row:
     """What restore needs, for the metadata of a checkpoint."""
@@ -160,11 +142,7 @@ class StreamLog:
     }
 
   def restore(self, metadata: Mapping[str, Any]) -> None:
-    """Goes on where another log was.
-
-    Args:
-      metadata: what metadata() of the other one gave.
-    """
+    """Goes on where the log was that gave the metadata."""
     # JSON has no NaN.
     self._sums = {
       name: math.nan if value is None else value
@@ -178,15 +156,10 @@ class StreamLog:
   def __enter__(self) -> 'StreamLog':
     return self
 
-  def __exit__(
-    self,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    traceback: TracebackType | None,
-  ) -> None:
+  def __exit__(self, *exc_info: object) -> None:
     if self._writer is None:
       return
     try:
       self._writer.close()
-    except OSError as failure:
-      print(f'warning: cannot write metrics: {failure}.', file=sys.stderr)
+    except OSError as error:
+      print(f'warning: cannot write metrics: {error}.', file=sys.stderr)

@@ -1,7 +1,9 @@
-"""Training on a stream: dispatch, look, evaluate, save, survive.
+"""Training on a stream: dispatch, log, evaluate, save, survive.
 
 For data sets that are read while training goes on. loop.py is for those that
-fit in memory.
+fit in memory. That loop evaluates, logs and saves at once, and may stop where
+it likes; here each comes when it is due, metrics are read two steps late, a
+stream has a position, and hosts must agree. What both share is what they call.
 
     step = jax.jit(guard.guarded(step.make_step(net, tx)), donate_argnums=0)
     state = stream_loop.fit(
@@ -44,7 +46,7 @@ _AHEAD = 2
 
 @dataclasses.dataclass(frozen=True)
 class StreamLoopConfig:
-  """How long to train and how often to look."""
+  """How long to train, and how often to log, evaluate and save."""
 
   # Training steps, or batches, in all.
   num_steps: int = 32_000
@@ -147,7 +149,7 @@ def fit(
         run.evaluate(done, state)
     while done < config.num_steps:
       state, done = run.advance(state, done), done + 1
-      run.look(done, state, watch.is_due(done))
+      run.do_what_is_due(done, state, watch.is_due(done))
     run.save_last(done, state)
   return state
 
@@ -192,19 +194,21 @@ class _Run:
     self.under_way.append(_Taken(done + 1, values, num_files))
     return state
 
-  def look(self, done: int, state: GuardedState, is_due: bool) -> None:
+  def do_what_is_due(
+    self, done: int, state: GuardedState, is_stopped: bool
+  ) -> None:
     """Logs, evaluates and saves what is due after a step."""
     is_last = done == self.config.num_steps
     evaluates = is_last or done % self.config.eval_every == 0
     saves = is_last or done % self.config.save_every == 0
-    self._read(0 if is_due or evaluates or saves else _AHEAD)
+    self._read(0 if is_stopped or evaluates or saves else _AHEAD)
     # Several hosts come to the same answer.
     is_bad = (
-      (is_due or is_last)
+      (is_stopped or is_last)
       and self.num_in_a_row > 0
       and not guard.is_finite(state)
     )
-    if is_due:
+    if is_stopped:
       if not is_bad:
         # An evaluation may take longer than the scheduler waits.
         self._save(done, state, is_to_evaluate=evaluates)

@@ -10,7 +10,6 @@ import pytest
 from powerprop_jax.train import evaluate
 from powerprop_jax.train import state as state_lib
 from powerprop_jax.train import step as step_lib
-from powerprop_jax.train.data import splits
 from powerprop_jax.train.data.sources import Arrays
 from powerprop_jax.train.runs.errors import UserError
 
@@ -69,29 +68,26 @@ class ScoreTest:
 
 
 class SmoothingTest:
-  def loss(self, smoothing):
+  @pytest.mark.parametrize('smoothing', [0.0, 0.1, 0.5])
+  def test_loss_is_that_of_smoothed_labels(self, smoothing):
+    logits = RNG.normal(size=(4, 5)).astype(np.float32)
+    labels = np.array([0, 1, 4, 2])
+    soft = np.eye(5)[labels] * (1 - smoothing) + smoothing / 5
+    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    found = evaluate.cross_entropy(logits, labels, smoothing)
+    np.testing.assert_allclose(found, -(soft * log_p).sum(axis=1), rtol=1e-5)
+
+  def test_a_step_takes_the_share_that_it_is_given(self):
     net = hk.transform_with_state(
       lambda images, is_training: hk.Linear(5)(given(images, is_training))
     )
-    tx = optax.sgd(0.0)
     images = RNG.normal(size=(4, 2, 2, 1)).astype(np.float32)
-    state = state_lib.create(net, tx, jax.random.key(0), images)
     labels = np.array([0, 1, 4, 2])
-    step = step_lib.make_step(
-      net, tx, prepare=splits.to_float, label_smoothing=smoothing
-    )
+    state = state_lib.create(net, optax.sgd(0.0), jax.random.key(0), images)
+    step = step_lib.make_step(net, optax.sgd(0.0), label_smoothing=0.1)
     _, metrics = step(state, images, labels)
     logits, _ = net.apply(state.phi, {}, None, images, True)
-    return float(metrics['loss']), np.asarray(logits), labels
-
-  @pytest.mark.parametrize('smoothing', [0.0, 0.1, 0.5])
-  def test_loss_is_that_of_smoothed_labels(self, smoothing):
-    found, logits, labels = self.loss(smoothing)
-    soft = np.eye(5)[labels] * (1 - smoothing) + smoothing / 5
-    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    expected = -(soft * log_p).sum(axis=1).mean()
-    assert found == pytest.approx(expected, rel=1e-5)
-
-  def test_impossible_share_is_refused(self):
+    expected = evaluate.cross_entropy(logits, labels, 0.1).mean()
+    assert float(metrics['loss']) == pytest.approx(float(expected), rel=1e-5)
     with pytest.raises(ValueError, match=r'\[0, 1\), got 1'):
-      self.loss(1.0)
+      step_lib.make_step(net, optax.sgd(0.0), label_smoothing=1.0)

@@ -13,23 +13,18 @@ import jax.numpy as jnp
 
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core import trees
-from powerprop_jax.core.trees import Params, Select
+from powerprop_jax.core.trees import Params
 
 # (theta, inputs) -> anything, by way of Haiku modules.
 Apply = Callable[[Any, Any], Any]
 
 
 def layer_outputs(
-  apply: Apply,
-  theta: Params,
-  inputs: Any,
-  *,
-  select: Select = select_lib.is_weight,
-  with_norms: bool = True,
+  apply: Apply, theta: Params, inputs: Any, *, with_norms: bool = True
 ) -> dict[str, tuple[jax.Array, ...]]:
   """Outputs of every layer of a Haiku network, before any nonlinearity.
 
-  A layer is a module that has a selected weight. A batch normalisation applied
+  A layer is a module that has a weight. A batch normalisation applied
   directly to a layer's output belongs to the layer: its output is the layer's,
   unless with_norms is False.
 
@@ -39,7 +34,6 @@ def layer_outputs(
       or hk.layer_stack cannot be read: their arrays must not leave it.
     theta: effective parameters, dense or masked.
     inputs: what apply takes.
-    select: predicate over (module name, name, value).
     with_norms: whether a normalisation belongs to the layer before it.
 
   Returns:
@@ -58,7 +52,11 @@ def layer_outputs(
     >>> {layer: outputs[0].shape for layer, outputs in found.items()}
     {'mlp/~/linear_0': (5, 3), 'mlp/~/linear_1': (5, 2)}
   """
-  layers = _layers(theta, select)
+  layers = dict.fromkeys(
+    leaf.module_name
+    for leaf in trees.named_leaves(theta)
+    if select_lib.is_weight(*leaf)
+  )
   found: dict[str, list[jax.Array]] = {}
   # A layer's output by identity, until a normalisation takes its place. The
   # array is kept, so that no other can have its id.
@@ -88,23 +86,11 @@ def layer_outputs(
     apply(theta, inputs)
   if not found:
     raise ValueError(
-      'apply ran none of the modules whose weights were selected: '
+      'apply ran none of the modules that have weights: '
       f'{", ".join(layers)}. It must call the apply function of the network '
       'that theta belongs to, and not be compiled.'
     )
   return {layer: tuple(outputs) for layer, outputs in found.items()}
-
-
-def _layers(theta: Params, select: Select) -> tuple[str, ...]:
-  """Names of the modules that have a selected leaf."""
-  chosen = set(select_lib.selected_names(select, theta))
-  return tuple(
-    dict.fromkeys(
-      leaf.module_name
-      for leaf in trees.named_leaves(theta)
-      if leaf.path in chosen
-    )
-  )
 
 
 def _features_last(output: jax.Array, module: hk.Module) -> jax.Array:
@@ -116,6 +102,5 @@ def _check_output(output: Any, layer: str) -> None:
   if not isinstance(output, jax.Array) or output.ndim < 2:
     found = getattr(output, 'shape', type(output).__name__)
     raise ValueError(
-      f'the output of {layer} must be an array [N, ..., C], got {found}. '
-      'Leave this layer out with select.'
+      f'the output of {layer} must be an array [N, ..., C], got {found}.'
     )

@@ -1,7 +1,7 @@
 """Accuracies that others published, to show beside ours.
 
 Records with method, density, accuracy and label (the source), as figures and
-tables of experiments/sparse_training want them; accuracies are of the test
+tables take them; accuracies are of the test
 set, for θ = φ. Methods have the names of train/methods.py; published
 methods that it lacks are left out.
 """
@@ -13,61 +13,26 @@ from powerprop_jax.files.tables import Row
 # TimDettmers/sparse_learning, results/MNIST_sparse_summary.csv and, for static
 # and pruning, means of the raw runs beside it; LeNet-300-100, 100 epochs.
 _SNFS = 'Dettmers & Zettlemoyer, 2019'
+
+
+def _by_density(*accuracies: float) -> dict[float, float]:
+  densities = (0.01, 0.02, 0.03, 0.04, 0.05, 0.1)
+  return dict(zip(densities, accuracies, strict=True))
+
+
 _LENET_300_100 = {
   'dense': {1.0: 0.9869},
-  'snfs': {
-    0.01: 0.9753,
-    0.02: 0.9820,
-    0.03: 0.9830,
-    0.04: 0.9842,
-    0.05: 0.9853,
-    0.1: 0.9867,
-  },
-  'dsr': {
-    0.01: 0.9754,
-    0.02: 0.9814,
-    0.03: 0.9820,
-    0.04: 0.9823,
-    0.05: 0.9832,
-    0.1: 0.9844,
-  },
-  'set': {
-    0.01: 0.9580,
-    0.02: 0.9774,
-    0.03: 0.9806,
-    0.04: 0.9810,
-    0.05: 0.9814,
-    0.1: 0.9839,
-  },
-  'static': {
-    0.01: 0.495,
-    0.02: 0.828,
-    0.03: 0.944,
-    0.04: 0.941,
-    0.05: 0.967,
-    0.1: 0.979,
-  },
-  'pruning': {
-    0.01: 0.9747,
-    0.02: 0.9812,
-    0.03: 0.9834,
-    0.04: 0.9842,
-    0.05: 0.9847,
-    0.1: 0.9855,
-  },
+  'snfs': _by_density(0.9753, 0.9820, 0.9830, 0.9842, 0.9853, 0.9867),
+  'dsr': _by_density(0.9754, 0.9814, 0.9820, 0.9823, 0.9832, 0.9844),
+  'set': _by_density(0.9580, 0.9774, 0.9806, 0.9810, 0.9814, 0.9839),
+  'static': _by_density(0.495, 0.828, 0.944, 0.941, 0.967, 0.979),
+  'pruning': _by_density(0.9747, 0.9812, 0.9834, 0.9842, 0.9847, 0.9855),
 }
 
 # The same repository's compression table for LeNet-5, 1 - error.
 _LENET_5 = {
-  'snfs': {
-    0.004: 0.98597,
-    0.005: 0.98856,
-    0.009: 0.99106,
-    0.01: 0.9917,
-    0.02: 0.9924,
-    0.05: 0.9931,
-    0.08: 0.99355,
-  },
+  'snfs': {0.004: 0.98597, 0.005: 0.98856, 0.009: 0.99106, 0.01: 0.9917}
+  | {0.02: 0.9924, 0.05: 0.9931, 0.08: 0.99355}
 }
 
 # WRN-28-2 on CIFAR-10, same repository.
@@ -101,14 +66,7 @@ _TABLES: dict[
 
 
 def sparse_training(net: str, data: str) -> list[Row]:
-  """What is published of a network on a data set.
-
-  Args:
-    net: name of the network.
-    data: name of the data set.
-
-  Returns:
-    Records with method, density, accuracy and label; perhaps none.
+  """What is published of a network on a data set, perhaps nothing.
 
   Example:
     >>> sparse_training('lenet_5_relu', 'mnist')[0]['method']
