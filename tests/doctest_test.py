@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import packing
 import pytest
 
 import powerprop_jax as pp
@@ -43,8 +44,11 @@ _GLOBALS = {'jax': jax, 'jnp': jnp, 'np': np, 'optax': optax, 'pp': pp}
 @pytest.mark.parametrize('name', _MODULES)
 def test_examples_of_module(name):
   module = importlib.import_module(name)
+  names = _GLOBALS
+  if name.startswith('powerprop_jax.continual'):
+    names = {**names, 'packed': packing.packed()}
   results = doctest.testmod(
-    module, extraglobs=_GLOBALS, optionflags=doctest.NORMALIZE_WHITESPACE
+    module, extraglobs=names, optionflags=doctest.NORMALIZE_WHITESPACE
   )
   assert results.failed == 0
 

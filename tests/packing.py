@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from powerprop_jax import continual
-from powerprop_jax.continual import state as state_lib
+from powerprop_jax.core import trees
 from powerprop_jax.optim import powerprop, sparsify, views
 from powerprop_jax.optim.topologies import protected
 
@@ -115,13 +115,21 @@ def make_train(step, num_steps=8):
   return train
 
 
-def config(method='efficient_packnet', densities=(0.2, 0.4), **kwargs):
-  return continual.PackConfig(method, densities, **kwargs)
+def config(*densities, **kwargs):
+  return continual.PackConfig(densities or (0.2, 0.4), **kwargs)
 
 
-def init(config, inner=None, alpha=2.0):
+def init(method='efficient_packnet', inner=None, alpha=2.0, **kwargs):
   tx = make_tx(inner or optax.adam(0.03), alpha)
-  return continual.init_pack(tx, theta(), net_state(), config)
+  return continual.init_pack(tx, theta(), net_state(), method, **kwargs)
+
+
+def packed():
+  """Two weights, 1 and 2, of which the task 'first' keeps the larger."""
+  tx = sparsify.sparsify(optax.sgd(0.1), protected.protected())
+  theta = {'linear': {'w': jnp.array([[1.0, 2.0]])}}
+  state = continual.init_pack(tx, theta, {}, 'efficient_packnet')
+  return learn(state, config(0.5), 'first')[0]
 
 
 def keep(learner, task):
@@ -131,6 +139,12 @@ def keep(learner, task):
 
 def perfect(theta, net_state, task):
   return 1.0
+
+
+def scripted(*scores):
+  """An evaluation that returns these, one after another."""
+  left = iter(scores)
+  return lambda *_: next(left)
 
 
 def learn(state, config, task_id, train=keep, evaluate=perfect, **kwargs):
@@ -144,14 +158,16 @@ def shared(tree):
   """The shared leaves of a tree by name, on the host."""
   return {
     path: np.asarray(leaf)
-    for path, leaf in leaves(tree).items()
+    for path, leaf in trees.by_path(tree).items()
     if path.endswith('w')
   }
 
 
-def leaves(tree):
-  """All leaves of a tree by name."""
-  return state_lib.leaves_by_path(tree)
+def where_free(state, change, phi):
+  """φ with a change where no task of the state owns a weight."""
+  return jax.tree.map(
+    lambda p, owned: jnp.where(owned, p, change(p)), phi, state.protected
+  )
 
 
 def same_bits(a, b):

@@ -43,7 +43,6 @@ from typing import Any
 import numpy as np
 
 from experiments.common import combinations as combination_runs
-from experiments.continual_permuted import combination as combination_lib
 from experiments.continual_permuted import (
   methods,
   packing,
@@ -51,8 +50,8 @@ from experiments.continual_permuted import (
   runs,
   streams,
 )
-from experiments.continual_permuted.combination import Combination
 from experiments.continual_permuted.config import PRESETS, Config
+from experiments.continual_permuted.runs import Combination
 from powerprop_jax.core import reparam
 from powerprop_jax.files.tables import Row
 from powerprop_jax.train import optimizers
@@ -68,11 +67,11 @@ def main(config: Config) -> None:
   combinations = _checked_combinations(config)
   settings = combination_runs.settings(config)
   folder = RunFolder(
-    config.out, settings, program=combination_lib.PROGRAM, resume=config.resume
+    config.out, settings, program=runs.PROGRAM, resume=config.resume
   )
   num_tasks = len(streams.load(config.stream, config.data))
   found = combination_runs.run_all(
-    functools.partial(combination_lib.learn, config),
+    functools.partial(runs.learn_or_read, config),
     combinations,
     config,
     num_tasks,
@@ -102,17 +101,13 @@ def _checked_combinations(config: Config) -> list[Combination]:
   if config.rates and len(config.rates) != len(config.alphas):
     raise UserError(
       f'--rates needs one for each of the {len(config.alphas)} alphas, got '
-      f'{len(config.rates)}. Leave it away to use one rate for all.'
+      f'{len(config.rates)}. Leave it out to use one rate for all.'
     )
   checks.positive(config, 'measure_every')
   for alpha in config.alphas:
     reparam.check_alpha(alpha)
   for key in config.keys:
     state_lib.check_key(key)
-  for rate in config.rates or (config.optimizer.learning_rate,):
-    optimizers.make_tx(
-      combination_lib.with_rate(config, rate).optimizer, 1.0, 1
-    )
   combinations = [
     Combination(method, alpha, key)
     for method in config.methods
@@ -121,8 +116,10 @@ def _checked_combinations(config: Config) -> list[Combination]:
   ]
   for combination in combinations:
     if combination.key == config.keys[0]:
-      methods.check(combination_lib.make_problem(config, combination))
-      combination_lib.make_method(config, combination).init()
+      problem = runs.make_problem(config, combination)
+      optimizers.make_tx(problem.optimizer, 1.0, 1)
+      methods.check(problem)
+      runs.make_approach(config, combination).init()
   return combinations
 
 
@@ -135,9 +132,8 @@ def _weights(
     method, alpha, key = combination
     if method in methods.SPARSE and key == config.keys[0]:
       path = combination_runs.path(config.out, combination)
-      state = runs.read_state(
-        path, combination_lib.make_method(config, combination)
-      )
+      approach = runs.make_approach(config, combination)
+      state = runs.read_state(path, approach)
       weights.setdefault(method, {})[alpha] = packing.weights(state)
   return weights
 
@@ -163,7 +159,7 @@ if __name__ == '__main__':
     arguments.run(
       main,
       PRESETS,
-      prog=f'python -m experiments.{combination_lib.PROGRAM}',
+      prog=f'python -m experiments.{runs.PROGRAM}',
       description=str(__doc__).split('\n', maxsplit=1)[0],
       static_alpha=True,
     )

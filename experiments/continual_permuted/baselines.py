@@ -7,7 +7,7 @@ without powerprop.
 
 from collections.abc import Callable
 import functools
-from typing import Any
+from typing import Literal, NamedTuple
 
 import haiku as hk
 import jax
@@ -16,32 +16,46 @@ import optax
 
 from experiments.continual_permuted import methods, training
 from experiments.continual_permuted.methods import (
-  Method,
-  Name,
+  Approach,
   Problem,
   Report,
   initial,
 )
 from experiments.continual_permuted.training import Program, TaskData
+import powerprop_jax as pp
+from powerprop_jax.continual import storage
 from powerprop_jax.continual.packnet import Learner
+from powerprop_jax.continual.state import Network
 from powerprop_jax.core.trees import Params, Tree
 from powerprop_jax.files.tables import Row
-from powerprop_jax.optim import ewc, views
+from powerprop_jax.optim import ewc
+from powerprop_jax.optim.ewc import EwcState
 from powerprop_jax.train import optimizers
 from powerprop_jax.train.data import splits
-from powerprop_jax.train.optimizers import OptimizerConfig
 
 
-def make(name: Name, problem: Problem) -> Method:
-  """One of the baselines.
+class DenseState(NamedTuple):
+  """What a baseline remembers.
 
-  Args:
-    name: 'fine_tuning', 'ewc', 'separate' or 'joint'.
-    problem: the stream and the settings.
-
-  Returns:
-    The method.
+  Attributes:
+    theta: weights of the network trained last.
+    net_state: its state.
+    heads: {number of a task: leaves of its head} if each task has one.
+    penalty: what EWC holds on to; () for the others.
+    latest: number of the task learned last, -1 before any.
   """
+
+  theta: Params
+  net_state: Tree
+  heads: dict[str, Params]
+  penalty: EwcState | tuple[()]
+  latest: np.int64
+
+
+def make(
+  name: Literal['fine_tuning', 'ewc', 'separate', 'joint'], problem: Problem
+) -> Approach:
+  """One of the baselines; its state is a DenseState."""
   if name == 'joint':
     return _joint(problem)
   if name == 'separate':
@@ -49,180 +63,153 @@ def make(name: Name, problem: Problem) -> Method:
   return _sequential(problem, is_ewc=name == 'ewc')
 
 
-def _sequential(problem: Problem, is_ewc: bool) -> Method:
+def _sequential(problem: Problem, is_ewc: bool) -> Approach:
   """Fine-tuning, and EWC, which is fine-tuning with a penalty."""
-  sizes = problem.sizes
-  strength = problem.ewc.strength if is_ewc else None
-  program = dense_program(problem, sizes.num_steps, strength)
+  num_steps = problem.sizes.num_steps
+  program = _program(problem.settings, num_steps, is_ewc=is_ewc)
 
-  def init() -> Tree:
-    theta, net_state = initial(program.net, problem)
-    return {'theta': theta, 'net_state': net_state, 'heads': {}, 'penalty': {}}
-
-  def learn(state: Tree, task: TaskData, report: Report) -> tuple[Tree, Row]:
-    theta = state['theta']
+  def init() -> DenseState:
+    state = _untrained(program, problem)
     if problem.is_multi_head:
-      fresh, _ = initial(program.net, problem)
-      theta = {**theta, **_head(fresh)}
-    phi, opt_state = views.init(program.tx, theta)
-    if state['penalty']:
-      old = ewc.EwcState(**state['penalty'])
-      opt_state = ewc.with_penalty(opt_state, old)
-    learner = Learner(phi, state['net_state'], opt_state)
-    learner = training.fit(program, learner, task, sizes, problem.key, report)
-    theta, net_state = learner.phi, learner.net_state
-    new = {**state, 'theta': theta, 'net_state': net_state}
-    if problem.is_multi_head:
-      new['heads'] = {**state['heads'], str(task.number): _head(theta)}
+      numbers = map(str, range(len(problem.stream)))
+      head = _head(state.theta)
+      state = state._replace(heads=dict.fromkeys(numbers, head))
     if is_ewc:
-      found = _fisher(program, problem, theta, net_state, task)
-      opt_state = ewc.consolidated(learner.opt_state, found, theta)
-      new['penalty'] = ewc.penalty(opt_state)._asdict()
-    return new, _validation(program, theta, net_state, task)
+      opt_state = program.tx.init(state.theta)
+      state = state._replace(penalty=ewc.penalty(opt_state))
+    return state
 
-  def params(state: Tree, number: int) -> tuple[Any, Any] | None:
-    if not problem.is_multi_head:
-      return state['theta'], state.get('net_state', {})
-    head = state['heads'].get(str(number))
-    if head is None:
+  def learn(
+    state: DenseState, task: TaskData, report: Report
+  ) -> tuple[DenseState, Row]:
+    number = str(task.number)
+    theta = {**state.theta, **state.heads.get(number, {})}
+    phi, opt_state = pp.init(program.tx, theta)
+    if isinstance(state.penalty, EwcState):
+      opt_state = ewc.with_penalty(opt_state, state.penalty)
+    learner = Learner(phi, state.net_state, opt_state)
+    learner = training.fit(
+      program, learner, task, problem.sizes, problem.key, report
+    )
+    heads, penalty = state.heads, state.penalty
+    if problem.is_multi_head:
+      heads = {**heads, number: _head(learner.phi)}
+    if is_ewc:
+      found = _fisher(program, problem, learner, task)
+      opt_state = ewc.consolidated(learner.opt_state, found, learner.phi)
+      penalty = ewc.penalty(opt_state)
+    state = _latest(learner, task)._replace(heads=heads, penalty=penalty)
+    return state, _validation(program, learner, task)
+
+  def params(state: DenseState, number: int) -> Network | None:
+    head = state.heads.get(str(number), {})
+    if head and number > state.latest:
       return None
-    return {**state['theta'], **head}, state['net_state']
+    return {**state.theta, **head}, state.net_state
 
-  return Method(
-    init,
-    learn,
-    params,
-    program,
-    epochs=problem.net.epochs,
-    labels_apart=0,
-    learns=range(len(problem.stream)),
-  )
+  return _approach(problem, program, init, learn, params)
 
 
-def _separate(problem: Problem) -> Method:
+def _separate(problem: Problem) -> Approach:
   """A network for each task; only the latest is kept."""
-  sizes = problem.sizes
-  program = dense_program(problem, sizes.num_steps)
+  program = _program(problem.settings, problem.sizes.num_steps)
 
-  def learn(state: Tree, task: TaskData, report: Report) -> tuple[Tree, Row]:
+  def learn(
+    state: DenseState, task: TaskData, report: Report
+  ) -> tuple[DenseState, Row]:
     del state
     theta, net_state = initial(program.net, problem, task.number)
     learner = Learner(theta, net_state, program.tx.init(theta))
-    learner = training.fit(program, learner, task, sizes, problem.key, report)
-    found = _validation(program, learner.phi, learner.net_state, task)
-    return _latest(learner, task), found
+    learner = training.fit(
+      program, learner, task, problem.sizes, problem.key, report
+    )
+    return _latest(learner, task), _validation(program, learner, task)
 
-  return Method(
-    dict,
+  def params(state: DenseState, number: int) -> Network | None:
+    if state.latest != number:
+      return None
+    return state.theta, state.net_state
+
+  init = functools.partial(_untrained, program, problem)
+  return _approach(problem, program, init, learn, params)
+
+
+def _joint(problem: Problem) -> Approach:
+  """All tasks at once, when the last one comes; as many steps as the others."""
+  num_tasks = len(problem.stream)
+  apart = problem.num_classes if problem.is_multi_head else 0
+  num_train = sum(task.size('train') for task in problem.stream)
+  epoch = -(-num_train // problem.net.batch_size)
+  sizes = problem.sizes._replace(num_train=num_train, epoch=epoch)
+  num_heads = num_tasks if apart else 1
+  program = _program(problem.settings, sizes.num_steps, num_heads)
+
+  def learn(
+    state: DenseState, task: TaskData, report: Report
+  ) -> tuple[DenseState, Row]:
+    everything = jax.device_put(training.union(problem.stream, apart))
+    task = task._replace(train=everything, num_train=num_train)
+    learner = Learner(
+      state.theta, state.net_state, program.tx.init(state.theta)
+    )
+    learner = training.fit(program, learner, task, sizes, problem.key, report)
+    return _latest(learner, task), {}
+
+  def params(state: DenseState, number: int) -> Network | None:
+    del number
+    return None if state.latest < 0 else (state.theta, state.net_state)
+
+  init = functools.partial(_untrained, program, problem)
+  approach = _approach(problem, program, init, learn, params)
+  return approach._replace(learns=[num_tasks - 1], labels_apart=apart)
+
+
+def _approach(
+  problem: Problem,
+  program: Program,
+  init: Callable[[], DenseState],
+  learn: Callable[[DenseState, TaskData, Report], tuple[DenseState, Row]],
+  params: Callable[[DenseState, int], Network | None],
+) -> Approach:
+  return Approach(
+    init,
     learn,
-    _params_of_latest,
+    params,
+    storage.by_name,
+    lambda arrays: storage.restored(arrays, init()),
     program,
     epochs=problem.net.epochs,
-    labels_apart=0,
     learns=range(len(problem.stream)),
   )
 
 
-def _latest(learner: Learner, task: TaskData) -> Tree:
-  return {
-    'theta': learner.phi,
-    'net_state': learner.net_state,
-    'number': np.int64(task.number),
-  }
+def _untrained(program: Program, problem: Problem) -> DenseState:
+  theta, net_state = initial(program.net, problem)
+  return DenseState(theta, net_state, {}, (), np.int64(-1))
 
 
-def _params_of_latest(state: Tree, number: int) -> tuple[Any, Any] | None:
-  if state.get('number') != number:
-    return None
-  return state['theta'], state['net_state']
-
-
-def _joint(problem: Problem) -> Method:
-  """All tasks at once, when the last one comes; as many steps as the others."""
-  num_tasks = len(problem.stream)
-  apart = problem.num_classes if problem.is_multi_head else 0
-  sizes = problem.sizes
-  num_train = sum(task.size('train') for task in problem.stream)
-  epoch = -(-num_train // problem.net.batch_size)
-  sizes = sizes._replace(num_train=num_train, epoch=epoch)
-  program = dense_program(
-    problem, sizes.num_steps, num_heads=num_tasks if apart else 1
-  )
-
-  def learn(state: Tree, task: TaskData, report: Report) -> tuple[Tree, Row]:
-    del state
-    everything = training.union(problem.stream, apart)
-    task = task._replace(
-      train=jax.device_put(everything),
-      num_train=num_train,
-    )
-    theta, net_state = initial(program.net, problem)
-    learner = Learner(theta, net_state, program.tx.init(theta))
-    learner = training.fit(program, learner, task, sizes, problem.key, report)
-    return _latest(learner, task), {}
-
-  def params(state: Tree, number: int) -> tuple[Any, Any] | None:
-    del number
-    return (state['theta'], state['net_state']) if state else None
-
-  return Method(
-    dict,
-    learn,
-    params,
-    program,
-    epochs=problem.net.epochs,
-    labels_apart=apart,
-    learns=[num_tasks - 1],
-  )
-
-
-def dense_program(
-  problem: Problem,
-  num_steps: int,
-  strength: float | None = None,
-  num_heads: int = 1,
-) -> Program:
-  """The program of a network that trains θ itself.
-
-  Args:
-    problem: the settings.
-    num_steps: training steps for each task, for the schedule.
-    strength: λ of a penalty on moving; None for no penalty.
-    num_heads: heads of the network, side by side.
-
-  Returns:
-    The program; the same for the same settings, so that it is compiled once.
-  """
-  return _dense_program(
-    problem.net.hidden,
-    problem.num_classes,
-    num_heads,
-    problem.optimizer,
-    num_steps,
-    strength,
-  )
+def _latest(learner: Learner, task: TaskData) -> DenseState:
+  number = np.int64(task.number)
+  return DenseState(learner.phi, learner.net_state, {}, (), number)
 
 
 @functools.lru_cache
-def _dense_program(
-  hidden: tuple[int, ...],
-  num_classes: int,
-  num_heads: int,
-  optimizer: OptimizerConfig,
-  num_steps: int,
-  strength: float | None,
+def _program(
+  settings: Problem, num_steps: int, num_heads: int = 1, is_ewc: bool = False
 ) -> Program:
-  net = training.make_net(num_classes * num_heads, hidden)
+  """A network that trains θ itself, with its heads side by side."""
   tx: optax.GradientTransformation = optimizers.make_tx(
-    optimizer, 1.0, num_steps
+    settings.optimizer, 1.0, num_steps
   )
-  if strength is not None:
+  if is_ewc:
     # With α = 1 the parameters are θ outside powerprop too.
-    tx = optax.chain(ewc.ewc(strength), tx)
-  return training.make_program(net, tx, num_classes)
+    tx = optax.chain(ewc.ewc(settings.ewc.strength), tx)
+  num_outputs = settings.num_classes * num_heads
+  net = training.make_net(num_outputs, settings.net.hidden)
+  return training.make_program(net, tx, settings.num_classes)
 
 
-def _head(theta: Params) -> Tree:
+def _head(theta: Params) -> Params:
   """Modules of the head."""
   return {
     name: leaves
@@ -232,18 +219,15 @@ def _head(theta: Params) -> Tree:
 
 
 def _fisher(
-  program: Program,
-  problem: Problem,
-  theta: Params,
-  net_state: Tree,
-  task: TaskData,
-) -> Any:
+  program: Program, problem: Problem, learner: Learner, task: TaskData
+) -> Params:
   """Fisher information of a task; zero for a head that is the task's own."""
   num = min(problem.ewc.num_examples, task.num_train)
   num -= num % _FISHER_BATCH if num > _FISHER_BATCH else num - 1
   images = task.train.images[:num]
   key = jax.random.fold_in(jax.random.key(problem.key), task.number)
-  found = _fisher_program(program.net)(theta, net_state, images, key)
+  fisher = _fisher_program(program.net)
+  found = fisher(learner.phi, learner.net_state, images, key)
   if problem.is_multi_head:
     found = {**found, **optax.tree.zeros_like(_head(found))}
   return found
@@ -253,11 +237,11 @@ _FISHER_BATCH = 10
 
 
 @functools.lru_cache
-def _fisher_program(net: hk.TransformedWithState) -> Callable[..., Any]:
+def _fisher_program(net: hk.TransformedWithState) -> Callable[..., Params]:
   @jax.jit
   def fisher(
-    theta: Params, net_state: Tree, images: Any, key: jax.Array
-  ) -> Any:
+    theta: Params, net_state: Tree, images: jax.Array, key: jax.Array
+  ) -> Params:
     def logits_fn(theta: Params, images: jax.Array) -> jax.Array:
       return net.apply(theta, net_state, None, images, is_training=False)[0]
 
@@ -268,8 +252,6 @@ def _fisher_program(net: hk.TransformedWithState) -> Callable[..., Any]:
   return fisher
 
 
-def _validation(
-  program: Program, theta: Params, net_state: Tree, task: TaskData
-) -> Row:
-  accuracy = program.accuracy(theta, net_state, task.validation)
+def _validation(program: Program, learner: Learner, task: TaskData) -> Row:
+  accuracy = program.accuracy(learner.phi, learner.net_state, task.validation)
   return {'validation_accuracy': accuracy}

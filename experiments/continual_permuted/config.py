@@ -2,8 +2,12 @@
 
 import dataclasses
 
-from experiments.continual_permuted import methods as continual_methods
-from experiments.continual_permuted.methods import EwcConfig, Name, NetConfig
+from experiments.continual_permuted import methods as methods_lib
+from experiments.continual_permuted.methods import (
+  EwcConfig,
+  MethodName,
+  NetConfig,
+)
 from experiments.continual_permuted.packing import PackingConfig
 from experiments.continual_permuted.streams import StreamConfig
 from powerprop_jax.train.data.splits import DataConfig
@@ -26,7 +30,7 @@ class Config:
   # The tasks.
   stream: StreamConfig = StreamConfig()
   # Methods to compare. All but the two PackNets are dense, and have α = 1.
-  methods: tuple[Name, ...] = continual_methods.NAMES
+  methods: tuple[MethodName, ...] = methods_lib.NAMES
   # Powers of the two PackNets; 1 is without powerprop.
   alphas: tuple[float, ...] = (1.0, 1.5, 2.0)
   # Learning rate for each of them. Default: that of the optimiser for all.
@@ -43,7 +47,7 @@ class Config:
   packing: PackingConfig = PackingConfig(scope='global', retrain=True)
   # Elastic weight consolidation.
   ewc: EwcConfig = EwcConfig(strength=300.0)
-  # Tasks between two looks at all earlier ones.
+  # Tasks between two evaluations of all earlier ones.
   measure_every: int = 1
 
 

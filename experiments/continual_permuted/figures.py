@@ -40,22 +40,15 @@ def accuracy_over_tasks(
 ) -> Figure:
   """Test accuracy against the number of tasks learned, a panel for each task.
 
-  Accuracies are drawn on a scale that is logarithmic in the error.
+  The first panel is the mean over the tasks so far; of many tasks there are
+  eight evenly chosen ones. The scale is logarithmic in the error. A method that
+  is measured only at the end, such as training on all tasks at once, is drawn
+  as a level; what was measured before a task was learned is not drawn.
 
   Args:
     records: entries of accuracy matrices, with method, tasks_learned, task and
-      accuracy and, if there are several, key and alpha. What was measured
-      before a task was learned is not drawn.
+      accuracy and, if there are several, key and alpha.
     title: what was trained on what.
-
-  Returns:
-    A figure with a pair of axes for the mean over the tasks so far, and one for
-    each of the first tasks, or of eight evenly chosen ones. A method that is
-    measured only at the end, such as training on all tasks at once, is drawn as
-    a level.
-
-  Raises:
-    ValueError: if no record has these fields.
   """
   fields = ('method', 'tasks_learned', 'task', 'accuracy')
   points = [
@@ -101,20 +94,13 @@ def accuracy_over_tasks(
 
 
 def capacity(records: Sequence[Record], *, title: str = '') -> Figure:
-  """How full the network is, and how much tasks share.
+  """Weights that belong to some task, and of each task to earlier ones, too.
 
   Args:
     records: one for each task, with method, tasks_learned, capacity_used and
       overlap (continual.metrics.capacity) and, if there are several, key and
       alpha.
     title: what was trained on what.
-
-  Returns:
-    A figure with two pairs of axes: share of the weights that belong to some
-    task, and share of the weights of each task that belonged to earlier ones.
-
-  Raises:
-    ValueError: if no record has these fields.
   """
   fields = ('method', 'tasks_learned', *_CAPACITY)
   points = records_lib.usable(records, *fields)

@@ -1,8 +1,8 @@
 """Ways to learn a stream of tasks, in one form.
 
-A Method starts a state, learns a task with it, and says which weights to use
-for a task. PackNet and EfficientPackNet are in continual_packing.py, what they
-are compared with in continual_baselines.py.
+An Approach starts a state, learns a task with it, and says which weights to use
+for a task. PackNet and EfficientPackNet are in packing.py, what they are
+compared with in baselines.py.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,24 +12,26 @@ from typing import Any, Literal, NamedTuple, get_args
 import haiku as hk
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from experiments.continual_permuted import training
 from experiments.continual_permuted.training import Lengths, Program, TaskData
+from powerprop_jax.continual.state import Network
+from powerprop_jax.continual.storage import Arrays
 from powerprop_jax.continual.task_streams import Task
 from powerprop_jax.files.tables import Row
 from powerprop_jax.train.optimizers import OptimizerConfig
 from powerprop_jax.train.runs.errors import UserError
 
-Name = Literal[
+MethodName = Literal[
   'efficient_packnet', 'packnet', 'fine_tuning', 'ewc', 'separate', 'joint'
 ]
-NAMES: tuple[Name, ...] = get_args(Name)
+NAMES: tuple[MethodName, ...] = get_args(MethodName)
 # Those that pack tasks into one network by masks, and take an α.
-SPARSE: tuple[Name, ...] = ('efficient_packnet', 'packnet')
+SPARSE: tuple[MethodName, ...] = ('efficient_packnet', 'packnet')
 
-Tree = Row
 Report = Callable[[float], None]
-# Module of the head in the network of continual.make_net.
+# Module of the head in the network of training.make_net.
 _HEAD = 'logits'
 
 
@@ -78,50 +80,47 @@ class Problem(NamedTuple):
   ewc: EwcConfig
 
   @property
+  def settings(self) -> 'Problem':
+    """What a compiled program depends on: all but the data and the key."""
+    return self._replace(stream=(), key=0)
+
+  @property
   def sizes(self) -> Lengths:
     """Common sizes of the tasks."""
     return training.lengths(self.stream, self.net.batch_size, self.net.epochs)
 
 
-class Method(NamedTuple):
+class Approach(NamedTuple):
   """A way to learn a stream.
 
   Attributes:
-    init: () -> state, a tree of arrays in nested dicts.
+    init: () -> state.
     learn: (state, task, report) -> (state, record); report is called with the
       mean loss of each epoch. The record has the validation accuracy and what
-      else there is to say about the task. A continual.StoppedError ends it.
-    params: (state, number) -> (theta, net_state) for a task, or None if there
-      are none: it was not learned yet, or is of another network.
+      else there is to say about the task. A training.StoppedError ends it.
+    params: (state, number) -> what the network computes a task with, or None if
+      there is nothing: it was not learned yet, or is of another network.
+    to_arrays: state -> arrays on the host, by name.
+    from_arrays: its inverse.
     program: what scores them.
     epochs: how often learn calls report.
-    labels_apart: what to add to labels for each task before.
     learns: numbers of the tasks at which learn is called.
-    to_arrays: state -> nested dicts of arrays on the host.
-    from_arrays: its inverse.
+    labels_apart: what to add to labels for each task before.
   """
 
   init: Callable[[], Any]
   learn: Callable[[Any, TaskData, Report], tuple[Any, Row]]
-  params: Callable[[Any, int], tuple[Any, Any] | None]
+  params: Callable[[Any, int], Network | None]
+  to_arrays: Callable[[Any], dict[str, np.ndarray]]
+  from_arrays: Callable[[Arrays], Any]
   program: Program
   epochs: int
-  labels_apart: int
   learns: Sequence[int]
-  to_arrays: Callable[[Any], Tree] = jax.device_get
-  from_arrays: Callable[[Tree], Any] = lambda arrays: arrays
+  labels_apart: int = 0
 
 
 def check(problem: Problem) -> None:
-  """Refuses settings that no method can use.
-
-  Args:
-    problem: the settings.
-
-  Raises:
-    UserError: naming the setting.
-    ValueError: if the stream is unsound.
-  """
+  """Refuses settings that no method can use; the UserError names one."""
   config = problem.net
   for name, value in (
     ('net.epochs', config.epochs),
@@ -140,17 +139,8 @@ def check(problem: Problem) -> None:
 
 def initial(
   net: hk.TransformedWithState, problem: Problem, number: int = 0
-) -> tuple[Any, Any]:
-  """Weights and state of an untrained network.
-
-  Args:
-    net: the network.
-    problem: the key and, for its shape, the data.
-    number: which network, where there are several.
-
-  Returns:
-    (theta, net_state).
-  """
+) -> Network:
+  """An untrained network; number tells apart where there are several."""
   key = jax.random.key(problem.key)
   if number:
     key = jax.random.fold_in(key, number)
@@ -159,6 +149,6 @@ def initial(
 
 
 def is_head(module_name: str, name: str, value: Any) -> bool:
-  """Selects the leaves of the head of continual.make_net."""
+  """Selects the leaves of the head of training.make_net."""
   del name, value
   return module_name.rpartition('/')[2] == _HEAD

@@ -1,37 +1,37 @@
-"""PackNet and EfficientPackNet as methods of continual_methods."""
+"""PackNet and EfficientPackNet as ways to learn a stream."""
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 
 from experiments.continual_permuted import methods, training
-from experiments.continual_permuted.methods import Method, Problem, Report
+from experiments.continual_permuted.methods import Approach, Problem, Report
 from experiments.continual_permuted.training import Program, TaskData
-from powerprop_jax import continual as continual_lib
+import powerprop_jax as pp
+from powerprop_jax import continual
 from powerprop_jax.continual import config as config_lib
 from powerprop_jax.continual import state as pack_state
-from powerprop_jax.continual.config import PackConfig, Restart, Scope
+from powerprop_jax.continual.config import PackConfig
 from powerprop_jax.continual.packnet import Learner
-from powerprop_jax.continual.search import How
-from powerprop_jax.continual.state import PackState, Private, TaskReport
-from powerprop_jax.core import masks as masks_lib
+from powerprop_jax.continual.state import (
+  Network,
+  PackMethod,
+  PackState,
+  Private,
+  TaskReport,
+)
+from powerprop_jax.core import trees
 from powerprop_jax.core.trees import Params
 from powerprop_jax.files.tables import Row
-from powerprop_jax.optim import sparsify
-from powerprop_jax.optim.topologies import protected
 from powerprop_jax.train import optimizers
-from powerprop_jax.train.optimizers import OptimizerConfig
 from powerprop_jax.train.runs.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class PackingConfig:
-  """How tasks are packed into one network."""
+class PackingConfig(PackConfig):
+  """How the tasks of a stream are packed into one network."""
 
-  # Share of the dense validation accuracy that a mask must reach, in (0, 1].
-  gamma: float = 0.99
   # Shares of all weights that EfficientPackNet tries for a task, in (0, 1].
   densities: tuple[float, ...] = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
   # Shares of the free weights that PackNet keeps, one for each task. Default:
@@ -40,58 +40,31 @@ class PackingConfig:
   # Without budgets: part of all weights that PackNet's tasks get together, in
   # (0, 1]. Late ones learn badly in a network of which little is free.
   share: float = 1.0
-  # Densities from dense to sparse ('scan'), or by halving the grid ('bisect').
-  search: How = 'scan'
-  # Rank the weights of each layer by themselves, or of all together.
-  scope: Scope = 'layer'
   # Whether to train the new weights of a task once more under its mask, as long
   # as the first time.
   retrain: bool = False
-  # Free weights at the start of a task: 'redraw', 'zero' or 'keep'. Default:
-  # 'zero' for PackNet with α = 1, otherwise 'redraw'.
-  restart: Restart | None = None
   # Biases: frozen after the first task, or stored for each.
   private: Private = 'freeze'
-  # A task needs so many free weights to begin.
-  min_free: int = 1
 
 
 def make(
-  name: config_lib.Method, problem: Problem, config: PackingConfig, alpha: float
-) -> Method:
-  """A method that packs tasks into one network by masks.
-
-  Args:
-    name: 'packnet' or 'efficient_packnet'.
-    problem: the stream and the settings.
-    config: how tasks are packed.
-    alpha: the power.
-
-  Returns:
-    The method; its state is a PackState.
-
-  Raises:
-    UserError: if there are budgets, but not one for each task.
-    ValueError: if a setting is out of its range.
-  """
+  method: PackMethod, problem: Problem, config: PackingConfig, alpha: float
+) -> Approach:
+  """An approach that packs tasks into one network; its state is a PackState."""
   stream, sizes = problem.stream, problem.sizes
-  if config.budgets and len(config.budgets) != len(stream):
-    raise UserError(
-      f'--packing.budgets needs one for each of the {len(stream)} tasks, got '
-      f'{len(config.budgets)}. Leave it away for equal ones.'
-    )
-  program = _program(
-    problem.net.hidden,
-    problem.num_classes,
-    problem.optimizer,
-    alpha,
-    sizes.num_steps,
-  )
-  configs = [_pack_config(name, problem, config, i) for i in range(len(stream))]
+  program = _program(problem.settings, alpha, sizes.num_steps)
+  configs = _configs(method, config, len(stream))
 
   def init() -> PackState:
-    theta, net_state = methods.initial(program.net, problem)
-    return continual_lib.init_pack(program.tx, theta, net_state, configs[0])
+    state = continual.init_pack(
+      program.tx,
+      *methods.initial(program.net, problem),
+      method,
+      heads=methods.is_head if problem.is_multi_head else None,
+      private=config.private,
+    )
+    config_lib.restart_rule(config, state)  # refuses what later tasks cannot do
+    return state
 
   def learn(
     state: PackState, task: TaskData, report: Report
@@ -99,12 +72,11 @@ def make(
     def train(learner: Learner, task: TaskData) -> Learner:
       return training.fit(program, learner, task, sizes, problem.key, report)
 
-    task_id = stream[task.number].id
     key = jax.random.fold_in(jax.random.key(problem.key), task.number)
     try:
-      state, found = continual_lib.learn(
+      state, found = continual.learn(
         state,
-        task_id,
+        stream[task.number].id,
         task,
         train,
         lambda theta, net_state, task: program.accuracy(
@@ -114,83 +86,63 @@ def make(
         key,
         retrain=train if config.retrain else None,
       )
-    except continual_lib.CapacityError as error:
+    except continual.CapacityError as error:
       raise training.StoppedError(str(error)) from error
     return state, _record(state, found)
 
-  def params(state: PackState, number: int) -> tuple[Any, Any] | None:
+  def params(state: PackState, number: int) -> Network | None:
     task_id = stream[number].id
     if task_id not in state.task_ids:
       return None
-    return continual_lib.task_params(state, task_id)
+    return continual.task_params(state, task_id)
 
-  return Method(
+  return Approach(
     init,
     learn,
     params,
+    continual.to_arrays,
+    lambda arrays: continual.from_arrays(arrays, init()),
     program,
     epochs=problem.net.epochs * (1 + config.retrain),
-    labels_apart=0,
     learns=range(len(stream)),
-    to_arrays=continual_lib.to_arrays,
-    from_arrays=lambda arrays: continual_lib.from_arrays(arrays, init()),
   )
 
 
 def weights(state: PackState) -> Params:
-  """All effective weights of a network with its tasks, on the host.
-
-  Args:
-    state: as from the method.
-
-  Returns:
-    θ, dense: what is used by some task, and what is free.
-  """
-  full = masks_lib.full_masks(state.phi)
+  """All θ of a network, of some task or free, dense and on the host."""
+  full = pp.masks.full_masks(state.phi)
   return jax.device_get(pack_state.masked_theta(state.phi, state.power, full))
 
 
 @functools.lru_cache
-def _program(
-  hidden: tuple[int, ...],
-  num_classes: int,
-  optimizer: OptimizerConfig,
-  alpha: float,
-  num_steps: int,
-) -> Program:
-  inner = optimizers.make_tx(optimizer, alpha, num_steps)
-  tx = sparsify.sparsify(inner, protected.protected())
-  net = training.make_net(num_classes, hidden)
-  return training.make_program(net, tx, num_classes)
+def _program(settings: Problem, alpha: float, num_steps: int) -> Program:
+  inner = optimizers.make_tx(settings.optimizer, alpha, num_steps)
+  tx = pp.sparsify(inner, continual.protected())
+  net = training.make_net(settings.num_classes, settings.net.hidden)
+  return training.make_program(net, tx, settings.num_classes)
 
 
-def _pack_config(
-  name: config_lib.Method, problem: Problem, config: PackingConfig, number: int
-) -> PackConfig:
-  """The settings for a task."""
-  densities = config.densities
-  if name == 'packnet':
-    budgets = config.budgets or [
-      continual_lib.equal_density(i, len(problem.stream), config.share)
-      for i in range(len(problem.stream))
-    ]
-    densities = (budgets[number],)
-  return PackConfig(
-    method=name,
-    densities=densities,
-    gamma=config.gamma,
-    search=config.search,
-    scope=config.scope,
-    restart=config.restart,
-    heads=methods.is_head if problem.is_multi_head else None,
-    private=config.private,
-    min_free=config.min_free,
-  )
+def _configs(
+  method: PackMethod, config: PackingConfig, num_tasks: int
+) -> list[PackingConfig]:
+  """The settings for each task."""
+  if config.budgets and len(config.budgets) != num_tasks:
+    raise UserError(
+      f'--packing.budgets needs one for each of the {num_tasks} tasks, got '
+      f'{len(config.budgets)}. Leave it out for equal ones.'
+    )
+  if method == 'efficient_packnet':
+    return [config] * num_tasks
+  budgets = config.budgets or [
+    continual.equal_density(i, num_tasks, config.share)
+    for i in range(num_tasks)
+  ]
+  return [dataclasses.replace(config, densities=(b,)) for b in budgets]
 
 
 def _record(state: PackState, found: TaskReport) -> Row:
   """How a task was packed, as a flat record; see continual.metrics.capacity."""
-  leaves = pack_state.leaves_by_path(state.phi)
+  leaves = trees.by_path(state.phi)
   dim = sum(leaves[path].size for path in state.layout.shared)
   shared = found.num_kept - found.num_new
   return {

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 import pathlib
-from typing import Any
 
 from experiments.continual_permuted import figures as plotting
 from experiments.sparse_training.report import markdown, mean_and_deviation
+from powerprop_jax.core.trees import Params
 from powerprop_jax.files import whole
 from powerprop_jax.files.tables import Row
 from powerprop_jax.report import analysis, html
@@ -13,7 +13,7 @@ from powerprop_jax.report import records as records_lib
 from powerprop_jax.report.plotting import style
 from powerprop_jax.report.plotting import weights as weight_plots
 
-_Records = Sequence[dict[str, Any]]
+_Records = Sequence[Row]
 
 
 def write(
@@ -21,7 +21,7 @@ def write(
   title: str,
   settings: Row,
   results: _Records,
-  weights: Mapping[str, Mapping[float, Any]],
+  weights: Mapping[str, Mapping[float, Params]],
 ) -> None:
   """Prints the table; writes it, the figures and report.html.
 
@@ -30,8 +30,7 @@ def write(
     title: what was learned.
     settings: the settings of the run.
     results: the records of results.json.
-    weights: shared weights after the last task, by method and α; no figure of
-      a method that has none.
+    weights: shared weights after the last task, by method and α.
   """
   rows = table(results)
   text = markdown(rows)
@@ -84,14 +83,9 @@ def write(
 
 
 def table(results: _Records) -> list[Row]:
-  """Rows with a method and α and the means of its metrics over keys.
+  """A row for each method and α, with the means of its metrics over keys.
 
-  Args:
-    results: the records of results.json.
-
-  Returns:
-    One row for each method and α, in the order of the results; numbers are
-    words, in per cent. A cell is empty where nothing was measured.
+  Numbers are words, in per cent. A cell is empty where nothing was measured.
 
   Example:
     >>> record = {'method': 'ewc', 'alpha': 1.0, 'key': 0, 'num_tasks': 2,
@@ -113,7 +107,9 @@ def table(results: _Records) -> list[Row]:
       'tasks': str(min(r['tasks_fitted'] for r in ends)),
     }
     for field in _METRICS:
-      row[field.replace('_', ' ')] = _in_words(ends, field)
+      row[field.replace('_', ' ')] = mean_and_deviation(
+        [r[field] for r in ends if records_lib.is_finite(r.get(field))]
+      )
     # It never falls, so the largest is that after the last task.
     used: dict[int, float] = {}
     for record in of_place:
@@ -130,11 +126,6 @@ _METRICS = (
   'forgetting',
   'backward_transfer',
 )
-
-
-def _in_words(records: _Records, field: str) -> str | None:
-  values = [r[field] for r in records if records_lib.is_finite(r.get(field))]
-  return mean_and_deviation(values)
 
 
 def _packed(results: _Records) -> list[Row]:
@@ -163,7 +154,7 @@ _PACKED = (
 def _figures(
   title: str,
   results: _Records,
-  weights: Mapping[str, Mapping[float, Any]],
+  weights: Mapping[str, Mapping[float, Params]],
 ) -> Row:
   entries = [r for r in results if 'task' in r]
   figures = {'accuracy': plotting.accuracy_over_tasks(entries, title=title)}

@@ -1,25 +1,30 @@
-"""A method goes through a stream of tasks, and is saved after each.
+"""One run of a method, α and key: it goes through the stream, or is read.
 
-The file state.npz of a run holds what the method needs to go on and what was
-measured so far, and is replaced in one step: wherever a run is stopped, it
-continues after the last task that it learned.
+The file state.npz of a run holds what the method needs to go on, by name (that
+of the two PackNets is what continual.from_arrays takes), and in `about` what
+was measured so far. It is replaced in one step after each task: wherever a run
+is stopped, it continues after the last task that it learned.
 """
 
-from collections.abc import Callable
-import io
-import json
+import dataclasses
 import pathlib
 import time
-from typing import Any
-import zipfile
-import zlib
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.continual_permuted import training
-from experiments.continual_permuted.methods import Method, Problem
+from experiments.common import combinations as combination_runs
+from experiments.continual_permuted import (
+  baselines,
+  methods,
+  packing,
+  streams,
+  training,
+)
+from experiments.continual_permuted.config import Config
+from experiments.continual_permuted.methods import Approach, MethodName, Problem
 from powerprop_jax.continual import metrics as continual_metrics
-from powerprop_jax.core.trees import Tree
+from powerprop_jax.export import npz
 from powerprop_jax.files import whole
 from powerprop_jax.files.tables import Row
 from powerprop_jax.train.data.sources import Arrays
@@ -28,11 +33,76 @@ from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
 
 Records = list[Row]
+PROGRAM = 'continual_permuted'
 STATE = 'state.npz'
 
 
+class Combination(NamedTuple):
+  """One run.
+
+  Attributes:
+    method: the method.
+    alpha: the power; 1 for dense methods.
+    key: seed of the initial weights and of the order of the data.
+  """
+
+  method: MethodName
+  alpha: float
+  key: int
+
+  @property
+  def name(self) -> str:
+    """The name of its folder."""
+    return f'{self.method}_alpha_{self.alpha:g}_key_{self.key}'
+
+
+def make_problem(config: Config, combination: Combination) -> Problem:
+  """What a combination has to learn."""
+  optimizer = config.optimizer
+  if config.rates and combination.method in methods.SPARSE:
+    rate = config.rates[config.alphas.index(combination.alpha)]
+    optimizer = dataclasses.replace(optimizer, learning_rate=rate)
+  stream = streams.load(config.stream, config.data)
+  return Problem(
+    stream=stream,
+    num_classes=max(task.num_classes for task in stream),
+    is_multi_head=config.stream.own_heads,
+    key=combination.key,
+    net=config.net,
+    optimizer=optimizer,
+    ewc=config.ewc,
+  )
+
+
+def make_approach(config: Config, combination: Combination) -> Approach:
+  """How it learns that."""
+  method, alpha, _ = combination
+  problem = make_problem(config, combination)
+  # Spelled out for the type checker.
+  if method == 'efficient_packnet' or method == 'packnet':
+    return packing.make(method, problem, config.packing, alpha)
+  return baselines.make(method, problem)
+
+
+def learn_or_read(
+  config: Config, description: str, combination: Combination
+) -> Records:
+  """Results of a combination: learned, or read where that is done."""
+  folder = combination_runs.folder(config, combination, PROGRAM)
+  if folder.is_complete:
+    return combination_runs.read(folder)
+  results = run(
+    make_approach(config, combination),
+    make_problem(config, combination),
+    folder,
+    measure_every=config.measure_every,
+    description=description,
+  )
+  return combination_runs.write(folder, results)
+
+
 def run(
-  method: Method,
+  approach: Approach,
   problem: Problem,
   folder: RunFolder,
   *,
@@ -42,11 +112,11 @@ def run(
   """Learns the tasks that are not learned yet, and scores the network on them.
 
   Args:
-    method: how.
+    approach: how.
     problem: the stream.
     folder: where state and metrics go, and where to continue from.
-    measure_every: number of tasks between two looks at all earlier ones; each
-      task is scored right after it was learned, and all after the last.
+    measure_every: number of tasks between two evaluations of all earlier ones;
+      each task is scored right after it was learned, and all after the last.
     description: what is being done, for the progress; '' for no progress.
 
   Returns:
@@ -58,42 +128,52 @@ def run(
     that need its accuracy are NaN.
   """
   path = folder.path / STATE
-  state, records, done = _start(method, problem, path)
+  if path.exists():
+    state, records, done = _restore(path, approach)
+  else:
+    state, done = approach.init(), 0
+    records = _entries(
+      approach, problem, state, 0, range(1, len(problem.stream))
+    )
   stopped = any('stopped' in record for record in records)
-  learns = [n for n in method.learns if n >= done and not stopped]
+  learns = [n for n in approach.learns if n >= done and not stopped]
+  epochs = approach.epochs
   with (
     metrics.MetricsWriter(folder.metrics_path, start=done) as writer,
     metrics.Progress(
       description,
-      method.epochs * len(method.learns),
+      epochs * len(approach.learns),
       unit='epochs',
-      start=method.epochs * (len(method.learns) - len(learns)),
+      start=epochs * (len(approach.learns) - len(learns)),
       enabled=bool(description),
     ) as progress,
   ):
     for number in learns:
       began = time.monotonic()
       task = training.prepare(problem.stream[number], number, problem.sizes)
-      so_far = method.epochs * method.learns.index(number)
+      report = _counter(progress, epochs * approach.learns.index(number))
       try:
-        state, said = method.learn(state, task, _counter(progress, so_far))
+        state, said = approach.learn(state, task, report)
       except training.StoppedError as error:
         records.append({'tasks_learned': number, 'stopped': str(error)})
-        _save(path, method, state, records, number)
+        _save(path, approach, state, records, number)
         break
-      said = {'tasks_learned': number + 1, **said}
+      learned = number + 1
+      said = {'tasks_learned': learned, **said}
       seconds = time.monotonic() - began
-      writer.write(number + 1, {**said, 'seconds': seconds})
+      writer.write(learned, {**said, 'seconds': seconds})
       records.append(said)
-      looks_back = (number + 1) % measure_every == 0
-      records += _scores(method, problem, state, number, looks_back, records)
-      _save(path, method, state, records, number + 1)
+      is_last = learned == len(problem.stream)
+      looks_back = is_last or learned % measure_every == 0
+      # Earlier tasks, this one and, for the transfer, the next.
+      others = range(0 if looks_back else number, learned + (not is_last))
+      records += _entries(approach, problem, state, learned, others, records)
+      _save(path, approach, state, records, learned)
   return [*records, _summary(records, len(problem.stream))]
 
 
-def _counter(progress: metrics.Progress, start: int) -> Callable[[float], None]:
+def _counter(progress: metrics.Progress, done: int) -> methods.Report:
   """Tells the progress about each epoch."""
-  done = start
 
   def report(loss: float) -> None:
     nonlocal done
@@ -103,60 +183,41 @@ def _counter(progress: metrics.Progress, start: int) -> Callable[[float], None]:
   return report
 
 
-def _start(
-  method: Method, problem: Problem, path: pathlib.Path
-) -> tuple[Any, Records, int]:
-  """State, records and number of tasks learned: stored ones, or new ones."""
-  if path.exists():
-    return _restore(path, method)
-  state = method.init()
-  records = []
-  for number in range(1, len(problem.stream)):
-    accuracy = _score(method, problem, state, number)
-    if accuracy is not None:
-      records.append(_entry(0, number, accuracy))
-  return state, records, 0
-
-
-def _entry(learned: int, number: int, accuracy: float) -> Row:
-  return {'tasks_learned': learned, 'task': number + 1, 'accuracy': accuracy}
-
-
-def _scores(
-  method: Method,
+def _entries(
+  approach: Approach,
   problem: Problem,
-  state: Tree,
-  number: int,
-  looks_back: bool,
-  records: Records,
+  state: Any,
+  learned: int,
+  others: range,
+  known: Records | None = None,
 ) -> Records:
-  """Entries of a row of the accuracy matrix: this task, earlier, the next."""
-  num_tasks = len(problem.stream)
-  looks_back |= number == num_tasks - 1
-  first = 0 if looks_back else number
-  known = {r['task']: r['accuracy'] for r in records if 'task' in r}
+  """Entries of a row of the accuracy matrix, where there are weights for them.
+
+  A task whose network nothing changes any more has its last known accuracy.
+  """
+  before = {r['task']: r['accuracy'] for r in known or [] if 'task' in r}
   row = []
-  for other in range(first, min(number + 2, num_tasks)):
-    accuracy = _score(method, problem, state, other)
-    if accuracy is None and other < number:
-      # Of a network of its own, which nothing changes.
-      accuracy = known.get(other + 1)
+  for number in others:
+    accuracy = _score(approach, problem, state, number)
+    if accuracy is None and number + 1 < learned:
+      accuracy = before.get(number + 1)
     if accuracy is not None:
-      row.append(_entry(number + 1, other, accuracy))
+      place = {'tasks_learned': learned, 'task': number + 1}
+      row.append({**place, 'accuracy': accuracy})
   return row
 
 
 def _score(
-  method: Method, problem: Problem, state: Tree, number: int
+  approach: Approach, problem: Problem, state: Any, number: int
 ) -> float | None:
   """Test accuracy on a task, if there are weights for it."""
-  weights = method.params(state, number)
-  if weights is None:
+  network = approach.params(state, number)
+  if network is None:
     return None
   images, labels = problem.stream[number].test
-  arrays = Arrays(images, labels + method.labels_apart * number)
+  arrays = Arrays(images, labels + approach.labels_apart * number)
   arrays = training.scored(arrays, problem.sizes)
-  return method.program.accuracy(*weights, arrays)
+  return approach.program.accuracy(*network, arrays)
 
 
 def _summary(records: Records, num_tasks: int) -> Row:
@@ -181,111 +242,30 @@ def _summary(records: Records, num_tasks: int) -> Row:
 
 def _save(
   path: pathlib.Path,
-  method: Method,
-  state: Tree,
+  approach: Approach,
+  state: Any,
   records: Records,
   done: int,
 ) -> None:
-  details = {'records': json_files.to_json(records), 'done': done}
-  whole.write_bytes(path, pack(method.to_arrays(state), details))
+  about = {'records': json_files.to_json(records), 'done': done}
+  content = npz.pack(approach.to_arrays(state), about, is_sparse=False)
+  whole.write_bytes(path, content)
 
 
-def read_state(path: pathlib.Path, method: Method) -> Tree:
-  """The state of a finished run.
-
-  Args:
-    path: its folder.
-    method: what it was made with.
-
-  Returns:
-    The state after the last task.
-
-  Raises:
-    UserError: if it cannot be read.
-  """
-  return _restore(path / STATE, method)[0]
+def read_state(path: pathlib.Path, approach: Approach) -> Any:
+  """The state of a finished run, in its folder, after the last task."""
+  return _restore(path / STATE, approach)[0]
 
 
-def _restore(path: pathlib.Path, method: Method) -> tuple[Any, Records, int]:
+def _restore(
+  path: pathlib.Path, approach: Approach
+) -> tuple[Any, Records, int]:
   try:
-    arrays, details = unpack(path.read_bytes())
-  except (OSError, ValueError, LookupError, zipfile.BadZipFile) as error:
+    arrays, about, _ = npz.unpack(path.read_bytes())
+    return approach.from_arrays(arrays), about['records'], about['done']
+  except (OSError, ValueError, LookupError) as error:
     raise UserError(
-      f'cannot read {path}: {error}. Remove it to learn this stream again, or '
+      f'cannot read {path}: {error}. It is damaged, or of version 0.1.0, which '
+      'named its arrays otherwise. Remove it to learn this stream again, or '
       'choose another --out.'
     ) from error
-  return method.from_arrays(arrays), details['records'], details['done']
-
-
-def pack(tree: Tree, details: Row) -> bytes:
-  """Nested dicts of arrays, and what JSON holds, as the bytes of a .npz file.
-
-  Args:
-    tree: dicts with strings as keys, and arrays or numbers.
-    details: what JSON can hold.
-
-  Returns:
-    The bytes; unpack is the inverse.
-
-  Raises:
-    TypeError: if a key is not a string.
-
-  Example:
-    >>> unpack(pack({'a': {'b': np.arange(2)}, 'c': {}}, {'done': 1}))
-    ({'a': {'b': array([0, 1])}, 'c': {}}, {'done': 1})
-  """
-  arrays: dict[str, np.ndarray] = {}
-  empty: list[list[str]] = []
-
-  def visit(node: Any, place: list[str]) -> None:
-    if not isinstance(node, dict):
-      arrays[json.dumps(place)] = np.asarray(node)
-      return
-    if not node:
-      empty.append(place)
-    for key, child in node.items():
-      if not isinstance(key, str):
-        raise TypeError(f'keys must be strings, got {key!r} in {place}.')
-      visit(child, [*place, key])
-
-  visit(tree, [])
-  names = list(arrays)
-  index = {'names': names, 'empty': empty, 'details': details}
-  stored: Row = {str(i): arrays[n] for i, n in enumerate(names)}
-  stored['index'] = np.array(json.dumps(index))
-  buffer = io.BytesIO()
-  np.savez(buffer, **stored)
-  return buffer.getvalue()
-
-
-def unpack(content: bytes) -> tuple[Any, Row]:
-  """The tree and the details that pack was given.
-
-  Args:
-    content: the bytes.
-
-  Returns:
-    (tree, details); numbers come back as arrays.
-
-  Raises:
-    ValueError, LookupError, zipfile.BadZipFile: if the bytes are damaged.
-  """
-  try:
-    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-      index = json.loads(str(archive['index']))
-      found = [archive[str(i)] for i in range(len(index['names']))]
-  except (EOFError, zlib.error) as error:
-    raise ValueError(str(error)) from error
-  tree: Row = {}
-  places = [json.loads(name) for name in index['names']]
-  for place, leaf in [
-    *zip(places, found, strict=True),
-    *((place, {}) for place in index['empty']),
-  ]:
-    if not place:
-      return leaf, index['details']
-    node = tree
-    for key in place[:-1]:
-      node = node.setdefault(key, {})
-    node[place[-1]] = leaf
-  return tree, index['details']

@@ -35,20 +35,8 @@ class StreamConfig:
   own_heads: bool = False
 
 
-def load(
-  config: StreamConfig, data_config: DataConfig, show_progress: bool = True
-) -> list[Task]:
-  """Reads the data and makes the stream.
-
-  A process does so once, for all that it trains.
-
-  Args:
-    config: which tasks.
-    data_config: the data set, or for a sequence where its data sets lie.
-    show_progress: whether to report on the standard error while reading.
-
-  Returns:
-    The tasks, checked.
+def load(config: StreamConfig, data_config: DataConfig) -> list[Task]:
+  """Reads the data, once in a process, and makes the stream.
 
   Raises:
     UserError: if data are missing or a setting does not fit.
@@ -59,26 +47,24 @@ def load(
     >>> [task.id for task in stream][:2], stream[0].shape
     (['classes_0_1', 'classes_2_3'], (8, 8, 1))
   """
-  return list(_load(config, data_config, show_progress))
+  return list(_load(config, data_config))
 
 
 @functools.lru_cache(maxsize=1)
-def _load(
-  config: StreamConfig, data_config: DataConfig, show_progress: bool
-) -> tuple[Task, ...]:
+def _load(config: StreamConfig, data_config: DataConfig) -> tuple[Task, ...]:
   if config.num_tasks < 1:
     raise UserError(
       f'--stream.num-tasks must be at least 1, got {config.num_tasks}.'
     )
   if config.kind == 'sequence':
-    stream = _sequence(config, data_config, show_progress)
+    stream = _sequence(config, data_config)
   else:
     if config.sequence:
       raise UserError(
         f'--stream.sequence is for kind=sequence, which is {config.kind!r}. '
-        'Leave it away, or set the kind.'
+        'Leave it out, or set the kind.'
       )
-    splits = data.load(data_config, show_progress=show_progress)
+    splits = data.load(data_config)
     if config.kind == 'permuted':
       stream = task_streams.permuted(
         splits,
@@ -95,9 +81,7 @@ def _load(
   return tuple(stream)
 
 
-def _sequence(
-  config: StreamConfig, data_config: DataConfig, show_progress: bool
-) -> list[Task]:
+def _sequence(config: StreamConfig, data_config: DataConfig) -> list[Task]:
   names = config.sequence
   if not names or len(set(names)) < len(names):
     raise UserError(
@@ -105,9 +89,7 @@ def _sequence(
       f'{" ".join(names) or "none"}.'
     )
   sources = {
-    name: data.load(
-      dataclasses.replace(data_config, name=name), show_progress=show_progress
-    )
+    name: data.load(dataclasses.replace(data_config, name=name))
     for name in names
   }
   return task_streams.sequence(sources, config.shape)

@@ -14,13 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+import powerprop_jax as pp
 from powerprop_jax.continual.packnet import Learner
 from powerprop_jax.continual.task_streams import Task
 from powerprop_jax.core.trees import Params, Tree
 from powerprop_jax.nets import mlp
-from powerprop_jax.optim import views
+from powerprop_jax.train import evaluate
 from powerprop_jax.train.data import splits
 from powerprop_jax.train.data.sources import Arrays
+from powerprop_jax.train.runs import divergence
 
 # Examples scored at a time.
 _SCORE_BATCH = 1000
@@ -107,39 +109,22 @@ def make_net(
 def lengths(stream: Sequence[Task], batch_size: int, epochs: int) -> Lengths:
   """Common sizes of the tasks of a stream.
 
-  Args:
-    stream: the tasks.
-    batch_size: examples in a batch, at least 1.
-    epochs: passes over the largest training set; smaller ones are gone through
-      more often, so that every task takes as many steps.
-
-  Returns:
-    The lengths.
+  epochs are passes over the largest training set; smaller ones are gone through
+  more often, so that every task takes as many steps.
   """
   num_train = max(task.size('train') for task in stream)
   splits.check_batch_size(batch_size, num_train)
-  scored = [task.size(part) for task in stream for part in _SCORED]
-  num_scored = max(scored)
+  num_scored = max(
+    task.size(part) for task in stream for part in ('validation', 'test')
+  )
   if num_scored > _SCORE_BATCH:
     num_scored = _SCORE_BATCH * math.ceil(num_scored / _SCORE_BATCH)
   epoch = math.ceil(num_train / batch_size)
   return Lengths(num_train, num_scored, batch_size, epoch, epochs)
 
 
-_SCORED = ('validation', 'test')
-
-
 def prepare(task: Task, number: int, sizes: Lengths) -> TaskData:
-  """A task on the device.
-
-  Args:
-    task: the task.
-    number: its place in the stream, from 0.
-    sizes: what its arrays are filled up to.
-
-  Returns:
-    Its examples.
-  """
+  """A task on the device; number is its place in the stream, from 0."""
   train = Arrays(*task.train)
   return TaskData(
     number,
@@ -154,24 +139,16 @@ def scored(arrays: Arrays, sizes: Lengths) -> Arrays:
   return _filled(arrays, sizes.num_scored)
 
 
-def union(stream: Sequence[Task], labels_apart: int | None) -> Arrays:
-  """The training examples of all tasks together.
+def union(stream: Sequence[Task], labels_apart: int) -> Arrays:
+  """The training examples of all tasks together, on the host.
 
-  Args:
-    stream: the tasks.
-    labels_apart: what to add to the labels for each task before; None where
-      tasks share a head.
-
-  Returns:
-    A copy of all of them, on the host.
+  labels_apart is added to the labels for each task before.
   """
-  apart = labels_apart or 0
-  return Arrays(
-    np.concatenate([task.train.images for task in stream]),
-    np.concatenate(
-      [task.labels('train') + apart * i for i, task in enumerate(stream)]
-    ).astype(np.int32),
-  )
+  images = [task.train.images for task in stream]
+  labels = [
+    task.labels('train') + labels_apart * i for i, task in enumerate(stream)
+  ]
+  return Arrays(np.concatenate(images), np.concatenate(labels).astype(np.int32))
 
 
 def _filled(arrays: Arrays, size: int) -> Arrays:
@@ -192,15 +169,7 @@ def make_program(
 
   A network whose head is a multiple of num_classes has a block of outputs for
   each task, and the label l·num_classes + i is class i of task l; the others'
-  outputs do not take part.
-
-  Args:
-    net: init and apply with a state, as nets.make gives it; needs no key.
-    tx: gradient transformation over φ.
-    num_classes: outputs of a task's head.
-
-  Returns:
-    The program.
+  outputs do not take part. It needs no key.
   """
 
   def logits_fn(
@@ -216,8 +185,8 @@ def make_program(
     theta: Params, net_state: Tree, batch: Arrays
   ) -> tuple[jax.Array, Any]:
     logits, net_state = logits_fn(theta, net_state, batch, True)
-    losses = optax.softmax_cross_entropy_with_integer_labels(
-      logits, batch.labels % num_classes
+    losses = evaluate.cross_entropy(
+      logits, jnp.asarray(batch.labels) % num_classes
     )
     return jnp.mean(losses), net_state
 
@@ -226,7 +195,7 @@ def make_program(
   ) -> tuple[Learner, jax.Array]:
     def step(learner: Learner, rows: jax.Array) -> tuple[Learner, jax.Array]:
       phi, net_state, opt_state = learner
-      theta = views.effective_params(phi, opt_state, pinned=True)
+      theta = pp.effective_params(phi, opt_state, pinned=True)
       batch = Arrays(arrays.images[rows], arrays.labels[rows])
       (loss, net_state), grads = jax.value_and_grad(loss_fn, has_aux=True)(
         theta, net_state, batch
@@ -270,7 +239,7 @@ def fit(
   task: TaskData,
   sizes: Lengths,
   key: int,
-  report: Callable[[float], None] | None = None,
+  report: Callable[[float], None],
 ) -> Learner:
   """Trains on one task.
 
@@ -282,11 +251,8 @@ def fit(
     key: seed of the order of the examples, which also depends on the task.
     report: called with the mean loss of each epoch.
 
-  Returns:
-    The learner after sizes.num_steps steps.
-
   Raises:
-    StoppedError: if a weight is not finite then.
+    StoppedError: if a weight is not finite in the end.
   """
   for start in range(0, sizes.num_steps, sizes.epoch):
     indices = splits.batch_indices(
@@ -297,20 +263,13 @@ def fit(
       task.num_train,
     )
     learner, loss = program.advance(learner, task.train, indices)
-    if report is not None:
-      report(float(loss))
-  if not _is_finite(learner.phi):
+    report(float(loss))
+  if divergence.lost_leaf(learner.phi) is not None:
     raise StoppedError(
       f'training on task {task.number + 1} diverged. Try a smaller '
       '--optimizer.learning-rate, smaller --rates, or a smaller --ewc.strength.'
     )
   return learner
-
-
-@jax.jit
-def _is_finite(tree: Tree) -> jax.Array:
-  finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
-  return jnp.all(jnp.stack(finite))
 
 
 # More than there are tasks, so that no two runs share the order of a task.

@@ -1,16 +1,12 @@
 """Many tasks in one network: PackNet, EfficientPackNet, streams and metrics.
 
-`tasks` makes streams of tasks, `metrics` says how well they were learned. The
-optimiser is sparsify(inner, protected()) with any inner.
+`task_streams` makes streams of tasks, `metrics` says how well they were
+learned. The optimiser is sparsify(inner, protected()) with any inner.
 """
 
 from powerprop_jax.continual import metrics, task_streams
 from powerprop_jax.continual.config import PackConfig, equal_density
-from powerprop_jax.continual.packnet import (
-  Learner,
-  init_pack,
-  learn,
-)
+from powerprop_jax.continual.packnet import Learner, init_pack, learn
 from powerprop_jax.continual.search import Found, Trial, sparsest
 from powerprop_jax.continual.state import (
   CapacityError,

@@ -1,22 +1,32 @@
 """How well a network learned a stream of tasks, and how much of it that took.
 
-All begin with the accuracy matrix R: R[i, j] is the test score on task j after
-training through task i. Tasks count from 1 in formulas and records, rows and
+All begin with the accuracy matrix R, [T, T]: R[i, j] is the test score on task
+j after training through task i, and `untrained`, b, [T], the score of the
+untrained network on each. Tasks count from 1 in formulas and records, rows and
 columns from 0 in arrays. What was not measured is NaN, and so is every mean
-that would need it.
+that would need it. A matrix that is not square is refused with a ValueError.
+
+The divisor D of a transfer is 'paper', T-1, the number of earlier tasks, or
+'gem', T, as the code of GEM averages, with a zero for the last task:
+BWT(gem) = BWT(paper) (T-1)/T. With the former a single task has the transfer
+NaN.
+
+Source: Lopez-Paz & Ranzato, Gradient episodic memory, 2017, section 4, and the
+authors' code.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core import trees
 from powerprop_jax.core.masks import Masks
-from powerprop_jax.core.trees import Params, Select, Tree
+from powerprop_jax.core.trees import Select
 
 Divisor = Literal['paper', 'gem']
 
@@ -24,15 +34,12 @@ Divisor = Literal['paper', 'gem']
 def accuracy_matrix(
   records: Iterable[Mapping[str, Any]], num_tasks: int
 ) -> np.ndarray:
-  """R from flat records.
+  """R from flat records, float64[T, T].
 
   Args:
     records: with tasks_learned (i) and task (j), both from 1, and accuracy;
       others are passed over. An accuracy of None is NaN.
-    num_tasks: number of tasks T.
-
-  Returns:
-    float64[T, T], NaN where there is no record.
+    num_tasks: T.
 
   Raises:
     ValueError: if num_tasks is not positive or a record is about a task beyond
@@ -61,83 +68,39 @@ def accuracy_matrix(
   return matrix
 
 
-def average_accuracy(matrix: Any) -> float:
+def average_accuracy(matrix: ArrayLike) -> float:
   """Mean score on all tasks after the last one, mean_j R[T, j].
-
-  Args:
-    matrix: R, [T, T].
-
-  Returns:
-    The mean.
-
-  Raises:
-    ValueError: if R is not square.
 
   Example:
     >>> average_accuracy([[0.9, 0.1], [0.5, 0.7]])
     0.6
-
-  Source:
-    Lopez-Paz & Ranzato, Gradient episodic memory, 2017, section 4.
   """
   return _mean(_checked(matrix)[-1])
 
 
-def backward_transfer(matrix: Any, divisor: Divisor = 'paper') -> float:
+def backward_transfer(matrix: ArrayLike, divisor: Divisor = 'paper') -> float:
   """What later tasks did to earlier ones, Σ_{j<T} (R[T, j] - R[j, j]) / D.
 
-  Args:
-    matrix: R, [T, T].
-    divisor: D. 'paper' is T-1, the number of earlier tasks; 'gem' is T, as the
-      code of GEM averages, with a zero for the last task.
-
-  Returns:
-    The transfer; negative if tasks were forgotten. NaN for a single task with
-    the divisor of the paper.
-
-  Raises:
-    ValueError: if R is not square or the divisor unknown.
+  Negative if tasks were forgotten.
 
   Example:
     >>> matrix = [[0.9, 0.1], [0.5, 0.7]]
     >>> backward_transfer(matrix), backward_transfer(matrix, 'gem')
     (-0.4, -0.2)
-
-  Source:
-    Lopez-Paz & Ranzato, Gradient episodic memory, 2017, section 4, and the
-    authors' code.
-
-  Note:
-    The two differ by a factor: BWT(gem) = BWT(paper) (T-1)/T.
   """
   matrix = _checked(matrix)
   return _mean((matrix[-1] - matrix.diagonal())[:-1], divisor)
 
 
 def forward_transfer(
-  matrix: Any, untrained: Params, divisor: Divisor = 'paper'
+  matrix: ArrayLike, untrained: ArrayLike, divisor: Divisor = 'paper'
 ) -> float:
   """What earlier tasks did for later ones, Σ_{j≥2} (R[j-1, j] - b_j) / D.
-
-  Args:
-    matrix: R, [T, T].
-    untrained: b, [T], the score of the untrained network on each task.
-    divisor: D, T-1 or T; see backward_transfer.
-
-  Returns:
-    The transfer; NaN for a single task with the divisor of the paper.
-
-  Raises:
-    ValueError: if R is not square, b has another length, or the divisor is
-      unknown.
 
   Example:
     >>> matrix, untrained = [[0.9, 0.3], [0.5, 0.7]], [0.1, 0.1]
     >>> forward_transfer(matrix, untrained, 'gem')
     0.1
-
-  Source:
-    Lopez-Paz & Ranzato, Gradient episodic memory, 2017, section 4.
   """
   matrix = _checked(matrix)
   before = np.asarray(untrained, np.float64)
@@ -149,17 +112,11 @@ def forward_transfer(
   return _mean(np.diagonal(matrix, 1) - before[1:], divisor)
 
 
-def forgetting(matrix: Any) -> float:
+def forgetting(matrix: ArrayLike) -> float:
   """Mean over j < T of max_{i<T} R[i, j] - R[T, j].
 
-  Args:
-    matrix: R, [T, T]. The maximum is over what was measured.
-
-  Returns:
-    The mean; 0 if nothing was forgotten, NaN for a single task.
-
-  Raises:
-    ValueError: if R is not square.
+  The maximum is over what was measured. 0 if nothing was forgotten, NaN for a
+  single task.
 
   Example:
     >>> forgetting([[0.9, 0.1], [0.5, 0.7]])
@@ -176,17 +133,8 @@ def forgetting(matrix: Any) -> float:
   return _mean(best - matrix[-1, :-1])
 
 
-def learning_accuracy(matrix: Any) -> float:
+def learning_accuracy(matrix: ArrayLike) -> float:
   """Mean score on each task right after it was learned, mean_j R[j, j].
-
-  Args:
-    matrix: R, [T, T].
-
-  Returns:
-    The mean.
-
-  Raises:
-    ValueError: if R is not square.
 
   Example:
     >>> learning_accuracy([[0.9, 0.1], [0.5, 0.7]])
@@ -198,19 +146,15 @@ def learning_accuracy(matrix: Any) -> float:
   return _mean(_checked(matrix).diagonal())
 
 
-def summary(matrix: Any, untrained: Params = None) -> dict[str, float]:
+def summary(
+  matrix: ArrayLike, untrained: ArrayLike | None = None
+) -> dict[str, float]:
   """All of the above, as a flat record.
 
-  Args:
-    matrix: R, [T, T].
-    untrained: b, [T]; without it there is no forward transfer.
-
   Returns:
-    average_accuracy, learning_accuracy, forgetting, and backward_transfer and
-    forward_transfer with the divisor of the paper and, as …_gem, with GEM's.
-
-  Raises:
-    ValueError: as above.
+    average_accuracy, learning_accuracy, forgetting, and backward_transfer and,
+    if untrained is given, forward_transfer, with the divisor of the paper and,
+    as …_gem, with GEM's.
 
   Example:
     >>> summary([[0.9, 0.1], [0.5, 0.7]])['average_accuracy']
@@ -235,8 +179,8 @@ def capacity(
   """How much of the network each task took, and how much it shares.
 
   Args:
-    masks: the forward masks M¹, M², … of the tasks in their order, as trees of
-      booleans; may be a generator, they are looked at one by one.
+    masks: the forward masks M¹, M², … of the tasks in their order; may be a
+      generator, they are looked at one by one.
     select: which leaves are shared between tasks.
 
   Returns:
@@ -260,7 +204,13 @@ def capacity(
   records: list[dict[str, Any]] = []
   past: dict[str, np.ndarray] = {}
   for number, tree in enumerate(masks, start=1):
-    mask = dict(_selected(tree, select))
+    leaves = trees.by_path(tree)
+    # A predicate is to see what it would see of the weights.
+    like = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, 'f4'), tree)
+    mask = {
+      path: np.asarray(leaves[path], bool)
+      for path in select_lib.selected_names(select, like)
+    }
     past = past or {path: np.zeros_like(m) for path, m in mask.items()}
     masks_lib.check_same_shapes(past, mask, 'the first mask', f'mask {number}')
     dim = sum(m.size for m in mask.values())
@@ -279,28 +229,7 @@ def capacity(
   return records
 
 
-def _selected(tree: Masks, select: Select) -> Iterator[tuple[str, np.ndarray]]:
-  leaves = list(trees.named_leaves(tree))
-  chosen = [
-    leaf
-    for leaf in leaves
-    if select(leaf.module_name, leaf.name, _weight_like(leaf.value))
-  ]
-  if not chosen:
-    raise ValueError(
-      'select chose no leaf of the masks; there are '
-      f'{", ".join(leaf.path for leaf in leaves) or "none"}.'
-    )
-  for leaf in chosen:
-    yield leaf.path, np.asarray(leaf.value, bool)
-
-
-def _weight_like(mask: Tree) -> Any:
-  """What a predicate is to see in place of the weights of a mask."""
-  return jax.ShapeDtypeStruct(mask.shape, np.float32)
-
-
-def _checked(matrix: Any) -> np.ndarray:
+def _checked(matrix: ArrayLike) -> np.ndarray:
   matrix = np.asarray(matrix, np.float64)
   if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not matrix.size:
     raise ValueError(
@@ -310,9 +239,7 @@ def _checked(matrix: Any) -> np.ndarray:
   return matrix
 
 
-def _mean(
-  values: np.ndarray | Sequence[float], divisor: str = 'paper'
-) -> float:
+def _mean(values: np.ndarray, divisor: Divisor = 'paper') -> float:
   """Mean, rounded to twelve places; with 'gem', one zero more is counted."""
   if divisor not in ('paper', 'gem'):
     raise ValueError(f"divisor must be 'paper' or 'gem', got {divisor!r}.")

@@ -12,7 +12,7 @@ depend on how many came before it.
 
 from collections.abc import Callable
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -24,18 +24,20 @@ from powerprop_jax.continual import search as search_lib
 from powerprop_jax.continual import state as state_lib
 from powerprop_jax.continual import weights
 from powerprop_jax.continual.config import PackConfig
-from powerprop_jax.continual.search import Found
 from powerprop_jax.continual.state import (
   CapacityError,
   PackedTask,
+  PackMethod,
   PackState,
+  Private,
   TaskId,
   TaskReport,
 )
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import ranking, trees
+from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.masks import Masks
-from powerprop_jax.core.trees import OptState, Params, Tree
+from powerprop_jax.core.trees import OptState, Params, Select, Tree
 from powerprop_jax.optim import regrow, views
 from powerprop_jax.optim.powerprop import PowerState
 from powerprop_jax.optim.topologies import protected as protected_lib
@@ -59,14 +61,19 @@ class Learner(NamedTuple):
 # (learner, task) -> trained learner; may donate what it is given.
 Train = Callable[[Learner, Any], Learner]
 # (theta, net_state, task) -> validation score, larger = better.
-Evaluate = Callable[[Any, Any, Any], Any]
+Evaluate = Callable[[Params, Tree, Any], Any]
 
 
 def init_pack(
   tx: optax.GradientTransformation,
   theta: Params,
   net_state: Tree,
-  config: PackConfig,
+  method: PackMethod,
+  *,
+  select: Select = select_lib.is_weight,
+  heads: Select | None = None,
+  private: Private = 'freeze',
+  initialise: Callable[[jax.Array], Params] | None = None,
 ) -> PackState:
   """A network without tasks.
 
@@ -75,34 +82,46 @@ def init_pack(
       be in a chain or MultiSteps. Every task starts with a fresh state of it.
     theta: effective weights as the network initialises them.
     net_state: state of the network; {} if it has none.
-    config: how tasks will be packed.
+    method: 'packnet' ranks only the weights a task may move, and the task
+      computes with what it keeps and with all that earlier tasks own.
+      'efficient_packnet' ranks all shared weights, so that re-use is free, and
+      the task computes with what it keeps.
+    select: which leaves are shared, heads aside.
+    heads: leaves of which each task has its own, which start as they do here;
+      None if one head serves all.
+    private: the leaves that are neither, and the network's state: 'freeze'
+      after the first task, or 'per_task', where each goes on from those of the
+      task before.
+    initialise: key -> θ as the network initialises it, the distribution from
+      which free weights are drawn anew; a function that jax.jit takes. None is
+      a normal one with the root mean square that each leaf has here.
 
   Returns:
     A PackState, with copies of theta and net_state.
 
   Raises:
-    ValueError: if tx is not built so, config.select or config.heads selects
-      nothing, all that it selects is in the heads, or config.restart is 'zero'
-      where some α > 1.
+    ValueError: if tx is not built so, select or heads selects nothing, or all
+      that is selected is in the heads.
 
   Example:
     >>> from powerprop_jax.optim.sparsify import sparsify
     >>> tx = sparsify(optax.sgd(0.1), protected_lib.protected())
     >>> theta = {'linear': {'w': jnp.ones((2, 3)), 'b': jnp.zeros(3)}}
-    >>> config = PackConfig('efficient_packnet', (0.1, 0.5))
-    >>> state_lib.num_free(init_pack(tx, theta, {}, config))
+    >>> state_lib.num_free(init_pack(tx, theta, {}, 'efficient_packnet'))
     {'linear/w': 6}
   """
+  search_lib.check_choice('method', method, get_args(PackMethod))
+  search_lib.check_choice('private', private, get_args(Private))
   phi, opt_state = views.init(tx, theta)
   protected_lib.with_protection(opt_state)  # refuses another optimiser
-  layout = config_lib.layout_of(config, theta)
+  layout = state_lib.make_layout(theta, select, heads, private)
   powers = trees.find_states(opt_state, PowerState)
   power = powers[0]._replace(inner_state=()) if powers else ()
-  config_lib.restart_rule(config, power)
-  leaves = state_lib.leaves_by_path(phi)
-  scales = state_lib.leaves_by_path(regrow.scales(theta))
+  leaves, scales = trees.by_path(phi), trees.by_path(regrow.scales(theta))
   return PackState(
     tx=tx,
+    method=method,
+    initialise=initialise,
     layout=layout,
     power=jax.tree.map(jnp.array, power),
     phi=phi,
@@ -138,8 +157,7 @@ def learn(
     train: called with a Learner whose arrays it may donate.
     evaluate: called as evaluate(θ⊙M, net_state, task); returns the validation
       score, positive, larger = better. jit what it computes once, outside.
-    config: as for init_pack; what says how the leaves are shared must be as it
-      was there, the rest may differ from task to task.
+    config: how; may differ from task to task.
     key: from which free weights are drawn; one for each task, an int or a PRNG
       key.
     retrain: called like train once the mask is chosen: the network computes
@@ -150,8 +168,8 @@ def learn(
 
   Raises:
     CapacityError: if fewer than config.min_free shared weights are free.
-    ValueError: if the task exists already, config shares other leaves than
-      before, evaluate returns no sensible score, or train returns weights that
+    ValueError: if the task exists already, config.restart is 'zero' where some
+      α > 1, evaluate returns no sensible score, or train returns weights that
       are not finite, of other shapes, or moved where they are protected.
     TypeError: if the task's name is neither an integer nor a string.
 
@@ -168,12 +186,11 @@ def learn(
     >>> from powerprop_jax.optim.sparsify import sparsify
     >>> tx = sparsify(optax.sgd(0.1), protected_lib.protected())
     >>> theta = {'linear': {'w': jnp.array([[1., 2., 3., 4.]])}}
-    >>> config = PackConfig('efficient_packnet', (0.25, 0.5), gamma=0.9)
     >>> state, report = learn(
-    ...     init_pack(tx, theta, {}, config), 'first', task=None,
+    ...     init_pack(tx, theta, {}, 'efficient_packnet'), 'first', task=None,
     ...     train=lambda learner, task: learner,
     ...     evaluate=lambda theta, net_state, task: theta['linear']['w'].max(),
-    ...     config=config, key=0)
+    ...     config=PackConfig((0.25, 0.5), gamma=0.9), key=0)
     >>> report.density, report.num_new, report.num_free
     (0.25, 1, 3)
 
@@ -183,46 +200,66 @@ def learn(
     (https://arxiv.org/abs/1711.05769).
   """
   task_id = _checked_id(state, task_id)
-  layout = config_lib.layout_of(config, state.phi)
-  if layout != state.layout:
-    raise ValueError(
-      'select, heads and private must be those of init_pack, which gave '
-      f'{state.layout}; now they give {layout}.'
+  free = state_lib.num_free(state)
+  if (total := sum(free.values())) < config.min_free:
+    raise CapacityError(
+      f'no room for task {task_id!r}: {total:,} shared weights are free, and '
+      f'it needs at least {config.min_free:,}. {len(state.tasks)} tasks did '
+      f'fit, {state_lib.listed(state.task_ids)}; they stay as they are. Use a '
+      'wider network, smaller densities or a smaller gamma.',
+      state.task_ids,
     )
-  free = _free_counts(state, task_id, config)
-  trainable = jax.tree.map(jnp.logical_not, state.protected)
   full = masks_lib.full_masks(state.phi)
-  learner = Learner(_start(state, config, key), state.net_state, None)
   phi, net_state = _trained(
-    state, task_id, train, learner, task, full, trainable
+    lambda learner: train(learner, task),
+    Learner(_start(state, config, key), state.net_state, None),
+    state,
+    full,
+    f'task {task_id!r}',
   )
 
   def score_of(masks: Masks, what: str) -> float:
     theta = state_lib.masked_theta(phi, state.power, masks)
-    return search_lib.checked_score(evaluate(theta, net_state, task), what)
+    return search_lib.checked_score(
+      evaluate(theta, net_state, task), f'task {task_id!r}{what}'
+    )
 
   def masks_at(density: float) -> Masks:
     return _masks(state, config, phi, free, density)
 
-  dense_score = score_of(full, f'task {task_id!r}, dense')
+  dense_score = score_of(full, ', dense')
   found = search_lib.sparsest(
-    lambda density: score_of(
-      masks_at(density), f'task {task_id!r} at density {density:g}'
-    ),
+    lambda density: score_of(masks_at(density), f' at density {density:g}'),
     config.densities,
     config.gamma * dense_score,
     config.search,
   )
   masks, score = masks_at(found.density), found.score
   if retrain is not None:
-    learner = Learner(phi, net_state, None)
     phi, net_state = _trained(
-      state, task_id, retrain, learner, task, masks, trainable
+      lambda learner: retrain(learner, task),
+      Learner(phi, net_state, None),
+      state,
+      masks,
+      f'task {task_id!r}',
     )
-    score = score_of(masks, f'task {task_id!r}, retrained')
-  return _packed(
-    state, task_id, phi, net_state, masks, dense_score, found, score
+    score = score_of(masks, ', retrained')
+  kept, owned = trees.by_path(masks), trees.by_path(state.protected)
+  num_new = sum(
+    int(np.count_nonzero(kept[path] & ~owned[path])) for path in free
   )
+  report = TaskReport(
+    task_id=task_id,
+    dense_score=dense_score,
+    density=found.density,
+    met=found.met,
+    trials=found.trials,
+    score=score,
+    num_kept=sum(int(np.count_nonzero(kept[path])) for path in free),
+    num_new=num_new,
+    num_free=total - num_new,
+  )
+  return _packed(state, report, phi, net_state, masks), report
 
 
 def _checked_id(state: PackState, task_id: Any) -> TaskId:
@@ -240,32 +277,16 @@ def _checked_id(state: PackState, task_id: Any) -> TaskId:
   return task_id
 
 
-def _free_counts(
-  state: PackState, task_id: TaskId, config: PackConfig
-) -> dict[str, int]:
-  """Free weights by leaf; refuses a task for which there are too few."""
-  free = state_lib.num_free(state)
-  if (total := sum(free.values())) < config.min_free:
-    raise CapacityError(
-      f'no room for task {task_id!r}: {total:,} shared weights are free, and '
-      f'it needs at least {config.min_free:,}. {len(state.tasks)} tasks did '
-      f'fit, {state_lib.listed(state.task_ids)}; they stay as they are. Use a '
-      'wider network, smaller densities or a smaller gamma.',
-      state.task_ids,
-    )
-  return free
-
-
-def _start(state: PackState, config: PackConfig, key: int | jax.Array) -> Any:
+def _start(
+  state: PackState, config: PackConfig, key: int | jax.Array
+) -> Params:
   """φ with which a task begins."""
+  rule = config_lib.restart_rule(config, state)
   phi = state_lib.with_leaves(state.phi, state.initial)
-  if not state.tasks:
-    return phi
-  rule = config_lib.restart_rule(config, state.power)
-  if rule == 'keep':
+  if not state.tasks or rule == 'keep':
     return phi
   key = jax.random.key(key) if isinstance(key, int | np.integer) else key
-  initialise = config.initialise if rule == 'redraw' else None
+  initialise = state.initialise if rule == 'redraw' else None
   scale = {path: s * (rule == 'redraw') for path, s in state.scale.items()}
   return weights.redrawn(
     phi, state.protected, scale, state.power, key, initialise
@@ -273,60 +294,52 @@ def _start(state: PackState, config: PackConfig, key: int | jax.Array) -> Any:
 
 
 def _trained(
-  state: PackState,
-  task_id: TaskId,
-  train: Train,
+  train: Callable[[Learner], Learner],
   start: Learner,
-  task: Any,
+  state: PackState,
   masks: Masks,
-  trainable: Masks,
-) -> tuple[Any, Any]:
-  """φ and the network's state after training with the given sets."""
+  what: str,
+) -> tuple[Params, Tree]:
+  """φ and the network's state after training under masks."""
   opt_state = protected_lib.with_protection(
-    state.tx.init(start.phi), masks=masks, trainable=trainable
+    state.tx.init(start.phi),
+    masks=masks,
+    trainable=jax.tree.map(jnp.logical_not, state.protected),
   )
   # Copies, which train may donate.
   phi, net_state = jax.tree.map(jnp.array, (start.phi, start.net_state))
-  learner = train(Learner(phi, net_state, opt_state), task)
-  what = f'the φ that train returned for task {task_id!r}'
-  masks_lib.check_same_shapes(learner.phi, state.phi, what, 'the state')
-  masks_lib.check_same_shapes(
-    learner.net_state,
-    state.net_state,
-    f'the net_state that train returned for task {task_id!r}',
-    'the state',
-  )
-  _check_alpha(state, task_id, learner.opt_state)
-  phi, faults = weights.merged(state.protected, state.phi, learner.phi)
-  for leaf in trees.named_leaves(phi):
-    is_finite, is_kept = faults[leaf.path]
+  learner = train(Learner(phi, net_state, opt_state))
+  for name, found, expected in (
+    ('φ', learner.phi, state.phi),
+    ('net_state', learner.net_state, state.net_state),
+  ):
+    returned = f'the {name} that train returned for {what}'
+    masks_lib.check_same_shapes(found, expected, returned, 'the state')
+  before, now = map(state_lib.alphas, (state.power, learner.opt_state))
+  if now not in ([], before):
+    raise ValueError(
+      f'train changed α from {before} to {now} for {what}, which would move '
+      'the latent weights of all tasks. Leave it as it was in init_pack.'
+    )
+  phi, checks = weights.merged(state.protected, state.phi, learner.phi)
+  for path in trees.by_path(phi):
+    is_finite, is_kept = checks[path]
     if not is_finite:
       raise ValueError(
-        f'{what}: leaf {leaf.path!r} holds a number that is not finite. Its '
-        'training diverged; try a smaller learning rate.'
+        f'the φ that train returned for {what}: leaf {path!r} holds a number '
+        'that is not finite. Its training diverged; try a smaller learning '
+        'rate.'
       )
     if not is_kept:
       raise ValueError(
-        f'{what}: protected weights of {leaf.path!r} have moved, which would '
-        'change earlier tasks. Take the steps with the transformation given to '
-        'init_pack and its state, and put nothing outside its sparsify that '
-        'moves weights by itself, such as weight decay.'
+        f'the φ that train returned for {what}: protected weights of {path!r} '
+        'have moved, which would change earlier tasks. Take the steps with the '
+        'transformation given to init_pack and its state, and put nothing '
+        'outside its sparsify that moves weights by itself, such as weight '
+        'decay.'
       )
   frozen = state.layout.private == 'freeze' and state.tasks
   return phi, state.net_state if frozen else learner.net_state
-
-
-def _check_alpha(
-  state: PackState, task_id: TaskId, opt_state: OptState
-) -> None:
-  before = state_lib.alphas(state.power)
-  after = state_lib.alphas(opt_state)
-  if after not in ([], before):
-    raise ValueError(
-      f'train changed α from {before} to {after} for task {task_id!r}, which '
-      'would move the latent weights of all tasks. Leave it as it was in '
-      'init_pack.'
-    )
 
 
 def _masks(
@@ -337,8 +350,8 @@ def _masks(
   density: float,
 ) -> Masks:
   """The forward mask that keeps a share of the weights."""
-  is_packnet = config.method == 'packnet'
-  leaves = state_lib.leaves_by_path(phi)
+  is_packnet = state.method == 'packnet'
+  leaves = trees.by_path(phi)
   sizes = free if is_packnet else {p: leaves[p].size for p in free}
   if config.scope == 'global':
     sizes = {ranking.SHARED: sum(sizes.values())}
@@ -348,55 +361,41 @@ def _masks(
     for name, size in sizes.items()
   }
   owned = state.protected if is_packnet else None
-  select = weights.Named(frozenset(state.layout.shared))
-  return weights.ranked(phi, state.power, counts, owned, select)
+  shared = state.layout.shared
+  return weights.ranked(phi, state.power, counts, owned, shared)
 
 
 def _packed(
   state: PackState,
-  task_id: TaskId,
+  report: TaskReport,
   phi: Params,
   net_state: Tree,
   masks: Masks,
-  dense_score: float,
-  found: Found,
-  score: float,
-) -> tuple[PackState, TaskReport]:
+) -> PackState:
   """The state with one more task, and what it owns protected."""
   layout = state.layout
-  shared = state_lib.leaves_by_path(masks)
-  shared = {path: shared[path] for path in layout.shared}
   frozen = layout.others if layout.private == 'freeze' else ()
 
-  def protect(module: str, name: str, old: Tree, mask: Tree) -> Any:
+  def protect(
+    module: str, name: str, old: jax.Array, mask: jax.Array
+  ) -> jax.Array:
     path = trees.join_name(module, name)
     if path in frozen:
       return jnp.ones_like(old)
-    return old | mask if path in shared else old
+    return old | mask if path in layout.shared else old
 
-  after = dataclasses.replace(
+  leaves, kept = trees.by_path(phi), trees.by_path(masks)
+  own = jax.tree.map(np.array, net_state)
+  task = PackedTask(
+    report,
+    masks_lib.pack_masks({path: kept[path] for path in layout.shared}),
+    {path: np.array(leaves[path]) for path in layout.stored},
+    own if layout.private == 'per_task' else None,
+  )
+  return dataclasses.replace(
     state,
     phi=phi,
     net_state=net_state,
     protected=trees.map_named(protect, state.protected, masks),
+    tasks=(*state.tasks, task),
   )
-  num_free = sum(state_lib.num_free(after).values())
-  report = TaskReport(
-    task_id=task_id,
-    dense_score=dense_score,
-    density=found.density,
-    met=found.met,
-    trials=tuple((trial.density, trial.score) for trial in found.trials),
-    score=score,
-    num_kept=sum(int(np.count_nonzero(mask)) for mask in shared.values()),
-    num_new=sum(state_lib.num_free(state).values()) - num_free,
-    num_free=num_free,
-  )
-  leaves = state_lib.leaves_by_path(phi)
-  stored = PackedTask(
-    report,
-    masks_lib.pack_masks(shared),
-    {path: np.array(leaves[path]) for path in layout.stored},
-    jax.tree.map(np.array, net_state) if layout.private == 'per_task' else None,
-  )
-  return dataclasses.replace(after, tasks=(*state.tasks, stored)), report

@@ -14,12 +14,7 @@ _BRIGHTNESS = np.array([0.299, 0.587, 0.114], np.float32)
 def reorder(images: np.ndarray, order: np.ndarray) -> np.ndarray:
   """Images whose pixel i is the pixel order[i] of the old ones.
 
-  Args:
-    images: [N, H, W, C].
-    order: a permutation of 0..H·W-1; pixels are counted row by row.
-
-  Returns:
-    A copy, of the same shape.
+  order is a permutation of 0..H·W-1; pixels are counted row by row.
 
   Example:
     >>> images = np.array([10, 20, 30, 40]).reshape(1, 2, 2, 1)
@@ -37,13 +32,6 @@ def rotate(images: np.ndarray, degrees: float) -> np.ndarray:
   A pixel of the result is interpolated between the four that it comes to lie
   among; what lies outside counts as 0. Turns of square images by right angles
   are exact.
-
-  Args:
-    images: [N, H, W, C].
-    degrees: the angle.
-
-  Returns:
-    A copy, of the same shape.
 
   Example:
     >>> images = np.array([10, 20, 30, 40]).reshape(1, 2, 2, 1)
@@ -101,15 +89,9 @@ def fit(
 
   Args:
     images: [N, H, W, C].
-    shape: (H, W, C) wanted, C being 1 or 3 unless it is that of the images;
+    shape: the new (H, W, C), C being 1 or 3 unless it is that of the images;
       None changes no shape.
     is_float: whether to make float32 of uint8, by division by 255.
-
-  Returns:
-    Images of that shape.
-
-  Raises:
-    ValueError: if a size is not positive or the channels cannot be changed.
 
   Example:
     >>> images = np.array([1, 2], np.uint8).reshape(1, 1, 2, 1)

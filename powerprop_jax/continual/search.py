@@ -63,9 +63,6 @@ def sparsest(
   Returns:
     Found; if even the densest fails, the densest, with met = False.
 
-  Raises:
-    ValueError: if the grid is empty or leaves (0, 1], or how is unknown.
-
   Example:
     >>> found = sparsest(lambda density: 2 * density, (0.1, 0.3, 0.5), 0.6)
     >>> found.density, found.score, [t.density for t in found.trials]
@@ -81,7 +78,7 @@ def sparsest(
     densities; and its strict > would refuse a mask that ties with the dense
     network at γ = 1. Here the last mask that met the threshold counts, with ≥.
   """
-  check_how(how)
+  check_choice('search', how, get_args(How))
   ascending = grid(densities)
   trials: list[Trial] = []
 
@@ -108,16 +105,7 @@ def sparsest(
 
 
 def grid(densities: Sequence[float]) -> tuple[float, ...]:
-  """The densities in ascending order, each once.
-
-  Args:
-    densities: shares to keep.
-
-  Returns:
-    Sorted Python floats.
-
-  Raises:
-    ValueError: if there are none, or one is outside (0, 1].
+  """The densities in ascending order, each once; refuses those not in (0, 1].
 
   Example:
     >>> grid((0.5, 0.1, 0.5))
@@ -139,24 +127,18 @@ def grid(densities: Sequence[float]) -> tuple[float, ...]:
   return tuple(values)
 
 
-def check_how(how: str) -> None:
-  """Refuses an unknown way to search.
-
-  Args:
-    how: its name.
-
-  Raises:
-    ValueError: listing the names.
+def check_choice(name: str, value: Any, known: tuple[Any, ...]) -> None:
+  """Refuses a setting that is none of the known ones.
 
   Example:
-    >>> check_how('guess')
+    >>> check_choice('search', 'guess', ('scan', 'bisect'))
     Traceback (most recent call last):
       ...
     ValueError: search must be one of scan, bisect, got 'guess'.
   """
-  if how not in get_args(How):
+  if value not in known:
     raise ValueError(
-      f'search must be one of {", ".join(get_args(How))}, got {how!r}.'
+      f'{name} must be one of {", ".join(map(str, known))}, got {value!r}.'
     )
 
 
@@ -167,16 +149,7 @@ def checked_score(value: Any, where: str) -> float:
     value: what an evaluation returned: a number or an array without axes.
     where: what was evaluated, for the message.
 
-  Returns:
-    The score.
-
-  Raises:
-    TypeError: if it is no number.
-    ValueError: if it has axes, is not finite or negative.
-
   Example:
-    >>> checked_score(np.float32(0.5), 'task 1')
-    0.5
     >>> checked_score(-2.0, 'task 1')
     Traceback (most recent call last):
       ...

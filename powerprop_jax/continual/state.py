@@ -8,25 +8,33 @@
 
 Nothing here trains. All that a task costs is a bit for each shared weight, and
 its private leaves.
+
+In the examples `packed` is a network of two weights, 1 and 2, of which the task
+'first' keeps the larger.
 """
 
 from collections.abc import Callable, Mapping
 import dataclasses
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
 import optax
 
+from powerprop_jax.continual.search import Trial
 from powerprop_jax.core import masks as masks_lib
+from powerprop_jax.core import select as select_lib
 from powerprop_jax.core import trees
 from powerprop_jax.core.masks import Masks, PackedMask
-from powerprop_jax.core.trees import Params, Static, Tree
+from powerprop_jax.core.trees import OptState, Params, Select, Static, Tree
 from powerprop_jax.optim import views
 from powerprop_jax.optim.powerprop import PowerState
 
 TaskId: TypeAlias = int | str
+PackMethod = Literal['packnet', 'efficient_packnet']
 Private = Literal['freeze', 'per_task']
+# What the network computes with: (theta, net_state).
+Network: TypeAlias = tuple[Params, Tree]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +59,28 @@ class Layout:
     extra = self.others if self.private == 'per_task' else ()
     return (*self.heads, *extra)
 
-  def __post_init__(self) -> None:
-    if self.private not in get_args(Private):
-      raise ValueError(
-        f'private must be one of {", ".join(get_args(Private))}, got '
-        f'{self.private!r}.'
-      )
+
+def make_layout(
+  theta: Params, select: Select, heads: Select | None, private: Private
+) -> Layout:
+  """The layout of parameters, where select and heads are as in init_pack.
+
+  Example:
+    >>> theta = {'linear': {'w': np.ones((2, 2)), 'b': np.ones(2)}}
+    >>> make_layout(theta, select_lib.is_weight, None, 'freeze').shared
+    ('linear/w',)
+  """
+  own = () if heads is None else select_lib.selected_names(heads, theta)
+  chosen = select_lib.selected_names(select, theta)
+  shared = tuple(path for path in chosen if path not in own)
+  if not shared:
+    raise ValueError(
+      f'every leaf that select chose, {", ".join(chosen)}, is one of the '
+      'heads, so that tasks would share nothing. Choose fewer heads.'
+    )
+  known = {*shared, *own}
+  others = tuple(path for path in trees.by_path(theta) if path not in known)
+  return Layout(shared, own, others, private)
 
 
 class TaskReport(NamedTuple):
@@ -68,7 +92,7 @@ class TaskReport(NamedTuple):
     density: the density that was kept, of the grid.
     met: whether the score at that density reached γP; if not, no density that
       was tried did, and this is the largest.
-    trials: (density, score) of all evaluations of the search, in their order.
+    trials: all evaluations of the search, in their order.
     score: validation score with the final mask, after retraining if there was
       any.
     num_kept: |M^t|, shared weights the task computes with.
@@ -80,7 +104,7 @@ class TaskReport(NamedTuple):
   dense_score: float
   density: float
   met: bool
-  trials: tuple[tuple[float, float], ...]
+  trials: tuple[Trial, ...]
   score: float
   num_kept: int
   num_new: int
@@ -99,7 +123,7 @@ class PackedTask(NamedTuple):
 
   report: TaskReport
   masks: dict[str, PackedMask]
-  private: dict[str, np.ndarray[Any, Any]]
+  private: dict[str, np.ndarray]
   net_state: Tree
 
 
@@ -109,6 +133,8 @@ class PackState:
 
   Attributes:
     tx: the optimiser, from which each task gets a fresh state.
+    method: which weights are ranked, and which a task computes with.
+    initialise: key -> θ, from which free weights are drawn anew, or None.
     layout: which leaves are shared.
     power: α and the leaves it is for, as powerprop states them; () without.
     phi: latent parameters; shared leaves of all tasks, others of the last.
@@ -122,8 +148,10 @@ class PackState:
   """
 
   tx: optax.GradientTransformation
+  method: PackMethod
+  initialise: Callable[[jax.Array], Params] | None
   layout: Layout
-  power: Any
+  power: OptState
   phi: Params
   net_state: Tree
   protected: Masks
@@ -149,14 +177,10 @@ class CapacityError(ValueError):
     self.task_ids = task_ids
 
 
-def task_params(state: PackState, task_id: TaskId) -> tuple[Any, Any]:
+def task_params(state: PackState, task_id: TaskId) -> Network:
   """What the network computes a task with: its own masked weights, no more.
 
   These are the same bits after any number of later tasks.
-
-  Args:
-    state: as from learn.
-    task_id: a task that it has learned.
 
   Returns:
     (theta, net_state) with θ⊙M^t in the shared leaves.
@@ -165,9 +189,7 @@ def task_params(state: PackState, task_id: TaskId) -> tuple[Any, Any]:
     ValueError: if there is no such task; the message lists those there are.
 
   Example:
-    >>> from powerprop_jax.continual import _example
-    >>> state = _example.packed()
-    >>> task_params(state, 'first')[0]['linear']['w']
+    >>> task_params(packed, 'first')[0]['linear']['w']
     Array([[0., 2.]], dtype=float32)
   """
   task = find_task(state, task_id)
@@ -177,21 +199,13 @@ def task_params(state: PackState, task_id: TaskId) -> tuple[Any, Any]:
 
 
 def task_masks(state: PackState, task_id: TaskId) -> Masks:
-  """The forward mask M^t of a task.
-
-  Args:
-    state: as from learn.
-    task_id: a task that it has learned.
-
-  Returns:
-    Masks like the parameters, as NumPy arrays; True outside shared leaves.
+  """The forward mask M^t of a task, on the host; True outside shared leaves.
 
   Raises:
     ValueError: if there is no such task.
 
   Example:
-    >>> from powerprop_jax.continual import _example
-    >>> task_masks(_example.packed(), 'first')['linear']['w']
+    >>> task_masks(packed, 'first')['linear']['w']
     array([[False,  True]])
   """
   unpacked = masks_lib.unpack_masks(find_task(state, task_id).masks)
@@ -200,11 +214,11 @@ def task_masks(state: PackState, task_id: TaskId) -> Masks:
 
 
 def predict(
-  apply: Callable[[Any, Any, Any], Any],
+  apply: Callable[[Params, Tree, Tree], Tree],
   state: PackState,
   task_id: TaskId,
   x: Tree,
-) -> Any:
+) -> Tree:
   """What the network says to x as an example of a given task.
 
   The mask is unpacked at every call; for many batches take task_params once.
@@ -215,41 +229,29 @@ def predict(
     task_id: a task that it has learned.
     x: inputs.
 
-  Returns:
-    What apply returns.
-
   Raises:
     ValueError: if there is no such task.
 
   Example:
-    >>> from powerprop_jax.continual import _example
     >>> apply = lambda theta, net_state, x: x @ theta['linear']['w']
-    >>> predict(apply, _example.packed(), 'first', np.ones((1, 1)))
+    >>> predict(apply, packed, 'first', np.ones((1, 1)))
     Array([[0., 2.]], dtype=float32)
-    >>> predict(apply, _example.packed(), 'third', np.ones((1, 1)))
+    >>> predict(apply, packed, 'third', np.ones((1, 1)))
     Traceback (most recent call last):
       ...
     ValueError: there is no task 'third' in this network; it holds 'first'.
   """
-  theta, net_state = task_params(state, task_id)
-  return apply(theta, net_state, x)
+  return apply(*task_params(state, task_id), x)
 
 
 def num_free(state: PackState) -> dict[str, int]:
-  """How many weights of each shared leaf no task owns.
-
-  Args:
-    state: as from init_pack or learn.
-
-  Returns:
-    {'module/name': count} of the shared leaves.
+  """How many weights of each shared leaf no task owns, by 'module/name'.
 
   Example:
-    >>> from powerprop_jax.continual import _example
-    >>> num_free(_example.packed())
+    >>> num_free(packed)
     {'linear/w': 1}
   """
-  leaves = leaves_by_path(state.protected)
+  leaves = trees.by_path(state.protected)
   return {
     path: leaves[path].size - int(np.count_nonzero(leaves[path]))
     for path in state.layout.shared
@@ -259,19 +261,11 @@ def num_free(state: PackState) -> dict[str, int]:
 def find_task(state: PackState, task_id: TaskId) -> PackedTask:
   """The stored task of that name.
 
-  Args:
-    state: as from learn.
-    task_id: its name.
-
-  Returns:
-    The PackedTask.
-
   Raises:
     ValueError: if there is none; the message lists those there are.
 
   Example:
-    >>> from powerprop_jax.continual import _example
-    >>> find_task(_example.packed(), 'first').report.num_kept
+    >>> find_task(packed, 'first').report.num_kept
     1
   """
   for task in state.tasks:
@@ -283,14 +277,8 @@ def find_task(state: PackState, task_id: TaskId) -> PackedTask:
   )
 
 
-def alphas(power: Any) -> list[float]:
+def alphas(power: OptState) -> list[float]:
   """The values of α that powerprop holds, in the order of its tree.
-
-  Args:
-    power: α, as in PackState.
-
-  Returns:
-    Python numbers; none without powerprop.
 
   Example:
     >>> alphas(())
@@ -307,12 +295,6 @@ def alphas(power: Any) -> list[float]:
 def listed(task_ids: tuple[TaskId, ...]) -> str:
   """Names of tasks as messages show them.
 
-  Args:
-    task_ids: the names.
-
-  Returns:
-    The names between commas.
-
   Example:
     >>> listed(('mnist', 2)), listed(())
     ("'mnist', 2", 'none')
@@ -320,31 +302,8 @@ def listed(task_ids: tuple[TaskId, ...]) -> str:
   return ', '.join(map(repr, task_ids)) or 'none'
 
 
-def leaves_by_path(tree: Tree) -> dict[str, Any]:
-  """{'module/name': leaf} of a tree.
-
-  Args:
-    tree: parameters or masks.
-
-  Returns:
-    A dictionary in the order of the leaves.
-
-  Example:
-    >>> leaves_by_path({'linear': {'w': 3.0}})
-    {'linear/w': 3.0}
-  """
-  return trees.by_path(tree)
-
-
 def with_leaves(tree: Tree, leaves: Mapping[str, Any]) -> Tree:
-  """A tree with some of its leaves replaced.
-
-  Args:
-    tree: parameters or masks.
-    leaves: {'module/name': new leaf}.
-
-  Returns:
-    The new tree.
+  """A tree with some of its leaves replaced, by 'module/name'.
 
   Example:
     >>> with_leaves({'linear': {'w': 3.0, 'b': 1.0}}, {'linear/w': 4.0})
@@ -359,16 +318,8 @@ def with_leaves(tree: Tree, leaves: Mapping[str, Any]) -> Tree:
 
 
 @jax.jit
-def masked_theta(phi: Params, power: Any, masks: Masks) -> Params:
+def masked_theta(phi: Params, power: OptState, masks: Masks) -> Params:
   """ψ(φ)⊙M, one program for all masks.
-
-  Args:
-    phi: latent parameters.
-    power: α, as in PackState.
-    masks: masks like phi.
-
-  Returns:
-    Effective parameters.
 
   Example:
     >>> masks = {'w': np.array([True, False])}

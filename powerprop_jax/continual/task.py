@@ -137,13 +137,6 @@ def part_of(source: Source, name: str) -> Examples:
 def check_source(source: Source, name: str) -> None:
   """Refuses a source whose parts do not fit each other.
 
-  Args:
-    source: the source.
-    name: what to call it in the message.
-
-  Raises:
-    ValueError: naming the part and what is wrong with it.
-
   Example:
     >>> bad = np.zeros((2, 8, 8, 1)), np.array([0, 7])
     >>> class Bad(NamedTuple):
@@ -164,16 +157,7 @@ def check_source(source: Source, name: str) -> None:
 
 
 def check_part(part: Examples, what: str, train: Examples) -> None:
-  """Refuses arrays that are no labelled images, or unlike those to train on.
-
-  Args:
-    part: the arrays.
-    what: what to call them in the message.
-    train: those to train on.
-
-  Raises:
-    ValueError: saying what is wrong.
-  """
+  """Refuses arrays that are no labelled images, or unlike those to train on."""
   images, labels = part
   if images.ndim != 4 or labels.ndim != 1 or len(images) != len(labels):
     raise ValueError(
@@ -195,16 +179,7 @@ def check_part(part: Examples, what: str, train: Examples) -> None:
 
 
 def check_labels(labels: np.ndarray, num_classes: int, what: str) -> None:
-  """Refuses labels that are not those of so many classes, or none at all.
-
-  Args:
-    labels: [N].
-    num_classes: labels are below it.
-    what: what to call them in the message.
-
-  Raises:
-    ValueError: saying what is wrong.
-  """
+  """Refuses labels that are not those of so many classes, or none at all."""
   if len(labels) == 0:
     raise ValueError(f'{what} is empty: no example has one of its classes.')
   if labels.dtype.kind not in 'iu':

@@ -6,7 +6,8 @@ examples are asked for, so that a hundred permuted tasks take the memory of one.
 
 A source of examples is anything with `train`, `validation` and `test`, each a
 pair (images, labels), and `num_classes`. A task is one, so that streams can be
-made of tasks: rotated digits, then permuted.
+made of tasks: rotated digits, then permuted. A source whose parts do not fit
+each other, or an argument out of its range, is refused with a ValueError.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,9 +37,6 @@ def permuted(
 
   Returns:
     Tasks 'permuted_1', 'permuted_2', …
-
-  Raises:
-    ValueError: if an argument is out of its range or the source is unsound.
 
   Note:
     NumPy may change its shuffling in a new release; within one version of
@@ -87,10 +85,6 @@ def rotated(source: Source, angles: Sequence[float]) -> list[Task]:
   Returns:
     Tasks 'rotated_ANGLE'.
 
-  Raises:
-    ValueError: if there is no angle, two are equal, one is not finite, or the
-      source is unsound.
-
   Example:
     >>> images = np.arange(4.).reshape(1, 2, 2, 1)
     >>> one = images, np.array([0])
@@ -136,10 +130,6 @@ def split(
 
   Returns:
     Tasks 'classes_0_1', 'classes_2_3', …
-
-  Raises:
-    ValueError: if a group is empty, a label is missing from the source or is in
-      two groups, there are more tasks than classes, or the source is unsound.
 
   Example:
     >>> images, labels = np.zeros((4, 1, 1, 1)), np.array([0, 3, 2, 1])
@@ -198,9 +188,6 @@ def sequence(
     A task for each, with its name. Images are uint8 if those of all sources
     are, otherwise float32, where uint8 is divided by 255.
 
-  Raises:
-    ValueError: if there is no source, one is unsound, or shapes disagree.
-
   Example:
     >>> small = np.ones((1, 2, 2, 1), np.float32), np.array([0])
     >>> large = np.ones((1, 6, 6, 3), np.float32), np.array([2])
@@ -239,35 +226,22 @@ def from_arrays(
     test: the same for the test.
     num_classes: labels are below it; None is one more than the largest.
 
-  Returns:
-    The task.
-
-  Raises:
-    ValueError: if the arrays do not fit each other or num_classes.
-
   Example:
     >>> part = np.zeros((2, 8, 8, 1), np.uint8), np.array([0, 1])
     >>> from_arrays('mine', part, part, part).num_classes
     2
   """
-  arrays = _Arrays(
-    *(Examples(*map(np.asarray, part)) for part in (train, validation, test))
+  parts = tuple(
+    Examples(*map(np.asarray, part)) for part in (train, validation, test)
   )
-  for name, part in zip(task_lib.PARTS, arrays, strict=True):
-    task_lib.check_part(part, f'{name} of {id}', arrays.train)
+  for name, part in zip(task_lib.PARTS, parts, strict=True):
+    task_lib.check_part(part, f'{name} of {id}', parts[0])
   if num_classes is None:
-    num_classes = 1 + max(int(part.labels.max()) for part in arrays)
-  task = Task(id, _Source(*arrays, num_classes), num_classes)
+    num_classes = 1 + max(int(part.labels.max()) for part in parts)
+  source = _Source(parts[0], parts[1], parts[2], num_classes)
+  task = Task(id, source, num_classes)
   task_lib.check_source(task, id)
   return task
-
-
-class _Arrays(NamedTuple):
-  """Examples in memory."""
-
-  train: Examples
-  validation: Examples
-  test: Examples
 
 
 class _Source(NamedTuple):
@@ -288,9 +262,9 @@ def check(tasks: Sequence[Task], num_outputs: int | None = None) -> None:
       ask.
 
   Raises:
-    ValueError: if there is no task, two have the same name, one is empty or
-      unsound, has images of another shape or type than the first, or more
-      classes than the head. The message names the task.
+    ValueError: if there is no task, two have the same name, one is empty, has
+      images of another shape or type than the first, or more classes than the
+      head. The message names the task.
 
   Example:
     >>> part = np.zeros((2, 8, 8, 1)), np.array([0, 4])
@@ -318,7 +292,8 @@ def check(tasks: Sequence[Task], num_outputs: int | None = None) -> None:
       raise ValueError(
         f'task {task.id!r} has images of shape {task.shape} and type '
         f'{task.dtype}, but task {first.id!r} has {first.shape} and '
-        f'{first.dtype}. Bring them to one shape, e.g. with tasks.sequence.'
+        f'{first.dtype}. Bring them to one shape, e.g. with '
+        'task_streams.sequence.'
       )
     if num_outputs is not None and task.num_classes > num_outputs:
       raise ValueError(

@@ -1,9 +1,7 @@
 """What packing does to arrays: compiled once, for all tasks and densities."""
 
 from collections.abc import Callable
-import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +11,7 @@ from powerprop_jax.continual import state as state_lib
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import ranking, scores, trees
 from powerprop_jax.core.masks import Masks
-from powerprop_jax.core.trees import Params, Select, Tree
+from powerprop_jax.core.trees import OptState, Params, Tree
 from powerprop_jax.optim import views
 
 
@@ -22,11 +20,11 @@ def redrawn(
   phi: Params,
   protected: Masks,
   scale: dict[str, jax.Array],
-  power: Any,
+  power: OptState,
   key: jax.Array,
-  initialise: Callable[[jax.Array], Any] | None,
-) -> Any:
-  """φ with new values in the free weights of some leaves.
+  initialise: Callable[[jax.Array], Params] | None,
+) -> Params:
+  """φ with new values, ψ⁻¹(θ), in the free weights of some leaves.
 
   Args:
     phi: latent parameters.
@@ -36,12 +34,6 @@ def redrawn(
     power: α, as in PackState.
     key: PRNG key.
     initialise: key -> θ, to draw from instead of a normal distribution.
-
-  Returns:
-    Latent parameters, ψ⁻¹(θ) where they are new.
-
-  Raises:
-    ValueError: if initialise returns other shapes.
 
   Example:
     >>> phi = {'w': jnp.array([1., 2.])}
@@ -56,7 +48,7 @@ def redrawn(
   """
   if initialise is None:
     noise = optax.tree.random_like(key, phi, jax.random.normal)
-    leaves = state_lib.leaves_by_path(noise)
+    leaves = trees.by_path(noise)
     # Not -0.0 for a scale of 0.
     scaled = {
       path: jnp.where(s == 0, 0, s * leaves[path].astype(jnp.float32))
@@ -68,9 +60,9 @@ def redrawn(
   else:
     theta = initialise(key)
     masks_lib.check_same_shapes(phi, theta, 'φ', 'what initialise returned')
-  drawn = state_lib.leaves_by_path(views.latent_params(theta, power))
+  drawn = trees.by_path(views.latent_params(theta, power))
 
-  def visit(module: str, name: str, p: Tree, fixed: Any) -> Any:
+  def visit(module: str, name: str, p: Tree, fixed: jax.Array) -> Tree:
     path = trees.join_name(module, name)
     if path not in scale:
       return p
@@ -81,14 +73,9 @@ def redrawn(
 
 @jax.jit
 def merged(
-  protected: Masks, before: Any, after: Any
-) -> tuple[Any, dict[str, tuple[jax.Array, jax.Array]]]:
+  protected: Masks, before: Params, after: Params
+) -> tuple[Params, dict[str, tuple[jax.Array, jax.Array]]]:
   """Trained weights with the protected bits of those before, and a check.
-
-  Args:
-    protected: masks like the weights.
-    before: latent parameters.
-    after: latent parameters after training.
 
   Returns:
     (weights, {'module/name': (is it finite, did the protected ones stay)}).
@@ -106,7 +93,7 @@ def merged(
     jax.tree.leaves(protected),
     strict=True,
   )
-  faults = {
+  checks = {
     leaf.path: (
       jnp.all(jnp.isfinite(leaf.value)),
       ~jnp.any(fixed & (leaf.value != old)),
@@ -114,32 +101,16 @@ def merged(
     for leaf, old, fixed in pairs
   }
   # A step of 0 turns a protected -0.0 into 0.0; this undoes it.
-  return jax.tree.map(jnp.where, protected, before, after), faults
+  return jax.tree.map(jnp.where, protected, before, after), checks
 
 
-@dataclasses.dataclass(frozen=True)
-class Named:
-  """Selects leaves by their names; equal ones are one static argument.
-
-  Attributes:
-    paths: 'module/name' of the leaves.
-  """
-
-  paths: frozenset[str]
-
-  def __call__(self, module_name: str, name: str, value: Any) -> bool:
-    """Whether the leaf is one of them."""
-    del value
-    return trees.join_name(module_name, name) in self.paths
-
-
-@functools.partial(jax.jit, static_argnames='select')
+@functools.partial(jax.jit, static_argnames='shared')
 def ranked(
   phi: Params,
-  power: Any,
+  power: OptState,
   counts: dict[str, jax.Array],
   owned: Masks | None,
-  select: Select,
+  shared: tuple[str, ...],
 ) -> Masks:
   """Masks of the largest |θ|; with owned weights, of the others and of these.
 
@@ -151,20 +122,21 @@ def ranked(
     counts: how many to keep, as for ranking.masks_from_counts.
     owned: masks like phi, or None; weights that are kept in any case, and
       neither ranked nor counted.
-    select: which leaves are masked; hashable.
-
-  Returns:
-    Masks like phi.
+    shared: 'module/name' of the leaves that are masked.
 
   Example:
     >>> phi, owned = {'w': jnp.array([3., 2., 1.])}, None
-    >>> select = Named(frozenset({'w'}))
-    >>> ranked(phi, (), {'w': 1}, owned, select)['w']
+    >>> ranked(phi, (), {'w': 1}, owned, ('w',))['w']
     Array([ True, False, False], dtype=bool)
     >>> owned = {'w': jnp.array([True, False, False])}
-    >>> ranked(phi, (), {'w': 1}, owned, select)['w']
+    >>> ranked(phi, (), {'w': 1}, owned, ('w',))['w']
     Array([ True,  True, False], dtype=bool)
   """
+
+  def select(module_name: str, name: str, value: jax.Array) -> bool:
+    del value
+    return trees.join_name(module_name, name) in shared
+
   magnitudes = scores.magnitude(views.effective_params(phi, power))
   if owned is None:
     return ranking.masks_from_counts(magnitudes, counts, select=select)

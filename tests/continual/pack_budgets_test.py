@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import packing
@@ -15,16 +14,10 @@ from powerprop_jax.continual import state as state_lib
 
 @pytest.mark.parametrize('scope', ['layer', 'global'])
 def test_equal_budgets_of_packnet_use_all_weights_and_are_nested(scope):
-  config = packing.config('packnet', scope=scope)
-  state, past = packing.init(config), None
+  state, past = packing.init('packnet'), None
   for number in range(4):
-    state, report = packing.learn(
-      state,
-      dataclasses.replace(
-        config, densities=(continual.equal_density(number, 4),)
-      ),
-      number,
-    )
+    config = packing.config(continual.equal_density(number, 4), scope=scope)
+    state, report = packing.learn(state, config, number)
     mask = packing.shared(continual.task_masks(state, number))
     counts = {path: int(m.sum()) for path, m in mask.items()}
     if scope == 'layer':
@@ -41,44 +34,37 @@ def test_equal_budgets_of_packnet_use_all_weights_and_are_nested(scope):
     packing.learn(state, config, 4)
 
 
-def test_equal_budgets_of_a_part_leave_the_rest_free():
-  config = packing.config('packnet')
-  state = packing.init(config)
-  for number in range(4):
-    budget = continual.equal_density(number, 4, share=0.4)
-    state, report = packing.learn(
-      state, dataclasses.replace(config, densities=(budget,)), number
-    )
-    # A tenth of 30 and of 20 weights.
-    assert (report.num_new, report.num_kept) == (5, 5 * (number + 1))
+@pytest.mark.parametrize(
+  ('budgets', 'expected'),
+  [
+    # As published: half pruned, then three quarters twice, then nothing. That
+    # is 15 + 10, then 4 + 3 of 25, 3 + 2 of 18, and the other 13.
+    ((0.5, 0.25, 0.25, 1.0), [25, 7, 5, 13]),
+    # A tenth of 30 and of 20 weights each; the rest stays free.
+    ([continual.equal_density(k, 4, share=0.4) for k in range(4)], [5] * 4),
+  ],
+)
+def test_packnet_keeps_shares_of_what_is_free(budgets, expected):
+  state, new = packing.init('packnet'), []
+  for number, budget in enumerate(budgets):
+    state, report = packing.learn(state, packing.config(budget), number)
+    new.append(report.num_new)
+  assert new == expected
+
+
+def test_a_share_of_all_weights_is_at_most_one():
   with pytest.raises(ValueError, match=r'share must be in \(0, 1\], got 1.5'):
     continual.equal_density(0, 4, share=1.5)
 
 
-def test_packnet_keeps_the_published_fractions():
-  """Pruned: half, then three quarters twice, then nothing."""
-  state = packing.init(packing.config('packnet'))
-  new = []
-  for number, kept in enumerate((0.5, 0.25, 0.25, 1.0)):
-    state, report = packing.learn(
-      state, packing.config('packnet', (kept,)), number
-    )
-    new.append(report.num_new)
-  # 15 + 10, then 4 + 3 of 25, 3 + 2 of 18, and the other 13.
-  assert new == [25, 7, 5, 13]
-
-
 def test_packnet_ranks_only_what_the_task_may_move():
-  config = packing.config('packnet', (0.2,))
-  state, _ = packing.learn(packing.init(config), config, 'a')
+  config = packing.config(0.2)
+  state, _ = packing.learn(packing.init('packnet'), config, 'a')
   owned = packing.shared(state.protected)
-  small = 1e-3  # nothing of the second task is as large as the first's weights
 
   def shrink(learner, task):
-    trainable = jax.tree.map(jnp.logical_not, state.protected)
-    phi = jax.tree.map(
-      lambda p, m: jnp.where(m, small * p, p), learner.phi, trainable
-    )
+    # Nothing of the second task is as large as the first's weights.
+    phi = packing.where_free(state, lambda p: 1e-3 * p, learner.phi)
     return learner._replace(phi=phi)
 
   state, report = packing.learn(state, config, 'b', train=shrink)
@@ -89,11 +75,10 @@ def test_packnet_ranks_only_what_the_task_may_move():
 
 @pytest.mark.parametrize('scope', ['layer', 'global'])
 def test_efficient_packnet_keeps_the_largest_weights_whoever_owns_them(scope):
-  config = packing.config(densities=(0.3,), scope=scope)
-  state = packing.init(config)
+  config = packing.config(0.3, scope=scope)
+  state = packing.init()
   for name in 'ab':
-    before = state
-    theta = {}
+    before, theta = state, {}
 
     def evaluate(weights, net_state, task, theta=theta):
       theta.setdefault('dense', packing.shared(weights))
@@ -117,11 +102,9 @@ def test_efficient_packnet_keeps_the_largest_weights_whoever_owns_them(scope):
 
 
 def test_a_full_layer_does_not_stop_the_others():
-  config = packing.config('packnet', (0.5,))
-
-  state, _ = packing.learn(packing.init(config), config, 'a')
-  filled = dict(packing.leaves(state.protected))
-  filled['n/w'] = jnp.ones_like(filled['n/w'])
+  config = packing.config(0.5)
+  state, _ = packing.learn(packing.init('packnet'), config, 'a')
+  filled = {'n/w': jnp.ones_like(state.protected['n']['w'])}
   state = dataclasses.replace(
     state, protected=state_lib.with_leaves(state.protected, filled)
   )
@@ -131,11 +114,9 @@ def test_a_full_layer_does_not_stop_the_others():
 
 
 def test_capacity_agrees_with_the_metrics():
-  config = packing.config(densities=(0.3,))
-  state = packing.init(config)
-  reports = []
+  state, reports = packing.init(), []
   for name in 'abc':
-    state, report = packing.learn(state, config, name)
+    state, report = packing.learn(state, packing.config(0.3), name)
     reports.append(report)
   masks = [continual.task_masks(state, name) for name in state.task_ids]
   for record, report in zip(metrics.capacity(masks), reports, strict=True):

@@ -19,28 +19,12 @@ from powerprop_jax.train.checkpoints import checkpoint
 _X = packing.make_task(9).x
 
 
-def _config(**kwargs):
-  return continual.PackConfig('efficient_packnet', (0.2, 0.4), **kwargs)
-
-
-def _init(config, alpha=2.0, theta=None):
-  tx = packing.make_tx(optax.adam(0.03), alpha)
-  return continual.init_pack(
-    tx, theta or packing.theta(), packing.net_state(), config
-  )
-
-
-def _go_on(state, config, seeds):
-  step = packing.jit(packing.make_step(state.tx))
+def _go_on(state, *seeds):
+  train = packing.make_train(packing.jit(packing.make_step(state.tx)), 5)
   for seed in seeds:
+    task = packing.make_task(seed)
     state, _ = continual.learn(
-      state,
-      seed,
-      packing.make_task(seed),
-      packing.make_train(step, 5),
-      packing.evaluate,
-      config,
-      seed,
+      state, seed, task, train, packing.evaluate, packing.config(), seed
     )
   return state
 
@@ -55,17 +39,13 @@ def _saved_and_loaded(arrays):
 @pytest.mark.parametrize('private', ['freeze', 'per_task'])
 @pytest.mark.parametrize('heads', [None, select_lib.by_regex('^n/')])
 def test_learning_goes_on_from_a_file_with_the_same_bits(private, heads):
-  config = _config(private=private, heads=heads)
-  first = _go_on(_init(config), config, (1, 2))
+  init = lambda: packing.init(private=private, heads=heads)
+  first = _go_on(init(), 1, 2)
   arrays = continual.to_arrays(first)
-  other = jax.tree.map(lambda t: t + 1, packing.theta())
-  loaded = continual.from_arrays(
-    _saved_and_loaded(arrays), _init(config, theta=other)
-  )
+  loaded = continual.from_arrays(_saved_and_loaded(arrays), init())
   assert packing.same_bits(continual.to_arrays(loaded), arrays)
   assert [t.report for t in loaded.tasks] == [t.report for t in first.tasks]
-  together = _go_on(first, config, (3,))
-  apart = _go_on(loaded, config, (3,))
+  together, apart = _go_on(first, 3), _go_on(loaded, 3)
   assert packing.same_bits(
     continual.to_arrays(apart), continual.to_arrays(together)
   )
@@ -77,59 +57,39 @@ def test_learning_goes_on_from_a_file_with_the_same_bits(private, heads):
 
 
 def test_a_checkpoint_takes_the_arrays(tmp_path):
-  config = _config()
-  state = _go_on(_init(config), config, (1, 2))
-  arrays = continual.to_arrays(state)
+  arrays = continual.to_arrays(_go_on(packing.init(), 1, 2))
   with checkpoint.Checkpoints(tmp_path / 'checkpoints') as checkpoints:
     checkpoints.save(2, arrays, {})
     checkpoints.wait()
     restored, _, _ = checkpoints.restore_latest(jax.eval_shape(lambda: arrays))
-  again = continual.from_arrays(restored, _init(config))
+  again = continual.from_arrays(restored, packing.init())
   assert packing.same_bits(continual.to_arrays(again), arrays)
 
 
 def test_half_precision_survives_a_file():
   theta = {'linear': {'w': jnp.linspace(-2, 2, 12, dtype=jnp.bfloat16)[None]}}
   tx = sparsify.sparsify(optax.sgd(0.1), protected.protected())
-  config = _config(private='per_task')
-  fresh = continual.init_pack(tx, theta, {}, config)
-  state, _ = continual.learn(
-    fresh, 'a', None, lambda learner, task: learner, lambda *_: 1.0, config, 0
-  )
+  fresh = continual.init_pack(tx, theta, {}, 'packnet', private='per_task')
+  state, _ = packing.learn(fresh, packing.config(), 'a')
   arrays = continual.to_arrays(state)
   loaded = continual.from_arrays(_saved_and_loaded(arrays), fresh)
   assert loaded.phi['linear']['w'].dtype == jnp.bfloat16
   assert packing.same_bits(continual.to_arrays(loaded), arrays)
 
 
-def test_a_task_costs_a_bit_for_each_shared_weight():
-  config = _config()
-  state = _init(config)
-  sizes = []
-  for seed in (1, 2, 3):
-    state = _go_on(state, config, (seed,))
-    arrays = continual.to_arrays(state)
-    sizes.append(sum(a.nbytes for name, a in arrays.items() if name != 'meta'))
-  bits = 4 + 3  # bytes for 30 and for 20 weights
-  assert np.diff(sizes).tolist() == [bits, bits]
-  assert not any(task.private or task.net_state for task in state.tasks)
-
-
-def test_private_leaves_cost_their_own_size():
-  config = _config(private='per_task')
-  state = _go_on(_init(config), config, (1,))
-  stored = {
-    name: array.nbytes
-    for name, array in continual.to_arrays(state).items()
-    if name.startswith('tasks/0/')
-  }
-  assert stored == {
-    'tasks/0/masks/m/w': 4,
-    'tasks/0/masks/n/w': 3,
-    'tasks/0/private/m/b': 20,
-    'tasks/0/net_state/norm/mean': 20,
-    'tasks/0/net_state/norm/var': 20,
-  }
+@pytest.mark.parametrize('private', ['freeze', 'per_task'])
+def test_a_task_costs_a_bit_for_each_shared_weight_and_what_is_its_own(private):
+  arrays = continual.to_arrays(_go_on(packing.init(private=private), 1, 2))
+  own = {'private/m/b': 20, 'net_state/norm/mean': 20, 'net_state/norm/var': 20}
+  expected = {'masks/m/w': 4, 'masks/n/w': 3}  # bytes for 30 and 20 weights
+  expected |= own if private == 'per_task' else {}
+  for number in (0, 1):
+    folder = f'tasks/{number}/'
+    assert expected == {
+      name.removeprefix(folder): array.nbytes
+      for name, array in arrays.items()
+      if name.startswith(folder)
+    }
 
 
 def _without(name):
@@ -151,10 +111,10 @@ def _newer(meta):
   [
     (_without('phi/m/w'), "'phi/m/w' is missing"),
     (_without('meta'), "'meta' is missing"),
-    (_without('tasks/1/masks/n/w'), "'tasks/1/masks/n/w' is missing"),
+    (_without('tasks/0/masks/n/w'), "'tasks/0/masks/n/w' is missing"),
     (
       _with('tasks/0/masks/n/w', lambda bits: bits[:-1]),
-      r'tasks/0/masks/n/w: a mask of shape \(5, 4\) packs into 3 bytes, got 2',
+      r'tasks/0/masks/n/w was stored as uint8 \(2,\).* has uint8 \(3,\)',
     ),
     (_with('phi/n/w', lambda w: w.T), r'stored as float32 \(4, 5\)'),
     (_with('phi/n/w', np.float64), r'stored as float64 \(5, 4\)'),
@@ -162,16 +122,19 @@ def _newer(meta):
   ],
 )
 def test_damaged_arrays_are_refused(damage, message):
-  config = _config()
-  state = _go_on(_init(config), config, (1, 2))
-  arrays = damage(continual.to_arrays(state))
+  state, _ = packing.learn(packing.init(), packing.config(), 'a')
   with pytest.raises(ValueError, match=message):
-    continual.from_arrays(arrays, _init(config))
+    continual.from_arrays(damage(continual.to_arrays(state)), packing.init())
 
 
-def test_arrays_of_another_network_are_refused():
-  arrays = continual.to_arrays(_init(_config()))
-  with pytest.raises(ValueError, match=r'stored with alphas \[2.0\].* \[1.0\]'):
-    continual.from_arrays(arrays, _init(_config(), alpha=1.0))
-  with pytest.raises(ValueError, match=r'stored with layout .*per_task'):
-    continual.from_arrays(arrays, _init(_config(private='per_task')))
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'alpha': 1.0}, r'stored with alphas \[2.0\].* \[1.0\]'),
+    ({'private': 'per_task'}, r'stored with layout .*per_task'),
+  ],
+)
+def test_arrays_of_another_network_are_refused(changes, message):
+  arrays = continual.to_arrays(packing.init())
+  with pytest.raises(ValueError, match=message):
+    continual.from_arrays(arrays, packing.init(**changes))

@@ -16,8 +16,8 @@ from powerprop_jax import continual
 from powerprop_jax.continual import state as state_lib
 from powerprop_jax.continual import weights
 from powerprop_jax.core import select as select_lib
-from powerprop_jax.optim import sparsify, views
-from powerprop_jax.optim.topologies import protected
+from powerprop_jax.core import trees
+from powerprop_jax.optim import views
 
 METHODS = ('packnet', 'efficient_packnet')
 _TASKS = {name: packing.make_task(i) for i, name in enumerate('abc')}
@@ -45,15 +45,14 @@ def test_earlier_tasks_keep_their_bits_and_nothing_compiles_again(inner, alpha):
     chex.assert_max_traces(n=1)(packing.make_step(tx)), donate_argnums=(0, 1, 2)
   )
   train = packing.make_train(step, num_steps=5)
-  for method, private, retrains in itertools.product(
-    METHODS, ('freeze', 'per_task'), (False, True)
+  config = packing.config(search='bisect', gamma=0.8)
+  for method, private, retrain in itertools.product(
+    METHODS, ('freeze', 'per_task'), (None, train)
   ):
-    config = packing.config(method, private=private, search='bisect', gamma=0.8)
     state = continual.init_pack(
-      tx, packing.theta(), packing.net_state(), config
+      tx, packing.theta(), packing.net_state(), method, private=private
     )
-    said, used = {}, packing.theta()
-    used = jax.tree.map(lambda t: np.zeros(t.shape, bool), used)
+    said, used = {}, packing.shared(state.protected)
     for name, task in _TASKS.items():
       state, _ = continual.learn(
         state,
@@ -63,104 +62,70 @@ def test_earlier_tasks_keep_their_bits_and_nothing_compiles_again(inner, alpha):
         packing.evaluate,
         config,
         len(said),
-        retrain=train if retrains else None,
+        retrain=retrain,
       )
-      said[name] = [
-        continual.predict(packing.apply, state, name, _X),
-        continual.task_params(state, name),
-      ]
+      said[name] = None
       for earlier, expected in said.items():
         again = [
           continual.predict(packing.apply, state, earlier, _X),
           continual.task_params(state, earlier),
         ]
-        assert packing.same_bits(again, expected)
-      mask = continual.task_masks(state, name)
-      now = jax.tree.map(np.asarray, state.protected)
-      for path, leaf in packing.shared(now).items():
-        np.testing.assert_array_equal(
-          leaf, packing.shared(used)[path] | packing.shared(mask)[path]
-        )
+        said[earlier] = again
+        assert expected is None or packing.same_bits(again, expected)
+      mask = packing.shared(continual.task_masks(state, name))
+      now = packing.shared(state.protected)
+      for path, leaf in now.items():
+        np.testing.assert_array_equal(leaf, used[path] | mask[path])
       used = now
-    outputs = [np.asarray(outputs) for outputs, _ in said.values()]
-    assert not np.array_equal(outputs[0], outputs[1])
-    assert not np.array_equal(outputs[1], outputs[2])
+    a, b, c = (np.asarray(outputs) for outputs, _ in said.values())
+    assert not np.array_equal(a, b) and not np.array_equal(b, c)
     compiled = _num_programs()
-    state, _ = continual.learn(
-      state, 'd', _TASKS['a'], train, packing.evaluate, config, 3
-    )
+    continual.learn(state, 'd', _TASKS['a'], train, packing.evaluate, config, 3)
     assert _num_programs() == compiled
 
 
 @pytest.mark.parametrize('private', ['freeze', 'per_task'])
-def test_heads_and_batch_norm_of_haiku_are_kept_for_each_task(private):
-  def forward(x, is_training):
-    x = jax.nn.relu(hk.Linear(16, name='hidden')(x))
-    x = hk.BatchNorm(True, True, 0.9, name='norm')(x, is_training)
-    return hk.Linear(4, name='logits')(x)
-
-  net = hk.without_apply_rng(hk.transform_with_state(forward))
-  theta, net_state = net.init(jax.random.key(0), _X, True)
-  tx = sparsify.sparsify(optax.adamw(0.02), protected.protected())
-  config = packing.config(
-    heads=select_lib.by_regex('logits'), private=private, scope='global'
-  )
-  state = continual.init_pack(tx, theta, net_state, config)
-  assert state.layout.shared == ('hidden/w',)
-
-  @jax.jit
-  def step(phi, net_state, opt_state, x, y):
-    def loss(theta):
-      logits, after = net.apply(theta, net_state, x, True)
-      error = optax.softmax_cross_entropy_with_integer_labels(logits, y)
-      return error.mean(), after
-
-    theta = views.effective_params(phi, opt_state)
-    grads, after = jax.grad(loss, has_aux=True)(theta)
-    updates, opt_state = tx.update(grads, opt_state, phi)
-    return optax.apply_updates(phi, updates), after, opt_state
-
-  apply = jax.jit(lambda theta, state, x: net.apply(theta, state, x, False)[0])
+def test_heads_biases_and_norms_are_kept_for_each_task(private):
+  state = packing.init(heads=select_lib.by_regex('^n/'), private=private)
+  assert state.layout.shared == ('m/w',)
+  fit = packing.make_train(packing.jit(packing.make_step(state.tx)), 20)
+  head = state.phi['n']['w']
 
   def train(learner, task):
-    head = packing.leaves(learner.phi)['logits/w']
-    assert packing.same_bits(head, theta['logits']['w'])
-    for _ in range(20):
-      learner = continual.Learner(*step(*learner, task.x, task.y))
-    return learner
+    # Each head starts as the network was initialised.
+    assert packing.same_bits(learner.phi['n']['w'], head)
+    return fit(learner, task)
 
   said = {}
   for name, task in _TASKS.items():
     state, _ = continual.learn(
-      state, name, task, train, packing.perfect, config, len(said)
+      state, name, task, train, packing.perfect, packing.config(), len(said)
     )
-    said[name] = continual.predict(apply, state, name, _X)
+    said[name] = continual.predict(packing.apply, state, name, _X)
     for earlier, expected in said.items():
-      again = continual.predict(apply, state, earlier, _X)
+      again = continual.predict(packing.apply, state, earlier, _X)
       assert packing.same_bits(again, expected)
   (first, first_norms), (last, last_norms) = (
     continual.task_params(state, name) for name in ('a', 'c')
   )
-  assert not packing.same_bits(first['logits'], last['logits'])
+  assert not packing.same_bits(first['n'], last['n'])
   frozen = private == 'freeze'
-  assert packing.same_bits(first['norm'], last['norm']) == frozen
-  assert packing.same_bits(first['hidden']['b'], last['hidden']['b']) == frozen
+  assert packing.same_bits(first['m']['b'], last['m']['b']) == frozen
   assert packing.same_bits(first_norms, last_norms) == frozen
   # Norm statistics were learned, not those of the start.
-  assert not packing.same_bits(first_norms, net_state)
+  assert not packing.same_bits(first_norms, packing.net_state())
 
 
 @pytest.mark.parametrize('method', METHODS)
 @pytest.mark.parametrize('alpha', [1.0, 1.5])
 def test_tasks_with_one_head_and_contrary_labels_are_all_learned(method, alpha):
-  def forward(x):
-    return hk.nets.MLP([128, 4], name='mlp')(x)
-
-  net = hk.without_apply_rng(hk.transform(forward))
+  net = hk.without_apply_rng(
+    hk.transform(lambda x: hk.nets.MLP([128, 4], name='mlp')(x))
+  )
   theta = net.init(jax.random.key(0), _X)
   tx = packing.make_tx(optax.adam(0.01), alpha)
-  config = packing.config(method, densities=(0.1, 0.2, 0.3, 0.5), gamma=0.9)
-  state = continual.init_pack(tx, theta, {}, config)
+  config = packing.config(0.1, 0.2, 0.3, 0.5, gamma=0.9)
+  state = continual.init_pack(tx, theta, {}, method)
 
   @packing.jit
   def fit(phi, opt_state, x, y):
@@ -198,29 +163,21 @@ def test_tasks_with_one_head_and_contrary_labels_are_all_learned(method, alpha):
 
 
 def test_retraining_moves_new_weights_only_and_sees_the_mask():
-  config = packing.config(densities=(0.4,))
-  state, _ = packing.learn(packing.init(config), config, 'a')
+  config = packing.config(0.4)
+  state, _ = packing.learn(packing.init(), config, 'a')
   dense = {}
-
-  def remember(learner, task):
-    dense['phi'] = jax.tree.map(np.asarray, learner.phi)
-    return learner
-
   step = packing.jit(packing.make_step(state.tx))
 
   def retrain(learner, task):
+    dense['phi'] = packing.shared(learner.phi)
     theta = views.effective_params(learner.phi, learner.opt_state)
-    dense['zeros'] = sum(
-      int((t == 0).sum()) for t in packing.shared(theta).values()
-    )
+    zeros = (int((t == 0).sum()) for t in packing.shared(theta).values())
+    assert sum(zeros) == 30
     return packing.make_train(step)(learner, _TASKS['b'])
 
-  after, report = packing.learn(
-    state, config, 'b', train=remember, retrain=retrain
-  )
-  assert dense['zeros'] == 30
+  after, report = packing.learn(state, config, 'b', retrain=retrain)
   mask = packing.shared(continual.task_masks(after, 'b'))
-  for path, old in packing.shared(dense['phi']).items():
+  for path, old in dense['phi'].items():
     new = packing.shared(after.phi)[path]
     moves = mask[path] & ~packing.shared(state.protected)[path]
     assert np.any(old != new)
@@ -228,50 +185,43 @@ def test_retraining_moves_new_weights_only_and_sees_the_mask():
   assert report.score == 1.0
 
 
-def test_mask_kept_is_the_last_that_meets_gamma():
-  """Scripted scores: dense 1.0, then falling below 0.9 at density 0.2."""
-  densities = (0.1, 0.2, 0.4, 0.6)
-  scores = iter([1.0, 0.97, 0.9, 0.8])
+@pytest.mark.parametrize(
+  ('densities', 'scores', 'kept'),
+  [
+    # Dense, then falling below 0.9 at density 0.2.
+    ((0.1, 0.2, 0.4, 0.6), [1.0, 0.97, 0.9, 0.8], (0.4, 0.9, True)),
+    # All fail, and the report says so.
+    ((0.2, 0.4), [1.0, 0.5], (0.4, 0.5, False)),
+  ],
+)
+def test_mask_kept_is_the_last_that_meets_gamma(densities, scores, kept):
   _, report = packing.learn(
-    packing.init(packing.config()),
-    packing.config(densities=densities, gamma=0.9),
+    packing.init(),
+    packing.config(*densities, gamma=0.9),
     'a',
-    evaluate=lambda *_: next(scores),
+    evaluate=packing.scripted(*scores),
   )
-  assert report.dense_score == 1.0
-  assert report.trials == ((0.6, 0.97), (0.4, 0.9), (0.2, 0.8))
-  assert (report.density, report.score, report.met) == (0.4, 0.9, True)
-  assert report.num_kept == 12 + 8
-  assert report.num_kept == 50 - report.num_free
-
-
-def test_the_densest_mask_is_kept_if_all_fail_and_the_report_says_so():
-  scores = iter([1.0, 0.5, 0.8])
-  _, report = packing.learn(
-    packing.init(packing.config()),
-    packing.config(),
-    'a',
-    evaluate=lambda *_: next(scores),
-  )
-  assert (report.density, report.score, report.met) == (0.4, 0.5, False)
+  assert report.dense_score == scores[0]
+  tried = sorted(densities, reverse=True)[: len(scores) - 1]
+  assert report.trials == tuple(zip(tried, scores[1:], strict=True))
+  assert (report.density, report.score, report.met) == kept
+  assert report.num_kept == 50 - report.num_free == 12 + 8
 
 
 def test_bisection_evaluates_logarithmically_often():
   calls = []
-  densities = tuple((i + 1) / 32 for i in range(32))
-  evaluate = lambda *_: calls.append(0) or 1.0
+  densities = ((i + 1) / 32 for i in range(32))
   packing.learn(
-    packing.init(packing.config()),
-    packing.config(densities=densities, search='bisect'),
+    packing.init(),
+    packing.config(*densities, search='bisect'),
     'a',
-    evaluate=evaluate,
+    evaluate=lambda *_: calls.append(0) or 1.0,
   )
   assert len(calls) <= 1 + 6
 
 
-def _free_values(config, alpha=2.0):
-  """φ with which a second task begins, in free weights and before."""
-  state = packing.init(config, alpha=alpha)
+def _second_start(state, config):
+  """φ with which a second task begins, and the state before it."""
   seen = {}
 
   def look(learner, task):
@@ -284,18 +234,15 @@ def _free_values(config, alpha=2.0):
 
 
 def test_free_weights_are_drawn_anew_in_theta_space():
-  state, phi = _free_values(packing.config(densities=(0.02,)))
-  scale = {
-    p: np.sqrt(np.mean(t**2))
-    for p, t in packing.shared(packing.theta()).items()
-  }
+  state, phi = _second_start(packing.init(), packing.config(0.02))
   for path, values in packing.shared(phi).items():
     owned = packing.shared(state.protected)[path]
     before = packing.shared(state.phi)[path]
     assert packing.same_bits(values[owned], before[owned])
     assert np.all(values[~owned] != before[~owned])
     drawn = np.sign(values[~owned]) * values[~owned] ** 2  # ψ at α = 2
-    assert 0.6 < np.sqrt(np.mean(drawn**2)) / scale[path] < 1.5
+    scale = np.sqrt(np.mean(packing.shared(packing.theta())[path] ** 2))
+    assert 0.6 < np.sqrt(np.mean(drawn**2)) / scale < 1.5
   assert packing.same_bits(phi['m']['b'], state.phi['m']['b'])
 
 
@@ -303,7 +250,7 @@ def test_users_initial_distribution_is_drawn_from():
   fours = lambda key: jax.tree.map(
     lambda t: jnp.full(t.shape, 4.0), packing.theta()
   )
-  state, phi = _free_values(packing.config(initialise=fours))
+  state, phi = _second_start(packing.init(initialise=fours), packing.config())
   for path, values in packing.shared(phi).items():
     owned = packing.shared(state.protected)[path]
     np.testing.assert_allclose(values[~owned], 2.0, rtol=1e-6)  # ψ⁻¹(4)
@@ -321,7 +268,8 @@ def test_users_initial_distribution_is_drawn_from():
   ],
 )
 def test_free_weights_start_as_restart_says(method, alpha, restart, expected):
-  state, phi = _free_values(packing.config(method, restart=restart), alpha)
+  config = packing.config(restart=restart)
+  state, phi = _second_start(packing.init(method, alpha=alpha), config)
   for path, values in packing.shared(phi).items():
     owned = packing.shared(state.protected)[path]
     now, before = values[~owned], packing.shared(state.phi)[path][~owned]
@@ -331,38 +279,26 @@ def test_free_weights_start_as_restart_says(method, alpha, restart, expected):
 
 
 def test_state_of_an_earlier_call_is_untouched():
-  config = packing.config()
-  state = packing.init(config)
+  state = packing.init()
   arrays = continual.to_arrays(state)
   step = packing.jit(packing.make_step(state.tx), donate_argnums=(0, 1, 2))
-  after, _ = continual.learn(
-    state, 1, _TASKS['a'], packing.make_train(step), packing.evaluate, config, 0
-  )
+  train = lambda learner, _: packing.make_train(step)(learner, _TASKS['a'])
+  after, _ = packing.learn(state, packing.config(), 1, train)
   assert packing.same_bits(continual.to_arrays(state), arrays)
   assert (state.task_ids, after.task_ids) == ((), (1,))
 
 
 def test_negative_zeros_that_are_protected_keep_their_sign():
-  config = packing.config(restart='keep')
-  state = packing.init(config, inner=optax.sgd(0.1), alpha=1.0)
+  state = packing.init(inner=optax.sgd(0.1), alpha=1.0)
   negative = lambda learner, task: learner._replace(
     phi=jax.tree.map(lambda p: jnp.where(p > 0, p, -0.0), learner.phi)
   )
-  state, _ = packing.learn(
-    state, packing.config(densities=(0.9,)), 'a', train=negative
-  )
+  state, _ = packing.learn(state, packing.config(0.9), 'a', train=negative)
   before = continual.task_params(state, 'a')
   assert any(
-    np.any(np.signbit(t) & (t == 0)) for t in packing.leaves(before[0]).values()
+    np.any(np.signbit(t) & (t == 0)) for t in trees.by_path(before[0]).values()
   )
   step = packing.jit(packing.make_step(state.tx))
-  state, _ = continual.learn(
-    state,
-    'b',
-    _TASKS['b'],
-    packing.make_train(step),
-    packing.perfect,
-    config,
-    1,
-  )
+  train = lambda learner, _: packing.make_train(step)(learner, _TASKS['b'])
+  state, _ = packing.learn(state, packing.config(restart='keep'), 'b', train)
   assert packing.same_bits(continual.task_params(state, 'a'), before)

@@ -32,45 +32,30 @@ def assert_same_examples(found, expected):
 
 def test_permutation_is_a_bijection_and_the_same_for_all_parts():
   places = np.arange(20, dtype=np.float32).reshape(1, 4, 5, 1)
-  one = places, np.array([0])
-  for task in task_streams.permuted(
-    task_streams.from_arrays('places', one, one, one), 5
-  )[1:]:
-    orders = [p.images.ravel().astype(int) for p in all_parts(task)]
-    assert sorted(orders[0]) == list(range(20))
-    assert list(orders[0]) != list(range(20))
-    assert (orders[0] == orders[1]).all()
-    assert (orders[0] == orders[2]).all()
+  one = places.repeat(2, -1), np.array([0])  # two channels that stay together
+  data = task_streams.from_arrays('places', one, one, one)
+  first, *others = task_streams.permuted(data, 5)
+  assert_same_examples(all_parts(first), all_parts(data))
+  for task in others:
+    orders = [p.images.astype(int).reshape(20, 2).T for p in all_parts(task)]
+    order = list(orders[0][0])
+    assert sorted(order) == list(range(20)) != order
+    assert all((found == order).all() for found in orders)
+    np.testing.assert_array_equal(task.train.labels, data.train.labels)
 
 
-def test_first_task_is_permuted_only_if_asked_for():
+def test_permutations_follow_from_the_key_in_streams_of_any_length():
+  make = lambda *args, **kwargs: [
+    task.train.images for task in task_streams.permuted(*args, **kwargs)
+  ]
   data = source()
-  assert_same_examples(
-    all_parts(task_streams.permuted(data, 2)[0]), all_parts(data)
-  )
-  first = task_streams.permuted(data, 2, permutes_first=True)[0]
-  assert (first.train.images != data.train.images).any()
-
-
-def test_same_key_gives_the_same_permutations_in_streams_of_any_length():
-  short, long = (
-    task_streams.permuted(source(), 2, key=7),
-    task_streams.permuted(source(), 5, key=7),
-  )
+  short, long = make(data, 2, key=7), make(data, 5, key=7)
   for ours, theirs in zip(short, long, strict=False):
-    assert_same_examples(all_parts(ours), all_parts(theirs))
-  other = task_streams.permuted(source(), 2, key=8)
-  assert (other[1].train.images != short[1].train.images).any()
-  assert (long[1].train.images != long[2].train.images).any()
-
-
-def test_permuting_leaves_labels_and_the_channels_of_a_pixel_alone():
-  data = source(shape=(3, 3, 2))
-  task = task_streams.permuted(data, 2)[1]
-  np.testing.assert_array_equal(task.train.labels, data.train.labels)
-  pairs = lambda image: sorted(map(tuple, image.reshape(-1, 2).tolist()))
-  for ours, theirs in zip(task.train.images, data.train.images, strict=True):
-    assert pairs(ours) == pairs(theirs)
+    np.testing.assert_array_equal(ours, theirs)
+  assert (make(data, 2, key=8)[1] != short[1]).any()
+  assert (long[1] != long[2]).any()
+  first = make(data, 2, permutes_first=True)[0]
+  assert (first != data.train.images).any()
 
 
 def test_a_hundred_permuted_tasks_take_the_memory_of_one():
@@ -92,16 +77,12 @@ def test_turning_by_nothing_is_the_identity():
 
 
 @pytest.mark.parametrize('degrees', [90, 180, 270])
-def test_right_angles_are_exact(degrees):
+def test_right_angles_are_exact_and_interpolation_agrees_with_them(degrees):
   images, _ = part(shape=(5, 5, 2))
   expected = np.rot90(images, degrees // 90, axes=(1, 2))
   np.testing.assert_array_equal(pixels.rotate(images, degrees), expected)
-
-
-def test_interpolation_agrees_with_the_exact_turn():
-  images = part(shape=(6, 6, 1))[0].astype(np.float32)
-  nearly = pixels.rotate(images, 90 + 1e-7)
-  np.testing.assert_allclose(nearly, pixels.rotate(images, 90), atol=1e-2)
+  nearly = pixels.rotate(images.astype(np.float32), degrees + 1e-7)
+  np.testing.assert_allclose(nearly, expected, atol=1e-2)
 
 
 def slowly_rotated(image, degrees):
@@ -157,12 +138,8 @@ def test_labels_of_a_group_stay_if_asked_for():
 
 
 def test_uneven_groups_differ_by_one_class():
-  assert [len(t.classes) for t in task_streams.split(source(), 4)] == [
-    2,
-    2,
-    1,
-    1,
-  ]
+  sizes = [len(task.classes) for task in task_streams.split(source(), 4)]
+  assert sizes == [2, 2, 1, 1]
 
 
 def test_streams_can_be_made_of_tasks():
@@ -232,47 +209,35 @@ def test_sizes_are_known_without_making_images():
     (lambda: task_streams.split(source(), [[0, 9]]), r'labels \[9\]'),
     (lambda: task_streams.sequence({}), 'at least one task'),
     (
-      lambda: task_streams.sequence(
-        {'a': source(), 'b': source(shape=(8, 8, 1))}
-      ),
+      lambda: sequence(source(), source(shape=(8, 8, 1))),
       "task 'b' has images of shape",
     ),
     (
-      lambda: task_streams.sequence({'a': source(shape=(4, 4, 2))}, (4, 4, 1)),
+      lambda: sequence(source(shape=(4, 4, 2)), shape=(4, 4, 1)),
       'cannot make 1 channels of 2',
     ),
-    (lambda: task_streams.sequence({'a': source()}, (0, 4, 1)), 'positive'),
+    (lambda: sequence(source(), shape=(0, 4, 1)), 'positive'),
     (lambda: task_streams.check([]), 'at least one task'),
     (lambda: task_streams.check([source(), source()]), 'different names'),
     (lambda: task_streams.check([source()], num_outputs=5), 'tells 5 apart'),
     (
-      lambda: task_streams.from_arrays(
-        'a', part(), part(shape=(2, 2, 1)), part()
-      ),
+      lambda: arrays(part(), part(shape=(2, 2, 1)), part()),
       'validation of a has images of shape',
     ),
-    (
-      lambda: task_streams.from_arrays(
-        'a', part(), part(), part(dtype=np.int32)
-      ),
-      'type int32',
-    ),
-    (
-      lambda: task_streams.from_arrays('a', part(), part(), part(num=0)),
-      'test of a is empty',
-    ),
-    (
-      lambda: task_streams.from_arrays(
-        'a', part(), part(), part(), num_classes=3
-      ),
-      'labels from 0 to 5',
-    ),
-    (
-      lambda: task_streams.from_arrays('a', *[(part()[0], part()[1] / 2)] * 3),
-      'not integers',
-    ),
+    (lambda: arrays(part(), part(), part(dtype=np.int32)), 'type int32'),
+    (lambda: arrays(part(), part(), part(num=0)), 'test of a is empty'),
+    (lambda: arrays(*[part()] * 3, num_classes=3), 'labels from 0 to 5'),
+    (lambda: arrays(*[(part()[0], part()[1] / 2)] * 3), 'not integers'),
   ],
 )
 def test_bad_input_is_named(make, named):
   with pytest.raises(ValueError, match=named):
     make()
+
+
+def sequence(*sources, shape=None):
+  return task_streams.sequence(dict(zip('ab', sources, strict=False)), shape)
+
+
+def arrays(*parts, **kwargs):
+  return task_streams.from_arrays('a', *parts, **kwargs)

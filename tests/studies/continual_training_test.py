@@ -1,6 +1,5 @@
 """Baselines and packing in one harness: forgetting, resuming, one program."""
 
-import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,16 +9,14 @@ import pytest
 from experiments.continual_permuted import (
   baselines,
   methods,
+  packing,
   runs,
   training,
 )
-from experiments.continual_permuted import (
-  packing as continual_packing,
-)
 from experiments.continual_permuted.methods import EwcConfig, NetConfig, Problem
 from experiments.continual_permuted.packing import PackingConfig
-from powerprop_jax.continual import task_streams
-from powerprop_jax.nets import mlp
+from powerprop_jax import continual
+from powerprop_jax.continual import metrics, task_streams
 from powerprop_jax.optim import ewc, powerprop
 from powerprop_jax.train.data import splits as data
 from powerprop_jax.train.data.sources import Arrays
@@ -60,16 +57,16 @@ def multi_head():
   )
 
 
-def make(name, given, alpha=1.0, **packing):
+def make(name, given, alpha=1.0, **settings):
   if name in methods.SPARSE:
-    config = PackingConfig(**{'densities': DENSITIES, **packing})
-    return continual_packing.make(name, given, config, alpha)
+    config = PackingConfig(**{'densities': DENSITIES, **settings})
+    return packing.make(name, given, config, alpha)
   return baselines.make(name, given)
 
 
-def run(method, given, path, **settings):
+def run(approach, given, path, **settings):
   folder = RunFolder(path, {}, program='test', resume=True)
-  return runs.run(method, given, folder, **settings)
+  return runs.run(approach, given, folder, **settings)
 
 
 def matrix(records, num_tasks=3):
@@ -133,7 +130,7 @@ def test_all_methods_start_from_the_same_weights():
   given = problem()
   theta, _ = methods.initial(make('ewc', given).program.net, given)
   state = make('efficient_packnet', given, 2.0).init()
-  packed = continual_packing.weights(state)
+  packed = packing.weights(state)
   for ours, theirs in zip(
     jax.tree.leaves(packed), jax.tree.leaves(theta), strict=True
   ):
@@ -152,8 +149,8 @@ def test_an_interrupted_stream_continues_to_the_same_results(
 ):
   given = problem() if heads == 'shared' else multi_head()
   short = given._replace(net=NetConfig((16,), epochs=2, batch_size=20))
-  method = make(name, short, retrain=True)
-  expected = run(method, short, tmp_path / 'whole')
+  approach = make(name, short, retrain=True)
+  expected = run(approach, short, tmp_path / 'whole')
   path = tmp_path / 'pieces'
   learned = []
 
@@ -161,18 +158,18 @@ def test_an_interrupted_stream_continues_to_the_same_results(
     if learned:
       raise KeyboardInterrupt
     learned.append(task.number)
-    return method.learn(state, task, report)
+    return approach.learn(state, task, report)
 
   for _ in range(3):
     learned.clear()
     try:
-      found = run(method._replace(learn=learn_one), short, path)
+      found = run(approach._replace(learn=learn_one), short, path)
     except KeyboardInterrupt:
       continue
   assert without_nan(found) == without_nan(expected)
   # All is done: nothing is learned again.
   learned.append(None)
-  again = run(method._replace(learn=learn_one), short, path)
+  again = run(approach._replace(learn=learn_one), short, path)
   assert without_nan(again) == without_nan(expected)
 
 
@@ -181,29 +178,26 @@ def test_later_tasks_compile_nothing(name, tmp_path):
   # Unequal groups: tasks differ in size.
   stream = task_streams.split(digits(), [[0, 1, 2], [3, 4], [5, 6], [7, 8, 9]])
   given = problem(stream, net=NetConfig((17,), epochs=1, batch_size=20))
-  method = make(name, given, retrain=True)
-  run(method, given, tmp_path)
-  assert method.program.advance._cache_size() == 1
-  assert method.program.count._cache_size() <= 2
+  approach = make(name, given, retrain=True)
+  run(approach, given, tmp_path)
+  assert approach.program.advance._cache_size() == 1
+  assert approach.program.count._cache_size() <= 2
 
 
 def test_earlier_tasks_are_measured_every_so_often(tmp_path):
   given = problem(permuted(5), net=NetConfig((8,), epochs=1, batch_size=50))
-  method = make('efficient_packnet', given)
-  found = matrix(run(method, given, tmp_path, measure_every=2), 5)
+  approach = make('efficient_packnet', given)
+  found = matrix(run(approach, given, tmp_path, measure_every=2), 5)
   measured = [np.flatnonzero(~np.isnan(row)).tolist() for row in found]
   assert measured == [[0], [0, 1], [2], [0, 1, 2, 3], [0, 1, 2, 3, 4]]
 
 
 def test_capacity_agrees_with_the_masks(tmp_path):
-  from powerprop_jax import continual as continual_lib
-  from powerprop_jax.continual import metrics
-
   given = problem(net=NetConfig((16,), epochs=1, batch_size=20))
-  method = make('efficient_packnet', given, 1.5)
-  records = run(method, given, tmp_path)
-  state = runs.read_state(tmp_path, method)
-  masks = (continual_lib.task_masks(state, i) for i in state.task_ids)
+  approach = make('efficient_packnet', given, 1.5)
+  records = run(approach, given, tmp_path)
+  state = runs.read_state(tmp_path, approach)
+  masks = (continual.task_masks(state, i) for i in state.task_ids)
   said = [r for r in records if 'capacity_used' in r]
   for ours, theirs in zip(metrics.capacity(masks), said, strict=True):
     for name, value in ours.items():
@@ -212,17 +206,17 @@ def test_capacity_agrees_with_the_masks(tmp_path):
 
 def test_a_full_network_says_so_and_keeps_what_it_has(tmp_path):
   given = problem(net=NetConfig((8,), epochs=1, batch_size=50))
-  method = make('packnet', given, budgets=(0.5, 1.0, 1.0))
-  records = run(method, given, tmp_path)
+  approach = make('packnet', given, budgets=(0.5, 1.0, 1.0))
+  records = run(approach, given, tmp_path)
   (stopped,) = [r['stopped'] for r in records if 'stopped' in r]
   assert "'permuted_1', 'permuted_2'" in stopped
   assert records[-1]['tasks_fitted'] == 2
   assert np.isnan(records[-1]['average_accuracy'])
   found = matrix(records)
   assert found[1, 0] == found[0, 0]
-  state = runs.read_state(tmp_path, method)
+  state = runs.read_state(tmp_path, approach)
   assert state.task_ids == ('permuted_1', 'permuted_2')
-  assert without_nan(run(method, given, tmp_path)) == without_nan(records)
+  assert without_nan(run(approach, given, tmp_path)) == without_nan(records)
 
 
 @pytest.mark.parametrize('name', ['efficient_packnet', 'fine_tuning'])
@@ -258,19 +252,19 @@ def test_a_row_of_logits_belongs_to_its_task():
   np.testing.assert_array_equal(own, [[0, 1, 2], [9, 10, 11]])
 
 
-def test_a_network_of_any_width():
+def test_the_network_is_as_wide_as_it_is_told():
   net = training.make_net(10, (2000, 2000))
   shape = jax.ShapeDtypeStruct((1, 28, 28, 1), jnp.float32)
   theta, _ = jax.eval_shape(
     lambda key, x: net.init(key, x, is_training=True), jax.random.key(0), shape
   )
-  sizes = {True: 0, False: 0}
+  sizes = {1: 0, 2: 0}
   for leaf in jax.tree.leaves(theta):
-    sizes[leaf.ndim == 2] += leaf.size
-  assert sizes == {True: 5_588_000, False: 4_010}
+    sizes[leaf.ndim] += leaf.size
+  assert sizes == {2: 5_588_000, 1: 4_010}
   with pytest.raises(ValueError, match='at least one unit'):
-    hk.transform(lambda x: mlp.MLP(10, (0,))(x)).init(
-      jax.random.key(0), jnp.zeros((1, 2, 2, 1))
+    training.make_net(10, (0,)).init(
+      jax.random.key(0), jnp.zeros((1, 2, 2, 1)), is_training=True
     )
 
 
@@ -348,29 +342,24 @@ class TestEwc:
       )
 
 
-def test_trees_of_arrays_come_back_from_their_bytes():
-  tree = {
-    'theta': {'mlp/linear': {'w': np.ones((2, 3), np.float32)}, 'none': {}},
-    'number': np.int64(3),
-    'mask': np.array([True, False]),
-  }
-  found, details = runs.unpack(
-    runs.pack(tree, {'done': 2, 'records': [{'a': None}]})
-  )
-  assert details == {'done': 2, 'records': [{'a': None}]}
-  assert jax.tree.structure(found) == jax.tree.structure(tree)
-  for ours, theirs in zip(
-    jax.tree.leaves(found), jax.tree.leaves(tree), strict=True
-  ):
-    np.testing.assert_array_equal(ours, theirs)
-    assert ours.dtype == np.asarray(theirs).dtype
-
-
-def test_a_damaged_state_is_reported(tmp_path):
+def test_the_state_is_a_file_that_the_library_reads(tmp_path):
   given = problem(net=NetConfig((8,), epochs=1, batch_size=50))
-  method = make('fine_tuning', given)
-  run(method, given, tmp_path)
+  approach = make('packnet', given)
+  run(approach, given, tmp_path)
+  with np.load(tmp_path / runs.STATE) as arrays:
+    state = continual.from_arrays(arrays, approach.init())
+  assert state.task_ids == ('permuted_1', 'permuted_2', 'permuted_3')
+
+
+def test_a_state_that_cannot_be_read_is_reported(tmp_path):
+  given = problem(net=NetConfig((8,), epochs=1, batch_size=50))
+  approach = make('fine_tuning', given)
+  run(approach, given, tmp_path)
   path = tmp_path / runs.STATE
   path.write_bytes(path.read_bytes()[:1000])
-  with pytest.raises(UserError, match=r'cannot read .*state\.npz'):
-    run(method, given, tmp_path)
+  with pytest.raises(UserError, match=r'cannot read .*state\.npz: .*damaged'):
+    run(approach, given, tmp_path)
+  # As version 0.1.0 wrote it.
+  np.savez(path, **{'0': np.ones(1), 'index': np.array('{}')})
+  with pytest.raises(UserError, match=r'state\.npz: .*of version 0\.1\.0'):
+    run(approach, given, tmp_path)
