@@ -36,19 +36,17 @@ class Matrix:
   """A sparse matrix that MKL has looked at."""
 
   def __init__(self, matrix: scipy.sparse.csr_matrix, num_vectors: int):
-    """Lets MKL inspect the matrix.
+    """Lets MKL inspect a float32 matrix [out, in].
 
     Args:
-      matrix: float32, [out, in].
+      matrix: the matrix.
       num_vectors: that it will be multiplied with at once.
 
     Raises:
       RuntimeError: if there is no MKL, or it refuses.
     """
-    library = _library()
-    if library is None:
+    if not is_available():
       raise RuntimeError('there is no MKL here. Install it: pip install mkl.')
-    self._library = library
     # MKL does not copy them.
     self._held = (
       matrix.indptr.astype(np.int32),
@@ -58,70 +56,33 @@ class Matrix:
     self._num_vectors = num_vectors
     self._handle = ctypes.c_void_p()
     offsets, positions, values = map(_pointer, self._held)
+    ends = _pointer(self._held[0][1:])
     rows, columns = map(ctypes.c_int, matrix.shape)
-    _check(
-      library.mkl_sparse_s_create_csr(
-        ctypes.byref(self._handle),
-        _ZERO_BASED,
-        rows,
-        columns,
-        offsets,
-        _pointer(self._held[0][1:]),
-        positions,
-        values,
-      )
+    handle = ctypes.byref(self._handle)
+    _call(
+      's_create_csr',
+      *(handle, _ZERO_BASED, rows, columns, offsets, ends, positions, values),
     )
-    weakref.finalize(self, library.mkl_sparse_destroy, self._handle)
+    weakref.finalize(self, _library().mkl_sparse_destroy, self._handle)
     self._description = _Description(_GENERAL, 0, 0)
+    hint = self._handle, _NOT_TRANSPOSED, self._description
     if num_vectors == 1:
-      _check(
-        library.mkl_sparse_set_mv_hint(
-          self._handle, _NOT_TRANSPOSED, self._description, _CALLS
-        )
-      )
+      _call('set_mv_hint', *hint, _CALLS)
     else:
-      _check(
-        library.mkl_sparse_set_mm_hint(
-          self._handle,
-          _NOT_TRANSPOSED,
-          self._description,
-          _ROW_MAJOR,
-          num_vectors,
-          _CALLS,
-        )
-      )
-    _check(library.mkl_sparse_optimize(self._handle))
+      _call('set_mm_hint', *hint, _ROW_MAJOR, num_vectors, _CALLS)
+    _call('optimize', self._handle)
     self._out = np.empty((matrix.shape[0], num_vectors), np.float32)
 
   def __call__(self, columns: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """The matrix times columns [in, num_vectors], in an array it keeps."""
     one, zero = ctypes.c_float(1), ctypes.c_float(0)
+    x, y = _pointer(columns), _pointer(self._out)
+    start = _NOT_TRANSPOSED, one, self._handle, self._description
     if self._num_vectors == 1:
-      status = self._library.mkl_sparse_s_mv(
-        _NOT_TRANSPOSED,
-        one,
-        self._handle,
-        self._description,
-        _pointer(columns),
-        zero,
-        _pointer(self._out),
-      )
+      _call('s_mv', *start, x, zero, y)
     else:
       width = ctypes.c_int(self._num_vectors)
-      status = self._library.mkl_sparse_s_mm(
-        _NOT_TRANSPOSED,
-        one,
-        self._handle,
-        self._description,
-        _ROW_MAJOR,
-        _pointer(columns),
-        width,
-        width,
-        zero,
-        _pointer(self._out),
-        width,
-      )
-    _check(status)
+      _call('s_mm', *start, _ROW_MAJOR, x, width, width, zero, y, width)
     return self._out
 
 
@@ -149,6 +110,7 @@ def _pointer(array: np.ndarray[Any, Any]) -> Any:
   return ctypes.c_void_p(array.ctypes.data)
 
 
-def _check(status: int) -> None:
+def _call(name: str, *args: Any) -> None:
+  status = getattr(_library(), f'mkl_sparse_{name}')(*args)
   if status:
     raise RuntimeError(f'MKL refused a sparse matrix, with status {status}.')

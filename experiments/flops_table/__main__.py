@@ -32,15 +32,9 @@ from powerprop_jax import nets
 from powerprop_jax.core import distributions, masks, schedules
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.trees import Select
-from powerprop_jax.costs import (
-  flops,
-)
-from powerprop_jax.costs import (
-  layers as layer_costs,
-)
-from powerprop_jax.costs import (
-  training as training_flops,
-)
+from powerprop_jax.costs import flops
+from powerprop_jax.costs import layers as layer_costs
+from powerprop_jax.costs import training as training_flops
 from powerprop_jax.costs.layers import LayerCost
 from powerprop_jax.files import tables, whole
 from powerprop_jax.files.tables import Row

@@ -75,8 +75,7 @@ def inference_counts(
     count_relu: count a ReLU for every layer, the last one included, likewise.
 
   Returns:
-    Sums over all layers. The number of nonzeros is the expected one, not
-    rounded.
+    Sums over all layers, not rounded.
 
   Raises:
     ValueError: if a sparsity is outside [0, 1), a mask does not fit its weight,
@@ -102,6 +101,10 @@ def inference_counts(
     _count(cost, density, count_bias, count_relu)
     for cost, density in zip(costs, densities, strict=True)
   ]
+  return _total(counts)
+
+
+def _total(counts: Sequence[Counts]) -> Counts:
   return Counts(
     weights=sum(count.weights for count in counts),
     nonzeros=math.fsum(count.nonzeros for count in counts),
@@ -171,17 +174,7 @@ def inference_flops(
 ) -> float:
   """FLOPs of one example: multiplications and additions of inference_counts.
 
-  Args:
-    costs: from layer_costs.
-    sparsities: as for inference_counts.
-    count_bias: as for inference_counts.
-    count_relu: as for inference_counts.
-
-  Returns:
-    The number, not rounded.
-
-  Raises:
-    ValueError: as for inference_counts.
+  The arguments are those of inference_counts; the number is not rounded.
 
   Example:
     >>> layer = LayerCost('fc/w', 'linear', (3, 2), 6, 2, 2, 6)
@@ -201,16 +194,8 @@ def model_bytes(
 ) -> float:
   """Bytes of a stored network: 32 bits a value and 1 bit an entry of a mask.
 
-  Args:
-    costs: from layer_costs.
-    sparsities: as for inference_counts. A dense leaf needs no mask.
-    count_bias: count a bias for every layer.
-
-  Returns:
-    The number, not rounded.
-
-  Raises:
-    ValueError: as for inference_counts.
+  The arguments are those of inference_counts; the number is not rounded. A
+  dense leaf needs no mask.
 
   Example:
     >>> layer = LayerCost('fc/w', 'linear', (4, 2), 8, 2, 2, 8)
@@ -236,18 +221,11 @@ def flops_rows(
 ) -> list[tables.Row]:
   """One row per layer and one for all of them, for tables.
 
-  Args:
-    costs: from layer_costs.
-    sparsities: as for inference_counts.
-    count_bias: as for inference_counts.
-    count_relu: as for inference_counts.
+  The arguments are those of inference_counts.
 
   Returns:
     Rows with the keys leaf, kind, shape, weights, sparsity, kept, macs (of the
     sparse layer) and flops; the last row is called 'total'. Counts are rounded.
-
-  Raises:
-    ValueError: as for inference_counts.
 
   Example:
     >>> layer = LayerCost('fc/w', 'linear', (4, 2), 8, 2, 2, 8)
@@ -255,25 +233,19 @@ def flops_rows(
     10
   """
   densities = _densities(costs, sparsities)
-  rows = []
-  for cost, density in zip(costs, densities, strict=True):
-    counts = _count(cost, density, count_bias, count_relu)
-    rows.append(
-      _row(
-        cost.leaf or 'activations',
-        cost.kind,
-        '×'.join(map(str, cost.shape)),
-        density * cost.macs,
-        counts,
-      )
-    )
-  total = inference_counts(
-    costs, sparsities, count_bias=count_bias, count_relu=count_relu
-  )
-  macs = sum(
+  counts = [
+    _count(cost, density, count_bias, count_relu)
+    for cost, density in zip(costs, densities, strict=True)
+  ]
+  macs = [
     density * cost.macs for cost, density in zip(costs, densities, strict=True)
-  )
-  return [*rows, _row('total', '', '', macs, total)]
+  ]
+  rows = []
+  for cost, sparse_macs, count in zip(costs, macs, counts, strict=True):
+    shape = '×'.join(map(str, cost.shape))
+    name = cost.leaf or 'activations'
+    rows.append(_row(name, cost.kind, shape, sparse_macs, count))
+  return [*rows, _row('total', '', '', sum(macs), _total(counts))]
 
 
 def _row(
@@ -292,13 +264,7 @@ def _row(
   }
 
 
-def flops_table(
-  costs: Sequence[LayerCost],
-  sparsities: Sparsities = None,
-  *,
-  count_bias: bool = True,
-  count_relu: bool = True,
-) -> str:
+def flops_table(costs: Sequence[LayerCost], *args: Any, **kwargs: Any) -> str:
   """The rows of flops_rows as aligned plain text; the same arguments.
 
   Example:
@@ -308,6 +274,4 @@ def flops_table(
     fc/w   linear  4×2          8       0.5     4     4     10
     total                       8       0.5     4     4     10
   """
-  return tables.text_table(
-    flops_rows(costs, sparsities, count_bias=count_bias, count_relu=count_relu)
-  )
+  return tables.text_table(flops_rows(costs, *args, **kwargs))

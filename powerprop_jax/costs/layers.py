@@ -66,7 +66,6 @@ def layer_costs(
     The costs for one example.
 
   Raises:
-    TypeError: if net is not a transformed function.
     ValueError: if there is no array among the inputs, the products are not
       shared out evenly between the examples, or a product is inside a while
       loop.

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import reparam, trees
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.trees import Params, Select, Tree
@@ -25,10 +26,9 @@ def summary(
 
   Args:
     theta: effective parameters θ; or latent ones φ, if alpha is given.
-    masks: booleans, structure and shapes of theta. Without them a selected
-      weight counts as kept if it is not exactly zero.
-    select: predicate over (module name, name, value); leaves it does not choose
-      count as dense.
+    masks: without them a selected weight counts as kept if it is not exactly
+      zero.
+    select: leaves it does not choose count as dense.
     alpha: the power that takes φ to θ in the selected leaves.
     epsilon: a kept weight with |θ| ≤ epsilon is near zero.
 
@@ -38,9 +38,6 @@ def summary(
     norm of the kept weights). The last two rows are called 'selected' and
     'total'. A share or mean over no weights is NaN.
 
-  Raises:
-    ValueError: if masks do not fit theta, or select chooses nothing.
-
   Example:
     >>> theta = {'linear': {'w': np.array([[3., 0.], [-4., 0.]])}}
     >>> row = summary(theta)[0]
@@ -48,44 +45,21 @@ def summary(
     ('linear/w', 2, 0.5, 5.0)
   """
   chosen = select_lib.selected_names(select, theta)
-  leaves = list(trees.named_leaves(theta))
-  kept_masks = _masks_of(leaves, masks)
-  parts = [
-    _measure(leaf, mask, leaf.path in chosen, alpha, epsilon)
-    for leaf, mask in zip(leaves, kept_masks, strict=True)
-  ]
-  rows = [
-    _row(leaf.path, _shape(leaf.value.shape), leaf.path in chosen, part)
-    for leaf, part in zip(leaves, parts, strict=True)
-  ]
-  of_selected = [
-    part
-    for leaf, part in zip(leaves, parts, strict=True)
-    if leaf.path in chosen
-  ]
+  if masks is not None:
+    masks_lib.check_same_shapes(theta, masks, 'theta', 'masks')
+  kept = trees.by_path(masks)
+  rows, parts, of_selected = [], [], []
+  for leaf in trees.named_leaves(theta):
+    is_chosen = leaf.path in chosen
+    part = _measure(leaf, kept.get(leaf.path), is_chosen, alpha, epsilon)
+    shape = '×'.join(map(str, leaf.value.shape)) or 'scalar'
+    rows.append(_row(leaf.path, shape, is_chosen, part))
+    parts.append(part)
+    if is_chosen:
+      of_selected.append(part)
   rows.append(_row('selected', '', True, _add(of_selected)))
   rows.append(_row('total', '', None, _add(parts)))
   return rows
-
-
-def _masks_of(leaves: Sequence[trees.NamedLeaf], masks: Tree) -> list[Any]:
-  if masks is None:
-    return [None] * len(leaves)
-  found = {
-    leaf.path: np.asarray(leaf.value) for leaf in trees.named_leaves(masks)
-  }
-  if list(found) != [leaf.path for leaf in leaves]:
-    raise ValueError(
-      'masks must have the structure of theta; theta has the leaves '
-      f'{[leaf.path for leaf in leaves]}, masks has {list(found)}.'
-    )
-  for leaf in leaves:
-    if found[leaf.path].shape != leaf.value.shape:
-      raise ValueError(
-        f'the mask of {leaf.path} has shape {found[leaf.path].shape}, the '
-        f'leaf has {leaf.value.shape}.'
-      )
-  return list(found.values())
 
 
 # Sums that add up over leaves: size, kept, near zero, Σ|θ|, Σθ².
@@ -105,7 +79,7 @@ def _measure(
   value = np.asarray(value).astype(np.float64)
   if mask is None:
     mask = value != 0 if selected else np.ones(value.shape, bool)
-  magnitudes = np.abs(value[mask])
+  magnitudes = np.abs(value[np.asarray(mask)])
   near_zero = int(np.count_nonzero(magnitudes <= epsilon))
   return (
     value.size,
@@ -143,18 +117,7 @@ def _ratio(part: float, whole: int) -> float:
   return part / whole if whole else math.nan
 
 
-def _shape(shape: tuple[int, ...]) -> str:
-  return '×'.join(map(str, shape)) or 'scalar'
-
-
-def summary_table(
-  theta: Params,
-  masks: Tree = None,
-  *,
-  select: Select = select_lib.is_weight,
-  alpha: float | None = None,
-  epsilon: float = 1e-3,
-) -> str:
+def summary_table(theta: Params, masks: Tree = None, **options: Any) -> str:
   """The rows of `summary` as aligned plain text; the same arguments.
 
   Example:
@@ -165,6 +128,4 @@ def summary_table(
     selected         yes          4     2       0.5          0       3.5     5
     total            -            4     2       0.5          0       3.5     5
   """
-  return tables.text_table(
-    summary(theta, masks, select=select, alpha=alpha, epsilon=epsilon)
-  )
+  return tables.text_table(summary(theta, masks, **options))

@@ -58,10 +58,6 @@ def training_flops(
   Returns:
     The number, not rounded.
 
-  Raises:
-    ValueError: if the method is unknown, what it needs is missing, or a cost is
-      negative or above the dense one.
-
   Note:
     The source gives no formula for DSR; it moves connections between layers, so
     f_S here is that of the densities it ends up with. The line for Top-KAST
@@ -125,25 +121,13 @@ def training_multiplier(
   dense: float,
   sparse: float | Sequence[float] | None = None,
   *,
-  period: int = 100,
-  backward: float | None = None,
   length: float = 1.0,
+  **options: Any,
 ) -> float:
   """FLOPs of training relative to the dense network for as many steps.
 
-  Args:
-    method: one of METHODS.
-    dense: as for training_flops.
-    sparse: as for training_flops.
-    period: as for training_flops.
-    backward: as for training_flops.
-    length: how many times as many steps as the dense network, greater than 0.
-
-  Returns:
-    The ratio; 1 for 'dense' and length 1.
-
-  Raises:
-    ValueError: as for training_flops, or if length is not positive.
+  The arguments are those of training_flops, and the length of training as a
+  multiple of that of the dense network, greater than 0.
 
   Example:
     >>> training_multiplier('set', 10.0, 2.0, length=5)
@@ -151,7 +135,5 @@ def training_multiplier(
   """
   if not 0 < length < math.inf:
     raise ValueError(f'length must be a positive number, got {length}.')
-  flops = training_flops(
-    method, dense, sparse, period=period, backward=backward
-  )
+  flops = training_flops(method, dense, sparse, **options)
   return length * flops / training_flops('dense', dense)

@@ -23,8 +23,8 @@ class Product(NamedTuple):
   """A convolution or a matrix product, as often as it is carried out.
 
   Attributes:
-    leaf: name of the parameter that is one of its operands, 'module/name';
-      None if none is, as for the products of activations in attention.
+    leaf: name of the parameter that is one of its operands; None if none is, as
+      for the products of activations in attention.
     kind: 'conv', 'depthwise', 'linear', or 'activations' without a leaf.
     macs: multiply-adds.
     outputs: numbers it computes.
@@ -74,107 +74,86 @@ def find_products(
     >>> find_products(closed, [None, frozenset({'fc/w'})], {'fc/w': 6})
     [Product(leaf='fc/w', kind='linear', macs=30, outputs=10, fan_in=3)]
   """
-  products: list[Product] = []
-  walk = _Walk(sizes)
-  walk.jaxpr(closed.jaxpr, origins, 1, products)
-  return products
+  return _Walk(sizes).jaxpr(closed.jaxpr, origins)[1]
+
+
+# The origins of what is computed, and the products on the way.
+_Found = tuple[list[Origin], list[Product]]
 
 
 class _Walk:
-  """Follows a jaxpr; each method returns the origins of what is computed."""
+  """Follows a jaxpr."""
 
   def __init__(self, sizes: Mapping[str, int]):
     self._sizes = sizes
 
-  def jaxpr(
-    self,
-    jaxpr: jax_core.Jaxpr,
-    inputs: Sequence[Origin],
-    times: int,
-    products: list[Product],
-  ) -> list[Origin]:
-    """Adds the products of a jaxpr that is carried out so many times."""
+  def jaxpr(self, jaxpr: jax_core.Jaxpr, inputs: Sequence[Origin]) -> _Found:
     known: dict[Any, Origin] = dict.fromkeys(jaxpr.constvars, _CONSTANT)
     known.update(zip(jaxpr.invars, inputs, strict=True))
+    products: list[Product] = []
 
     def read(atom: Any) -> Origin:
       return _CONSTANT if isinstance(atom, jax_core.Literal) else known[atom]
 
     for eqn in jaxpr.eqns:
-      outputs = self._equation(
-        eqn, list(map(read, eqn.invars)), times, products
-      )
+      outputs, inside = self._equation(eqn, list(map(read, eqn.invars)))
       known.update(zip(eqn.outvars, outputs, strict=True))
-    return list(map(read, jaxpr.outvars))
+      products += inside
+    return list(map(read, jaxpr.outvars)), products
 
-  def _equation(
-    self,
-    eqn: jax_core.JaxprEqn,
-    inputs: list[Origin],
-    times: int,
-    products: list[Product],
-  ) -> list[Origin]:
+  def _equation(self, eqn: jax_core.JaxprEqn, inputs: list[Origin]) -> _Found:
     name = eqn.primitive.name
     if name == 'scan':
-      return self._scan(eqn.params, inputs, times, products)
+      return self._scan(eqn.params, inputs)
     if name == 'while':
       return self._while(eqn.params, inputs)
     if name == 'cond':
-      return self._cond(eqn.params, inputs, times, products)
+      return self._cond(eqn.params, inputs)
     called = _called_jaxpr(eqn)
     if called is not None:
-      return self.jaxpr(called, inputs, times, products)
+      return self.jaxpr(called, inputs)
     origin = _join(inputs)
-    if name in _SIZES and origin is None:
-      products.append(self._product(eqn, inputs, times))
-    return [origin] * len(eqn.outvars)
+    is_product = name in _SIZES and origin is None
+    products = [self._product(eqn, inputs)] if is_product else []
+    return [origin] * len(eqn.outvars), products
 
-  def _product(
-    self, eqn: jax_core.JaxprEqn, inputs: list[Origin], times: int
-  ) -> Product:
+  def _product(self, eqn: jax_core.JaxprEqn, inputs: list[Origin]) -> Product:
     kind, macs, fan_in = _SIZES[eqn.primitive.name](eqn)
     names = frozenset[str]().union(*filter(None, inputs))
     # Sorted, so that equal sizes give the same leaf every time.
     leaf = max(sorted(names), key=self._sizes.__getitem__, default=None)
     outputs = math.prod(_shape(eqn.outvars[0]))
-    kind = kind if leaf else 'activations'
-    return Product(leaf, kind, macs * times, outputs * times, fan_in)
+    return Product(leaf, kind if leaf else 'activations', macs, outputs, fan_in)
 
-  def _scan(
-    self,
-    params: Mapping[str, Any],
-    inputs: list[Origin],
-    times: int,
-    products: list[Product],
-  ) -> list[Origin]:
-    body = params['jaxpr'].jaxpr
-    first, stop = params['num_consts'], params['num_consts']
-    stop += params['num_carry']
-    inputs = self._settle(body, inputs, first, stop)
-    return self.jaxpr(body, inputs, times * params['length'], products)
+  def _scan(self, params: Mapping[str, Any], inputs: list[Origin]) -> _Found:
+    body, first = params['jaxpr'].jaxpr, params['num_consts']
+    inputs = self._settle(body, inputs, first, first + params['num_carry'])
+    outputs, products = self.jaxpr(body, inputs)
+    times = params['length']
+    return outputs, [
+      p._replace(macs=p.macs * times, outputs=p.outputs * times)
+      for p in products
+    ]
 
-  def _while(
-    self, params: Mapping[str, Any], inputs: list[Origin]
-  ) -> list[Origin]:
+  def _while(self, params: Mapping[str, Any], inputs: list[Origin]) -> _Found:
     body, first = params['body_jaxpr'].jaxpr, params['body_nconsts']
     inputs = inputs[params['cond_nconsts'] :]
     inputs = self._settle(body, inputs, first, len(inputs))
-    inside: list[Product] = []
-    outputs = self.jaxpr(body, inputs, 1, inside)
-    if inside:
+    outputs, products = self.jaxpr(body, inputs)
+    if products:
       raise ValueError(
-        f'the network has a product with {inside[0].leaf} inside a while loop, '
-        'whose number of turns is not known before it runs. Use jax.lax.scan, '
-        'or jax.lax.fori_loop with fixed bounds.'
+        f'the network has a product with {products[0].leaf} inside a while '
+        'loop, whose number of turns is not known before it runs. Use '
+        'jax.lax.scan, or jax.lax.fori_loop with fixed bounds.'
       )
-    return outputs
+    return outputs, []
 
   def _settle(
     self, body: jax_core.Jaxpr, inputs: list[Origin], first: int, stop: int
   ) -> list[Origin]:
     """Inputs of a loop's body once what it carries no longer changes origin."""
     while True:
-      carried = self.jaxpr(body, inputs, 1, [])[: stop - first]
+      carried = self.jaxpr(body, inputs)[0][: stop - first]
       joined = [
         _join(pair) for pair in zip(inputs[first:stop], carried, strict=True)
       ]
@@ -182,24 +161,15 @@ class _Walk:
         return inputs
       inputs = [*inputs[:first], *joined, *inputs[stop:]]
 
-  def _cond(
-    self,
-    params: Mapping[str, Any],
-    inputs: list[Origin],
-    times: int,
-    products: list[Product],
-  ) -> list[Origin]:
-    costliest: list[Product] = []
-    results = []
-    for branch in params['branches']:
-      inside: list[Product] = []
-      results.append(self.jaxpr(branch.jaxpr, inputs[1:], times, inside))
-      costliest = max(
-        costliest, inside, key=lambda found: sum(p.macs for p in found)
-      )
-    products += costliest
+  def _cond(self, params: Mapping[str, Any], inputs: list[Origin]) -> _Found:
+    branches = [self.jaxpr(b.jaxpr, inputs[1:]) for b in params['branches']]
+    costliest = max(
+      (products for _, products in branches),
+      key=lambda products: sum(p.macs for p in products),
+    )
     # The index chooses between the results, so they depend on it as well.
-    return [_join([inputs[0], *found]) for found in zip(*results, strict=True)]
+    results = zip(*(outputs for outputs, _ in branches), strict=True)
+    return [_join([inputs[0], *found]) for found in results], costliest
 
 
 def _join(origins: Iterable[Origin]) -> Origin:

@@ -49,9 +49,6 @@ class ResNet50Test(parameterized.TestCase):
     cls.costs = _costs('resnet_50', 1000, 224, 224, 3)
     cls.dense = flops.inference_flops(cls.costs)
 
-  def _sparse(self, *args):
-    return flops.inference_flops(self.costs, _share_out(self.costs, *args))
-
   def test_dense(self):
     counts = flops.inference_counts(self.costs)
     self.assertLen(self.costs, 54)
@@ -77,75 +74,40 @@ class ResNet50Test(parameterized.TestCase):
     self.assertEqual(sum(cost.macs for cost in costs), 3_857_973_248)
     self.assertAlmostEqual(flops.inference_flops(costs) / 1e9, 7.7265, 4)
 
-  # The published multiplier and megabytes, and those that their rule gives.
-  # Where the two sizes differ the table shows that of another distribution.
+  # What the rule gives; tests/studies/flops_table_test.py compares everything
+  # that was published.
   @parameterized.parameters(
-    ('uniform', 0.8, True, 0.23, 0.2241, None, 23.729),
-    ('uniform', 0.9, True, 0.13, 0.1272, 13.532, 13.532),
-    ('uniform', 0.95, True, 0.08, 0.0787, 8.433, 8.433),
-    ('uniform', 0.965, True, 0.07, 0.0641, 6.904, 6.904),
-    ('erk', 0.8, False, 0.42, 0.4146, 23.683, 23.684),
-    ('erk', 0.9, False, 0.24, 0.2429, 13.499, 13.499),
-    ('erk', 0.95, False, 0.12, 0.1229, 8.399, 8.399),
-    ('erk', 0.965, False, 0.09, 0.0864, None, 6.869),
-    ('erk', 0.8, True, 0.42, 0.4191, None, None),
-    ('erk', 0.965, True, 0.11, 0.1111, 6.904, 6.904),
-    ('erk', 0.99, True, 0.05, 0.0533, 4.354, 4.354),
-    ('er', 0.8, False, None, 0.4537, 23.685, 23.685),
-    ('er', 0.9, False, None, 0.2581, None, 13.498),
-    ('er', 0.95, False, None, 0.1437, None, 8.398),
+    ('uniform', 0.8, True, 0.2241, 23.729),
+    ('uniform', 0.9, True, 0.1272, 13.532),
+    ('uniform', 0.95, True, 0.0787, 8.433),
+    ('uniform', 0.965, True, 0.0641, 6.904),
+    ('erk', 0.8, False, 0.4146, 23.684),
+    ('erk', 0.9, False, 0.2429, 13.499),
+    ('erk', 0.95, False, 0.1229, 8.399),
+    ('erk', 0.965, False, 0.0864, 6.869),
+    ('erk', 0.8, True, 0.4191, None),
+    ('erk', 0.965, True, 0.1111, 6.904),
+    ('erk', 0.99, True, 0.0533, 4.354),
+    ('er', 0.8, False, 0.4537, 23.685),
+    ('er', 0.9, False, 0.2581, 13.498),
+    ('er', 0.95, False, 0.1437, 8.398),
   )
-  def test_inference(
-    self, name, sparsity, first_dense, published, ours, published_mb, mb
-  ):
+  def test_inference(self, name, sparsity, first_dense, expected, megabytes):
     sparsities = _share_out(self.costs, name, sparsity, first_dense)
     ratio = flops.inference_flops(self.costs, sparsities) / self.dense
-    self.assertAlmostEqual(ratio, ours, delta=5e-5)
-    if published is not None:
-      self.assertAlmostEqual(ratio, published, delta=0.01)
+    self.assertAlmostEqual(ratio, expected, delta=5e-5)
     size = flops.model_bytes(self.costs, sparsities) / 1e6
-    if mb is not None:
-      self.assertAlmostEqual(size, mb, delta=6e-4)
-    if published_mb is not None:
-      self.assertAlmostEqual(size, published_mb, delta=2e-3)
+    if megabytes is not None:
+      self.assertAlmostEqual(size, megabytes, delta=6e-4)
 
-  @parameterized.parameters(
-    ('rigl', 'erk', 0.8, False, 1, 0.42),
-    ('rigl', 'erk', 0.8, False, 5, 2.09),
-    ('rigl', 'uniform', 0.8, True, 1, 0.23),
-    ('rigl', 'uniform', 0.8, True, 5, 1.14),
-    ('rigl', 'erk', 0.9, False, 1, 0.25),
-    ('rigl', 'erk', 0.9, False, 5, 1.23),
-    ('rigl', 'uniform', 0.9, True, 5, 0.66),
-    ('rigl', 'erk', 0.95, False, 5, 0.63),
-    ('rigl', 'uniform', 0.95, True, 5, 0.42),
-    ('rigl', 'erk', 0.99, True, 100, 5.8),
-    ('snfs', 'erk', 0.8, False, 1, 0.61),
-    ('snfs', 'erk', 0.9, False, 1, 0.50),
-    ('static', 'uniform', 0.8, True, 1, 0.23),
-    ('set', 'uniform', 0.8, True, 1, 0.23),
-    ('snip', 'uniform', 0.8, True, 1, 0.23),
-    ('static', 'erk', 0.9, False, 1, 0.24),
-  )
-  def test_training(
-    self, method, name, sparsity, first_dense, length, expected
-  ):
-    sparse = self._sparse(name, sparsity, first_dense)
-    ratio = training_flops.training_multiplier(
-      method, self.dense, sparse, length=length
-    )
-    tolerance = 0.01 if length == 1 else 0.03 * expected
-    self.assertAlmostEqual(ratio, expected, delta=tolerance)
-
-  @parameterized.parameters((0.8, 0.56, 0.5596), (0.9, 0.51, 0.5045))
-  def test_training_with_gradual_pruning(self, sparsity, published, formula):
+  @parameterized.parameters((0.8, 0.5596), (0.9, 0.5045))
+  def test_training_with_gradual_pruning(self, sparsity, formula):
     schedule = schedules.polynomial(sparsity, 10_000, 25_000)
-    over_time = [
-      self._sparse('uniform', float(s), True)
-      for s in np.asarray(schedule(np.arange(0, 32_001, 1000)))
-    ]
+    over_time = []
+    for s in np.asarray(schedule(np.arange(0, 32_001, 1000))):
+      sparsities = _share_out(self.costs, 'uniform', float(s), True)
+      over_time.append(flops.inference_flops(self.costs, sparsities))
     ratio = training_flops.training_multiplier('pruning', self.dense, over_time)
-    self.assertAlmostEqual(ratio, published, delta=0.01)
     self.assertAlmostEqual(ratio, formula, delta=1e-4)
 
 
@@ -226,17 +188,15 @@ class WideResNetTest(parameterized.TestCase):
     training = training_flops.training_flops('dense', counts.flops)
     self.assertAlmostEqual(training / 1e8, 9.45, delta=0.02)
 
-  # The published training multipliers of RigL, and what the formula gives.
   @parameterized.parameters(
-    ('erk', 0.9, False, 0.17, 0.1736),
-    ('erk', 0.8, False, 0.35, 0.3521),
-    ('uniform', 0.9, True, 0.11, 0.1025),
-    ('uniform', 0.8, True, 0.20, 0.2022),
+    ('erk', 0.9, False, 0.1736),
+    ('erk', 0.8, False, 0.3521),
+    ('uniform', 0.9, True, 0.1025),
+    ('uniform', 0.8, True, 0.2022),
   )
-  def test_sparse(self, name, sparsity, first_dense, published, formula):
+  def test_sparse(self, name, sparsity, first_dense, formula):
     sparsities = _share_out(self.costs, name, sparsity, first_dense)
     sparse = flops.inference_flops(self.costs, sparsities, count_bias=False)
-    self.assertAlmostEqual(sparse / self.dense, published, delta=0.01)
     self.assertAlmostEqual(sparse / self.dense, formula, delta=0.003)
 
 
@@ -322,13 +282,3 @@ class TableTest(absltest.TestCase):
     self.assertEqual(
       total['flops'], round(flops.inference_flops(costs, sparsities))
     )
-
-  def test_text_has_a_line_for_each_row(self):
-    costs = _costs('lenet_300_100', 10, 28, 28, 1)
-    lines = flops.flops_table(costs).split('\n')
-    self.assertLen(lines, 1 + 3 + 1)
-    self.assertIn('266,200', lines[-1])
-
-
-if __name__ == '__main__':
-  absltest.main()

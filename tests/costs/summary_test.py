@@ -1,6 +1,6 @@
 import math
 
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 import jax.numpy as jnp
 import numpy as np
 
@@ -86,7 +86,7 @@ class SummaryTest(parameterized.TestCase):
       summary.summary(_THETA, masks)
 
   def test_masks_of_another_structure_are_refused(self):
-    with self.assertRaisesRegex(ValueError, 'structure of theta'):
+    with self.assertRaisesRegex(ValueError, 'same structure'):
       summary.summary(_THETA, {'net/~/linear_0': _MASKS['net/~/linear_0']})
 
   def test_a_select_that_chooses_nothing_is_refused(self):
@@ -131,7 +131,3 @@ class TextTest(parameterized.TestCase):
   )
   def test_a_column_of_numbers_is_recognised(self, values, expected):
     self.assertEqual(tables.is_numeric(values), expected)
-
-
-if __name__ == '__main__':
-  absltest.main()

@@ -1,4 +1,4 @@
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 import numpy as np
 
 from powerprop_jax.costs import training
@@ -62,7 +62,3 @@ class TrainingFlopsTest(parameterized.TestCase):
   def test_a_length_that_is_not_positive_is_refused(self, length):
     with self.assertRaisesRegex(ValueError, 'length must be a positive'):
       training.training_multiplier('set', 10, 2, length=length)
-
-
-if __name__ == '__main__':
-  absltest.main()

@@ -1,4 +1,4 @@
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -190,7 +190,3 @@ class ProductsTest(parameterized.TestCase):
       return x @ t['w']
 
     self.assertLen(_find(loop, {'w': _W}), 1)
-
-
-if __name__ == '__main__':
-  absltest.main()

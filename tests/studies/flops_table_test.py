@@ -3,12 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from experiments.flops_table import (
-  __main__ as flops_table,
-)
-from experiments.flops_table import (
-  published as flops_published,
-)
+from experiments.flops_table import __main__ as flops_table
+from experiments.flops_table import published as flops_published
 from powerprop_jax.train.cli import arguments
 
 
