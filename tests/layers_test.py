@@ -23,7 +23,7 @@ _ALLOWED = {
   'sparse': {'core', 'products'},
   'costs': {'core', 'files', 'products'},
   'nets': {'core', 'sparse'},
-  'export': {'core', 'costs', 'files', 'nets', 'optim', 'sparse'},
+  'export': {'core', 'costs', 'files', 'optim', 'sparse'},
   'report': {'core', 'costs', 'files', 'optim', 'sparse'},
   'train': {
     *('core', 'files', 'optim', 'prune', 'continual', 'products', 'sparse'),
@@ -112,6 +112,14 @@ def test_heavy_imports_stay_in_train_and_plotting(path):
     assert heavy <= {'matplotlib'}
   elif not where.startswith('train/'):
     assert not heavy, f'{where} imports {heavy}'
+
+
+@pytest.mark.parametrize(
+  'folder', sorted(set(_ALLOWED) - {'costs', 'export', 'nets', 'train'})
+)
+def test_pure_functions_know_no_haiku(folder):
+  for path in (_PACKAGE / folder).rglob('*.py'):
+    assert not any(m.split('.')[0] == 'haiku' for m in _imports(path)), path
 
 
 def test_importing_the_package_loads_nothing_heavy():

@@ -35,11 +35,13 @@ import optax
 from experiments.benchmarks import timing
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.files import tables
-from powerprop_jax.files.tables import Row
-from powerprop_jax.nets import condensed, dct, layers
-from powerprop_jax.nets.condensed import Support
+from powerprop_jax.nets import layers
+from powerprop_jax.nets.layers import forms
 from powerprop_jax.optim import aliases, views
+from powerprop_jax.sparse import weight as sparse_weight
+from powerprop_jax.sparse.weight import Support
 from powerprop_jax.train.cli import arguments
+from powerprop_jax.train.runs import checks
 from powerprop_jax.train.runs.errors import UserError
 
 Kind = Literal['linear', 'conv']
@@ -110,16 +112,8 @@ def _check(config: Config) -> None:
   for density in config.densities:
     if not 0 < density <= 1:
       raise UserError(f'--densities must be in (0, 1], got {density}.')
-  sizes = {
-    'widths': config.widths,
-    'batches': config.batches,
-    'conv-batch': (config.conv_batch,),
-    'steps': (config.steps,),
-    'repeats': (config.repeats,),
-  }
-  for option, values in sizes.items():
-    if values and min(values) < 1:
-      raise UserError(f'--{option} must be at least 1, got {min(values)}.')
+  checks.positive(config, 'widths', 'batches', 'conv_batch')
+  checks.positive(config, 'steps', 'repeats')
 
 
 def _layers(
@@ -199,19 +193,12 @@ def _random_mask(
 def make_step(
   form: Form, method: str, mask: np.ndarray[Any, Any], inputs: jax.Array
 ) -> tuple[Step, Carry]:
-  """The training step of one sparse layer.
+  """The training step of one sparse layer, and its first carry.
 
-  Args:
-    form: whether the layer holds a dense weight or its connections only.
-    method: how the transform is applied; 'none' leaves it out.
-    mask: which connections exist, in the shape of the weight.
-    inputs: what the layer is applied to.
-
-  Returns:
-    step(carry, inputs), which gives the carry after it and the gradient of the
-    inputs, and the first carry.
+  step(carry, inputs) gives the carry after it and the gradient of the inputs;
+  the method 'none' leaves out the transform.
   """
-  where = condensed.support(mask) if form == 'condensed' else None
+  where = sparse_weight.support(mask) if form == 'condensed' else None
   net = hk.transform_with_state(lambda x: _module(method, mask.shape, where)(x))
   theta, net_state = jax.jit(net.init)(jax.random.key(0), inputs)
   tx: optax.GradientTransformation = optax.sgd(0.01)
@@ -244,20 +231,15 @@ def _module(
 ) -> Callable[[jax.Array], jax.Array]:
   """The layer; the one without transform is that of our networks."""
   *window, _, num_out = shape
-  if method != 'none':
-    settings: Row = dict(method=method, support=where, name='layer')
-    if window:
-      return dct.DctConv2D(num_out, window, **settings)
-    return dct.DctLinear(num_out, **settings)
-  if where is None:
+  supports = {} if where is None else {'layer/w': where}
+  has_transform = method != 'none'
+  form = forms.Form(
+    has_transform, None, supports, method if has_transform else 'auto'
+  )
+  with forms.use(form):
     if window:
       return layers.conv(num_out, window[0], 'layer')
     return layers.linear(num_out, 'layer')
-  if window:
-    return condensed.CondensedConv2D(
-      num_out, window, support=where, name='layer'
-    )
-  return condensed.CondensedLinear(num_out, support=where, name='layer')
 
 
 def _program(

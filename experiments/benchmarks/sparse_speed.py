@@ -18,8 +18,8 @@ step       a training step (forward, backward, update) of a network of two
            In both parts auto is condensed where that was measured to be faster
            (kernel_choice.pays), and otherwise dense, or masked in training.
 accuracy   the same network at one width trained until it reaches an accuracy on
-           the test split: seconds in training steps, compilation and looks at
-           the accuracy left out.
+           the test split: seconds in training steps, compilation and
+           evaluations left out.
 
 The connections are drawn at random, as many in each hidden layer; the last
 layer is dense. What a table compares takes turns in one process, compiled as
@@ -48,17 +48,12 @@ from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core.trees import Tree
 from powerprop_jax.files import tables
 from powerprop_jax.files.tables import Row
-from powerprop_jax.nets import forms, layers
+from powerprop_jax.nets import layers
+from powerprop_jax.nets.layers import forms
 from powerprop_jax.optim import aliases
 from powerprop_jax.report import plotting
-from powerprop_jax.sparse import (
-  index as sparse_index,
-)
-from powerprop_jax.sparse import (
-  kernel_choice,
-  linear,
-  native,
-)
+from powerprop_jax.sparse import index as sparse_index
+from powerprop_jax.sparse import kernel_choice, linear, native
 from powerprop_jax.sparse.weight import Support
 from powerprop_jax.train import condensed
 from powerprop_jax.train import evaluate as evaluate_lib
@@ -68,19 +63,15 @@ from powerprop_jax.train.cli import arguments
 from powerprop_jax.train.data import splits as data
 from powerprop_jax.train.data.sources import Arrays
 from powerprop_jax.train.data.splits import DataConfig
+from powerprop_jax.train.runs import checks
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
 
 Part = Literal['inference', 'step', 'accuracy']
-Record = Row
 
 _NUM_PIXELS, _NUM_CLASSES = 784, 10
 _STEPS_PER_DISPATCH = 200
 _SECONDS_PER_RUN = 0.02
-
-
-# state -> test accuracy.
-_Look = Callable[[Any], float]
 
 
 class _Training(NamedTuple):
@@ -130,7 +121,7 @@ def main(config: Config) -> None:
     folder = RunFolder(config.out, config, program='sparse_speed')
   print(timing.environment())
   print(f'compiled kernels: {native.status()}')
-  found: list[Record] = []
+  found: list[Row] = []
   for part in config.parts:
     records = list(_PARTS[part](config))
     print(f'\n{part}\n{tables.text_table(_shown(records))}', flush=True)
@@ -148,22 +139,15 @@ def main(config: Config) -> None:
 
 
 def _check(config: Config) -> None:
-  for option in ('parts', 'widths', 'batches', 'sparsities'):
-    if not getattr(config, option):
-      raise UserError(f'--{option} needs at least one value.')
+  checks.several(
+    config, 'parts', 'widths', 'batches', 'sparsities', differ=False
+  )
   for part in config.parts:
     if part not in get_args(Part):
       known = ', '.join(get_args(Part))
       raise UserError(f'--parts has no {part!r}; there are: {known}.')
-  for option in ('widths', 'batches'):
-    for value in getattr(config, option):
-      if value < 1:
-        raise UserError(f'--{option} must be at least 1, got {value}.')
-  for option in ('train_batch', 'repeats', 'accuracy_width', 'max_steps'):
-    value = getattr(config, option)
-    if value < 1:
-      name = option.replace('_', '-')
-      raise UserError(f'--{name} must be at least 1, got {value}.')
+  checks.positive(config, 'widths', 'batches', 'train_batch', 'repeats')
+  checks.positive(config, 'accuracy_width', 'max_steps')
   for sparsity in config.sparsities:
     masks_lib.check_sparsity(sparsity, '--sparsities')
   if not 0 < config.learning_rate < float('inf'):
@@ -175,7 +159,7 @@ def _check(config: Config) -> None:
     raise UserError(f'--accuracy must be in (0, 1), got {config.accuracy:g}.')
 
 
-def _inference(config: Config) -> Iterator[Record]:
+def _inference(config: Config) -> Iterator[Row]:
   """y = x W, of every width, batch and sparsity."""
   for width in config.widths:
     for batch in config.batches:
@@ -242,7 +226,7 @@ def _products(
   return found
 
 
-def _step(config: Config) -> Iterator[Record]:
+def _step(config: Config) -> Iterator[Row]:
   """A training step, of every width and sparsity."""
   random = np.random.default_rng(0)
   batch = config.train_batch
@@ -329,62 +313,50 @@ def _make_net(
   return hk.transform_with_state(forward)
 
 
-def _accuracy(config: Config) -> Iterator[Record]:
+def _accuracy(config: Config) -> Iterator[Row]:
   """Seconds of training until the network is good enough."""
   splits = data.load(config.data, show_progress=True)
   images = data.to_float(splits.train.images[: config.train_batch])
-  test = jax.device_put(splits.test)
-  net = _make_net(config.accuracy_width)
-  score = jax.jit(evaluate_lib.make_evaluate(net))
-  place = {
-    'part': 'accuracy',
-    'width': config.accuracy_width,
-    'batch': config.train_batch,
-  }
-  ways = [(0.0, 'dense')] + [(s, 'condensed') for s in config.sparsities]
-  for sparsity, way in ways:
+  for sparsity in (0.0, *config.sparsities):
+    way = 'condensed' if sparsity else 'dense'
     training = _trainings(
       config.accuracy_width, sparsity or 0.5, images, config.learning_rate
     )[way]
-
-    def look(state: Tree, training: _Training = training) -> float:
-      if training.layout is not None:
-        state = condensed.expand(state, training.layout)
-      return float(score(state.theta, {}, test)['accuracy'])
-
     name = f'{way}, {sparsity:.0%} zeros'
-    found = _train(config, training.step, training.state, look, splits, name)
-    yield {**place, 'sparsity': sparsity, 'way': way, **found}
+    yield {
+      'part': 'accuracy',
+      'width': config.accuracy_width,
+      'batch': config.train_batch,
+      'sparsity': sparsity,
+      'way': way,
+      **_train(config, training, splits, name),
+    }
 
 
 def _train(
-  config: Config,
-  step: step_lib.Step,
-  state: Tree,
-  look: _Look,
-  splits: Any,
-  name: str,
-) -> Record:
+  config: Config, training: _Training, splits: data.Splits, name: str
+) -> Row:
   """Trains until the accuracy is reached; the clock runs in steps alone."""
-  arrays = jax.device_put(splits.train)
+  arrays, test = jax.device_put((splits.train, splits.test))
+  net = _make_net(config.accuracy_width)
+  score = jax.jit(evaluate_lib.make_evaluate(net))
 
   def run(state: Tree, arrays: Arrays, indices: jax.Array) -> Any:
     def body(state: Tree, batch: jax.Array) -> Any:
-      return step(state, arrays.images[batch], arrays.labels[batch])
+      images, labels = arrays.images[batch], arrays.labels[batch]
+      return training.step(state, images, labels)
 
     return jax.lax.scan(body, state, indices)[0]
 
   def indices(start: int) -> jax.Array:
+    size = len(splits.train.labels)
     return jnp.asarray(
       data.batch_indices(
-        0,
-        start,
-        _STEPS_PER_DISPATCH,
-        config.train_batch,
-        len(splits.train.labels),
+        0, start, _STEPS_PER_DISPATCH, config.train_batch, size
       )
     )
 
+  state = training.state
   advance = jax.jit(run, donate_argnums=0).lower(state, arrays, indices(0))
   compiled = advance.compile()
   seconds, accuracy = 0.0, 0.0
@@ -393,7 +365,10 @@ def _train(
     begin = time.perf_counter()
     state = jax.block_until_ready(compiled(state, arrays, batch))
     seconds += time.perf_counter() - begin
-    accuracy = look(state)
+    full = state
+    if training.layout is not None:
+      full = condensed.expand(state, training.layout)
+    accuracy = float(score(full.theta, {}, test)['accuracy'])
     print(
       f'{name}: step {int(state.step):,}, {seconds:.1f} s, {accuracy:.2%}',
       file=sys.stderr,
@@ -412,10 +387,10 @@ def _train(
 
 def _records(
   part: str,
-  place: Record,
+  place: Row,
   times: Mapping[str, timing.Times],
   calls: Mapping[str, int],
-) -> Iterator[Record]:
+) -> Iterator[Row]:
   """What a table says of each program."""
   seconds = {
     way: [wall / calls[way] for wall in found.wall]
@@ -431,7 +406,7 @@ def _records(
     }
 
 
-def _shown(records: Sequence[Record]) -> list[Record]:
+def _shown(records: Sequence[Row]) -> list[Row]:
   """The records as a table for people."""
   return [
     {
@@ -443,7 +418,7 @@ def _shown(records: Sequence[Record]) -> list[Record]:
   ]
 
 
-_PARTS: dict[Part, Callable[[Config], Iterator[Record]]] = {
+_PARTS: dict[Part, Callable[[Config], Iterator[Row]]] = {
   'inference': _inference,
   'step': _step,
   'accuracy': _accuracy,

@@ -1,9 +1,9 @@
 """Bytes of what a training run keeps from one step to the next, from shapes.
 
 A sparse network is kept in one of two forms. Masked: every weight with its
-slots in the optimiser, and a mask of one byte a weight. Condensed, as
-nets/condensed.py holds it: values of the connections alone, with their slots,
-and a position of four bytes each.
+slots in the optimiser, and a mask of one byte a weight. Condensed: values of
+the connections alone, with their slots, and a position of four bytes each, with
+which they can be found (layers that are fast at it keep three such numbers).
 """
 
 from collections.abc import Mapping

@@ -5,12 +5,12 @@
 
 | format | what the file holds |
 |---|---|
-| safetensors | surviving values, masks as bits; see export_safetensors.py |
-| npz | theta and masks as they are, for NumPy; see export_npz.py |
-| scipy | CSR matrices, for SciPy; see export_npz.py, sparse_matrices.py |
+| safetensors | surviving values, masks as bits; see safetensors.py |
+| npz | theta and masks as they are, for NumPy; see npz.py |
+| scipy | CSR matrices, for SciPy; see npz.py, sparse_matrices.py |
 
 At 95 % sparsity LeNet-300-100 takes 6.2, 8.5 and 6.8 % of its dense float32
-parameters. export_program writes a fourth kind of file: a compiled function,
+parameters. program.py writes a fourth kind of file: a compiled function,
 which JAX runs without this library.
 
 There is no ONNX, since it does not pay: the sparse product of ONNX Runtime was
@@ -22,7 +22,7 @@ it. LiteRT ran sparse weights at 0.95 to 1.03 times the speed of dense ones.
 from collections.abc import Callable
 import os
 import pathlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from powerprop_jax.core import names
 from powerprop_jax.core import select as select_lib
@@ -53,14 +53,7 @@ FORMATS = tuple(_FORMATS)
 
 
 def check_format(name: str, known: tuple[str, ...] = FORMATS) -> None:
-  """Refuses a format that there is not.
-
-  Args:
-    name: what was asked for.
-    known: those that there are.
-
-  Raises:
-    ValueError: with the nearest name.
+  """Refuses a format that is not one of those known.
 
   Example:
     >>> check_format('scypi')
@@ -71,9 +64,9 @@ def check_format(name: str, known: tuple[str, ...] = FORMATS) -> None:
   """
   if name in known:
     return
-  hint = names.hint(name, known)
   raise ValueError(
-    f'unknown format {name!r}.{hint} There are: {", ".join(known)}.'
+    f'unknown format {name!r}.{names.hint(name, known)} There are: '
+    f'{", ".join(known)}.'
   )
 
 
@@ -91,7 +84,7 @@ def write(
   select: Select = select_lib.is_weight,
   overwrite: bool = False,
 ) -> pathlib.Path:
-  """Writes the file, in one step.
+  """Writes the file, whole or not at all.
 
   Args:
     path: the file; its folder must exist.
@@ -101,9 +94,6 @@ def write(
     select: for 'scipy', which leaves become matrices.
     overwrite: replace a file that is there; it stays until the new one is
       complete.
-
-  Returns:
-    The path.
 
   Raises:
     ImportError: for 'safetensors', without the package of that name.
@@ -128,15 +118,7 @@ def write(
 def write_bytes(
   path: str | os.PathLike[str], data: bytes, *, overwrite: bool
 ) -> pathlib.Path:
-  """Writes a file in one step, and replaces none unless asked to.
-
-  Args:
-    path: the file; its folder must exist.
-    data: the content.
-    overwrite: replace a file that is there.
-
-  Returns:
-    The path.
+  """Writes a file in one step, over another one only with overwrite.
 
   Raises:
     ValueError: if the file exists, or cannot be written.
@@ -154,12 +136,7 @@ def write_bytes(
 def check_free(path: str | os.PathLike[str], *, overwrite: bool) -> None:
   """Refuses a file that is there already, before work is done for it.
 
-  Args:
-    path: the file.
-    overwrite: whether it may be replaced; a folder never is.
-
-  Raises:
-    ValueError: naming it.
+  With overwrite it may be replaced; a folder never is.
   """
   path = pathlib.Path(path)
   if path.is_dir() or (path.exists() and not overwrite):
@@ -189,8 +166,7 @@ def read(path: str | os.PathLike[str], *, masks: Tree = None) -> Exported:
   try:
     # Every zip archive, and so every .npz file, starts with these letters.
     is_npz = data[:2] == b'PK'
-    kind: Any = npz if is_npz else safetensors
-    found: Exported = kind.from_bytes(data)
+    found = (npz if is_npz else safetensors).from_bytes(data)
   except ValueError as error:
     raise ValueError(
       f'cannot read {os.fspath(path)} as an exported network: '
@@ -203,17 +179,7 @@ def read(path: str | os.PathLike[str], *, masks: Tree = None) -> Exported:
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
-  """The content of a file.
-
-  Args:
-    path: the file.
-
-  Returns:
-    Its bytes.
-
-  Raises:
-    ValueError: if it cannot be read.
-  """
+  """The content of a file; a ValueError if it cannot be read."""
   try:
     return pathlib.Path(path).read_bytes()
   except OSError as error:

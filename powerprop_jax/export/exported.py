@@ -30,7 +30,7 @@ class Exported(NamedTuple):
   about: Row
 
 
-def parts(exported: Exported) -> Mapping[str, Any]:
+def parts(exported: Exported) -> Mapping[str, Tree]:
   """The three trees by name: theta, masks, net_state."""
   return {
     'theta': exported.theta,
@@ -43,12 +43,7 @@ def on_host(exported: Exported) -> Exported:
   """The network as NumPy arrays and JSON, with zeros where no connection is.
 
   What a mask removes becomes zero, whatever its value: the file is of θ ⊙ M.
-
-  Args:
-    exported: a network, concrete.
-
-  Returns:
-    The network, dtypes kept.
+  Dtypes are kept.
 
   Raises:
     ValueError: if a tree is not {module: {name: array}}, or masks are not
@@ -105,12 +100,14 @@ def _masked(x: Array, mask: Array) -> Array:
   return x if mask.all() else np.where(mask, x, np.zeros((), x.dtype))
 
 
-def check_masks(found: Tree, expected: Tree) -> None:
-  """Refuses masks that are not those expected.
+def put(tree: dict[str, dict[str, Array]], path: str, value: Array) -> None:
+  """Adds the leaf 'module/name' to a tree."""
+  module, _, name = path.rpartition('/')
+  tree.setdefault(module, {})[name] = value
 
-  Args:
-    found: masks of a file.
-    expected: masks that the caller holds.
+
+def check_masks(found: Tree, expected: Tree) -> None:
+  """Refuses masks of a file that are not those that the caller holds.
 
   Raises:
     ValueError: naming the first leaf with other connections and how many of

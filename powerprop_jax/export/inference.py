@@ -7,7 +7,7 @@ All forms compute the same logits up to rounding.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, TypeAlias
 
 import haiku as hk
 import jax
@@ -19,14 +19,10 @@ from powerprop_jax.core import select as select_lib
 from powerprop_jax.core import trees
 from powerprop_jax.core.trees import Params, Select, Tree
 from powerprop_jax.export.exported import Exported
-from powerprop_jax.nets import condensed as condensed_lib
+from powerprop_jax.sparse import weight as sparse_weight
 
-
-class Make(Protocol):
-  """Makes a network, e.g. functools.partial(nets.make, 'mlp', 10)."""
-
-  def __call__(self, *, supports: Tree = None) -> hk.TransformedWithState:
-    """The network with these supports, see nets.make; None for dense."""
+# Makes a network, perhaps with supports=, e.g. partial(nets.make, 'mlp', 10).
+Make: TypeAlias = Callable[..., hk.TransformedWithState]
 
 
 class Form(NamedTuple):
@@ -38,38 +34,34 @@ class Form(NamedTuple):
     parameters: a tree of arrays.
   """
 
-  run: Callable[[Any, jax.Array], jax.Array]
+  run: Callable[[Params, jax.Array], jax.Array]
   parameters: Params
 
 
 def dense(make: Make, exported: Exported) -> Form:
   """Dense products with θ, whose zeros are multiplied like all other weights.
 
-  Args:
-    make: makes the network.
-    exported: its parameters, zero where no connection is.
-
-  Returns:
-    The form; its parameters are theta and net_state.
+  The parameters of the form are theta and net_state.
   """
-  net = make()
+  parameters = _on_device((exported.theta, exported.net_state))
+  return Form(_run(make()), parameters)
 
+
+def _run(
+  net: hk.TransformedWithState,
+) -> Callable[[Params, jax.Array], jax.Array]:
   def run(parameters: Params, images: jax.Array) -> jax.Array:
     theta, net_state = parameters
-    return net.apply(theta, net_state, None, images, False)[0]
+    logits: jax.Array = net.apply(theta, net_state, None, images, False)[0]
+    return logits
 
-  return Form(run, _on_device((exported.theta, exported.net_state)))
+  return run
 
 
 def masked(make: Make, exported: Exported) -> Form:
   """Dense products with θ ⊙ M, multiplied out in every call.
 
-  Args:
-    make: makes the network.
-    exported: its parameters and masks.
-
-  Returns:
-    The form; its parameters are theta, net_state and masks.
+  The parameters of the form are theta, net_state and masks.
   """
   form = dense(make, exported)
 
@@ -84,23 +76,22 @@ def masked(make: Make, exported: Exported) -> Form:
 def condensed(
   make: Make, exported: Exported, image_shape: tuple[int, ...]
 ) -> Form:
-  """The network without its zeros, by the layers of nets/condensed.py.
+  """The network without its zeros, by the layers that hold its connections.
+
+  The parameters of the form are the condensed theta and net_state. A leaf with
+  more connections than zeros stays dense, and so all of a network without
+  zeros.
 
   Args:
     make: makes the network.
     exported: its parameters and masks.
     image_shape: of one image, (height, width, channels).
-
-  Returns:
-    The form; its parameters are the condensed theta and net_state. A leaf with
-    more connections than zeros stays dense, and so all of a network without
-    zeros.
   """
   select = sparse_leaves(exported.masks)
   if select is None:
     return dense(make, exported)
-  net = make(supports=condensed_lib.supports(exported.masks, select=select))
-  theta = condensed_lib.condense(
+  net = make(supports=sparse_weight.supports(exported.masks, select=select))
+  theta = sparse_weight.condense(
     _on_device(exported.theta), exported.masks, select=select
   )
   init = jax.jit(net.init, static_argnums=2)
@@ -110,12 +101,7 @@ def condensed(
   net_state = {module: dict(leaves) for module, leaves in made.items()}
   for module, leaves in _on_device(exported.net_state).items():
     net_state.setdefault(module, {}).update(leaves)
-
-  def run(parameters: Params, images: jax.Array) -> jax.Array:
-    theta, net_state = parameters
-    return net.apply(theta, net_state, None, images, False)[0]
-
-  return Form(run, (theta, net_state))
+  return Form(_run(net), (theta, net_state))
 
 
 def sparse_leaves(

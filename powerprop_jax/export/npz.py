@@ -37,17 +37,9 @@ _CSR = ('data', 'indices', 'indptr', 'shape')
 
 
 def to_bytes(exported: Exported, *, csr: Select | None = None) -> bytes:
-  """The file of a network.
+  """The file of a network from exported.on_host.
 
-  Args:
-    exported: as from exported.on_host.
-    csr: which leaves to hold as CSR matrices; None for none.
-
-  Returns:
-    Its content.
-
-  Raises:
-    ValueError: if csr selects a leaf of less than two axes.
+  Leaves that csr selects, of two axes or more, are held as CSR matrices.
   """
   arrays: dict[str, Array] = {}
   dtypes: dict[str, str] = {}
@@ -71,11 +63,8 @@ def to_bytes(exported: Exported, *, csr: Select | None = None) -> bytes:
       if value.dtype.kind == 'V':  # a dtype that NumPy does not know
         dtypes[name], value = value.dtype.name, value.astype(np.float32)
       arrays[name] = value
-  return pack(arrays, exported.about, dtypes, is_sparse=_is_sparse(exported))
-
-
-def _is_sparse(exported: Exported) -> bool:
-  return any(not x.value.all() for x in trees.named_leaves(exported.masks))
+  is_sparse = not all(x.value.all() for x in trees.named_leaves(exported.masks))
+  return pack(arrays, exported.about, dtypes, is_sparse=is_sparse)
 
 
 def pack(
@@ -92,9 +81,6 @@ def pack(
     about: what JSON holds.
     dtypes: of arrays that are held in another one.
     is_sparse: whether compression pays.
-
-  Returns:
-    Its content.
   """
   texts = {'about': np.array(json.dumps(about))}
   if dtypes:
@@ -107,12 +93,6 @@ def pack(
 
 def unpack(data: bytes) -> tuple[dict[str, Array], Any, dict[str, str]]:
   """Undoes pack: (arrays, about, dtypes).
-
-  Args:
-    data: content of the file.
-
-  Returns:
-    The three.
 
   Raises:
     ValueError: if the file is damaged, or none that pack wrote.
@@ -133,36 +113,24 @@ def unpack(data: bytes) -> tuple[dict[str, Array], Any, dict[str, str]]:
 
 
 def from_bytes(data: bytes) -> Exported:
-  """Undoes to_bytes, of either kind.
-
-  Args:
-    data: content of the file.
-
-  Returns:
-    The network, as NumPy arrays equal to the last bit.
+  """Undoes to_bytes, to the last bit.
 
   Raises:
     ValueError: if the file is damaged, or is none that to_bytes wrote.
   """
   arrays, about, dtypes = unpack(data)
   found: dict[str, dict[str, dict[str, Array]]] = {
-    'theta': {},
-    'masks': {},
-    'net_state': {},
+    part: {} for part in ('theta', 'masks', 'net_state')
   }
   matrices: dict[str, dict[str, Array]] = {}
-
-  def put(part: str, path: str, value: Array) -> None:
-    module, _, name = path.rpartition('/')
-    found[part].setdefault(module, {})[name] = value
-
   for name, value in arrays.items():
     part, _, path = name.partition('/')
     if part == 'csr':
       path, _, piece = path.rpartition('/')
       matrices.setdefault(path, {})[piece] = value
     elif part in found:
-      put(part, path, value.astype(jnp.dtype(dtypes.get(name, value.dtype))))
+      dtype = jnp.dtype(dtypes.get(name, value.dtype))
+      exported_lib.put(found[part], path, value.astype(dtype))
     else:
       raise ValueError(f'it holds {name!r}, which no exported network has')
   for path, pieces in matrices.items():
@@ -173,7 +141,7 @@ def from_bytes(data: bytes) -> Exported:
       tuple(int(length) for length in pieces['shape']),
     )
     dtype = jnp.dtype(dtypes.get(f'csr/{path}', weight.dtype))
-    put('theta', path, weight.astype(dtype))
-    put('masks', path, mask)
+    exported_lib.put(found['theta'], path, weight.astype(dtype))
+    exported_lib.put(found['masks'], path, mask)
   masks_lib.check_same_shapes(found['theta'], found['masks'], 'theta', 'masks')
-  return Exported(found['theta'], found['masks'], found['net_state'], about)
+  return Exported(**found, about=about)

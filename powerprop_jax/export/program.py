@@ -1,7 +1,7 @@
 """A pruned network as a compiled function in a file, by jax.export.
 
-    export_program.write('net_jax.npz', make, exported, image_shape)
-    logits = export_program.read('net_jax.npz').run(images)
+    program.write('net_jax.npz', make, exported, image_shape)
+    logits = program.read('net_jax.npz').run(images)
 
 The file is an .npz with `program`, bytes, and `about`, a string of JSON. Any
 JAX runs it without this library, on a CPU, a GPU or a TPU:
@@ -19,8 +19,7 @@ a program with its connections as arguments 2.2 ms. With a fixed batch of 128,
 784-4096-4096-10 took a third of the time of the dense network.
 """
 
-from collections.abc import Sequence
-import contextlib
+from collections.abc import Callable, Sequence
 import os
 import pathlib
 from typing import Any, NamedTuple
@@ -30,14 +29,13 @@ from jax import export as jax_export
 import jax.numpy as jnp
 import numpy as np
 
-from powerprop_jax.core.trees import Tree
 from powerprop_jax.export import export, inference, npz
 from powerprop_jax.export import exported as exported_lib
 from powerprop_jax.export.exported import Exported
 from powerprop_jax.export.inference import Make
 from powerprop_jax.files.tables import Row
-from powerprop_jax.nets import condensed as condensed_lib
 from powerprop_jax.sparse import kernel_choice
+from powerprop_jax.sparse import weight as sparse_weight
 
 SUFFIX = '_jax.npz'
 PLATFORMS = ('cpu', 'cuda', 'tpu')
@@ -83,9 +81,6 @@ def write(
     platforms: what to compile for, of jax.export's names.
     overwrite: replace a file that is there.
 
-  Returns:
-    The path.
-
   Raises:
     ImportError: without flatbuffers, which jax.export serialises with.
     ValueError: if the file exists, the shapes do not fit the network, batch is
@@ -96,7 +91,8 @@ def write(
     raise ValueError(f'batch must be at least 1, got {batch}.')
   export.check_free(path, overwrite=overwrite)
   exported = exported_lib.on_host(exported)
-  with _portable():
+  # No kernels that were compiled for this machine.
+  with kernel_choice.use('loops', 'dense'):
     if batch is None:
       run = _expanded(make, exported)
     else:
@@ -116,23 +112,20 @@ def write(
   return export.write_bytes(path, data, overwrite=overwrite)
 
 
-def _portable() -> contextlib.AbstractContextManager[None]:
-  """Layers traced in it use no kernels that were compiled for this machine."""
-  return kernel_choice.use('loops', 'dense')
-
-
-def _expanded(make: Make, exported: Exported) -> Tree:
+def _expanded(
+  make: Make, exported: Exported
+) -> Callable[[jax.Array], jax.Array]:
   """images -> logits, by dense weights that are made from their connections."""
   select = inference.sparse_leaves(exported.masks)
   form = inference.dense(make, exported)
   theta, net_state = form.parameters
   if select is None:
     return lambda images: form.run((theta, net_state), images)
-  supports = condensed_lib.supports(exported.masks, select=select)
-  values = condensed_lib.condense(theta, exported.masks, select=select)
+  supports = sparse_weight.supports(exported.masks, select=select)
+  values = sparse_weight.condense(theta, exported.masks, select=select)
 
   def run(images: jax.Array) -> jax.Array:
-    weights = condensed_lib.expand(values, supports)
+    weights = sparse_weight.expand(values, supports)
     return form.run((weights, net_state), images)
 
   return run
@@ -140,12 +133,6 @@ def _expanded(make: Make, exported: Exported) -> Tree:
 
 def read(path: str | os.PathLike[str]) -> Program:
   """Reads a file that write wrote.
-
-  Args:
-    path: the file.
-
-  Returns:
-    The function and what it is about.
 
   Raises:
     ImportError: without flatbuffers.

@@ -29,6 +29,7 @@ import numpy as np
 
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import trees
+from powerprop_jax.export import exported as exported_lib
 from powerprop_jax.export.exported import Array, Exported
 
 _FORMAT = 'powerprop_jax network, version 1'
@@ -43,13 +44,7 @@ _KNOWN = {jnp.dtype(dtype) for dtype in _DTYPES.values()}
 
 
 def to_bytes(exported: Exported) -> bytes:
-  """The file of a network.
-
-  Args:
-    exported: as from exported.on_host.
-
-  Returns:
-    Its content.
+  """The file of a network from exported.on_host.
 
   Raises:
     ImportError: without safetensors.
@@ -114,13 +109,7 @@ def _checksum(tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> str:
 
 
 def from_bytes(data: bytes) -> Exported:
-  """Undoes to_bytes.
-
-  Args:
-    data: content of the file.
-
-  Returns:
-    The network, as NumPy arrays equal to the last bit.
+  """Undoes to_bytes, to the last bit.
 
   Raises:
     ImportError: without safetensors.
@@ -133,29 +122,28 @@ def from_bytes(data: bytes) -> Exported:
       f'it is in format {metadata.get("format")!r}, and this version of '
       f'powerprop_jax reads {_FORMAT!r}'
     )
-  theta: dict[str, dict[str, Array]] = {}
-  masks: dict[str, dict[str, Array]] = {}
-  net_state: dict[str, dict[str, Array]] = {}
+  found: dict[str, dict[str, dict[str, Array]]] = {
+    part: {} for part in ('theta', 'masks', 'net_state')
+  }
   try:
     shapes = json.loads(metadata['shapes'])
     for tensor_name, value in tensors.items():
       part, _, path = tensor_name.partition('/')
-      module, _, name = path.rpartition('/')
       if part == 'net_state':
-        net_state.setdefault(module, {})[name] = value
+        exported_lib.put(found[part], path, value)
       elif part in ('theta', 'values'):
         mask = np.ones(value.shape, bool)
         if part == 'values':
           mask = _mask(path, tensors[f'masks/{path}'], tuple(shapes[path]))
           value = _scattered(path, value, mask)
-        theta.setdefault(module, {})[name] = value
-        masks.setdefault(module, {})[name] = mask
+        exported_lib.put(found['theta'], path, value)
+        exported_lib.put(found['masks'], path, mask)
     about = json.loads(metadata['about'])
   except (KeyError, TypeError, json.JSONDecodeError) as error:
     raise ValueError(f'a part of it is missing or not ours: {error}') from error
   if metadata.get('crc32') != _checksum(tensors, metadata):
     raise ValueError('it changed after it was written')
-  return Exported(theta, masks, net_state, about)
+  return Exported(**found, about=about)
 
 
 def _parse(data: bytes) -> tuple[dict[str, Array], dict[str, str]]:

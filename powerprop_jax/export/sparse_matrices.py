@@ -20,11 +20,12 @@ from typing import Any, NamedTuple, TypeVar
 from jax.experimental import sparse
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core import trees
-from powerprop_jax.core.trees import Params, Select, Tree
+from powerprop_jax.core.trees import Params, Select
 from powerprop_jax.export.exported import Array
 
 M = TypeVar('M')
@@ -44,7 +45,7 @@ class Rows(NamedTuple):
   indptr: Array
 
 
-def rows(weight: Any, mask: Tree) -> Rows:
+def rows(weight: npt.ArrayLike, mask: npt.ArrayLike) -> Rows:
   """The connections of a weight, output by output.
 
   Args:
@@ -53,9 +54,6 @@ def rows(weight: Any, mask: Tree) -> Rows:
 
   Returns:
     Rows of the matrix [out, in], in the dtype of the weight.
-
-  Raises:
-    ValueError: if the shapes differ or there is one axis only.
 
   Example:
     >>> rows(np.array([[1., 2.], [3., 4.]]), np.array([[1, 0], [1, 1]]) > 0)
@@ -83,14 +81,7 @@ def _matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def from_rows(found: Rows, shape: tuple[int, ...]) -> tuple[Array, Array]:
-  """Undoes rows: the dense weight and its mask.
-
-  Args:
-    found: the rows.
-    shape: of the weight.
-
-  Returns:
-    (weight, mask), NumPy arrays of that shape.
+  """Undoes rows: the dense weight of that shape, and its mask.
 
   Raises:
     ValueError: if the rows are not those of such a weight.
@@ -128,18 +119,10 @@ def _misfit(shape: tuple[int, ...]) -> ValueError:
   )
 
 
-def csr(weight: Any, mask: Tree) -> Any:
-  """A weight for SciPy.
+def csr(weight: npt.ArrayLike, mask: npt.ArrayLike) -> Any:
+  """A weight [..., out] for SciPy, a scipy.sparse.csr_array [out, in].
 
-  Args:
-    weight: [..., out]. SciPy has no half precision, so that becomes float32.
-    mask: concrete booleans of its shape.
-
-  Returns:
-    A scipy.sparse.csr_array [out, in].
-
-  Raises:
-    ValueError: as for rows.
+  SciPy has no half precision, so that becomes float32.
 
   Example:
     >>> w = np.array([[1., 2.], [3., 4.]])
@@ -154,18 +137,11 @@ def csr(weight: Any, mask: Tree) -> Any:
   return scipy.sparse.csr_array(tuple(found), _matrix_shape(np.shape(weight)))
 
 
-def bcsr(weight: Any, mask: Tree) -> sparse.BCSR:
-  """A weight for JAX, fast as `bcsr(w, mask) @ x` in float32.
-
-  Args:
-    weight: [..., out].
-    mask: concrete booleans of its shape.
-
-  Returns:
-    A BCSR [out, in], in the dtype of the weight.
+def bcsr(weight: npt.ArrayLike, mask: npt.ArrayLike) -> sparse.BCSR:
+  """A weight [..., out] for JAX, fast as `bcsr(w, mask) @ x` in float32.
 
   Raises:
-    ValueError: as for rows, or if JAX would round a weight of 64 bits.
+    ValueError: if JAX would round a weight of 64 bits.
 
   Example:
     >>> w = jnp.array([[1., 2.], [3., 4.]])
@@ -173,70 +149,36 @@ def bcsr(weight: Any, mask: Tree) -> sparse.BCSR:
     Array([31., 40.], dtype=float32)
   """
   found = rows(weight, mask)
+  data = jnp.array(found.data)
+  if data.dtype != found.data.dtype:
+    raise ValueError(
+      f'JAX would round {found.data.dtype} to {data.dtype}. Convert the weight '
+      'to float32, or enable jax_enable_x64.'
+    )
   return sparse.BCSR(
-    (_on_device(found.data), jnp.array(found.indices), jnp.array(found.indptr)),
+    (data, jnp.array(found.indices), jnp.array(found.indptr)),
     shape=_matrix_shape(np.shape(weight)),
     indices_sorted=True,
     unique_indices=True,
   )
 
 
-def bcoo(weight: Any, mask: Tree) -> sparse.BCOO:
-  """As bcsr, with a pair of indices for each entry."""
-  found = rows(weight, mask)
-  num_out, num_in = _matrix_shape(np.shape(weight))
-  outputs = np.repeat(np.arange(num_out), np.diff(found.indptr))
-  indices = np.stack([outputs, found.indices], axis=1).astype(np.int32)
-  return sparse.BCOO(
-    (_on_device(found.data), jnp.array(indices)),
-    shape=(num_out, num_in),
-    indices_sorted=True,
-    unique_indices=True,
-  )
-
-
-def _on_device(data: Array) -> Any:
-  array = jnp.array(data)
-  if array.dtype != data.dtype:
-    raise ValueError(
-      f'JAX would round {data.dtype} to {array.dtype}. Convert the weight to '
-      'float32, or enable jax_enable_x64.'
-    )
-  return array
-
-
 def dense(matrix: Any, shape: tuple[int, ...]) -> tuple[Array, Array]:
-  """Undoes csr, bcsr and bcoo.
-
-  Args:
-    matrix: what one of them returned.
-    shape: of the weight.
-
-  Returns:
-    (weight, mask), NumPy arrays, in the dtype of the matrix.
+  """Undoes csr and bcsr: the weight of that shape, and its mask.
 
   Raises:
     ValueError: if the matrix is not that of a weight of this shape.
 
   Example:
     >>> w = jnp.array([[1., 2.], [3., 4.]])
-    >>> dense(bcoo(w, w != 2), w.shape)[0]
+    >>> dense(bcsr(w, w != 2), w.shape)[0]
     array([[1., 0.],
            [3., 4.]], dtype=float32)
   """
   if tuple(matrix.shape) != _matrix_shape(shape):
     raise _misfit(shape)
-  if isinstance(matrix, sparse.BCOO):
-    outputs, indices = np.asarray(matrix.indices).T
-    counts = np.bincount(outputs, minlength=matrix.shape[0])
-    indptr = np.concatenate([[0], np.cumsum(counts)])
-    return from_rows(Rows(np.asarray(matrix.data), indices, indptr), shape)
-  return from_rows(
-    Rows(
-      *(np.asarray(x) for x in (matrix.data, matrix.indices, matrix.indptr))
-    ),
-    shape,
-  )
+  parts = matrix.data, matrix.indices, matrix.indptr
+  return from_rows(Rows(*map(np.asarray, parts)), shape)
 
 
 def matrices(
@@ -246,16 +188,13 @@ def matrices(
   *,
   select: Select = select_lib.is_weight,
 ) -> dict[str, M]:
-  """The selected weights of a network as matrices.
+  """The selected weights of a network as matrices, by 'module/name'.
 
   Args:
     theta: effective parameters.
-    masks: concrete masks of the same structure and shapes.
-    form: csr, bcsr or bcoo.
-    select: which leaves, by (module name, name, value).
-
-  Returns:
-    A matrix for each selected leaf, by 'module/name'.
+    masks: concrete masks.
+    form: csr or bcsr.
+    select: which leaves.
 
   Raises:
     ValueError: if shapes differ, or select selects nothing.

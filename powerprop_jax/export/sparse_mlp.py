@@ -34,10 +34,7 @@ class Layer(NamedTuple):
 
 
 class SparseMLP:
-  """Fully connected layers with ReLU between.
-
-  Args:
-    layers: from the first to the last.
+  """Fully connected layers, from the first to the last, with ReLU between.
 
   Example:
     >>> mlp = SparseMLP([Layer(np.array([[1., -1.]]), np.array([0.5]))])
@@ -68,14 +65,9 @@ class SparseMLP:
 def is_mlp(theta: Mapping[str, Any], net_state: Mapping[str, Any]) -> bool:
   """Whether a network is fully connected, by its parameters.
 
-  Args:
-    theta: parameters as Haiku has them.
-    net_state: state of the network.
-
-  Returns:
-    True if every module holds a weight [in, out] and at most a bias, and the
-    outputs of each are as many as the inputs of the next in natural order.
-    What lies between them cannot be seen.
+  True if every module holds a weight [in, out] and at most a bias, and the
+  outputs of each are as many as the inputs of the next in natural order. What
+  lies between them cannot be seen.
 
   Example:
     >>> is_mlp({'mlp/linear_0': {'w': np.ones((4, 3)), 'b': np.ones(3)},
@@ -107,15 +99,10 @@ def from_params(
 ) -> SparseMLP:
   """A fully connected network, with ReLU between its layers.
 
-  Args:
-    theta: effective parameters, {module: {'w': [in, out], 'b': [out]}}. Modules
-      follow each other in natural order, as those of nets.MLP and
-      nets.LeNet300100 do.
-    masks: concrete masks like theta.
-
-  Returns:
-    The network; a layer with more than a fifth of its weights stays dense, and
-    half precision becomes float32, which SciPy computes with.
+  Modules {'w': [in, out], 'b': [out]} follow each other in natural order, as
+  those of nets.OneHiddenMLP and nets.LeNet300100 do. A layer with more than a
+  fifth of its weights stays dense, and half precision becomes float32, which
+  SciPy computes with.
 
   Raises:
     ValueError: if the parameters are not those of such a network.

@@ -2,17 +2,9 @@
 
 from powerprop_jax.nets.alexnet import AlexNetS
 from powerprop_jax.nets.cnn import CifarCNN, MnistCNN
-from powerprop_jax.nets.condensed import (
-  CondensedConv2D,
-  CondensedLinear,
-  condense,
-  expand,
-  faster_supports,
-  support,
-  supports,
-)
-from powerprop_jax.nets.dct import DctConv2D, DctLinear
 from powerprop_jax.nets.fixup import FixUpResNet
+from powerprop_jax.nets.layers.condensed import CondensedConv2D, CondensedLinear
+from powerprop_jax.nets.layers.dct import DctConv2D, DctLinear
 from powerprop_jax.nets.lenet import LeNet5, LeNet5Small, LeNet300100
 from powerprop_jax.nets.mlp import OneHiddenMLP
 from powerprop_jax.nets.mobilenet import MobileNetV2
@@ -21,7 +13,14 @@ from powerprop_jax.nets.resnet import ResNet
 from powerprop_jax.nets.scope import power_scope
 from powerprop_jax.nets.vgg import VGG, VGG19
 from powerprop_jax.nets.wide_resnet import WideResNet
-from powerprop_jax.sparse.weight import Support
+from powerprop_jax.sparse.weight import (
+  Support,
+  condense,
+  expand,
+  faster_supports,
+  support,
+  supports,
+)
 
 __all__ = (
   'NAMES',

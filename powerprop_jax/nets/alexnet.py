@@ -15,10 +15,8 @@ class AlexNetS(hk.Module):
   Batch normalisation and ReLU after every layer but the last. At 32×32×3 with
   10 classes: 5,066,784 weights (linear and convolutional).
 
-  Args:
-    num_classes: size of the last axis of the logits.
-    name: name of the module; its layers are conv_0 to conv_4, linear_0,
-      linear_1 and logits, its norms norm_0 to norm_6.
+  Its layers are conv_0 to conv_4, linear_0, linear_1 and logits, its norms
+  norm_0 to norm_6.
 
   Source:
     Lee et al., SNIP, 2019 (https://arxiv.org/abs/1810.02340; 'alexnet-v1' in
@@ -30,16 +28,7 @@ class AlexNetS(hk.Module):
     self._num_classes = num_classes
 
   def __call__(self, images: jax.Array, is_training: bool = False) -> jax.Array:
-    """Logits [N, num_classes] of images [N, H, W, C].
-
-    Args:
-      images: float images in [0, 1].
-      is_training: whether to normalise by the statistics of this batch, and
-        update the running ones, or to use the running ones.
-
-    Returns:
-      Logits.
-    """
+    """Logits [N, num_classes] of images [N, H, W, C]."""
     layers.check_images(images)
     x = images
     for i, (channels, size) in enumerate(_CONVOLUTIONS):

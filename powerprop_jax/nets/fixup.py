@@ -30,15 +30,14 @@ class FixUpResNet(hk.Module):
   start where the weights do not: at transform_scale(...) for the first
   convolution of a block, and at 0 for the second and for the logits.
 
+  Its layers are stem, conv_0 and conv_1 in group_1/block_0 and so on, and
+  logits. A block also has bias_0 to bias_3 and scale, the network bias_0 and
+  bias_1.
+
   Args:
     num_classes: size of the last axis of the logits.
     depth: number of layers, 6n + 2 for n blocks in a group.
-    name: name of the module, by default e.g. 'fixup_resnet_110'. Its layers are
-      stem, conv_0 and conv_1 in group_1/block_0 and so on, and logits. A block
-      also has bias_0 to bias_3 and scale, the network bias_0 and bias_1.
-
-  Raises:
-    ValueError: if the depth is not 6n + 2.
+    name: name of the module, by default e.g. 'fixup_resnet_110'.
 
   Source:
     Zhang et al., Fixup initialization, 2019 (https://arxiv.org/abs/1901.09321),
@@ -96,14 +95,7 @@ def transform_scale(
   mean norm of the rows of the transform, which is 1, as it has at least as many
   inputs as outputs here.
 
-  Args:
-    kernel_size: k.
-    in_channels: C_in.
-    out_channels: C_out, at most k² C_in.
-    num_blocks: L, blocks in the network.
-
-  Returns:
-    The scale.
+  C_out is at most k² C_in, and L the number of blocks in the network.
 
   Example:
     >>> round(transform_scale(3, 16, 16, num_blocks=54), 4)

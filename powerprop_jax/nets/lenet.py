@@ -11,23 +11,14 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from powerprop_jax.nets import layers
+from powerprop_jax.nets import layers, mlp
 
 
-class LeNet300100(hk.Module):
+class LeNet300100(mlp.MLP):
   """Fully connected layers of 300, 100 and num_classes units, ReLU between.
 
-  At 28×28×1: 266,200 weights and 410 biases.
-
-  Args:
-    num_classes: size of the last axis of the logits.
-    name: name of the module; its layers are linear_0, linear_1 and logits.
-
-  Example:
-    >>> net = hk.transform(lambda x: LeNet300100(10)(x))
-    >>> images = jax.numpy.zeros((1, 8, 8, 1))
-    >>> sorted(net.init(jax.random.key(0), images))
-    ['lenet_300_100/linear_0', 'lenet_300_100/linear_1', 'lenet_300_100/logits']
+  At 28×28×1: 266,200 weights and 410 biases. Its layers are linear_0, linear_1
+  and logits.
 
   Source:
     LeCun et al., Gradient-based learning applied to document recognition, 1998;
@@ -35,35 +26,23 @@ class LeNet300100(hk.Module):
   """
 
   def __init__(self, num_classes: int, name: str = 'lenet_300_100'):
-    super().__init__(name=name)
-    self._num_classes = num_classes
-
-  def __call__(self, images: jax.Array, is_training: bool = False) -> jax.Array:
-    """Logits [N, num_classes] of images [N, H, W, C]."""
-    del is_training
-    layers.check_images(images)
-    x = layers.flatten(images)
-    x = jax.nn.relu(layers.linear(300, 'linear_0')(x))
-    x = jax.nn.relu(layers.linear(100, 'linear_1')(x))
-    return layers.linear(self._num_classes, 'logits')(x)
+    super().__init__(num_classes, (300, 100), name)
 
 
 class LeNet5(hk.Module):
   """Two 5×5 convolutions with pooling, then 500 and num_classes units.
 
   Convolutions are not padded; a ReLU follows the layer of 500 units and, if
-  asked for, each convolution. At 28×28×1: 430,500 weights and 580 biases.
+  told so, each convolution. At 28×28×1: 430,500 weights and 580 biases. Its
+  layers are conv_0, conv_1, linear_0 and logits. Images are at least 16×16:
+  nothing would be left of smaller ones after the second pooling.
 
   Args:
     num_classes: size of the last axis of the logits.
     conv_relu: whether a ReLU follows each convolution. Caffe's example and SNIP
       have none, SNFS has.
     w_init: initialiser of the weights; None is that of all our networks.
-    name: name of the module; its layers are conv_0, conv_1, linear_0, logits.
-
-  Raises:
-    ValueError: when called, if images are smaller than 16×16: nothing would be
-      left after the second pooling.
+    name: name of the module.
 
   Source:
     The 'lenet' example of Caffe, as in Lee et al., SNIP, 2019
@@ -113,10 +92,7 @@ class LeNet5Small(hk.Module):
   32×32 are surrounded with zeros up to that size, MNIST by 2 on each side. For
   32×32×3 and 10 classes: 61,510 weights and nothing else; for 28×28×1, 61,210.
 
-  Args:
-    num_classes: size of the last axis of the logits.
-    name: name of the module; its layers are conv_0, conv_1, conv_2, linear_0
-      and logits.
+  Its layers are conv_0, conv_1, conv_2, linear_0 and logits.
 
   Source:
     Price & Tanner, Dense for the price of sparse, 2021

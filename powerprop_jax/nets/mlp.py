@@ -8,42 +8,16 @@ import jax
 from powerprop_jax.nets import layers
 
 
-class OneHiddenMLP(hk.Module):
-  """Fully connected layers of 100 and num_classes units, ReLU between.
-
-  At 28×28×1: 79,400 weights and 110 biases.
-
-  Args:
-    num_classes: size of the last axis of the logits.
-    name: name of the module; its layers are linear_0 and logits.
-  """
-
-  def __init__(self, num_classes: int, name: str = 'mlp'):
-    super().__init__(name=name)
-    self._num_classes = num_classes
-
-  def __call__(self, images: jax.Array, is_training: bool = False) -> jax.Array:
-    """Logits [N, num_classes] of images [N, H, W, C]."""
-    del is_training
-    layers.check_images(images)
-    x = layers.flatten(images)
-    x = jax.nn.relu(layers.linear(100, 'linear_0')(x))
-    return layers.linear(self._num_classes, 'logits')(x)
-
-
 class MLP(hk.Module):
   """Fully connected layers of the given widths, then num_classes, ReLU between.
 
   At 28×28×1 with hidden layers of 2,000 and 2,000: 5,588,000 weights and 4,010
-  biases.
+  biases. Its layers are linear_0, linear_1, … and logits.
 
   Args:
     num_classes: size of the last axis of the logits.
     hidden: width of each hidden layer, at least 1.
-    name: name of the module; its layers are linear_0, linear_1, … and logits.
-
-  Raises:
-    ValueError: if a width is less than 1.
+    name: name of the module.
 
   Example:
     >>> net = hk.transform(lambda x: MLP(10, hidden=(8,))(x))
@@ -73,3 +47,10 @@ class MLP(hk.Module):
     for number, width in enumerate(self._hidden):
       x = jax.nn.relu(layers.linear(width, f'linear_{number}')(x))
     return layers.linear(self._num_classes, 'logits')(x)
+
+
+class OneHiddenMLP(MLP):
+  """A layer of 100 units, at 28×28×1: 79,400 weights and 110 biases."""
+
+  def __init__(self, num_classes: int, name: str = 'mlp'):
+    super().__init__(num_classes, (100,), name)

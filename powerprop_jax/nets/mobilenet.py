@@ -46,10 +46,8 @@ class MobileNetV2(hk.Module):
   convolution of 1280 after. Convolutions have no bias. For 3 channels and 10
   classes: 2,202,560 weights (convolutional and linear), 2,236,682 parameters.
 
-  Args:
-    num_classes: size of the last axis of the logits.
-    name: name of the module. Its layers are stem; expand (not in the first
-      block), depthwise and project in group_1/block_0 and so on; head; logits.
+  Its layers are stem; expand (not in the first block), depthwise and project in
+  group_1/block_0 and so on; head; logits.
 
   Source:
     Sandler et al., MobileNetV2, 2018 (https://arxiv.org/abs/1801.04381),
@@ -68,16 +66,7 @@ class MobileNetV2(hk.Module):
     self._num_classes = num_classes
 
   def __call__(self, images: jax.Array, is_training: bool = False) -> jax.Array:
-    """Logits [N, num_classes] of images [N, H, W, C].
-
-    Args:
-      images: float images in [0, 1].
-      is_training: whether to normalise by the statistics of this batch, and
-        update the running ones, or to use the running ones.
-
-    Returns:
-      Logits.
-    """
+    """Logits [N, num_classes] of images [N, H, W, C]."""
     layers.check_images(images)
     x = layers.conv(32, 3, 'stem', with_bias=False)(images)
     x = jax.nn.relu6(layers.norm('stem_norm')(x, is_training))

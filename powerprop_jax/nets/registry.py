@@ -11,7 +11,6 @@ from powerprop_jax.nets import (
   alexnet,
   cnn,
   fixup,
-  forms,
   lenet,
   mlp,
   mobilenet,
@@ -19,6 +18,7 @@ from powerprop_jax.nets import (
   vgg,
   wide_resnet,
 )
+from powerprop_jax.nets.layers import forms
 from powerprop_jax.sparse.weight import Support
 
 # num_classes -> a module, called with (images, is_training).
@@ -97,25 +97,22 @@ def make(
     num_classes: size of the last axis of the logits, at least 1. The layer
       that computes them is called 'logits' in every network.
     dct: whether every linear and convolutional layer adds the fixed cosine
-      transform of nets/dct.py, times a scale that is trained. The parameters
+      transform of layers/dct.py, times a scale that is trained. The parameters
       are those of the plain network and 'transform_scale' for each layer, which
       select.is_weight does not choose, so masks and everything that goes with
       them concern the weights alone. These then start at 0.
     w_init: initialiser of the weights in place of the usual one. With dct and
       powerpropagation give one, since a weight at 0 never moves under α > 1;
       likewise for fixup_resnet_110, some of whose weights start at 0.
-    supports: {'module/name': Support}, as condensed.supports gives it: the
-      weights that are held without their zeros, in theta as 'values' instead of
-      'w', and in net_state as their 'positions'. Other weights stay dense.
+    supports: {'module/name': Support}, as nets.supports gives it: the weights
+      that are held without their zeros, in theta as 'values' instead of 'w',
+      and in net_state as an index of their connections (sparse/index.py). Other
+      weights stay dense.
     method: how the transform is applied, with dct: 'auto', 'matrix' or 'fft'.
 
-  Returns:
-    The transformed network.
-
   Raises:
-    ValueError: if the name is unknown, num_classes is less than 1, or a method
-      is given without dct; from init and apply, if a support is for a weight
-      that the network does not have, or of another shape.
+    ValueError: from init and apply too, if a support is for a weight that the
+      network does not have, or of another shape.
 
   Example:
     >>> net = make('lenet_300_100', num_classes=10)
@@ -135,7 +132,7 @@ def make(
   if method != 'auto' and not dct:
     raise ValueError(
       f'method={method!r} is about the cosine transform. Pass dct=True too, or '
-      'leave it away.'
+      'leave it out.'
     )
   form = forms.Form(dct, w_init, supports, method)
 

@@ -70,6 +70,9 @@ class ResNet(hk.Module):
 
   The second has 4,089,184,256 multiply–adds at 224×224.
 
+  Its layers are stem; conv_0, conv_1, perhaps conv_2 and perhaps shortcut in
+  group_1/block_0 and so on; logits.
+
   Args:
     num_classes: size of the last axis of the logits.
     depth: number of layers, 18 or 50; or 10, a ResNet-18 with one block in each
@@ -81,11 +84,6 @@ class ResNet(hk.Module):
     remat: whether to compute the activations inside the blocks once more for
       their gradients, not to keep them: less memory, about a third more time.
     name: name of the module, by default e.g. 'resnet_50' or 'resnet_50_cifar'.
-      Its layers are stem; conv_0, conv_1, perhaps conv_2 and perhaps shortcut
-      in group_1/block_0 and so on; logits.
-
-  Raises:
-    ValueError: if the depth or the stem is unknown, or no channel is left.
 
   Source:
     He et al., Deep Residual Learning, 2016 (https://arxiv.org/abs/1512.03385),
@@ -131,16 +129,7 @@ class ResNet(hk.Module):
     self._remat = remat
 
   def __call__(self, images: jax.Array, is_training: bool = False) -> jax.Array:
-    """Logits [N, num_classes] of images [N, H, W, C].
-
-    Args:
-      images: float images in [0, 1].
-      is_training: whether to normalise by the statistics of this batch, and
-        update the running ones, or to use the running ones.
-
-    Returns:
-      Logits.
-    """
+    """Logits [N, num_classes] of images [N, H, W, C]."""
     layers.check_images(images)
     size, stride = (7, 2) if self._stem == 'imagenet' else (3, 1)
     num_stem = self._channels[0]

@@ -31,11 +31,8 @@ def power_scope(
   be told from one that is worth growing. Wrap the optimiser in powerprop then.
 
   Args:
-    alpha: the power, at least 1; a number or a scalar array, possibly traced.
-    select: which parameters, by (module name, name, value).
-
-  Yields:
-    Nothing; the effect ends with the context.
+    alpha: a number or a scalar array, possibly traced.
+    select: which parameters.
 
   Raises:
     ValueError: if alpha is known and not a finite number of at least 1, or

@@ -44,15 +44,8 @@ class VGG(hk.Module):
   | c | two; the third convolution of a group is 1×1 | 11,307,712 |
   | d | two | 15,239,872 |
 
-  Args:
-    num_classes: size of the last axis of the logits.
-    variant: 'like', 'c' or 'd'.
-    name: name of the module, by default e.g. 'vgg_like'. Its layers are conv_0
-      to conv_12, linear_0, perhaps linear_1, and logits; its norms norm_0 to
-      norm_13 or norm_14.
-
-  Raises:
-    ValueError: if the variant is unknown.
+  Its layers are conv_0 to conv_12, linear_0, perhaps linear_1, and logits; its
+  norms norm_0 to norm_13 or norm_14. Variant c takes images from 4×4 on.
 
   Source:
     Simonyan & Zisserman, 2014 (https://arxiv.org/abs/1409.1556), Table 1,
@@ -77,19 +70,7 @@ class VGG(hk.Module):
     self._variant = _VARIANTS[variant]
 
   def __call__(self, images: jax.Array, is_training: bool = False) -> jax.Array:
-    """Logits [N, num_classes] of images [N, H, W, C].
-
-    Args:
-      images: float images in [0, 1].
-      is_training: whether to normalise by the statistics of this batch, and
-        update the running ones, or to use the running ones.
-
-    Returns:
-      Logits.
-
-    Raises:
-      ValueError: if images are smaller than 4×4 in variant c.
-    """
+    """Logits [N, num_classes] of images [N, H, W, C]."""
     layers.check_images(images)
     has_small_kernels, num_hidden = self._variant
     if has_small_kernels and min(images.shape[1:3]) < 4:
@@ -125,10 +106,7 @@ class VGG19(hk.Module):
   VGG's three. At 32×32×3, 10 classes: 20,024,000 weights, 20,035,018
   parameters.
 
-  Args:
-    num_classes: size of the last axis of the logits.
-    name: name of the module. Its layers are conv_0 to conv_15 and logits; its
-      norms norm_0 to norm_15.
+  Its layers are conv_0 to conv_15 and logits; its norms norm_0 to norm_15.
 
   Source:
     Simonyan & Zisserman, 2014 (https://arxiv.org/abs/1409.1556), Table 1,
@@ -142,16 +120,7 @@ class VGG19(hk.Module):
     self._num_classes = num_classes
 
   def __call__(self, images: jax.Array, is_training: bool = False) -> jax.Array:
-    """Logits [N, num_classes] of images [N, H, W, C].
-
-    Args:
-      images: float images in [0, 1].
-      is_training: whether to normalise by the statistics of this batch, and
-        update the running ones, or to use the running ones.
-
-    Returns:
-      Logits.
-    """
+    """Logits [N, num_classes] of images [N, H, W, C]."""
     layers.check_images(images)
     x, index = images, 0
     for group in _GROUPS_19:

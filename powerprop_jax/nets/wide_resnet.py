@@ -26,17 +26,15 @@ class WideResNet(hk.Module):
   | 28, 2 | 1,463,984 | 1,467,610 |
   | 16, 8 | 10,954,160 | 10,961,370 |
 
+  Its layers are stem; conv_0, conv_1 and perhaps shortcut in group_1/block_0
+  and so on; logits.
+
   Args:
     num_classes: size of the last axis of the logits.
     depth: number of layers, 6n + 4 for n blocks in a group.
     width: how many times 16, 32 and 64 channels.
     dropout: share of activations dropped inside a block in training, in [0, 1).
-    name: name of the module, by default e.g. 'wrn_22_2'. Its layers are stem;
-      conv_0, conv_1 and perhaps shortcut in group_1/block_0 and so on; logits.
-
-  Raises:
-    ValueError: if the depth is not 6n + 4, the width less than 1 or the
-      dropout outside [0, 1); in training, if apply was called without a key.
+    name: name of the module, by default e.g. 'wrn_22_2'.
 
   Source:
     Zagoruyko & Komodakis, Wide Residual Networks, 2016
@@ -74,16 +72,7 @@ class WideResNet(hk.Module):
     self._dropout = dropout
 
   def __call__(self, images: jax.Array, is_training: bool = False) -> jax.Array:
-    """Logits [N, num_classes] of images [N, H, W, C].
-
-    Args:
-      images: float images in [0, 1].
-      is_training: whether to normalise by the statistics of this batch, update
-        the running ones, and drop activations; or to use the running ones.
-
-    Returns:
-      Logits.
-    """
+    """Logits [N, num_classes] of images [N, H, W, C]."""
     layers.check_images(images)
     dropout = self._dropout if is_training else 0.0
     x = layers.conv(16, 3, 'stem', with_bias=False)(images)

@@ -94,15 +94,15 @@ convolve.defvjp(_forward, _backward)
 def _call(
   name: str, shape: tuple[int, ...], window: Window
 ) -> functools.partial[jax.Array]:
-  native.check_available()
-  call = jax.ffi.ffi_call(
-    name, jax.ShapeDtypeStruct(shape, jnp.float32), vmap_method='sequential'
-  )
+  (top, _), (left, _) = window.pads
+  settings = {
+    'kernel_height': window.height,
+    'kernel_width': window.width,
+    'stride': window.stride,
+    'top': top,
+    'left': left,
+  }
   return functools.partial(
-    call,
-    kernel_height=np.int64(window.height),
-    kernel_width=np.int64(window.width),
-    stride=np.int64(window.stride),
-    top=np.int64(window.pads[0][0]),
-    left=np.int64(window.pads[1][0]),
+    native.call(name, jax.ShapeDtypeStruct(shape, jnp.float32)),
+    **{key: np.int64(value) for key, value in settings.items()},
   )

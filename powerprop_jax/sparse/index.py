@@ -5,13 +5,13 @@ gradient of its input through those of one input after the other. An Index is
 what both need: the connections sorted by output and sorted by input.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 
-from powerprop_jax.core.trees import Tree
 from powerprop_jax.sparse import native
 
 
@@ -42,15 +42,12 @@ class Index(NamedTuple):
     return self.in_offsets.size - 1, self.offsets.size - 1
 
 
-def from_positions(positions: Tree, shape: tuple[int, int]) -> Index:
+def from_positions(positions: npt.ArrayLike, shape: tuple[int, int]) -> Index:
   """The index of connections that are known when the program is written.
 
   Args:
     positions: o * in + i of each connection, ascending, concrete.
     shape: [in, out] of the matrix.
-
-  Returns:
-    The index.
 
   Example:
     >>> index = from_positions(np.array([1, 2]), (2, 2))
@@ -63,18 +60,12 @@ def from_positions(positions: Tree, shape: tuple[int, int]) -> Index:
   outputs, inputs = np.divmod(np.asarray(positions, np.int64), num_in)
   by_input = inputs * num_out + outputs
   order = np.argsort(by_input, kind='stable')
-
-  def offsets(rows: Any, num_rows: int) -> jax.Array:
-    counts = np.bincount(rows, minlength=num_rows)
-    return jnp.asarray(np.concatenate([[0], np.cumsum(counts)]), jnp.int32)
-
-  return Index(
-    offsets(outputs, num_out),
-    jnp.asarray(positions, jnp.int32),
-    offsets(inputs, num_in),
-    jnp.asarray(by_input[order], jnp.int32),
-    jnp.asarray(order, jnp.int32),
-  )
+  starts = [
+    np.cumsum(np.bincount(rows + 1, minlength=num_rows + 1))
+    for rows, num_rows in ((outputs, num_out), (inputs, num_in))
+  ]
+  found = starts[0], positions, starts[1], by_input[order], order
+  return Index(*(jnp.asarray(part, jnp.int32) for part in found))
 
 
 def from_mask(mask: jax.Array, size: int) -> Index:
@@ -112,8 +103,7 @@ def _native(mask: jax.Array, size: int) -> Index:
   num_in, num_out = mask.shape
   lengths = num_out + 1, size, num_in + 1, size, size
   shapes = [jax.ShapeDtypeStruct((length,), jnp.int32) for length in lengths]
-  call = jax.ffi.ffi_call('powerprop_index', shapes, vmap_method='sequential')
-  return Index(*call(mask))
+  return Index(*native.call('powerprop_index', shapes)(mask))
 
 
 def _sorted(

@@ -18,25 +18,17 @@ import json
 import math
 import statistics
 import time
-from typing import Any, NamedTuple, cast, get_args
+from typing import Any, NamedTuple, TypeAlias, get_args
 
-import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from powerprop_jax.sparse import (
-  convolution as sparse_convolution,
-)
-from powerprop_jax.sparse import (
-  index as sparse_index,
-)
-from powerprop_jax.sparse import (
-  linear,
-  native,
-  plain_convolution,
-)
+from powerprop_jax.sparse import convolution as sparse_convolution
+from powerprop_jax.sparse import index as sparse_index
+from powerprop_jax.sparse import linear, native, plain_convolution
 from powerprop_jax.sparse.convolution import Window
+from powerprop_jax.sparse.index import Index
 from powerprop_jax.sparse.linear import Kernel
 from powerprop_jax.sparse.native import cache
 
@@ -51,15 +43,21 @@ _SECONDS_PER_ROUND = 0.005
 _MARGIN = 0.95
 _HELD_DENSE = 'held dense'
 
-Run = Callable[[], Any]
+KERNELS: tuple[Kernel, ...] = get_args(Kernel)
 
-_KERNELS: tuple[Kernel, ...] = get_args(Kernel)
-_RECORD: contextvars.ContextVar[dict[str, Any] | None] = contextvars.ContextVar(
-  '_RECORD', default=None
-)
-_ALLOWED: contextvars.ContextVar[tuple[Kernel, ...] | None] = (
-  contextvars.ContextVar('_ALLOWED', default=None)
-)
+# (x, values or weight) -> y.
+_Apply: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
+_Run: TypeAlias = Callable[[], Any]
+
+
+class _Trial(NamedTuple):
+  """What is timed for a task: layers, and the shapes that they are timed on."""
+
+  by_kernel: Mapping[str, _Apply]
+  held_dense: _Apply
+  x: tuple[int, ...]
+  y: tuple[int, ...]
+  weight: tuple[int, ...]
 
 
 class Product(NamedTuple):
@@ -80,53 +78,36 @@ class Product(NamedTuple):
   dtype: str = 'float32'
 
   @property
-  def num_entries(self) -> int:
-    """Connections that the matrix could have."""
-    return self.num_in * self.num_out
-
-  @property
   def work(self) -> int:
     """Multiplications with a dense matrix."""
-    return self.num_entries * self.num_vectors
+    return self.num_in * self.num_out * self.num_vectors
 
-  def runs(self, kernels: Sequence[str], backward: bool) -> dict[str, Run]:
-    """A call of each kernel, perhaps with gradients, and 'held dense'."""
-    make = _both_ways if backward else _one_way
-    draw = _Draw(self.num_entries, self.num_connections)
-    index = draw.index((self.num_in, self.num_out))
-    x = draw.normal(self.num_vectors, self.num_in).astype(self.dtype)
-    dy = draw.normal(self.num_vectors, self.num_out).astype(self.dtype)
-    values = draw.normal(index.positions.size).astype(self.dtype)
-    weight = draw.normal(self.num_in, self.num_out).astype(self.dtype)
-    by_kernel = {
-      kernel: functools.partial(
-        linear.product, index=index, kernel=cast(Kernel, kernel)
-      )
-      for kernel in kernels
+  def trial(self, index: Index) -> _Trial:
+    """Layers with these connections."""
+    by_kernel: dict[str, _Apply] = {
+      kernel: functools.partial(linear.product, index=index, kernel=kernel)
+      for kernel in KERNELS
     }
-    found = {k: make(f, x, values, dy) for k, f in by_kernel.items()}
-    return {**found, _HELD_DENSE: make(jnp.matmul, x, weight, dy)}
+    x, y = ((self.num_vectors, n) for n in (self.num_in, self.num_out))
+    return _Trial(by_kernel, jnp.matmul, x, y, (self.num_in, self.num_out))
 
 
 class Convolution(NamedTuple):
-  """What decides how long a convolution takes.
+  """What decides how long a convolution takes; there are no loops for it.
 
   Attributes:
     images: [N, H, W, C].
     num_out: channels that come out.
     num_connections: of the kernel.
     window: how the kernel moves.
+    dtype: name of the dtype of the images.
   """
 
   images: tuple[int, ...]
   num_out: int
   num_connections: int
   window: Window
-
-  @property
-  def dtype(self) -> str:
-    """Of the images; sparse_convolution has no other."""
-    return 'float32'
+  dtype: str = 'float32'
 
   @property
   def num_in(self) -> int:
@@ -134,82 +115,39 @@ class Convolution(NamedTuple):
     return self.window.height * self.window.width * self.images[-1]
 
   @property
-  def num_entries(self) -> int:
-    """Connections that the kernel could have."""
-    return self.num_in * self.num_out
-
-  @property
   def work(self) -> int:
     """Multiplications with a dense kernel."""
     out_shape = self.window.out_shape(self.images, self.num_out)
     return self.num_in * math.prod(out_shape)
 
-  def runs(self, kernels: Sequence[str], backward: bool) -> dict[str, Run]:
-    """A call of each kernel, perhaps with gradients, and 'held dense'."""
-    make = _both_ways if backward else _one_way
+  def trial(self, index: Index) -> _Trial:
+    """Layers with these connections."""
     height, width, stride, pads = self.window
-    draw = _Draw(self.num_entries, self.num_connections)
-    index = draw.index((self.num_in, self.num_out))
-    x = draw.normal(*self.images)
-    dy = draw.normal(*self.window.out_shape(self.images, self.num_out))
-    values = draw.normal(index.positions.size)
     shape = (height, width, self.images[-1], self.num_out)
 
     def convolve(x: jax.Array, weight: jax.Array) -> jax.Array:
       return plain_convolution.convolve(x, weight, stride, pads)
 
-    def convolve_copy(x: jax.Array, values: jax.Array) -> jax.Array:
-      weight = linear.dense(values, index).reshape(shape)
-      return convolve(x, weight)
-
-    def convolve_connections(x: jax.Array, values: jax.Array) -> jax.Array:
-      return sparse_convolution.convolve(x, values, index, self.window)
-
-    by_kernel = {'native': convolve_connections, 'dense': convolve_copy}
-    found = {
-      kernel: make(by_kernel[kernel], x, values, dy)
-      for kernel in kernels
-      if kernel in by_kernel
+    by_kernel: dict[str, _Apply] = {
+      'native': lambda x, values: sparse_convolution.convolve(
+        x, values, index, self.window
+      ),
+      'dense': lambda x, values: convolve(
+        x, linear.dense(values, index).reshape(shape)
+      ),
     }
-    weight = draw.normal(*shape)
-    return {**found, _HELD_DENSE: make(convolve, x, weight, dy)}
+    y = self.window.out_shape(self.images, self.num_out)
+    return _Trial(by_kernel, convolve, self.images, y, shape)
 
 
-class _Draw:
-  """Random numbers and connections, alike in every program."""
+Task: TypeAlias = Product | Convolution
 
-  def __init__(self, num_entries: int, num_connections: int):
-    self._random = np.random.default_rng(0)
-    self._places = np.sort(
-      self._random.choice(num_entries, num_connections, replace=False)
-    )
-
-  def index(self, shape: tuple[int, int]) -> sparse_index.Index:
-    return sparse_index.from_positions(self._places, shape)
-
-  def normal(self, *shape: int) -> jax.Array:
-    return jnp.asarray(self._random.standard_normal(shape), jnp.float32)
-
-
-def _both_ways(
-  apply: Callable[..., jax.Array], x: jax.Array, weight: jax.Array, dy: Any
-) -> Run:
-  """A call of a layer and its gradients."""
-
-  @jax.jit
-  def run(x: jax.Array, weight: jax.Array, dy: jax.Array) -> Any:
-    y, pull_back = jax.vjp(apply, x, weight)
-    return y, pull_back(dy)
-
-  return functools.partial(run, x, weight, dy)
-
-
-def _one_way(
-  apply: Callable[..., jax.Array], x: jax.Array, weight: jax.Array, dy: Any
-) -> Run:
-  """A call of a layer alone."""
-  del dy
-  return functools.partial(jax.jit(apply), x, weight)
+_RECORD: contextvars.ContextVar[dict[str, Task] | None] = (
+  contextvars.ContextVar('_RECORD', default=None)
+)
+_ALLOWED: contextvars.ContextVar[Sequence[Kernel]] = contextvars.ContextVar(
+  '_ALLOWED', default=KERNELS
+)
 
 
 @contextlib.contextmanager
@@ -220,9 +158,6 @@ def use(*kernels: Kernel) -> Iterator[None]:
     *kernels: 'native', 'loops', 'dense', at least one. use('loops', 'dense')
       makes a program that other machines can run.
 
-  Yields:
-    Nothing; the effect ends with the context.
-
   Raises:
     ValueError: if there is none, or an unknown one.
 
@@ -231,10 +166,10 @@ def use(*kernels: Kernel) -> Iterator[None]:
     ...   choose(Product(4096, 4096, 170_000, 128))
     'loops'
   """
-  unknown = [kernel for kernel in kernels if kernel not in _KERNELS]
+  unknown = [kernel for kernel in kernels if kernel not in KERNELS]
   if unknown or not kernels:
     raise ValueError(
-      f'kernels must be some of {", ".join(_KERNELS)}, got '
+      f'kernels must be some of {", ".join(KERNELS)}, got '
       f'{", ".join(map(repr, unknown)) or "none"}.'
     )
   token = _ALLOWED.set(kernels)
@@ -244,42 +179,46 @@ def use(*kernels: Kernel) -> Iterator[None]:
     _ALLOWED.reset(token)
 
 
-def choose(task: Product | Convolution) -> Kernel:
+def choose(
+  task: Task, *, name: str = '', among: Sequence[Kernel] = KERNELS
+) -> Kernel:
   """The kernel for a product or a convolution.
 
   Args:
     task: what is to be computed.
+    name: of the weight, 'module/name', if it may as well be held dense: see
+      recorded.
+    among: kernels to choose from; use may allow fewer.
 
   Returns:
-    The fastest of those that are allowed here and can compute it. There are no
-    loops for convolutions.
+    The fastest of those that are allowed here and can compute it.
   """
   record = _RECORD.get()
   if record is not None:
-    record[f'{hk.current_name()}/w'] = task
+    if name:
+      record[name] = task
     return 'dense'
-  kernels = _candidates(task)
+  kernels = _candidates(task, among)
   if len(kernels) == 1:
     return kernels[0]
   if jax.default_backend() != 'cpu':
     return 'dense' if 'dense' in kernels else kernels[0]
   if task.work < _WORTH_MEASURING:
-    dense = task.num_connections > _DENSE_ABOVE * task.num_entries
+    dense = task.num_connections > _DENSE_ABOVE * task.num_in * task.num_out
     return 'dense' if dense and 'dense' in kernels else kernels[0]
   seconds = times(task)
   return min(kernels, key=lambda kernel: seconds[kernel])
 
 
 @contextlib.contextmanager
-def recorded() -> Iterator[dict[str, Product | Convolution]]:
+def recorded() -> Iterator[dict[str, Task]]:
   """Finds out what the layers of a network compute, without measuring it.
 
   Yields:
-    A dictionary; whatever is traced in this context adds what each condensed
-    layer would have to choose a kernel for, by the name of its weight,
-    'module/w'.
+    A dictionary; whatever is traced in this context adds what each layer would
+    have to choose a kernel for, by the name that it gives.
   """
-  found: dict[str, Product | Convolution] = {}
+  found: dict[str, Task] = {}
   token = _RECORD.set(found)
   try:
     yield found
@@ -287,7 +226,7 @@ def recorded() -> Iterator[dict[str, Product | Convolution]]:
     _RECORD.reset(token)
 
 
-def pays(task: Product | Convolution, *, backward: bool = True) -> bool:
+def pays(task: Task, *, backward: bool = True) -> bool:
   """Whether a layer without its zeros is faster than one that has them.
 
   Args:
@@ -306,9 +245,7 @@ def pays(task: Product | Convolution, *, backward: bool = True) -> bool:
   return best < _MARGIN * seconds[_HELD_DENSE]
 
 
-def times(
-  task: Product | Convolution, *, backward: bool = True
-) -> Mapping[str, float]:
+def times(task: Task, *, backward: bool = True) -> Mapping[str, float]:
   """Median seconds of every kernel and of a weight that is held dense.
 
   Measured once on a machine, where files can be kept: native/cache.py.
@@ -323,8 +260,10 @@ def times(
   return _times(_bucket(task), native.is_available(), backward)
 
 
-def _candidates(task: Product | Convolution) -> tuple[Kernel, ...]:
-  kernels = set(_ALLOWED.get() or _KERNELS)
+def _candidates(
+  task: Task, among: Sequence[Kernel] = KERNELS
+) -> tuple[Kernel, ...]:
+  kernels = {*among} & {*_ALLOWED.get()}
   if isinstance(task, Convolution):
     kernels.discard('loops')
   if (
@@ -333,22 +272,22 @@ def _candidates(task: Product | Convolution) -> tuple[Kernel, ...]:
     or not native.is_available()
   ):
     kernels.discard('native')
-  found = tuple(kernel for kernel in _KERNELS if kernel in kernels)
+  found = tuple(kernel for kernel in KERNELS if kernel in kernels)
   return found or ('dense',)
 
 
-def _bucket(task: Any) -> Any:
+def _bucket(task: Task) -> Task:
   """The same with a rounded density: two steps for each factor of two."""
-  density = max(task.num_connections, 1) / task.num_entries
-  rounded = 2 ** (round(2 * math.log2(density)) / 2) * task.num_entries
-  return task._replace(
-    num_connections=min(max(round(rounded), 1), task.num_entries)
-  )
+  size = task.num_in * task.num_out
+  density = max(task.num_connections, 1) / size
+  rounded = round(2 ** (round(2 * math.log2(density)) / 2) * size)
+  found: Task = task._replace(num_connections=min(max(rounded, 1), size))
+  return found
 
 
 @functools.cache
 def _times(
-  task: Product | Convolution, with_native: bool, backward: bool
+  task: Task, with_native: bool, backward: bool
 ) -> Mapping[str, float]:
   # A file for each, so that programs that measure at once lose nothing.
   ways = 'forward and backward' if backward else 'forward'
@@ -357,15 +296,14 @@ def _times(
     f'{task} {ways}'
   )
   name = f'kernel_times_{cache.digest(measured.encode())}.json'
-  missing = set() if with_native else {'native'}
+  kernels = {*KERNELS} - (set() if with_native else {'native'})
   if isinstance(task, Convolution):
-    missing.add('loops')
-  kernels = [kernel for kernel in _KERNELS if kernel not in missing]
+    kernels.discard('loops')
   known = _read(name, measured)
   if not {*kernels, _HELD_DENSE} <= set(known):
     # What is being traced must not see this.
     with jax.ensure_compile_time_eval():
-      known = _measure(task.runs(kernels, backward))
+      known = _measure(_runs(task, sorted(kernels), backward))
     text = json.dumps({'measured': measured, 'seconds': known}, indent=1)
     with contextlib.suppress(OSError):  # It only saves time.
       cache.write(name, text.encode())
@@ -383,14 +321,40 @@ def _source_digest() -> str:
     return ''
 
 
-def _measure(runs: Mapping[str, Run]) -> dict[str, float]:
+def _runs(
+  task: Task, kernels: Sequence[str], backward: bool
+) -> dict[str, _Run]:
+  """A call of each kernel, perhaps with gradients, and 'held dense'."""
+  random = np.random.default_rng(0)
+  matrix = task.num_in, task.num_out
+  chosen = random.choice(math.prod(matrix), task.num_connections, replace=False)
+  trial = task.trial(sparse_index.from_positions(np.sort(chosen), matrix))
+  x, dy, values, weight = (
+    jnp.asarray(random.standard_normal(shape), task.dtype)
+    for shape in (trial.x, trial.y, task.num_connections, trial.weight)
+  )
+
+  def run(apply: _Apply, weight: jax.Array) -> _Run:
+    def both_ways(x: jax.Array, weight: jax.Array, dy: jax.Array) -> Any:
+      y, pull_back = jax.vjp(apply, x, weight)
+      return y, pull_back(dy)
+
+    if backward:
+      return functools.partial(jax.jit(both_ways), x, weight, dy)
+    return functools.partial(jax.jit(apply), x, weight)
+
+  found = {kernel: run(trial.by_kernel[kernel], values) for kernel in kernels}
+  return {**found, _HELD_DENSE: run(trial.held_dense, weight)}
+
+
+def _measure(runs: Mapping[str, _Run]) -> dict[str, float]:
   """Median seconds of a call, in interleaved rounds of several."""
   for run in runs.values():
     jax.block_until_ready(run())  # compiles
-  num_calls = {}
-  for name, run in runs.items():
-    seconds = _seconds(run, 1)
-    num_calls[name] = max(1, round(_SECONDS_PER_ROUND / seconds))
+  num_calls = {
+    name: max(1, round(_SECONDS_PER_ROUND / _seconds(run, 1)))
+    for name, run in runs.items()
+  }
   found: dict[str, list[float]] = {name: [] for name in runs}
   for _ in range(_ROUNDS):
     for name, run in runs.items():
@@ -400,7 +364,7 @@ def _measure(runs: Mapping[str, Run]) -> dict[str, float]:
   return {name: statistics.median(times) for name, times in found.items()}
 
 
-def _seconds(run: Run, num_calls: int) -> float:
+def _seconds(run: _Run, num_calls: int) -> float:
   """Seconds of a call, on average."""
   start = time.perf_counter()
   for _ in range(num_calls):

@@ -1,6 +1,6 @@
 """Products with a sparse matrix, by one of several kernels.
 
-  native    compiled for this processor (nets/native); float32 on a CPU
+  native    compiled for this processor (sparse/native); float32 on a CPU
   loops     a loop over the connections of all outputs side by side, in plain
             JAX: wherever XLA runs
   dense     a transient dense copy of the weight, and an ordinary product
@@ -9,17 +9,18 @@ All compute the same product with the same gradients. Which is fastest depends
 on shape, batch and density: kernel_choice.py finds out.
 """
 
-import functools
 import math
 from typing import Literal
 
 import jax
+from jax import lax
 import jax.numpy as jnp
 
 from powerprop_jax.sparse import native
 from powerprop_jax.sparse.index import Index
 
 Kernel = Literal['native', 'loops', 'dense']
+_Saved = tuple[jax.Array, jax.Array, Index]
 
 # Connections of each output that one turn of a loop adds.
 _UNROLLED = 4
@@ -77,15 +78,7 @@ def product(
 
 
 def dense(values: jax.Array, index: Index) -> jax.Array:
-  """The matrix [in, out], zero where there is no connection.
-
-  Args:
-    values: the connections sorted by output, [nnz].
-    index: where they are.
-
-  Returns:
-    A dense array.
-  """
+  """The matrix [in, out] of connections sorted by output, [nnz]."""
   num_in, num_out = index.shape
   flat = jnp.zeros(math.prod(index.shape), values.dtype)
   # Added, for what is left over lies on other connections.
@@ -101,13 +94,6 @@ def scatter(values: jax.Array, index: Index) -> jax.Array:
 
   dense writes column by column and calls the result turned, which a product
   does not mind; any other use has to turn it.
-
-  Args:
-    values: the connections sorted by output, [nnz].
-    index: where they are.
-
-  Returns:
-    A dense array [in, out].
   """
   flat = jnp.zeros(math.prod(index.shape), values.dtype)
   by_input = values.at[index.order].get(mode='clip')
@@ -119,15 +105,7 @@ def scatter(values: jax.Array, index: Index) -> jax.Array:
 
 
 def gather(weight: jax.Array, index: Index) -> jax.Array:
-  """Undoes scatter.
-
-  Args:
-    weight: dense array [in, out].
-    index: where its connections are.
-
-  Returns:
-    The connections sorted by output, [nnz]; zero where there is only room.
-  """
+  """Undoes scatter; what there is only room for is zero."""
   by_input = weight.reshape(-1).at[index.in_positions].get(mode='clip')
   order = jnp.where(is_used(index), index.order, index.order.size)
   values = jnp.zeros(index.order.shape, weight.dtype)
@@ -147,19 +125,19 @@ def _native(x: jax.Array, values: jax.Array, index: Index) -> jax.Array:
 
 def _native_forward(
   x: jax.Array, values: jax.Array, index: Index
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Index]]:
+) -> tuple[jax.Array, _Saved]:
   return _native(x, values, index), (x, values, index)
 
 
 def _native_backward(
-  saved: tuple[jax.Array, jax.Array, Index], dy: jax.Array
+  saved: _Saved, dy: jax.Array
 ) -> tuple[jax.Array, jax.Array, None]:
   x, values, index = saved
   to_x = _multiply(
     index.in_offsets, index.in_positions, values, index.order, dy
   )
   out = jax.ShapeDtypeStruct(values.shape, values.dtype)
-  call = _call('powerprop_dot', out)
+  call = native.call('powerprop_dot', out)
   return to_x, call(index.offsets, index.positions, dy, x), None
 
 
@@ -174,16 +152,8 @@ def _multiply(
   x: jax.Array,
 ) -> jax.Array:
   out = jax.ShapeDtypeStruct((x.shape[0], offsets.size - 1), x.dtype)
-  call = _call('powerprop_multiply', out)
+  call = native.call('powerprop_multiply', out)
   return call(offsets, positions, values, order, x)
-
-
-def _call(name: str, out: jax.ShapeDtypeStruct) -> functools.partial[jax.Array]:
-  native.check_available()
-  call: functools.partial[jax.Array] = functools.partial(
-    jax.ffi.ffi_call(name, out, vmap_method='sequential')
-  )
-  return call
 
 
 @jax.custom_vjp
@@ -193,12 +163,12 @@ def _loops(x: jax.Array, values: jax.Array, index: Index) -> jax.Array:
 
 def _loops_forward(
   x: jax.Array, values: jax.Array, index: Index
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Index]]:
+) -> tuple[jax.Array, _Saved]:
   return _loops(x, values, index), (x, values, index)
 
 
 def _loops_backward(
-  saved: tuple[jax.Array, jax.Array, Index], dy: jax.Array
+  saved: _Saved, dy: jax.Array
 ) -> tuple[jax.Array, jax.Array, None]:
   x, values, index = saved
   to_x = _gather_and_add(
@@ -225,7 +195,7 @@ def _gather_and_add(
     return y
 
   y = jnp.zeros((offsets.size - 1, x.shape[0]), x.dtype)
-  return jax.lax.fori_loop(0, _num_turns(offsets), add, y).T
+  return lax.fori_loop(0, _num_turns(offsets), add, y).T
 
 
 def _gather_and_dot(index: Index, dy: jax.Array, x: jax.Array) -> jax.Array:
@@ -238,14 +208,12 @@ def _gather_and_dot(index: Index, dy: jax.Array, x: jax.Array) -> jax.Array:
       entry, exists = _entries(index.offsets, size, k * _UNROLLED + j)
       columns = _columns(index.positions[entry], x.shape[1])
       products = jnp.sum(by_output * by_input[columns], axis=1)
-      found = found.at[jnp.where(exists, entry, size)].set(
-        products, mode='drop'
-      )
+      place = jnp.where(exists, entry, size)
+      found = found.at[place].set(products, mode='drop')
     return found
 
-  return jax.lax.fori_loop(
-    0, _num_turns(index.offsets), dot, jnp.zeros(size, x.dtype)
-  )
+  start = jnp.zeros(size, x.dtype)
+  return lax.fori_loop(0, _num_turns(index.offsets), dot, start)
 
 
 def _num_turns(offsets: jax.Array) -> jax.Array:

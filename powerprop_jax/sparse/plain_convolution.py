@@ -11,67 +11,17 @@ gradients of a convolution, which this form would hide from them.
 
 from collections.abc import Sequence
 import functools
+from typing import Any
 
-import haiku as hk
 import jax
 from jax import lax
-import jax.numpy as jnp
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
 
-class Conv2D(hk.Module):
-  """A convolution over height and width, as hk.Conv2D.
-
-  Its parameters have the names and shapes of those of hk.Conv2D. It cannot be
-  differentiated in forward mode (jax.jvp).
-
-  Args:
-    num_channels: size of the last axis of its output.
-    kernel_size: height and width of the kernel.
-    stride: step of the kernel, the same in both directions.
-    padding: 'SAME' or 'VALID'.
-    with_bias: whether to add a bias, which starts at 0.
-    w_init: initialiser of the kernel.
-    name: name of the module.
-  """
-
-  def __init__(
-    self,
-    num_channels: int,
-    kernel_size: int,
-    *,
-    stride: int,
-    padding: str,
-    with_bias: bool = True,
-    w_init: hk.initializers.Initializer,
-    name: str,
-  ):
-    super().__init__(name=name)
-    self._num_channels = num_channels
-    self._window = (kernel_size, kernel_size)
-    self._stride = stride
-    self._padding = padding
-    self._with_bias = with_bias
-    self._w_init = w_init
-
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Activations [N, H', W', num_channels] of [N, H, W, C]."""
-    shape = (*self._window, x.shape[-1], self._num_channels)
-    w = hk.get_parameter('w', shape, x.dtype, init=self._w_init)
-    pads = lax.padtype_to_pads(
-      x.shape[1:3], self._window, (self._stride, self._stride), self._padding
-    )
-    y = convolve(x, w, self._stride, tuple(pads))
-    if not self._with_bias:
-      return y
-    b = hk.get_parameter('b', shape[-1:], x.dtype, init=jnp.zeros)
-    return y + jnp.broadcast_to(b, y.shape)
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def convolve(x: jax.Array, w: jax.Array, stride: int, pads: Pads) -> jax.Array:
-  """Convolution of images with a kernel.
+  """Convolution of images with a kernel; without forward-mode derivative.
 
   Args:
     x: activations [N, H, W, C].
@@ -82,26 +32,23 @@ def convolve(x: jax.Array, w: jax.Array, stride: int, pads: Pads) -> jax.Array:
   Returns:
     Activations [N, H', W', D].
   """
-  return _conv(x, w, pads, window_strides=(stride, stride))
+  return _conv(x, w, (stride, stride), pads)
 
 
 def _conv(
   x: jax.Array,
   w: jax.Array,
+  strides: tuple[int, int],
   pads: Sequence[tuple[int, int]],
-  *,
-  window_strides: tuple[int, int] = (1, 1),
-  lhs_dilation: tuple[int, int] = (1, 1),
-  rhs_dilation: tuple[int, int] = (1, 1),
+  **dilations: Any,
 ) -> jax.Array:
   return lax.conv_general_dilated(
     x,
     w,
-    window_strides,
+    strides,
     pads,
-    lhs_dilation,
-    rhs_dilation,
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    **dilations,
   )
 
 
@@ -125,16 +72,12 @@ def _backward(
     span = (grads.shape[1 + axis] - 1) * stride + 1
     to_x.append((kernel - 1 - before, size + before - span))
     to_w.append((before, kernel - 1 + span - size - before))
-  strides = (stride, stride)
+  once, strides = (1, 1), (stride, stride)
   turned = w[::-1, ::-1].swapaxes(2, 3)
-  dx = _conv(grads, turned, to_x, lhs_dilation=strides)
+  dx = _conv(grads, turned, once, to_x, lhs_dilation=strides)
   # Channels take the place of the batch, and the batch that of the channels.
-  dw = _conv(
-    x.transpose(3, 1, 2, 0),
-    grads.transpose(1, 2, 0, 3),
-    to_w,
-    rhs_dilation=strides,
-  )
+  by_channel, as_kernel = x.transpose(3, 1, 2, 0), grads.transpose(1, 2, 0, 3)
+  dw = _conv(by_channel, as_kernel, once, to_w, rhs_dilation=strides)
   return dx, dw.transpose(1, 2, 0, 3)
 
 

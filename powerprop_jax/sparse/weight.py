@@ -1,26 +1,32 @@
-"""A weight of a layer, dense or as its connections, and products with it.
+"""A weight as its connections: values, which are trained, and where they are.
 
-The condensed form holds the values of the connections that exist, which are
-trained, and their positions, which are fixed. The values are the parameter
-'values' of a module and the positions its Haiku state 'positions', so that a
-checkpoint holds both and the memory of values, gradients and optimiser slots
-grows with the connections, not with the dense weight.
+A sparse layer in the masked form stores and trains a dense weight, of which a
+mask keeps a few entries. Here those entries alone are stored. A Support says
+where they are: `support` reads it from a mask, and `condense` and `expand` turn
+the parameters of one form into those of the other. Products with such a weight
+take the kernel that kernel_choice.py names.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 import math
 from typing import Any, NamedTuple, TypeAlias
 
-import haiku as hk
 import jax
 from jax import lax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 
-from powerprop_jax.core.trees import Tree
+from powerprop_jax.core import masks as masks_lib
+from powerprop_jax.core import select as select_lib
+from powerprop_jax.core import trees
+from powerprop_jax.core.trees import Params, Select
+from powerprop_jax.sparse import convolution, kernel_choice, linear
 from powerprop_jax.sparse import index as sparse_index
-from powerprop_jax.sparse import linear
+from powerprop_jax.sparse.convolution import Window
 from powerprop_jax.sparse.index import Index
+from powerprop_jax.sparse.kernel_choice import Convolution, Product, Task
+from powerprop_jax.sparse.linear import Kernel
 
 
 class Support(NamedTuple):
@@ -34,219 +40,289 @@ class Support(NamedTuple):
       width, in, out] of a convolution.
   """
 
-  positions: np.ndarray[Any, Any]
+  positions: npt.NDArray[np.int32]
   shape: tuple[int, ...]
+
+  def make_index(self) -> Index:
+    """The connections sorted by output and by input."""
+    shape = math.prod(self.shape[:-1]), self.shape[-1]
+    return sparse_index.from_positions(self.positions, shape)
+
+
+# Makes a network, of hk.transform_with_state, whose weights at these places are
+# held without their zeros.
+MakeNet: TypeAlias = Callable[[Mapping[str, Support]], Any]
 
 
 class Condensed(NamedTuple):
   """A weight as its connections, inside a layer.
 
   Attributes:
-    values: the weights of the connections, [nnz].
-    positions: as in Support, but possibly traced.
+    values: the weights of the connections, sorted by output, [nnz].
+    where: in the weight as a matrix [..., out].
     shape: shape of the dense weight.
-    connections: as the kernels of products want them; None if the layer has no
-      index.
   """
 
   values: jax.Array
-  positions: jax.Array
+  where: Index
   shape: tuple[int, ...]
-  connections: Index | None = None
+
+  def dense(self) -> jax.Array:
+    """The weight as a dense array, zero where there is no connection."""
+    return linear.dense(self.values, self.where).reshape(self.shape)
+
+  def kernel(
+    self,
+    x: jax.Array,
+    *,
+    name: str = '',
+    among: Sequence[Kernel] = kernel_choice.KERNELS,
+  ) -> Kernel:
+    """The kernel for multiply; name and among as in kernel_choice.choose."""
+    size, num_vectors = self.values.size, math.prod(x.shape[:-1])
+    task = Product(*self.where.shape, size, num_vectors, str(x.dtype))
+    return kernel_choice.choose(task, name=name, among=among)
+
+  def multiply(
+    self,
+    x: jax.Array,
+    kernel: Kernel,
+    *,
+    precision: lax.PrecisionLike = None,
+  ) -> jax.Array:
+    """Vectors [..., in] times the weight as a matrix, [..., out]."""
+    if kernel == 'dense':
+      matrix = linear.dense(self.values, self.where)
+      return jnp.dot(x, matrix, precision=precision)
+    return linear.product(x, self.values, self.where, kernel)
+
+  def convolve(
+    self, x: jax.Array, window: Window, *, name: str
+  ) -> jax.Array | None:
+    """Images [N, H, W, C] convolved without a dense kernel, if that pays.
+
+    Args:
+      x: the images.
+      window: how the kernel moves.
+      name: as in kernel_choice.choose.
+
+    Returns:
+      Images [N, H', W', D], or None if a dense kernel is to be used.
+    """
+    is_pointwise = window.height == window.width == 1
+    if is_pointwise and not any(map(any, window.pads)):
+      x = x[:, :: window.stride, :: window.stride]
+      return self.multiply(x, self.kernel(x, name=name))
+    dtype = str(jnp.promote_types(x.dtype, jnp.float32))
+    size = self.values.size
+    task = Convolution(x.shape, self.shape[-1], size, window, dtype)
+    if kernel_choice.choose(task, name=name) != 'native':
+      return None
+    wide, values = (a.astype(jnp.float32) for a in (x, self.values))
+    y = convolution.convolve(wide, values, self.where, window)
+    return y.astype(x.dtype)
 
 
-# What a layer multiplies with: dense, or as its connections.
-Weight: TypeAlias = jax.Array | Condensed
+def gather(weight: jax.Array, where: Support) -> jax.Array:
+  """The entries of a dense weight at the positions of a support, [nnz]."""
+  return jnp.ravel(jnp.moveaxis(weight, -1, 0))[where.positions]
 
 
-def get_weight(
-  shape: Sequence[int],
-  dtype: Any,
-  init: hk.initializers.Initializer,
-  support: Support | None,
-  *,
-  has_index: bool = False,
-) -> Weight:
-  """The weight of the Haiku module that calls: dense, or its connections.
+def support(mask: npt.ArrayLike) -> Support:
+  """Where a mask is True.
 
   Args:
-    shape: shape of the dense weight.
-    dtype: dtype of the weight.
-    init: initialiser of the dense weight. For the condensed form it makes a
-      dense weight in init, and the values are gathered from it, so that both
-      forms of a network start the same from the same key.
-    support: where the connections are; None for the dense form.
-    has_index: whether to keep an index of the connections as state too, under
-      the names of the fields of sparse_index.Index.
+    mask: concrete booleans in the shape of the weight.
 
   Returns:
-    The parameter 'w', or the parameter 'values' with the state 'positions'.
+    The support; a mask that is False everywhere has an empty one.
 
   Raises:
-    ValueError: if the support does not fit the shape, or in apply if the state
-      of the network does not have the positions.
+    TypeError: if the mask is traced or not boolean.
+    ValueError: if it has more entries than int32 can number.
+
+  Example:
+    >>> support(jnp.array([[True, False], [False, True]]))
+    Support(positions=array([0, 3], dtype=int32), shape=(2, 2))
   """
-  if support is None:
-    return hk.get_parameter('w', shape, dtype, init=init)
-  module = hk.current_name()
-  shape = tuple(shape)
-  _check_support(support, shape, module)
-
-  def init_values(_: Any, dtype: Any) -> jax.Array:
-    return gather(init(shape, dtype), support.positions)
-
-  def get_state(name: str, size: int) -> jax.Array:
-    def init_state(*_: Any) -> jax.Array:
-      if not hk.running_init():
-        raise ValueError(
-          f'{module} keeps the positions of its connections as {name!r} in '
-          'the state of the network, which has none. Transform the network '
-          'with hk.transform_with_state and pass apply the state that init '
-          'gave.'
-        )
-      if name == 'positions':
-        return jnp.asarray(support.positions)
-      return jnp.asarray(getattr(_index(support), name))
-
-    return hk.get_state(name, (size,), jnp.int32, init=init_state)
-
-  size = support.positions.size
-  values = hk.get_parameter('values', (size,), dtype, init=init_values)
-  positions = get_state('positions', size)
-  if not has_index:
-    return Condensed(values, positions, shape)
-  num_in, num_out = math.prod(shape[:-1]), shape[-1]
-  index = Index(
-    offsets=get_state('offsets', num_out + 1),
-    positions=positions,
-    in_offsets=get_state('in_offsets', num_in + 1),
-    in_positions=get_state('in_positions', size),
-    order=get_state('order', size),
-  )
-  return Condensed(values, positions, shape, index)
-
-
-def gather(weight: jax.Array, positions: Tree) -> jax.Array:
-  """The entries of a dense weight at the positions of a Support."""
-  return jnp.ravel(jnp.moveaxis(weight, -1, 0))[positions]
-
-
-def _index(support: Support) -> Index:
-  shape = support.shape
-  return sparse_index.from_positions(
-    support.positions, (math.prod(shape[:-1]), shape[-1])
-  )
-
-
-def _check_support(
-  support: Support, shape: tuple[int, ...], module: str
-) -> None:
-  if tuple(support.shape) != shape:
-    raise ValueError(
-      f'{module} has a weight of shape {shape} and was given a support of '
-      f'shape {tuple(support.shape)}. Take it from the mask of that weight.'
+  if isinstance(mask, jax.core.Tracer):
+    raise TypeError(
+      'support needs a concrete mask, got a traced one: the number of '
+      'connections is part of the program. Call it outside of jit.'
     )
-  size = math.prod(shape)
-  # As int64: differences of int32 could wrap around.
-  steps = np.diff(support.positions.astype(np.int64), prepend=-1, append=size)
-  if (steps < 1).any():
+  entries = np.asarray(mask)
+  if entries.dtype != bool:
+    raise TypeError(f'mask must be boolean, got {entries.dtype}.')
+  if entries.size > np.iinfo(np.int32).max:
     raise ValueError(
-      f'the positions of the support of {module} must be ascending and in '
-      f'[0, {size}). Make supports with condensed.support.'
+      f'a mask of shape {entries.shape} has more entries than int32 can '
+      'number; split the layer.'
     )
+  by_output = np.moveaxis(entries, -1, 0) if entries.ndim else entries
+  positions = np.flatnonzero(by_output).astype(np.int32)
+  return Support(positions, entries.shape)
 
 
-def dense(weight: Weight) -> jax.Array:
-  """The weight as a dense array, zero where there is no connection."""
-  if not isinstance(weight, Condensed):
-    return weight
-  if weight.connections is not None:
-    return linear.dense(weight.values, weight.connections).reshape(weight.shape)
-  flat = jnp.zeros(math.prod(weight.shape), weight.values.dtype)
-  flat = flat.at[weight.positions].set(
-    weight.values, indices_are_sorted=True, unique_indices=True, mode='drop'
+def supports(
+  masks: masks_lib.Masks, *, select: Select = select_lib.is_weight
+) -> dict[str, Support]:
+  """Supports of the selected leaves, by 'module/name', in their order.
+
+  Raises:
+    TypeError: if a selected mask is traced or not boolean.
+    ValueError: if select selects nothing.
+
+  Example:
+    >>> supports({'linear': {'w': jnp.eye(2, dtype=bool)}})
+    {'linear/w': Support(positions=array([0, 3], dtype=int32), shape=(2, 2))}
+  """
+  # Predicates look at floating-point parameters.
+  parameters = jax.tree.map(
+    lambda m: jax.ShapeDtypeStruct(jnp.shape(m), jnp.float32), masks
   )
-  flat = flat.reshape(weight.shape[-1], *weight.shape[:-1])
-  return jnp.moveaxis(flat, 0, -1)
+  names = select_lib.selected_names(select, parameters)
+  leaves = trees.by_path(masks)
+  return {path: support(leaves[path]) for path in names}
 
 
-def use_gathers(weight: Weight, num_vectors: int) -> bool:
-  """Whether gathered_product is faster than a product with a dense copy.
+def faster_supports(
+  supports: Mapping[str, Support],
+  make_net: MakeNet,
+  *inputs: Any,
+  backward: bool = True,
+  **options: Any,
+) -> dict[str, Support]:
+  """The supports whose layers are faster here without their zeros.
 
-  On two CPU cores a gathered product, forward and backward, took about 10 ns
-  for each connection and vector; one with a dense copy 0.035 ns for each entry
-  of the weight and vector and, for making the copy and gathering its gradient,
-  1.2 ns for each entry. So a batch of 128 is gathered below a density of about
-  0.005 and a single vector below 0.12. Other backends have not been measured.
+  A layer with many connections is faster dense: hold what this leaves out
+  dense, and condense the rest. Each shape is timed once on a machine
+  (kernel_choice.py), and as right as such a measurement is.
 
   Args:
-    weight: the weight.
-    num_vectors: how many vectors are multiplied.
+    supports: of the layers in question, by 'module/name'.
+    make_net: makes the network whose layers hold these supports.
+    *inputs: of the network, or their shapes: what is faster depends on the
+      batch.
+    backward: whether gradients are taken too; False for inference.
+    **options: other arguments of the network, e.g. is_training.
 
   Returns:
-    True if the gathers take less time, by this count; never for a dense weight.
+    Those of the supports that are worth it, none on other processors than CPUs.
+
+  Example:
+    >>> from powerprop_jax import nets
+    >>> make_net = lambda supports: nets.make('mlp', 2, supports=supports)
+    >>> found = {'mlp/logits/w': support(jnp.eye(100, 2, dtype=bool))}
+    >>> images = jnp.ones((1, 2, 2, 1))  # far too few
+    >>> faster_supports(found, make_net, images, is_training=True)
+    {}
   """
-  if not isinstance(weight, Condensed):
-    return False
-  size = math.prod(weight.shape)
-  gathered = 10 * weight.values.size * num_vectors
-  return gathered < size * (0.035 * num_vectors + 1.2)
+  tasks = products(supports, make_net, *inputs, **options)
+  return {
+    path: where
+    for path, where in supports.items()
+    if path in tasks and kernel_choice.pays(tasks[path], backward=backward)
+  }
 
 
-def product(
-  x: jax.Array,
-  weight: Weight,
+def products(
+  supports: Mapping[str, Support],
+  make_net: MakeNet,
+  *inputs: Any,
+  **options: Any,
+) -> dict[str, Task]:
+  """What the condensed layers of a network compute, without computing it.
+
+  The arguments are those of faster_supports.
+
+  Returns:
+    A product or a convolution for each layer that may as well be held dense, by
+    'module/w'.
+  """
+  net = make_net(supports)
+  with kernel_choice.recorded() as tasks:
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    jax.eval_shape(lambda k, *x: net.init(k, *x, **options), key, *inputs)
+  return tasks
+
+
+def condense(
+  theta: Params,
+  masks: masks_lib.Masks,
   *,
-  by_gathers: bool,
-  precision: lax.Precision | None = None,
-) -> jax.Array:
-  """x times the weight of a linear layer.
+  select: Select = select_lib.is_weight,
+) -> dict[str, dict[str, jax.Array]]:
+  """Parameters of the condensed layers that compute what the masked ones do.
+
+  Each selected leaf becomes the leaf 'values' of the same module; the others
+  stay. The positions are state, not parameters: init of the network with
+  supports(masks) gives a state that holds them.
 
   Args:
-    x: vectors [..., in].
-    weight: of shape [in, out].
-    by_gathers: whether to do it connection by connection, if weight is
-      condensed, instead of with a dense copy.
-    precision: of a product with a dense array, as in jax.numpy.dot.
+    theta: effective parameters, as Haiku has them; what a mask removes is left
+      out, whatever its value.
+    masks: concrete masks.
+    select: which leaves.
 
   Returns:
-    Vectors [..., out].
+    The condensed parameters.
+
+  Raises:
+    TypeError: if a selected mask is traced or not boolean.
+    ValueError: if shapes differ, if select selects nothing, or if it selects
+      two leaves of one module.
+
+  Example:
+    >>> condense({'linear': {'w': jnp.array([[1., 2.], [3., 4.]])}},
+    ...          {'linear': {'w': jnp.eye(2, dtype=bool)}})
+    {'linear': {'values': Array([1., 4.], dtype=float32)}}
   """
-  if by_gathers and isinstance(weight, Condensed):
-    return gathered_product(x, weight)
-  return jnp.dot(x, dense(weight), precision=precision)
+  masks_lib.check_same_shapes(theta, masks, 'theta', 'masks')
+  found = {module: dict(leaves) for module, leaves in theta.items()}
+  for path, where in supports(masks, select=select).items():
+    module, _, name = path.rpartition('/')
+    if 'values' in found[module]:
+      raise ValueError(
+        f'{module} has two selected leaves, or one called values already; a '
+        'condensed layer holds one weight. Select one with select.'
+      )
+    found[module]['values'] = gather(found[module].pop(name), where)
+  return found
 
 
-def gathered_product(
-  x: jax.Array, weight: Condensed, *, num_groups: int = 1
-) -> jax.Array:
-  """x times a condensed weight, connection by connection.
-
-  No array in the size of the dense weight is made; temporary ones have an entry
-  for each connection and vector.
+def expand(
+  theta: Params, supports: Mapping[str, Support]
+) -> dict[str, dict[str, jax.Array]]:
+  """Undoes condense: dense parameters, zero where there is no connection.
 
   Args:
-    x: vectors [..., num_groups * n_in], the groups one after the other.
-    weight: of shape [..., n_out], where n_in is the product of the other
-      lengths. The columns are shared out among the groups, the first ones to
-      the first group, and multiply its part of x.
-    num_groups: a divisor of n_out.
+    theta: condensed parameters.
+    supports: those of the masks that they were condensed with.
 
-  Returns:
-    Vectors [..., n_out].
+  Raises:
+    ValueError: if a support has no values, or another number of them.
+
+  Example:
+    >>> expand({'linear': {'values': jnp.array([1., 4.])}},
+    ...        {'linear/w': support(jnp.eye(2, dtype=bool))})['linear']['w']
+    Array([[1., 0.],
+           [0., 4.]], dtype=float32)
   """
-  num_out = weight.shape[-1]
-  num_in = math.prod(weight.shape[:-1])
-  columns, rows = jnp.divmod(weight.positions, num_in)
-  if num_groups > 1:
-    rows += num_in * (columns // (num_out // num_groups))
-  # Sums of half precision numbers lose more than those of a matrix product,
-  # which adds up in float32.
-  wide = jnp.promote_types(x.dtype, jnp.float32)
-  # A vector per connection, so that what is gathered lies side by side.
-  by_feature = x.reshape(-1, x.shape[-1]).T.astype(wide)
-  terms = by_feature[rows] * weight.values.astype(wide)[:, jnp.newaxis]
-  y = jax.ops.segment_sum(
-    terms, columns, num_out, indices_are_sorted=True
-  ).astype(x.dtype)
-  return y.T.reshape(*x.shape[:-1], num_out)
+  found = {module: dict(leaves) for module, leaves in theta.items()}
+  for path, where in supports.items():
+    module, _, name = path.rpartition('/')
+    values = found.get(module, {}).pop('values', None)
+    if values is None or values.shape != where.positions.shape:
+      have = 'has none' if values is None else f'has {values.size}'
+      raise ValueError(
+        f'the support {path!r} needs {where.positions.size} values and '
+        f'{module!r} {have}. Pass the supports that the parameters were '
+        'condensed with.'
+      )
+    flat = jnp.zeros(math.prod(where.shape), values.dtype)
+    flat = flat.at[jnp.asarray(where.positions)].set(
+      values, indices_are_sorted=True, unique_indices=True, mode='drop'
+    )
+    by_output = flat.reshape(where.shape[-1], *where.shape[:-1])
+    found[module][name] = jnp.moveaxis(by_output, 0, -1)
+  return found

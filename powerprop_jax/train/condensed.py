@@ -3,7 +3,7 @@
 A masked network trains a dense φ of which masks let a few entries count. Here
 each masked leaf of the state is replaced by its connections: φ, gradients and
 the slots of the optimiser have as many entries as there are connections, and
-layers skip the zeros (nets/condensed.py). The numbers are those of masked
+layers skip the zeros (sparse/weight.py). The numbers are those of masked
 training but for rounding.
 
     masked state ── condense ─▶ step, step, …, step ── expand ─▶ masked state
@@ -18,7 +18,7 @@ In a condensed state a leaf keeps its name and is [1, room]: for everything that
 chooses leaves by name and rank it is still a weight.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import math
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -31,14 +31,13 @@ import optax
 from powerprop_jax.core import schedules, trees
 from powerprop_jax.core.trees import Tree
 from powerprop_jax.files.tables import Row
-from powerprop_jax.nets import condensed as layers
-from powerprop_jax.nets.condensed import MakeNet
 from powerprop_jax.optim import sparsify as sparsify_lib
 from powerprop_jax.optim.topology import SparseState, Topology
 from powerprop_jax.sparse import index as sparse_index
 from powerprop_jax.sparse import linear
+from powerprop_jax.sparse import weight as sparse_weight
 from powerprop_jax.sparse.index import Index
-from powerprop_jax.sparse.weight import Support
+from powerprop_jax.sparse.weight import MakeNet, Support
 from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.data.sources import Arrays
 from powerprop_jax.train.runs.errors import UserError
@@ -166,7 +165,9 @@ def layout(
     if len(shape) in (2, 4) and 0 < count < math.prod(shape):
       shapes[leaf.path], sizes[leaf.path] = shape, count
   images = jax.ShapeDtypeStruct(images.shape, jnp.float32)
-  choose = layers.faster_supports if execution == 'auto' else layers.products
+  choose: Callable[..., Mapping[str, Any]] = sparse_weight.products
+  if execution == 'auto':
+    choose = sparse_weight.faster_supports
   chosen = choose(
     Layout(shapes, sizes).supports(), make_net, images, is_training=True
   )

@@ -14,7 +14,8 @@ from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.export import export, inference
 from powerprop_jax.export import program as export_program
 from powerprop_jax.export.exported import Exported
-from powerprop_jax.nets import forms, layers
+from powerprop_jax.nets import layers
+from powerprop_jax.nets.layers import forms
 from powerprop_jax.prune import one_shot
 
 SHAPE = (16, 16, 1)
@@ -68,121 +69,71 @@ def empty_some(masks):
   masks[f'{name}/logits']['w'] &= False
 
 
+def make_transformed(*, supports=None):
+  w_init = hk.initializers.RandomNormal()
+  return nets.make('mlp', 10, dct=True, w_init=w_init, supports=supports)
+
+
+def in_half(dtype):
+  """Changes a network to half precision."""
+
+  def change(given):
+    theta = jax.tree.map(lambda x: x.astype(dtype), given.theta)
+    return given._replace(theta=theta)
+
+  return change
+
+
 class ProgramTest:
+  @pytest.mark.parametrize('batch', [None, 1, 5])
   @pytest.mark.parametrize(
-    ('name', 'sparsity'),
+    ('make', 'sparsity', 'settings'),
     [
-      ('lenet_300_100', 0.0),
-      ('lenet_300_100', 0.4),
-      ('lenet_300_100', 0.95),
-      ('lenet_5', 0.95),
+      (make_lenet(), 0.0, {}),
+      (make_lenet(), 0.4, {}),
+      (make_lenet(), 0.95, {}),
+      (make_lenet(), 0.9, dict(change_masks=empty_some)),
+      (make_lenet(), 0.9, dict(change=in_half(jnp.bfloat16))),
+      (make_lenet(), 0.9, dict(change=in_half(jnp.float16))),
+      (make_lenet('lenet_5'), 0.95, {}),
+      (make_normalised, 0.9, {}),
+      (make_transformed, 0.9, {}),
+    ],
+    ids=[
+      *('full', 'dense', 'sparse', 'empty parts', 'bfloat16', 'float16'),
+      *('convolutions', 'norms', 'transforms'),
     ],
   )
-  def test_any_batch_gives_the_logits_of_the_masked_network(
-    self, tmp_path, name, sparsity
+  def test_gives_the_logits_of_the_masked_network(
+    self, tmp_path, make, sparsity, settings, batch
   ):
-    make = make_lenet(name)
-    given = trained(make, sparsity)
-    path = export_program.write(tmp_path / 'net.npz', make, given, SHAPE)
-    found = export_program.read(path)
-    assert found[1:] == (SHAPE, None, {'step': 3})
-    for batch in (1, 3, 10):
-      images = draw_images(batch)
-      np.testing.assert_allclose(
-        found.run(images),
-        expected_logits(make, given, images),
-        rtol=1e-5,
-        atol=1e-5,
-      )
-
-  @pytest.mark.parametrize(
-    ('name', 'batch'),
-    [('lenet_300_100', 1), ('lenet_300_100', 5), ('lenet_5', 1)],
-  )
-  def test_a_given_batch_runs_condensed_layers(self, tmp_path, name, batch):
-    make = make_lenet(name)
-    given = trained(make, 0.95)
-    path = export_program.write(
-      tmp_path / 'net.npz', make, given, SHAPE, batch=batch
-    )
-    found = export_program.read(path)
-    assert found.batch == batch
-    images = draw_images(batch)
-    np.testing.assert_allclose(
-      found.run(images),
-      expected_logits(make, given, images),
-      rtol=1e-5,
-      atol=1e-5,
-    )
-    with pytest.raises(ValueError):
-      found.run(draw_images(batch + 1))
-
-  @pytest.mark.parametrize('batch', [None, 2])
-  def test_statistics_of_norms_are_kept(self, tmp_path, batch):
-    given = trained(make_normalised, 0.9)
-    assert jax.tree.leaves(given.net_state)
-    path = export_program.write(
-      tmp_path / 'net.npz', make_normalised, given, SHAPE, batch=batch
-    )
-    images = draw_images(2)
-    np.testing.assert_allclose(
-      export_program.read(path).run(images),
-      expected_logits(make_normalised, given, images),
-      rtol=1e-5,
-      atol=1e-5,
-    )
-
-  def test_networks_with_transforms_need_a_batch(self, tmp_path):
-    make = functools.partial(
-      nets.make,
-      'mlp',
-      10,
-      dct=True,
-      w_init=hk.initializers.RandomNormal(),
-    )
-    given = trained(make, 0.9)
+    settings = dict(settings)
+    change = settings.pop('change', None)
+    given = trained(make, sparsity, **settings)
+    tolerance = 1e-5
+    if change is not None:
+      given, tolerance = change(given), 0.03
     path = tmp_path / 'net.npz'
-    with pytest.raises(ValueError, match='Say how many there are, with batch'):
-      export_program.write(path, make, given, SHAPE)
-    export_program.write(path, make, given, SHAPE, batch=2)
-    images = draw_images(2)
-    np.testing.assert_allclose(
-      export_program.read(path).run(images),
-      expected_logits(make, given, images),
-      rtol=1e-4,
-      atol=1e-4,
-    )
-
-  @pytest.mark.parametrize('batch', [None, 2])
-  def test_empty_rows_columns_and_layers(self, tmp_path, batch):
-    make = make_lenet()
-    given = trained(make, 0.9, change_masks=empty_some)
-    path = export_program.write(
-      tmp_path / 'net.npz', make, given, SHAPE, batch=batch
-    )
-    images = draw_images(2)
-    np.testing.assert_allclose(
-      export_program.read(path).run(images),
-      expected_logits(make, given, images),
-      rtol=1e-5,
-      atol=1e-5,
-    )
-
-  @pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float16])
-  def test_half_precision(self, tmp_path, dtype):
-    make = make_lenet()
-    given = trained(make, 0.9)
-    given = given._replace(
-      theta=jax.tree.map(lambda x: x.astype(dtype), given.theta)
-    )
-    images = draw_images(2)
-    wanted = np.asarray(expected_logits(make, given, images), np.float32)
-    for batch in (None, 2):
-      path = export_program.write(
-        tmp_path / f'{batch}.npz', make, given, SHAPE, batch=batch
+    write = functools.partial(export_program.write, path, make, given, SHAPE)
+    if make is make_transformed:
+      tolerance = 1e-4
+      if batch is None:
+        with pytest.raises(ValueError, match='Say how many there are, with ba'):
+          write()
+        return
+    assert write(batch=batch) == path
+    found = export_program.read(path)
+    assert found[1:] == (SHAPE, batch, {'step': 3})
+    for number in (1, 3) if batch is None else (batch,):
+      images = draw_images(number)
+      logits, expected = (
+        np.asarray(x, np.float32)
+        for x in (found.run(images), expected_logits(make, given, images))
       )
-      found = np.asarray(export_program.read(path).run(images), np.float32)
-      np.testing.assert_allclose(found, wanted, rtol=0.03, atol=0.03)
+      np.testing.assert_allclose(logits, expected, tolerance, tolerance)
+    if batch is not None:
+      with pytest.raises(ValueError):
+        found.run(draw_images(batch + 1))
 
   def test_jax_alone_runs_the_file(self, tmp_path):
     make = make_lenet()

@@ -78,21 +78,18 @@ def rewrite(path, change):
 class RoundTripTest:
   @pytest.mark.parametrize('format', FORMATS)
   @pytest.mark.parametrize(
-    'dtype', [np.float32, np.float64, np.float16, jnp.bfloat16]
+    ('dtype', 'density'),
+    [
+      *((np.float32, 0.0), (np.float32, 0.03), (np.float32, 1.0)),
+      *((np.float64, 0.2), (np.float16, 0.5), (jnp.bfloat16, 0.2)),
+    ],
   )
-  def test_everything_comes_back_to_the_last_bit(self, tmp_path, format, dtype):
-    expected = network(np.random.default_rng(0), dtype)
+  def test_everything_comes_back_to_the_last_bit(
+    self, tmp_path, format, dtype, density
+  ):
+    expected = network(np.random.default_rng(0), dtype, density)
     path = export.write(tmp_path / 'net', expected, format=format)
     assert_same(export.read(path), expected)
-
-  @pytest.mark.parametrize('format', FORMATS)
-  @pytest.mark.parametrize('density', [0.0, 0.03, 0.5, 1.0])
-  def test_any_density_comes_back(self, tmp_path, format, density):
-    for seed in range(3):
-      rng = np.random.default_rng(seed)
-      expected = network(rng, density=density)
-      path = export.write(tmp_path / f'{seed}', expected, format=format)
-      assert_same(export.read(path), expected)
 
   @pytest.mark.parametrize('format', FORMATS)
   def test_arrays_in_other_orders_of_memory_come_back(self, tmp_path, format):
@@ -123,7 +120,7 @@ class RoundTripTest:
     expected = np.array([[0.0, 2.0], [0.0, 0.0]])
     assert found.theta['a']['w'].tobytes() == expected.tobytes()
 
-  @pytest.mark.parametrize('seed', range(10))
+  @pytest.mark.parametrize('seed', range(3))
   def test_random_networks_come_back(self, tmp_path, seed):
     rng = np.random.default_rng(seed)
     theta, masks = {}, {}
@@ -200,13 +197,14 @@ class OtherReadersTest:
 
 class DamageTest:
   @pytest.mark.parametrize('format', FORMATS)
-  @pytest.mark.parametrize('share', [0.0, 0.1, 0.5, 0.9, 0.999])
-  def test_a_file_that_is_cut_off_is_refused(self, tmp_path, format, share):
-    path = export.write(tmp_path / 'net', pruned_lenet(0.95), format=format)
+  def test_a_file_that_is_cut_off_is_refused(self, tmp_path, format):
+    given = network(np.random.default_rng(0))
+    path = export.write(tmp_path / 'net', given, format=format)
     data = path.read_bytes()
-    path.write_bytes(data[: int(share * len(data))])
-    with pytest.raises(ValueError, match=r'cannot read .*net as an exported'):
-      export.read(path)
+    for share in (0.0, 0.1, 0.5, 0.9, 0.999):
+      path.write_bytes(data[: int(share * len(data))])
+      with pytest.raises(ValueError, match=r'cannot read .*net as an exported'):
+        export.read(path)
 
   @pytest.mark.parametrize('format', FORMATS)
   def test_no_changed_byte_gives_another_network(self, tmp_path, format):
@@ -254,27 +252,24 @@ class ChangedMaskTest:
       tmp_path / 'net', network(np.random.default_rng(0)), format='safetensors'
     )
 
-  def test_mask_with_another_number_of_connections_is_refused(self, path):
-    def change(tensors, metadata):
-      mask = np.zeros(35, bool)
-      mask[:3] = True
-      bits = zlib.compress(np.packbits(mask).tobytes())
-      tensors['masks/net/linear_0/w'] = np.frombuffer(bits, np.uint8)
-
-    rewrite(path, change)
-    with pytest.raises(ValueError, match=r'linear_0/w has \d+ values, and 3 c'):
-      export.read(path)
-
-  def test_mask_with_as_many_connections_elsewhere_is_refused(self, path):
+  @pytest.mark.parametrize(
+    ('move', 'message'),
+    [
+      (lambda mask: np.arange(35) < 3, r'linear_0/w has \d+ values, and 3 c'),
+      (lambda mask: np.roll(mask, 1), 'changed after it was written'),
+    ],
+    ids=['another number', 'elsewhere'],
+  )
+  def test_mask_with_other_connections_is_refused(self, path, move, message):
     def change(tensors, metadata):
       name = 'masks/net/linear_0/w'
       bits = np.frombuffer(zlib.decompress(tensors[name].tobytes()), np.uint8)
-      mask = np.roll(np.unpackbits(bits, count=35), 1)
+      mask = move(np.unpackbits(bits, count=35))
       bits = zlib.compress(np.packbits(mask).tobytes())
       tensors[name] = np.frombuffer(bits, np.uint8)
 
     rewrite(path, change)
-    with pytest.raises(ValueError, match='changed after it was written'):
+    with pytest.raises(ValueError, match=message):
       export.read(path)
 
   def test_mask_of_another_shape_is_refused(self, path):
@@ -370,7 +365,7 @@ class WriteTest:
 
 
 @pytest.mark.parametrize('format', export.FORMATS)
-def test_description_may_hold_what_numpy_and_jax_give(tmp_path, format):
+def test_description_may_hold_what_json_can_and_arrays(tmp_path, format):
   theta = {'a': {'w': np.ones((2, 3), np.float32)}}
   about = {
     'alpha': np.float32(3),
@@ -384,13 +379,7 @@ def test_description_may_hold_what_numpy_and_jax_give(tmp_path, format):
     'scores': {'loss': 0.5, 'counts': [0, 1]},
     'shape': [2, 3],
   }
-
-
-@pytest.mark.parametrize('format', export.FORMATS)
-def test_description_that_json_cannot_hold_is_named(tmp_path, format):
-  theta = {'a': {'w': np.ones((2, 3), np.float32)}}
-  about = {'run': {'select': print}}
-  network = Exported(theta, masks_lib.full_masks(theta), {}, about)
+  network = network._replace(about={'run': {'select': print}})
   with pytest.raises(TypeError, match=r'about\.run\.select: .* is not JSON'):
-    export.write(tmp_path / 'net', network, format=format)
-  assert not list(tmp_path.iterdir())
+    export.write(tmp_path / 'other', network, format=format)
+  assert list(tmp_path.iterdir()) == [path]

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from powerprop_jax.nets import condensed
+from powerprop_jax.nets.layers import condensed, dct
 from powerprop_jax.optim import aliases, views
 from powerprop_jax.sparse import kernel_choice
 from powerprop_jax.sparse import weight as sparse_weight
@@ -19,7 +19,7 @@ def _mask(shape, density, seed=0):
   return np.random.default_rng(seed).random(shape) < density
 
 
-def _condensed(module, *args, **kwargs):
+def _transformed(module, *args, **kwargs):
   return hk.transform_with_state(lambda x: module(*args, **kwargs)(x))
 
 
@@ -36,23 +36,23 @@ class SupportTest(parameterized.TestCase):
     }
     masks = jax.tree.map(lambda x: jnp.ones(x.shape, bool), theta)
     masks['linear']['w'] = jnp.asarray(mask)
-    thin = condensed.condense(theta, masks)
+    thin = sparse_weight.condense(theta, masks)
     assert sorted(thin['linear']) == ['b', 'values']
     assert thin['linear']['values'].shape == (mask.sum(),)
-    dense = condensed.expand(thin, condensed.supports(masks))
+    dense = sparse_weight.expand(thin, sparse_weight.supports(masks))
     theta['linear']['w'] = jnp.where(mask, theta['linear']['w'], 0)
     chex.assert_trees_all_equal(dense, theta)
 
   def test_positions_are_those_of_the_mask_output_by_output(self):
     mask = _mask((2, 3, 4, 5), 0.5)
-    positions, shape = condensed.support(jnp.asarray(mask))
+    positions, shape = sparse_weight.support(jnp.asarray(mask))
     assert positions.dtype == np.int32 and shape == mask.shape
     by_output = np.moveaxis(mask, -1, 0)
     np.testing.assert_array_equal(positions, np.flatnonzero(by_output))
 
   def test_an_empty_layer_has_no_values(self):
-    support = condensed.support(np.zeros((2, 3), bool))
-    net = _condensed(condensed.CondensedLinear, 3, support=support)
+    support = sparse_weight.support(np.zeros((2, 3), bool))
+    net = _transformed(condensed.CondensedLinear, 3, support=support)
     x = jnp.ones((4, 2))
     theta, net_state = net.init(jax.random.key(0), x)
     assert theta['condensed_linear']['values'].size == 0
@@ -65,7 +65,7 @@ class SupportTest(parameterized.TestCase):
       'full': {'w': _mask((256, 512), 0.99)},
       'tiny': {'w': _mask((512, 4), 0.5)},
     }
-    found = condensed.supports(masks)
+    found = sparse_weight.supports(masks)
 
     def make_net(supports):
       def forward(x):
@@ -78,13 +78,15 @@ class SupportTest(parameterized.TestCase):
       return hk.transform_with_state(forward)
 
     x = jax.ShapeDtypeStruct((64, 512), jnp.float32)
-    tasks = condensed.products(found, make_net, x)
+    tasks = sparse_weight.products(found, make_net, x)
     assert set(tasks) == set(found)
     assert tasks['tiny/w'] == kernel_choice.Product(
       512, 4, int(masks['tiny']['w'].sum()), 64
     )
     for backward in (True, False):
-      faster = condensed.faster_supports(found, make_net, x, backward=backward)
+      faster = sparse_weight.faster_supports(
+        found, make_net, x, backward=backward
+      )
       assert faster == {
         path: found[path]
         for path, task in tasks.items()
@@ -94,64 +96,22 @@ class SupportTest(parameterized.TestCase):
 
   def test_bad_masks_are_refused(self):
     with pytest.raises(TypeError, match='must be boolean, got float32'):
-      condensed.support(jnp.ones(3))
+      sparse_weight.support(jnp.ones(3))
     with pytest.raises(TypeError, match='outside of jit'):
-      jax.jit(condensed.support)(jnp.ones(3, bool))
+      jax.jit(sparse_weight.support)(jnp.ones(3, bool))
     mask = {'linear': {'w': jnp.ones((2, 2), bool)}}
     with pytest.raises(ValueError, match='linear has two selected leaves'):
-      condensed.condense(
+      sparse_weight.condense(
         {'linear': {'w': jnp.ones(2), 'v': jnp.ones(2)}},
         {'linear': {'w': jnp.ones(2, bool), 'v': jnp.ones(2, bool)}},
         select=lambda *_: True,
       )
     with pytest.raises(ValueError, match="needs 4 values and 'linear' has 3"):
-      condensed.expand(
-        {'linear': {'values': jnp.ones(3)}}, condensed.supports(mask)
+      sparse_weight.expand(
+        {'linear': {'values': jnp.ones(3)}}, sparse_weight.supports(mask)
       )
     with pytest.raises(ValueError, match="needs 4 values and 'linear' has non"):
-      condensed.expand({}, condensed.supports(mask))
-
-
-class ProductTest(parameterized.TestCase):
-  @parameterized.product(density=(0.0, 0.05, 1.0), num_groups=(1, 3))
-  def test_gathers_agree_with_a_dense_product(self, density, num_groups):
-    mask = _mask((10, 6), density)
-    positions = jnp.asarray(np.flatnonzero(mask.T).astype(np.int32))
-    x, values = _random(4, 5, num_groups * 10), _random(mask.sum())
-    weight = sparse_weight.Condensed(values, positions, mask.shape)
-    dense = np.zeros((10, 6), np.float32)
-    dense.T[mask.T] = values
-
-    def oracle(x, dense):
-      size = 6 // num_groups
-      parts = [
-        x[..., 10 * i : 10 * (i + 1)] @ dense[:, size * i : size * (i + 1)]
-        for i in range(num_groups)
-      ]
-      return jnp.concatenate(parts, -1)
-
-    product = lambda x, values: sparse_weight.gathered_product(
-      x, weight._replace(values=values), num_groups=num_groups
-    )
-    chex.assert_trees_all_close(
-      jax.jit(product)(x, values), oracle(x, dense), atol=1e-5
-    )
-    dy = _random(4, 5, 6, seed=1)
-    to_x, to_values = jax.vjp(product, x, values)[1](dy)
-    expected_x, expected = jax.vjp(oracle, x, jnp.asarray(dense))[1](dy)
-    chex.assert_trees_all_close(to_x, expected_x, atol=1e-5)
-    chex.assert_trees_all_close(to_values, expected.T[mask.T], atol=1e-5)
-    np.testing.assert_array_equal(sparse_weight.dense(weight), dense)
-
-  def test_half_precision_sums_are_made_in_full(self):
-    mask = np.ones((4096, 1), bool)
-    positions = jnp.arange(4096, dtype=jnp.int32)
-    values = jnp.ones(4096, jnp.bfloat16)
-    weight = sparse_weight.Condensed(values, positions, mask.shape)
-    y = sparse_weight.gathered_product(
-      jnp.ones((1, 4096), jnp.bfloat16), weight
-    )
-    assert y.dtype == jnp.bfloat16 and y[0, 0] == 4096
+      sparse_weight.expand({}, sparse_weight.supports(mask))
 
 
 def _train(net, tx, theta, net_state, x, target, num_steps=5):
@@ -174,21 +134,31 @@ def _train(net, tx, theta, net_state, x, target, num_steps=5):
   return views.effective_params(phi, opt_state), net_state
 
 
+_LINEAR = (30, 20), (3, 30), (20,), {}
+_CONV = (3, 3, 4, 6), (2, 5, 5, 4), (6, 3), {}
+_GROUPS = (
+  (3, 3, 2, 6), (2, 4, 5, 5), (6, 3),
+  {'feature_group_count': 2, 'data_format': 'NCHW', 'stride': 2},
+)  # fmt: skip
 _LAYERS = {
-  'linear, scattered': (
-    (20, 12), (64, 20), hk.Linear, condensed.CondensedLinear, (12,), {}
+  'linear': (*_LINEAR, hk.Linear, condensed.CondensedLinear),
+  'vector': (
+    (50, 40), (1, 50), (40,), {'with_bias': False},
+    hk.Linear, condensed.CondensedLinear,
   ),
-  'linear, gathered': (
-    (50, 40), (1, 50), hk.Linear, condensed.CondensedLinear, (40,), {}
-  ),
-  'conv': (
-    (3, 3, 4, 6), (2, 7, 7, 4), hk.Conv2D, condensed.CondensedConv2D, (6, 3),
-    {'stride': 2},
-  ),
-  'conv, groups': (
-    (3, 3, 2, 6), (2, 4, 7, 7), hk.Conv2D, condensed.CondensedConv2D, (6, 3),
-    {'feature_group_count': 2, 'data_format': 'NCHW', 'with_bias': False},
-  ),
+  'conv': (*_CONV, hk.Conv2D, condensed.CondensedConv2D),
+  'groups': (*_GROUPS, hk.Conv2D, condensed.CondensedConv2D),
+  **{
+    f'{name}, {method}': (
+      *where, {**settings, 'method': method}, module, module
+    )
+    for name, (*where, settings), module in (
+      ('dct', _LINEAR, dct.DctLinear),
+      ('dct conv', _CONV, dct.DctConv2D),
+      ('dct groups', _GROUPS, dct.DctConv2D),
+    )
+    for method in ('matrix', 'fft')
+  },
 }  # fmt: skip
 
 
@@ -198,41 +168,39 @@ class LayersTest(parameterized.TestCase):
     inner=(optax.sgd(0.1, momentum=0.9), optax.adam(1e-2, eps=1e-3)),
   )
   def test_masked_and_condensed_layers_train_identically(self, layer, inner):
-    shape, x_shape, plain, thin, args, settings = _LAYERS[layer]
+    shape, x_shape, args, settings, plain, thin = _LAYERS[layer]
     mask = _mask(shape, 0.1)
     x = _random(*x_shape)
-    dense_net = hk.transform_with_state(
-      lambda x: plain(*args, **settings, name='layer')(x)
-    )
-    support = condensed.support(mask)
-    thin_net = _condensed(
-      thin, *args, **settings, support=support, name='layer'
-    )
+    support = sparse_weight.support(mask)
+    settings = dict(settings, name='layer')
+    dense_net = _transformed(plain, *args, **settings)
+    thin_net = _transformed(thin, *args, **settings, support=support)
     key = jax.random.key(1)
     theta, net_state = dense_net.init(key, x)
     masks = jax.tree.map(lambda p: jnp.ones(p.shape, bool), theta)
     masks['layer']['w'] = jnp.asarray(mask)
     thin_theta, thin_state = thin_net.init(key, x)
+    condense = lambda theta: sparse_weight.condense(theta, masks)
     # Both start with the same weights.
-    chex.assert_trees_all_equal(thin_theta, condensed.condense(theta, masks))
+    chex.assert_trees_all_equal(thin_theta, condense(theta))
 
     y, _ = dense_net.apply(theta, net_state, None, x)
     target = _random(*y.shape, seed=2)
     tx = aliases.static(inner, masks=masks)
     theta, _ = _train(dense_net, tx, theta, net_state, x, target)
-    thin_theta, thin_state = _train(
+    after, thin_state = _train(
       thin_net, inner, thin_theta, thin_state, x, target
     )
-    chex.assert_trees_all_close(
-      thin_theta, condensed.condense(theta, masks), atol=1e-6
-    )
+    chex.assert_trees_all_close(after, condense(theta), atol=1e-6)
+    for name, leaf in after['layer'].items():
+      assert not jnp.array_equal(leaf, thin_theta['layer'][name])
     np.testing.assert_array_equal(
       thin_state['layer']['positions'], support.positions
     )
 
   def test_state_grows_with_the_connections(self):
-    support = condensed.support(_mask((400, 500), 0.001))
-    net = _condensed(condensed.CondensedLinear, 500, support=support)
+    support = sparse_weight.support(_mask((400, 500), 0.001))
+    net = _transformed(condensed.CondensedLinear, 500, support=support)
     theta, net_state = net.init(jax.random.key(0), jnp.ones((1, 400)))
     opt_state = optax.adam(0.1).init(theta)
     held = sum(x.nbytes for x in jax.tree.leaves((theta, net_state, opt_state)))
@@ -248,12 +216,12 @@ class LayersTest(parameterized.TestCase):
     size = min(mask.sum() for mask in masks)
     supports = [
       sparse_weight.Support(
-        condensed.support(mask).positions[:size], mask.shape
+        sparse_weight.support(mask).positions[:size], mask.shape
       )
       for mask in masks
     ]
     nets = [
-      _condensed(condensed.CondensedLinear, 20, support=support)
+      _transformed(condensed.CondensedLinear, 20, support=support)
       for support in supports
     ]
     x = _random(3, 30)
@@ -274,32 +242,32 @@ class LayersTest(parameterized.TestCase):
     x = jnp.ones((1, 3))
 
     def init(support):
-      net = _condensed(condensed.CondensedLinear, 2, support=support)
+      net = _transformed(condensed.CondensedLinear, 2, support=support)
       return net.init(jax.random.key(0), x)
 
     with pytest.raises(
       ValueError,
       match=r'condensed_linear has a weight of shape \(3, 2\) .* \(2, 3\)',
     ):
-      init(condensed.support(np.ones((2, 3), bool)))
+      init(sparse_weight.support(np.ones((2, 3), bool)))
     for positions in ([1, 0], [1, 1], [-1, 2], [3, 6]):
-      bad = condensed.Support(np.array(positions, np.int32), (3, 2))
+      bad = sparse_weight.Support(np.array(positions, np.int32), (3, 2))
       with pytest.raises(ValueError, match=r'ascending and in \[0, 6\)'):
         init(bad)
 
   def test_mask_and_support_exclude_each_other(self):
     mask = np.ones((1, 1, 1, 1), bool)
-    net = _condensed(
+    net = _transformed(
       condensed.CondensedConv2D,
       *(1, 1),
       mask=jnp.asarray(mask),
-      support=condensed.support(mask),
+      support=sparse_weight.support(mask),
     )
     with pytest.raises(ValueError, match='has a support and a mask'):
       net.init(jax.random.key(0), jnp.ones((1, 2, 2, 1)))
 
   def test_needs_a_transform_with_state(self):
-    support = condensed.support(np.ones((3, 2), bool))
+    support = sparse_weight.support(np.ones((3, 2), bool))
     forward = lambda x: condensed.CondensedLinear(2, support=support)(x)
     x = jnp.ones((1, 3))
     with pytest.raises(ValueError, match='transform_with_state'):

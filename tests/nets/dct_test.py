@@ -8,11 +8,10 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
-from powerprop_jax.nets import condensed, dct
-from powerprop_jax.optim import aliases, views
+from powerprop_jax.nets.layers import dct
+from powerprop_jax.sparse import weight as sparse_weight
 
 _METHODS = ('matrix', 'fft')
 
@@ -152,7 +151,7 @@ class LinearTest(parameterized.TestCase):
 
   def test_fft_makes_nothing_of_the_size_of_a_condensed_weight(self):
     mask = np.random.default_rng(0).random((300, 200)) < 0.01
-    support = condensed.support(mask)
+    support = sparse_weight.support(mask)
     net = hk.transform_with_state(
       lambda x: dct.DctLinear(200, method='fft', support=support)(x)
     )
@@ -306,67 +305,6 @@ class ConvTest(parameterized.TestCase):
 class SparseTest(parameterized.TestCase):
   @parameterized.product(
     layer=(
-      (dct.DctLinear, (30, 20), (3, 30), (20,), {}),
-      (dct.DctConv2D, (3, 3, 4, 6), (2, 5, 5, 4), (6, 3), {}),
-      (
-        dct.DctConv2D,
-        (3, 3, 2, 6),
-        (2, 4, 5, 5),
-        (6, 3),
-        dict(feature_group_count=2, data_format='NCHW', stride=2),
-      ),
-    ),
-    method=_METHODS,
-    inner=('momentum', 'adam'),
-  )
-  def test_masked_and_condensed_layers_train_identically(
-    self, layer, method, inner
-  ):
-    module, shape, x_shape, args, settings = layer
-    inner = {
-      'momentum': optax.sgd(0.1, momentum=0.9),
-      'adam': optax.adam(1e-2, eps=1e-3),
-    }[inner]
-    mask = np.random.default_rng(0).random(shape) < 0.1
-    x = _random(*x_shape)
-    results = []
-    for support in (None, condensed.support(mask)):
-      net = hk.transform_with_state(
-        lambda x, support=support: module(
-          *args, method=method, support=support, name='layer', **settings
-        )(x)
-      )
-      theta, net_state = net.init(jax.random.key(0), x)
-      tx = inner
-      if support is None:
-        masks = jax.tree.map(lambda p: jnp.ones(p.shape, bool), theta)
-        masks['layer']['w'] = jnp.asarray(mask)
-        tx = aliases.static(inner, masks=masks)
-      y, _ = net.apply(theta, net_state, None, x)
-      target = _random(*y.shape, seed=1)
-
-      @jax.jit
-      def step(phi, opt_state, net=net, tx=tx, net_state=net_state, y=target):
-        theta = views.effective_params(phi, opt_state)
-        loss = lambda theta: jnp.mean(
-          (net.apply(theta, net_state, None, x)[0] - y) ** 2
-        )
-        updates, opt_state = tx.update(jax.grad(loss)(theta), opt_state, phi)
-        return optax.apply_updates(phi, updates), opt_state
-
-      carry = views.init(tx, theta)
-      for _ in range(5):
-        carry = step(*carry)
-      results.append(views.effective_params(*carry))
-    masked, thin = results
-    assert jnp.any(thin['layer']['values'] != 0)
-    assert thin['layer']['transform_scale'] != 1
-    chex.assert_trees_all_close(
-      thin, condensed.condense(masked, masks), atol=1e-6
-    )
-
-  @parameterized.product(
-    layer=(
       (dct.DctLinear, (4, 30), (20,)),
       (dct.DctConv2D, (2, 5, 5, 4), (6, 3)),
     ),
@@ -376,7 +314,9 @@ class SparseTest(parameterized.TestCase):
   def test_mixed_precision_is_kept(self, layer, method, with_support):
     module, x_shape, args = layer
     shape = (30, 20) if module is dct.DctLinear else (3, 3, 4, 6)
-    support = condensed.support(np.ones(shape, bool)) if with_support else None
+    support = (
+      sparse_weight.support(np.ones(shape, bool)) if with_support else None
+    )
     net = hk.transform_with_state(
       lambda x: module(*args, method=method, support=support)(x)
     )

@@ -11,7 +11,8 @@ import numpy as np
 
 from powerprop_jax import nets
 from powerprop_jax.core import trees
-from powerprop_jax.nets import dct, fixup, forms
+from powerprop_jax.nets import fixup
+from powerprop_jax.nets.layers import dct, forms
 
 NUM_BLOCKS = 3
 

@@ -12,7 +12,6 @@ import numpy as np
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.nets import layers
 from powerprop_jax.prune import at_init
-from powerprop_jax.sparse import plain_convolution
 
 SIZES = (3, 4, 5, 3)
 
@@ -224,7 +223,7 @@ class GraspTest(parameterized.TestCase):
 
     images = np.random.default_rng(0).normal(size=(5, 6, 6, 2))
     batch = (images.astype(np.float32), np.arange(5) % 3)
-    nets = make(plain_convolution.Conv2D), make(hk.Conv2D)
+    nets = make(layers.Conv2D), make(hk.Conv2D)
     theta = nets[0].init(jax.random.key(0), batch[0])
     ours, haiku = (
       at_init.grasp(at_init.classification_loss(net.apply), theta, [batch])

@@ -27,7 +27,7 @@ def _transformed(module, kernel_size, stride, padding):
 class ConvolutionTest(parameterized.TestCase):
   @parameterized.product(
     size=((8, 8), (9, 7)),
-    kernel_size=(1, 3, 5),
+    kernel_size=(1, 3, 4),
     stride=(1, 2, 3),
     padding=('SAME', 'VALID'),
   )
@@ -35,7 +35,7 @@ class ConvolutionTest(parameterized.TestCase):
     x = jax.random.normal(jax.random.key(0), (4, *size, 3))
     ours, haikus = (
       _transformed(module, kernel_size, stride, padding)
-      for module in (plain_convolution.Conv2D, hk.Conv2D)
+      for module in (layers.Conv2D, hk.Conv2D)
     )
     theta = ours.init(jax.random.key(1), x)
     chex.assert_trees_all_equal(theta, haikus.init(jax.random.key(1), x))
@@ -66,10 +66,3 @@ class ConvolutionTest(parameterized.TestCase):
       rtol=1e-3,
       atol=1e-3,
     )
-
-  @parameterized.product(size=((8, 8), (7, 9)), padding=('SAME', 'VALID'))
-  def test_max_pool_agrees_with_haiku(self, size, padding):
-    x = jax.random.normal(jax.random.key(0), (2, *size, 3))
-    window = (2, 2, 1)
-    expected = hk.max_pool(x, window, window, padding)
-    chex.assert_trees_all_equal(layers.max_pool(x, padding), expected)

@@ -30,24 +30,26 @@ for name in ('HOME', 'XDG_CACHE_HOME'):
 _PROGRAM = """
 import json, os, sys, warnings
 import jax.numpy as jnp
-from powerprop_jax.sparse import kernel_choice, native, index
-from powerprop_jax.sparse import linear
+from powerprop_jax.sparse import index, kernel_choice, linear, native
 
 exec(sys.argv[1])
 with warnings.catch_warnings(record=True) as caught:
   warnings.simplefilter('always')
   status = native.status()
 index = index.from_positions([0, 3], (2, 2))
-kernel = 'native' if native.is_available() else 'loops'
-y = linear.product(
-  jnp.ones((1, 2)), jnp.array([2.0, 3.0]), index, kernel
-)
+given = jnp.ones((1, 2)), jnp.array([2.0, 3.0]), index
+y = linear.product(*given, 'native' if native.is_available() else 'loops')
+refused = ''
+try:
+  linear.product(*given, 'native')
+except ValueError as error:
+  refused = str(error)
 if sys.argv[2:]:
   kernel_choice.times(kernel_choice.Product(2, 2, 2, 1))
 with open('/proc/self/maps') as file:
   maps = sorted({x.split()[5] for x in file if 'kernels' in x})
 warned = [str(w.message) for w in caught]
-print(json.dumps([status, warned, y.tolist(), maps]))
+print(json.dumps([status, warned, y.tolist(), maps, refused]))
 """
 
 # Does what a compiler does, without the time: there is one real library.
@@ -120,8 +122,10 @@ def _seen(process):
   """What it saw, once it has ended well and multiplied right."""
   output, _ = process.communicate(timeout=300)
   assert process.returncode == 0
-  status, warned, y, maps = json.loads(output)
+  status, warned, y, maps, refused = json.loads(output)
   assert y == [[2.0, 3.0]]
+  missing = f'there are no compiled kernels: {status}. Use other kernels'
+  assert refused.startswith('' if status == 'available' else missing)
   return types.SimpleNamespace(status=status, warned=warned, maps=maps)
 
 
@@ -151,6 +155,20 @@ def test_a_kept_library_needs_no_compiler(place):
   assert seen.maps == [str(_kept(place))]
 
 
+@pytest.mark.parametrize(
+  ('environment', 'says', 'is_warned'),
+  [
+    (dict(CXX='no-c++'), 'no C++ compiler: no-c++ not found', True),
+    (dict(POWERPROP_NATIVE='0'), '$POWERPROP_NATIVE turns them off', False),
+  ],
+)
+def test_without_kernels_the_rest_works(place, environment, says, is_warned):
+  seen = _run(place, folder='none', **environment)
+  assert seen.status == says and len(seen.warned) == is_warned
+  assert all(says in w and 'POWERPROP_NATIVE=0' in w for w in seen.warned)
+
+
+@pytest.mark.slow
 def test_whoever_has_no_home_compiles_for_one_program(place):
   _needs_root()
   seen = _run(place, _AS_NOBODY, 'times', folder='', CXX=_compiler(place))
@@ -160,6 +178,7 @@ def test_whoever_has_no_home_compiles_for_one_program(place):
   assert _num_compiled(place) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'damage',
   [lambda x: x[: len(x) // 2], lambda x: b'', lambda x: x[:-1] + b'?'],
@@ -176,6 +195,7 @@ def test_damaged_libraries_are_made_again(place, damage):
   assert path.read_bytes() == whole and os.listdir(path.parent) == [path.name]
 
 
+@pytest.mark.slow
 def test_in_a_read_only_folder_nothing_is_made(place):
   folder = place / 'kept'
   path = _kept(place)
@@ -193,6 +213,7 @@ def test_in_a_read_only_folder_nothing_is_made(place):
   assert not os.listdir(folder)
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_made_is_done_without(place):
   seen = _run(place, '', 'times', folder='library/x', CXX=_compiler(place))
   assert seen.status == 'available'
@@ -200,6 +221,7 @@ def test_a_folder_that_cannot_be_made_is_done_without(place):
   assert 'Not a directory' in warned
 
 
+@pytest.mark.slow
 def test_libraries_of_two_compilers_lie_side_by_side(place):
   # Such as one for a newer C++ library than there is here.
   other = b'not for this machine'
@@ -215,6 +237,7 @@ def test_libraries_of_two_compilers_lie_side_by_side(place):
   assert len(os.listdir(place / 'kept')) == 2
 
 
+@pytest.mark.slow
 def test_two_programs_may_compile_at_once(place):
   path = _kept(place)
   whole = path.read_bytes()
@@ -251,6 +274,7 @@ def test_what_others_may_have_written_is_not_loaded(place):
   assert seen.status.endswith('no C++ compiler: no-such-c++ not found')
 
 
+@pytest.mark.slow
 def test_a_file_of_another_user_is_replaced(place):
   _needs_root()
   path = _kept(place)
@@ -333,16 +357,18 @@ class TrustTest:
     assert cache.folder() == self.folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('does', 'says'),
   [
+    ('echo "error: out of ink" >&2; exit 1', 'error: out of ink'),
     ('kill -SEGV $$', 'ended with status -11'),
     ('printf "Fehler \\344\\n\\377" >&2; exit 1', 'Fehler \ufffd'),
     ('exec sleep 600', 'had not finished after 1 s'),
     ('echo > {place}/library', 'file too short'),
     ('cp {place}/library /dev/full || exit 1', 'No space left on device'),
   ],
-  ids=['crash', 'not UTF-8', 'hang', 'no library', 'full disk'],
+  ids=['error', 'crash', 'not UTF-8', 'hang', 'no library', 'full disk'],
 )
 def test_whatever_a_compiler_does_a_program_goes_on(place, does, says):
   _kept(place).unlink()
@@ -417,6 +443,7 @@ class TimesTest:
     assert min(self._times().values()) > 0
     assert os.listdir(self.path.parent) == [self.path.name]
 
+  @pytest.mark.slow
   def test_of_other_source_are_kept_apart(self, tmp_path_factory):
     copy = tmp_path_factory.mktemp('upgrade')
     package = pathlib.Path(native.__file__).parents[2]

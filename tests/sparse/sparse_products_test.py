@@ -1,10 +1,6 @@
 """Every kernel of a sparse product: the numbers of a dense one."""
 
 import functools
-import os
-import subprocess
-import sys
-import textwrap
 
 from absl.testing import parameterized
 import chex
@@ -13,12 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from powerprop_jax.sparse import (
-  convolution as sparse_convolution,
-)
-from powerprop_jax.sparse import (
-  index as sparse_index,
-)
+from powerprop_jax.sparse import convolution as sparse_convolution
+from powerprop_jax.sparse import index as sparse_index
 from powerprop_jax.sparse import (
   kernel_choice,
   linear,
@@ -279,64 +271,3 @@ class ChoiceTest(parameterized.TestCase):
 
   def test_tiny_products_do_not_pay(self):
     assert not kernel_choice.pays(kernel_choice.Product(8, 8, 4, 2))
-
-
-class CompilerTest(parameterized.TestCase):
-  def _run(self, tmp_path, **environment):
-    """What a program prints that multiplies in a fresh process."""
-    program = textwrap.dedent("""
-      import warnings
-      import jax.numpy as jnp
-      from powerprop_jax.sparse import kernel_choice, native, index
-      from powerprop_jax.sparse import linear
-
-      with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter('always')
-        print(native.status())
-      print([str(w.message) for w in caught if w.category is RuntimeWarning])
-      index = index.from_positions([0, 3], (2, 2))
-      kernel = kernel_choice.choose(kernel_choice.Product(2, 2, 2, 1))
-      x, values = jnp.ones((1, 2)), jnp.array([2.0, 3.0])
-      print(kernel, linear.product(x, values, index, kernel))
-      try:
-        linear.product(x, values, index, 'native')
-      except ValueError as error:
-        print(error)
-    """)
-    done = subprocess.run(
-      [sys.executable, '-c', program],
-      capture_output=True,
-      text=True,
-      check=True,
-      env={
-        **os.environ,
-        'POWERPROP_CACHE_DIR': str(tmp_path),
-        'JAX_PLATFORMS': 'cpu',
-        **environment,
-      },
-    )
-    return done.stdout.splitlines()
-
-  @pytest.fixture(autouse=True)
-  def _folder(self, tmp_path):
-    self.folder = tmp_path
-
-  def test_works_without_one_and_says_so(self):
-    status, warned, product, error = self._run(self.folder, CXX='no-such-c++')
-    assert status == 'no C++ compiler: no-such-c++ not found'
-    assert status in warned and 'POWERPROP_NATIVE=0' in warned
-    # Half of the connections exist, which is dense for so small a matrix.
-    assert product == 'dense [[2. 3.]]'
-    assert error.startswith(f'there are no compiled kernels: {status}')
-
-  def test_can_be_turned_off_in_silence(self):
-    lines = self._run(self.folder, POWERPROP_NATIVE='0')
-    assert lines[:2] == ['$POWERPROP_NATIVE turns them off', '[]']
-
-  def test_a_compiler_that_fails_is_reported(self):
-    compiler = self.folder / 'broken-c++'
-    compiler.write_text('#!/bin/sh\necho "error: out of ink" >&2\nexit 1\n')
-    compiler.chmod(0o755)
-    status, warned, *_ = self._run(self.folder, CXX=str(compiler))
-    assert status == 'error: out of ink' and status in warned
-    assert not list(self.folder.glob('*.so'))

@@ -8,7 +8,7 @@ import numpy as np
 from experiments.class_specialisation import features
 from experiments.common import activations
 from powerprop_jax import nets
-from powerprop_jax.sparse import plain_convolution
+from powerprop_jax.nets import layers
 
 
 def _oracle(values, labels, num_classes):
@@ -120,7 +120,7 @@ class LayerOutputsTest(parameterized.TestCase):
     options = {'stride': 2, 'padding': 'SAME', 'w_init': init, 'name': 'conv'}
     x = jnp.asarray(_labelled((3, 8, 8, 2), 2)[0])
     found = []
-    for module in (plain_convolution.Conv2D, hk.Conv2D):
+    for module in (layers.Conv2D, hk.Conv2D):
       net = _transform(lambda x, m=module: m(4, 3, **options)(x))
       theta = net.init(jax.random.key(0), x)
       found.append(activations.layer_outputs(net.apply, theta, x)['conv'][0])

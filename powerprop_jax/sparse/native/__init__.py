@@ -15,6 +15,7 @@ none can be kept, a program builds its own in a private temporary folder.
 $CXX names another compiler; $POWERPROP_NATIVE=0 turns the kernels off.
 """
 
+from collections.abc import Callable
 import ctypes
 import functools
 import os
@@ -24,6 +25,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from typing import Any
 import warnings
 
 import jax
@@ -48,15 +50,15 @@ _FLAGS = (
 )
 _COMPILE_SECONDS = 300
 
-# Names of the functions, in the library and, lower case, in JAX programs.
-_FUNCTIONS = {
-  'powerprop_multiply': 'PowerpropMultiply',
-  'powerprop_dot': 'PowerpropDot',
-  'powerprop_index': 'PowerpropIndex',
-  'powerprop_convolve': 'PowerpropConvolve',
-  'powerprop_convolution_to_input': 'PowerpropConvolutionToInput',
-  'powerprop_convolution_to_values': 'PowerpropConvolutionToValues',
-}
+# Names of the functions in JAX programs, and in the library in camel case.
+_FUNCTIONS = (
+  'powerprop_multiply',
+  'powerprop_dot',
+  'powerprop_index',
+  'powerprop_convolve',
+  'powerprop_convolution_to_input',
+  'powerprop_convolution_to_values',
+)
 
 
 def is_available() -> bool:
@@ -69,17 +71,22 @@ def status() -> str:
   return _load() or 'available'
 
 
-def check_available() -> None:
-  """Refuses to go on without compiled kernels.
+def call(name: str, results: Any) -> Callable[..., Any]:
+  """A compiled function inside of a JAX program.
+
+  Args:
+    name: one of _FUNCTIONS.
+    results: shapes of what it returns.
 
   Raises:
-    ValueError: if there are none.
+    ValueError: if there are no compiled kernels.
   """
   if not is_available():
     raise ValueError(
       f'there are no compiled kernels: {status()}. Use other kernels '
       "(kernel_choice.use('loops', 'dense'))."
     )
+  return jax.ffi.ffi_call(name, results, vmap_method='sequential')
 
 
 @functools.cache
@@ -121,22 +128,19 @@ def _load() -> str:
     problems.append(str(error) or repr(error))
   reason = '; '.join(dict.fromkeys(problems))
   if failed:
-    warnings.warn(
+    says = (
       f'sparse layers run without compiled kernels, slower: {reason}. Install '
       'a C++ compiler, or name one in $CXX and a folder of your own in '
-      '$POWERPROP_CACHE_DIR, or set POWERPROP_NATIVE=0 to do without silently.',
-      RuntimeWarning,
-      stacklevel=2,
+      '$POWERPROP_CACHE_DIR, or set POWERPROP_NATIVE=0 to do without silently.'
     )
-    return reason
-  if problems:
-    warnings.warn(
+  else:
+    says = (
       f'kernels of sparse layers had to be compiled anew: {reason}. If that '
-      'comes again, name a folder of your own in $POWERPROP_CACHE_DIR.',
-      RuntimeWarning,
-      stacklevel=2,
+      'comes again, name a folder of your own in $POWERPROP_CACHE_DIR.'
     )
-  return ''
+  if problems:
+    warnings.warn(says, RuntimeWarning, stacklevel=2)
+  return reason if failed else ''
 
 
 def _register_kept_or_made(problems: list[str]) -> None:
@@ -172,9 +176,10 @@ def _register_kept_or_made(problems: list[str]) -> None:
 
 def _register(path: pathlib.Path) -> None:
   library = ctypes.CDLL(str(path))
-  for name, function in _FUNCTIONS.items():
+  for name in _FUNCTIONS:
+    function = getattr(library, name.title().replace('_', ''))
     jax.ffi.register_ffi_target(
-      name, jax.ffi.pycapsule(getattr(library, function)), platform='cpu'
+      name, jax.ffi.pycapsule(function), platform='cpu'
     )
 
 

@@ -1,7 +1,7 @@
 // What the kernels share: threads, memory, vectors, turned blocks.
 
-#ifndef POWERPROP_JAX_NETS_NATIVE_COMMON_H_
-#define POWERPROP_JAX_NETS_NATIVE_COMMON_H_
+#ifndef POWERPROP_JAX_SPARSE_NATIVE_COMMON_H_
+#define POWERPROP_JAX_SPARSE_NATIVE_COMMON_H_
 
 #include <algorithm>
 #include <atomic>
@@ -192,4 +192,4 @@ struct xla::ffi::CtxBinding<powerprop::Threads> {
   using Ctx = xla::ffi::ThreadPool;
 };
 
-#endif  // POWERPROP_JAX_NETS_NATIVE_COMMON_H_
+#endif  // POWERPROP_JAX_SPARSE_NATIVE_COMMON_H_

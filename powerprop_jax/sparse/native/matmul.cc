@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <cstring>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "common.h"
@@ -53,6 +54,18 @@ std::vector<Tile> MakeTiles(int64_t batch) {
     first += width;
   }
   return tiles;
+}
+
+// Calls a template with the width of a tile.
+template <typename Call>
+void ForWidth(int64_t width, const Call& call) {
+  switch (width) {
+    case 4: return call(std::integral_constant<int, 4>());
+    case 8: return call(std::integral_constant<int, 8>());
+    case 16: return call(std::integral_constant<int, 16>());
+    case 32: return call(std::integral_constant<int, 32>());
+    case kWidest: return call(std::integral_constant<int, kWidest>());
+  }
 }
 
 int64_t PackedWidth(const std::vector<Tile>& tiles) {
@@ -220,18 +233,9 @@ void Multiply(ffi::ThreadPool& pool, const Matrix& a, const float* values,
     const Tile& tile = tiles[i / parts];
     const int64_t begin = bounds[i % parts], end = bounds[i % parts + 1];
     const float* from = packed + tile.start * a.columns;
-    switch (tile.width) {
-      case 4:
-        return MultiplyRows<4>(a, values, from, tile, begin, end, y);
-      case 8:
-        return MultiplyRows<8>(a, values, from, tile, begin, end, y);
-      case 16:
-        return MultiplyRows<16>(a, values, from, tile, begin, end, y);
-      case 32:
-        return MultiplyRows<32>(a, values, from, tile, begin, end, y);
-      case kWidest:
-        return MultiplyRows<kWidest>(a, values, from, tile, begin, end, y);
-    }
+    ForWidth(tile.width, [&](auto width) {
+      MultiplyRows<width>(a, values, from, tile, begin, end, y);
+    });
   });
 }
 
@@ -272,29 +276,15 @@ void Dot(ffi::ThreadPool& pool, const Matrix& a, const float* y, const float* x,
       const float* from_x = packed_x + tile.start * a.columns;
       const bool is_first = tile.first == 0;
       const int64_t begin = bounds[i], end = bounds[i + 1];
-      switch (tile.width) {
-        case 4:
-          DotRows<4>(a, from_y, from_x, is_first, begin, end, out);
-          break;
-        case 8:
-          DotRows<8>(a, from_y, from_x, is_first, begin, end, out);
-          break;
-        case 16:
-          DotRows<16>(a, from_y, from_x, is_first, begin, end, out);
-          break;
-        case 32:
-          DotRows<32>(a, from_y, from_x, is_first, begin, end, out);
-          break;
-        case kWidest:
-          DotRows<kWidest>(a, from_y, from_x, is_first, begin, end, out);
-          break;
-      }
+      ForWidth(tile.width, [&](auto width) {
+        DotRows<width>(a, from_y, from_x, is_first, begin, end, out);
+      });
     }
   });
 }
 
 // Finds the entries of a mask [inputs, outputs] sorted by both its ends: see
-// nets/sparse_index.py. Returns whether there was room for all.
+// sparse/index.py. Returns whether there was room for all.
 bool FindEntries(const uint8_t* mask, int64_t inputs, int64_t outputs,
                  int64_t size, int32_t* offsets, int32_t* positions,
                  int32_t* in_offsets, int32_t* in_positions, int32_t* order) {
@@ -340,13 +330,17 @@ bool FindEntries(const uint8_t* mask, int64_t inputs, int64_t outputs,
   return true;
 }
 
+Matrix MakeMatrix(const Ints& offsets, const Ints& positions,
+                  const Floats& x) {
+  return {static_cast<int64_t>(offsets.element_count()) - 1,
+          x.dimensions()[1], offsets.typed_data(), positions.typed_data()};
+}
+
 ffi::Error MultiplyImpl(Threads pool, Ints offsets, Ints positions,
                         Floats values, Ints order, Floats x,
                         FloatResult y) {
   const int64_t batch = x.dimensions()[0];
-  const Matrix a = {static_cast<int64_t>(offsets.element_count()) - 1,
-                    x.dimensions()[1], offsets.typed_data(),
-                    positions.typed_data()};
+  const Matrix a = MakeMatrix(offsets, positions, x);
   if (batch == 0 || a.rows == 0) return ffi::Error::Success();
   const float* in_order = values.typed_data();
   if (order.element_count() > 0) {
@@ -359,9 +353,7 @@ ffi::Error MultiplyImpl(Threads pool, Ints offsets, Ints positions,
 ffi::Error DotImpl(Threads pool, Ints offsets, Ints positions, Floats y,
                    Floats x, FloatResult out) {
   const int64_t batch = x.dimensions()[0];
-  const Matrix a = {static_cast<int64_t>(offsets.element_count()) - 1,
-                    x.dimensions()[1], offsets.typed_data(),
-                    positions.typed_data()};
+  const Matrix a = MakeMatrix(offsets, positions, x);
   const int64_t size = out->element_count();
   if (batch == 0 || size == 0) {
     std::memset(out->typed_data(), 0, size * sizeof(float));

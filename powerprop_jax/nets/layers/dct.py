@@ -21,11 +21,12 @@ import haiku as hk
 import jax
 from jax import lax
 import jax.numpy as jnp
+import jax.typing
 import numpy as np
 
-from powerprop_jax.nets import layer_parts
-from powerprop_jax.sparse import weight as sparse_weight
-from powerprop_jax.sparse.weight import Support, Weight
+from powerprop_jax.nets.layers import parts
+from powerprop_jax.sparse.linear import Kernel
+from powerprop_jax.sparse.weight import Condensed, Support
 
 _METHODS = ('auto', 'matrix', 'fft')
 
@@ -37,7 +38,9 @@ _ENTRIES_PER_VECTOR = 8
 _FFT_LENGTH = 256
 
 
-def cosine_weight(num_in: int, num_out: int, dtype: Any) -> jax.Array:
+def cosine_weight(
+  num_in: int, num_out: int, dtype: jax.typing.DTypeLike
+) -> jax.Array:
   """The cosine transform as a weight: x @ cosine_weight is the transform of x.
 
   With n = max(num_in, num_out), entry [i, o] is c_o cos(π (2i + 1) o / 2n),
@@ -45,13 +48,7 @@ def cosine_weight(num_in: int, num_out: int, dtype: Any) -> jax.Array:
   with zeros to length n, of which the first num_out coefficients are left.
   Columns are orthonormal if num_in = n, rows if num_out = n.
 
-  Args:
-    num_in: length of the vectors that come in, at least 1.
-    num_out: number of coefficients, at least 1.
-    dtype: dtype of the result, which is computed in float64.
-
-  Returns:
-    [num_in, num_out].
+  It is computed in float64, whatever its dtype.
 
   Example:
     >>> cosine_weight(2, 2, jnp.float32).round(3)
@@ -85,9 +82,6 @@ def transform(x: jax.Array, num_out: int, *, method: str = 'auto') -> jax.Array:
 
   Returns:
     [..., num_out], in the dtype of x.
-
-  Raises:
-    ValueError: if there is no such method, or num_out is less than 1.
 
   Example:
     >>> transform(jnp.array([1.0, 2.0, 3.0, 4.0]), 1)
@@ -134,16 +128,14 @@ class DctLinear(hk.Linear):
 
   Use it in place of hk.Linear. Its parameters are 'w', 'b' and
   'transform_scale', s, a scalar. With a support it holds only the connections
-  of W, as condensed.CondensedLinear does ('values' in place of 'w', and the
-  state 'positions'), and the network needs hk.transform_with_state.
+  of W, as CondensedLinear does, and the network needs hk.transform_with_state.
 
-  'auto' chooses 'fft' if the product with condensed weights is done by gathers
-  (sparse_weight.use_gathers), or if the shorter side of W is at least 8 times
-  the number of vectors in x; otherwise 'matrix'. This is what was faster on two
-  CPU cores: the cost of 'matrix' over the same layer without transform goes
-  with the size of W, that of 'fft' with the size of x. Where gathers make the
-  sparse product very cheap, the transform can cost more than that product. The
-  rule has not been measured on other backends, where it is the same.
+  'auto' chooses 'fft' if the shorter side of W is at least 8 times the number
+  of vectors in x; otherwise 'matrix'. This is what was faster on two CPU cores:
+  the cost of 'matrix' over the same layer without transform goes with the size
+  of W, that of 'fft' with the size of x. Where few connections make the sparse
+  product very cheap, the transform can cost more than that product. The rule
+  has not been measured on other backends, where it is the same.
 
   Args:
     *args: as hk.Linear.
@@ -154,9 +146,6 @@ class DctLinear(hk.Linear):
     support: where the connections of W are, of shape [in, out]; None for a
       dense W, which the training loop masks.
     **kwargs: as hk.Linear, but w_init is zeros by default.
-
-  Raises:
-    ValueError: if there is no such method, or the support has another shape.
 
   Example:
     >>> net = hk.without_apply_rng(hk.transform(lambda x: DctLinear(2)(x)))
@@ -185,33 +174,27 @@ class DctLinear(hk.Linear):
     self._support = support
 
   def __call__(
-    self, inputs: jax.Array, *, precision: lax.Precision | None = None
+    self, inputs: jax.Array, *, precision: lax.PrecisionLike = None
   ) -> jax.Array:
     """Outputs [..., output_size] of inputs [..., features]."""
     shape = (inputs.shape[-1], self.output_size)
-    weight = sparse_weight.get_weight(
-      shape, inputs.dtype, self.w_init or jnp.zeros, self._support
-    )
+    weight = _weight(self, shape, inputs.dtype, self._support)
     scale = _transform_scale(inputs.dtype, self._transform_init)
-    num_vectors = math.prod(inputs.shape[:-1])
-    gathers = sparse_weight.use_gathers(weight, num_vectors)
     method = self._method
     if method == 'auto':
-      long = min(shape) >= _ENTRIES_PER_VECTOR * num_vectors
-      method = 'fft' if gathers or long else 'matrix'
-    elif method == 'fft':
-      gathers = self._support is not None
-
+      num_vectors = math.prod(inputs.shape[:-1])
+      is_long = min(shape) >= _ENTRIES_PER_VECTOR * num_vectors
+      method = 'fft' if is_long else 'matrix'
     if method == 'matrix':
-      kernel = scale * cosine_weight(*shape, inputs.dtype)
-      kernel += sparse_weight.dense(weight)
+      kernel = scale * cosine_weight(*shape, inputs.dtype) + _dense(weight)
       y = jnp.dot(inputs, kernel, precision=precision)
     else:
       y = scale * transform(inputs, self.output_size, method='fft')
-      y += sparse_weight.product(
-        inputs, weight, by_gathers=gathers, precision=precision
-      )
-    return layer_parts.add_bias(self, y)
+      if isinstance(weight, Condensed):
+        y += weight.multiply(inputs, _kernel(weight, inputs))
+      else:
+        y += jnp.dot(inputs, weight, precision=precision)
+    return parts.add_bias(self, y)
 
 
 class DctConv2D(hk.Conv2D):
@@ -227,21 +210,17 @@ class DctConv2D(hk.Conv2D):
   'auto' is 'matrix': beside the products with the kernel, adding s D to it
   costs little, since it is used at many places; making patches costs more. The
   other way is for large kernels on few places, and for saving memory. On a CPU
-  the layer cannot be differentiated in forward mode (see convolution.Conv2D).
+  the layer cannot be differentiated in forward mode (plain_convolution.py).
 
   Args:
     *args: as hk.Conv2D.
     transform_init: initial value of s.
     method: 'matrix', 'fft' or 'auto'. 'fft' never makes an array of the size of
-      the kernel if there is a support.
+      the kernel if there are a support and no groups.
     support: where the connections of the kernel are, of its shape [height,
       width, in / groups, out]; None for a dense kernel.
     **kwargs: as hk.Conv2D, but w_init is zeros by default. A mask acts on the
       kernel, not on the transform.
-
-  Raises:
-    ValueError: if there is no such method, the support has another shape, there
-      are both a support and a mask, or groups do not divide the channels.
 
   Note:
     The dilation of the layer is that of the patches too. The published code
@@ -269,56 +248,76 @@ class DctConv2D(hk.Conv2D):
     super().__init__(*args, **kwargs)
     _check_method(method)
     if support is not None:
-      layer_parts.check_no_mask(self)
+      parts.check_no_mask(self)
     self._transform_init = transform_init
     self._method = method
     self._support = support
 
   def __call__(
-    self, inputs: jax.Array, *, precision: lax.Precision | None = None
+    self, inputs: jax.Array, *, precision: lax.PrecisionLike = None
   ) -> jax.Array:
     """Activations of an image or a batch of images, in the data format."""
-    shape = layer_parts.kernel_shape(self, inputs)
-    weight = sparse_weight.get_weight(
-      shape, inputs.dtype, self.w_init or jnp.zeros, self._support
-    )
+    shape = parts.kernel_shape(self, inputs)
+    weight = _weight(self, shape, inputs.dtype, self._support)
     scale = _transform_scale(inputs.dtype, self._transform_init)
     if self._method == 'fft':
       y = self._by_patches(inputs, weight, scale, precision)
     else:
       num_in = math.prod(shape[:-1])
       fixed = cosine_weight(num_in, shape[-1], inputs.dtype).reshape(shape)
-      kernel = layer_parts.masked(self, sparse_weight.dense(weight))
-      y = layer_parts.convolve(self, inputs, kernel + scale * fixed, precision)
-    return layer_parts.add_bias(self, y)
+      kernel = parts.masked(self, _dense(weight)) + scale * fixed
+      y = parts.convolve(self, inputs, kernel, precision)
+    return parts.add_bias(self, y)
 
   def _by_patches(
     self,
     inputs: jax.Array,
-    weight: Weight,
+    weight: jax.Array | Condensed,
     scale: jax.Array,
-    precision: lax.Precision | None,
+    precision: lax.PrecisionLike,
   ) -> jax.Array:
     """The layer without bias, the transform computed from patches."""
     num_groups, num_out = self.feature_group_count, self.output_channels
-    patches = layer_parts.patches(self, inputs)
+    patches = parts.patches(self, inputs)
     y = transform(patches, num_out, method='fft')
     # Every group's patch has all coefficients; a group keeps those of its own
     # channels.
     y = y.reshape(*y.shape[:-1], num_groups, num_out // num_groups)
     y = scale * jnp.einsum('...ggo->...go', y).reshape(*y.shape[:-3], num_out)
-    if isinstance(weight, sparse_weight.Condensed):
-      flat = patches.reshape(*patches.shape[:-2], -1)
-      y += sparse_weight.gathered_product(flat, weight, num_groups=num_groups)
+    by_product = isinstance(weight, Condensed) and num_groups == 1
+    if isinstance(weight, Condensed) and by_product:
+      x = patches[..., 0, :]
+      y += weight.multiply(x, _kernel(weight, x))
     if self.channel_index != -1:
       y = jnp.moveaxis(y, -1, -3)
-    if isinstance(weight, sparse_weight.Condensed):
+    if by_product:
       return y
-    kernel = layer_parts.masked(self, weight)
-    return y + layer_parts.convolve(self, inputs, kernel, precision)
+    kernel = parts.masked(self, _dense(weight))
+    return y + parts.convolve(self, inputs, kernel, precision)
 
 
-def _transform_scale(dtype: Any, value: float) -> jax.Array:
+def _weight(
+  module: parts.Layer,
+  shape: tuple[int, ...],
+  dtype: jax.typing.DTypeLike,
+  support: Support | None,
+) -> jax.Array | Condensed:
+  init = module.w_init or jnp.zeros
+  if support is None:
+    return hk.get_parameter('w', shape, dtype, init=init)
+  return parts.condensed_weight(shape, dtype, init, support)
+
+
+def _dense(weight: jax.Array | Condensed) -> jax.Array:
+  return weight.dense() if isinstance(weight, Condensed) else weight
+
+
+def _kernel(weight: Condensed, x: jax.Array) -> Kernel:
+  # Not a dense copy: it is what 'fft' saves.
+  return weight.kernel(x, among=('native', 'loops'))
+
+
+def _transform_scale(dtype: jax.typing.DTypeLike, value: float) -> jax.Array:
   """The parameter s of the module that calls."""
   init = hk.initializers.Constant(value)
   return hk.get_parameter('transform_scale', (), dtype, init=init)

@@ -13,12 +13,32 @@ from typing import Any
 
 import haiku as hk
 import jax
+from jax import lax
 import jax.numpy as jnp
 
-from powerprop_jax.nets import condensed, dct, forms
-from powerprop_jax.sparse import plain_convolution
+from powerprop_jax.nets.layers import condensed, dct, forms, parts
 
 WEIGHT_INIT = hk.initializers.VarianceScaling(1.0, 'fan_in', 'truncated_normal')
+
+_Layer = Callable[[jax.Array], jax.Array]
+
+
+class Conv2D(hk.Conv2D):
+  """hk.Conv2D, on a CPU with gradients that are fast inside loops.
+
+  Parameters and numbers are those of hk.Conv2D. On a CPU it cannot be
+  differentiated in forward mode (sparse/plain_convolution.py).
+  """
+
+  def __call__(
+    self, inputs: jax.Array, *, precision: lax.PrecisionLike = None
+  ) -> jax.Array:
+    """Activations of an image or a batch of images, in the data format."""
+    shape = parts.kernel_shape(self, inputs)
+    init = parts.usual_init(self, shape)
+    w = hk.get_parameter('w', shape, inputs.dtype, init=init)
+    y = parts.convolve(self, inputs, parts.masked(self, w), precision)
+    return parts.add_bias(self, y)
 
 
 def linear(
@@ -28,7 +48,7 @@ def linear(
   with_bias: bool = True,
   w_init: hk.initializers.Initializer | None = None,
   transform_init: float = 1.0,
-) -> Callable[[jax.Array], jax.Array]:
+) -> _Layer:
   """A fully connected layer, x W + b.
 
   Args:
@@ -42,20 +62,15 @@ def linear(
     The Haiku module, of the form in use; use it inside a transformed function.
   """
   form, support = forms.current(), forms.take_support(name)
-  shared: dict[str, Any] = dict(
+  settings: dict[str, Any] = dict(
     with_bias=with_bias, w_init=_initialiser(form, w_init), name=name
   )
   if form.has_transform:
-    return dct.DctLinear(
-      num_units,
-      transform_init=transform_init,
-      method=form.method,
-      support=support,
-      **shared,
-    )
+    settings |= dict(transform_init=transform_init, method=form.method)
+    return dct.DctLinear(num_units, support=support, **settings)
   if support is not None:
-    return condensed.CondensedLinear(num_units, support=support, **shared)
-  return hk.Linear(num_units, **shared)
+    return condensed.CondensedLinear(num_units, support=support, **settings)
+  return hk.Linear(num_units, **settings)
 
 
 def conv(
@@ -69,12 +84,8 @@ def conv(
   with_bias: bool = True,
   w_init: hk.initializers.Initializer | None = None,
   transform_init: float = 1.0,
-) -> Callable[[jax.Array], jax.Array]:
-  """A convolution over height and width.
-
-  On a CPU the plain form without groups is convolution.Conv2D, which has the
-  same parameters and numbers as hk.Conv2D and gradients that are fast inside
-  loops.
+) -> _Layer:
+  """A convolution over height and width; see linear.
 
   Args:
     num_channels: size of the last axis of its output.
@@ -88,41 +99,24 @@ def conv(
     with_bias: whether to add a bias; one that a norm follows has no use.
     w_init: initialiser of the kernel; None is that of all our networks.
     transform_init: first scale of the transform, in a form that has one.
-
-  Returns:
-    The Haiku module, of the form in use; use it inside a transformed function.
   """
   form, support = forms.current(), forms.take_support(name)
-  shared: dict[str, Any] = dict(
+  settings: dict[str, Any] = dict(
+    output_channels=num_channels,
+    kernel_shape=kernel_size,
     stride=stride,
     padding=padding,
+    feature_group_count=groups,
     with_bias=with_bias,
     w_init=_initialiser(form, w_init),
     name=name,
   )
   if form.has_transform:
-    return dct.DctConv2D(
-      num_channels,
-      kernel_size,
-      feature_group_count=groups,
-      transform_init=transform_init,
-      method=form.method,
-      support=support,
-      **shared,
-    )
+    settings |= dict(transform_init=transform_init, method=form.method)
+    return dct.DctConv2D(support=support, **settings)
   if support is not None:
-    return condensed.CondensedConv2D(
-      num_channels,
-      kernel_size,
-      feature_group_count=groups,
-      support=support,
-      **shared,
-    )
-  if groups == 1 and jax.default_backend() == 'cpu':
-    return plain_convolution.Conv2D(num_channels, kernel_size, **shared)
-  return hk.Conv2D(
-    num_channels, kernel_size, feature_group_count=groups, **shared
-  )
+    return condensed.CondensedConv2D(support=support, **settings)
+  return Conv2D(**settings)
 
 
 def _initialiser(
@@ -143,9 +137,6 @@ def norm(name: str) -> hk.BatchNorm:
   unbiased after one step), so a network that has not taken a step in training
   has none, and cannot be evaluated.
 
-  Args:
-    name: name of the module.
-
   Returns:
     The Haiku module, with a scale that starts at 1 and an offset at 0; call it
     with (x, is_training).
@@ -157,13 +148,6 @@ def dropout(x: jax.Array, rate: float) -> jax.Array:
   """Zeroes a random share of x and scales the rest to keep the mean.
 
   In init it does nothing, so that the weights a key gives do not depend on it.
-
-  Args:
-    x: activations, any shape.
-    rate: the share, in [0, 1).
-
-  Returns:
-    Activations, same shape.
 
   Raises:
     ValueError: if apply was called without a key.
@@ -185,14 +169,8 @@ def max_pool(
 ) -> jax.Array:
   """The largest of each size×size patch of [N, H, W, C], with stride 2.
 
-  Args:
-    x: activations [N, H, W, C].
-    padding: 'SAME' pads, so that half an odd height rounds up; 'VALID' does
-      not, and takes only the patches inside.
-    size: height and width of a patch.
-
-  Returns:
-    Activations of about half the height and width.
+  'SAME' pads, so that half an odd height rounds up; 'VALID' does not, and takes
+  only the patches inside.
 
   Example:
     >>> max_pool(jnp.arange(4.).reshape(1, 2, 2, 1))
@@ -208,12 +186,6 @@ def max_pool(
 
 def avg_pool(x: jax.Array) -> jax.Array:
   """The mean of each 2×2 patch of [N, H, W, C], with stride 2, not padded.
-
-  Args:
-    x: activations [N, H, W, C].
-
-  Returns:
-    Activations of half the height and width, rounded down.
 
   Example:
     >>> avg_pool(jnp.arange(4.).reshape(1, 2, 2, 1))
@@ -244,12 +216,6 @@ def flatten(x: jax.Array) -> jax.Array:
 
 def check_images(images: jax.Array) -> None:
   """Refuses anything but floating-point images [N, H, W, C].
-
-  Args:
-    images: what a network was given.
-
-  Raises:
-    ValueError: naming the shape or the type that was found.
 
   Example:
     >>> check_images(jnp.zeros((28, 28, 1)))

@@ -1,32 +1,114 @@
 """What hk.Linear and hk.Conv2D do around their weight, for weights of ours.
 
 The functions take the module for its settings: window, strides, dilation,
-padding, groups, data format, mask and bias mean what they mean in Haiku.
+padding, groups, data format, mask and bias mean what they mean in Haiku. Inputs
+of a convolution are an image or a batch of images, in its data format.
 """
 
 from collections.abc import Sequence
+import math
 from typing import Any
 
 import haiku as hk
 import jax
 from jax import lax
 import jax.numpy as jnp
+import jax.typing
+import numpy as np
 
 from powerprop_jax.sparse import plain_convolution
+from powerprop_jax.sparse import weight as sparse_weight
 from powerprop_jax.sparse.convolution import Window
+from powerprop_jax.sparse.index import Index
+from powerprop_jax.sparse.weight import Condensed, Support
+
+Layer = hk.Linear | hk.Conv2D
+
+
+def condensed_weight(
+  shape: tuple[int, ...],
+  dtype: jax.typing.DTypeLike,
+  init: hk.initializers.Initializer,
+  support: Support,
+) -> Condensed:
+  """The weight of the module that calls, as its connections.
+
+  The values are the parameter 'values' and where they are is Haiku state under
+  the names of the fields of sparse.index.Index, so that a checkpoint holds both
+  and the memory of values, gradients and optimiser slots grows with the
+  connections, not with the dense weight.
+
+  Args:
+    shape: shape of the dense weight.
+    dtype: dtype of the weight.
+    init: initialiser of the dense weight; in init one is made, and the values
+      are gathered from it, so that both forms of a network start the same from
+      the same key.
+    support: where the connections are.
+
+  Raises:
+    ValueError: if the support does not fit the shape, or in apply if the state
+      of the network does not have the positions.
+  """
+  module = hk.current_name()
+  _check_support(support, shape, module)
+  size, num_in = support.positions.size, math.prod(shape[:-1])
+
+  def init_values(_: Any, dtype: Any) -> jax.Array:
+    return sparse_weight.gather(init(shape, dtype), support)
+
+  # Made only in init, where it is needed.
+  made: list[Index] = []
+
+  def get_state(name: str, length: int) -> jax.Array:
+    def init_state(*_: Any) -> jax.Array:
+      if not hk.running_init():
+        raise ValueError(
+          f'{module} keeps the positions of its connections as {name!r} in '
+          'the state of the network, which has none. Transform the network '
+          'with hk.transform_with_state and pass apply the state that init '
+          'gave.'
+        )
+      if not made:
+        made.append(support.make_index())
+      found: jax.Array = getattr(made[0], name)
+      return found
+
+    return hk.get_state(name, (length,), jnp.int32, init=init_state)
+
+  values = hk.get_parameter('values', (size,), dtype, init=init_values)
+  index = Index(
+    positions=get_state('positions', size),
+    offsets=get_state('offsets', shape[-1] + 1),
+    in_offsets=get_state('in_offsets', num_in + 1),
+    in_positions=get_state('in_positions', size),
+    order=get_state('order', size),
+  )
+  return Condensed(values, index, shape)
+
+
+def _check_support(
+  support: Support, shape: tuple[int, ...], module: str
+) -> None:
+  if tuple(support.shape) != shape:
+    raise ValueError(
+      f'{module} has a weight of shape {shape} and was given a support of '
+      f'shape {tuple(support.shape)}. Take it from the mask of that weight.'
+    )
+  size = math.prod(shape)
+  # As int64: differences of int32 could wrap around.
+  steps = np.diff(support.positions.astype(np.int64), prepend=-1, append=size)
+  if (steps < 1).any():
+    raise ValueError(
+      f'the positions of the support of {module} must be ascending and in '
+      f'[0, {size}). Make supports with nets.support.'
+    )
 
 
 def kernel_shape(
   module: hk.Conv2D, inputs: jax.Array
 ) -> tuple[int, int, int, int]:
   """Shape [height, width, in / groups, out] of the kernel for these inputs.
-
-  Args:
-    module: the layer.
-    inputs: an image or a batch of images, in the data format of the module.
-
-  Returns:
-    The shape.
 
   Raises:
     ValueError: if inputs have another rank than 3 or 4, or if the groups do not
@@ -52,13 +134,6 @@ def kernel_shape(
 def masked(module: hk.Conv2D, kernel: jax.Array) -> jax.Array:
   """The kernel times the mask that the module was built with, if any.
 
-  Args:
-    module: the layer.
-    kernel: [height, width, in / groups, out].
-
-  Returns:
-    A kernel of the same shape.
-
   Raises:
     ValueError: if the mask has another shape.
   """
@@ -73,14 +148,7 @@ def masked(module: hk.Conv2D, kernel: jax.Array) -> jax.Array:
 
 
 def check_no_mask(module: hk.Conv2D) -> None:
-  """Refuses a mask beside a support.
-
-  Args:
-    module: the layer, which has a support.
-
-  Raises:
-    ValueError: if it was built with a mask.
-  """
+  """Refuses a mask beside a support."""
   if module.mask is not None:
     raise ValueError(
       f'{module.module_name} has a support and a mask. Pass the support of the '
@@ -92,21 +160,15 @@ def convolve(
   module: hk.Conv2D,
   inputs: jax.Array,
   kernel: jax.Array,
-  precision: lax.Precision | None = None,
+  precision: lax.PrecisionLike = None,
 ) -> jax.Array:
-  """Convolution of inputs with a kernel.
+  """Convolution of inputs with a kernel [height, width, in / groups, out].
 
-  On a CPU it is convolution.convolve where that is the same, which cannot be
-  differentiated in forward mode.
-
-  Args:
-    module: the layer.
-    inputs: an image or a batch of images, in the data format of the module.
-    kernel: [height, width, in / groups, out].
-    precision: as in jax.lax.conv_general_dilated.
+  On a CPU it is plain_convolution.convolve where that is the same, which cannot
+  be differentiated in forward mode.
 
   Returns:
-    Activations without bias, of the same rank and format.
+    Activations without bias, of the rank and format of the inputs.
   """
   x = inputs[jnp.newaxis] if inputs.ndim == 3 else inputs
   on_cpu = jax.default_backend() == 'cpu'
@@ -138,25 +200,13 @@ def is_plain(module: hk.Conv2D) -> bool:
 
 
 def window(module: hk.Conv2D, image_shape: Sequence[int]) -> Window:
-  """How the kernel of a plain convolution moves over an image.
-
-  Args:
-    module: the layer; is_plain.
-    image_shape: height and width of the images.
-
-  Returns:
-    The window.
-  """
+  """How the kernel of a plain convolution moves over [height, width]."""
   height, width = module.kernel_shape
   return Window(height, width, module.stride[0], _pads(module, image_shape))
 
 
 def patches(module: hk.Conv2D, inputs: jax.Array) -> jax.Array:
   """What lies under the kernel at each of its places.
-
-  Args:
-    module: the layer.
-    inputs: an image or a batch of images, in the data format of the module.
 
   Returns:
     [..., H', W', groups, height * width * in / groups], whatever the data
@@ -208,19 +258,17 @@ def _pads(
   return (int(top), int(bottom)), (int(left), int(right))
 
 
-def add_bias(module: hk.Linear | hk.Conv2D, y: jax.Array) -> jax.Array:
-  """y plus the bias of the module, the parameter 'b', if it has one.
-
-  Args:
-    module: the layer.
-    y: its output without bias, in its data format.
-
-  Returns:
-    The output, same shape and dtype.
-  """
+def add_bias(module: Layer, y: jax.Array) -> jax.Array:
+  """Outputs plus the bias of the module, the parameter 'b', if it has one."""
   if not module.with_bias:
     return y
   channels_first = isinstance(module, hk.Conv2D) and module.channel_index != -1
   shape = (y.shape[-3], 1, 1) if channels_first else (y.shape[-1],)
   b = hk.get_parameter('b', shape, y.dtype, init=module.b_init)
   return y + jnp.broadcast_to(b, y.shape)
+
+
+def usual_init(module: Layer, shape: Sequence[int]) -> Any:
+  """The initialiser of the weight, which is Haiku's where there is none."""
+  std = 1 / math.sqrt(math.prod(shape[:-1]))
+  return module.w_init or hk.initializers.TruncatedNormal(std)

@@ -20,11 +20,11 @@ class Form(NamedTuple):
 
   Attributes:
     has_transform: whether every layer adds the fixed cosine transform of
-      nets/dct.py to what its weights compute.
+      layers/dct.py to what its weights compute.
     w_init: initialiser of all weights; None is that of each layer or, with the
       transform, zeros.
     supports: {'module/name': Support} of the weights that are held without
-      their zeros, as condensed.supports gives it; None for none.
+      their zeros; None for none.
     method: how the transform is applied: 'auto', 'matrix' or 'fft'.
   """
 
@@ -49,12 +49,6 @@ _CONTEXT: contextvars.ContextVar[_Context | None] = contextvars.ContextVar(
 @contextlib.contextmanager
 def use(form: Form) -> Iterator[None]:
   """Gives this form to the layers that layers.linear and layers.conv build.
-
-  Args:
-    form: how they hold their weights.
-
-  Yields:
-    Nothing; the effect ends with the context.
 
   Raises:
     ValueError: at the end of the context, if a support was for a layer that was
