@@ -136,7 +136,7 @@ def run(config, folder, *, step=None, batches=None, evaluate=evaluate):
   """Trains in a folder to the end, and gives the last state."""
   mesh, shapes, lies, compiled_step = compiled(config.devices)
   if batches is None:
-    host, count = distributed.host_index(), distributed.host_count()
+    host, count = jax.process_index(), jax.process_count()
     batches = make_batches(config.bad, host, count)
   where = None if mesh is None else sharding.batch_sharding(mesh)
   if mesh is None:
@@ -235,10 +235,10 @@ def main(config):
     return evaluate(state)
 
   # The first host makes it, all others find it.
-  if distributed.host_index():
+  if jax.process_index():
     multihost_utils.sync_global_devices('folder')
-  folder = open_run(config, resume=config.resume or distributed.host_index())
-  if not distributed.host_index():
+  folder = open_run(config, resume=config.resume or jax.process_index())
+  if not jax.process_index():
     multihost_utils.sync_global_devices('folder')
   run(config, folder, step=step, evaluate=evaluate_and_fill)
 

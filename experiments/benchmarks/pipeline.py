@@ -35,7 +35,9 @@ import statistics
 import sys
 import tempfile
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+import psutil  # comes with grain
 
 from experiments.benchmarks import timing
 from powerprop_jax.files import tables
@@ -222,17 +224,15 @@ def _decode_crops(
   return _speed(len(files), wall, cpu)
 
 
-def _start_workers(stream: Stream) -> list[Any]:
+def _start_workers(stream: Stream) -> list[psutil.Process]:
   """The processes that a stream starts for its first batch."""
-  import psutil  # comes with grain
-
   others = psutil.Process().children()
   next(stream)
   return [p for p in psutil.Process().children() if p not in others]
 
 
 def _run_pipeline(
-  config: Config, stream: Stream, workers: list[Any], count: int
+  config: Config, stream: Stream, workers: list[psutil.Process], count: int
 ) -> Speed:
   # Until nothing is left of what the workers made meanwhile.
   for _ in range(3 * count + 1):
@@ -252,13 +252,13 @@ def _run_pipeline(
   )
 
 
-def _cpu_of(workers: list[Any]) -> float:
+def _cpu_of(workers: list[psutil.Process]) -> float:
   """Seconds that cores have spent in processes."""
   times = [worker.cpu_times() for worker in workers]
   return sum(t.user + t.system for t in times)
 
 
-def _wait_for_rest(workers: list[Any]) -> None:
+def _wait_for_rest(workers: list[psutil.Process]) -> None:
   """Until workers have made all the batches that they may make ahead."""
   is_busy = True
   while is_busy:

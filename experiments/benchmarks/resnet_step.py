@@ -251,7 +251,9 @@ def _plain(
   """The step with nothing of ours but the network."""
   tx = optax.sgd(0.01, recipe.momentum, recipe.nesterov)
 
-  def loss_fn(theta: Params, net_state: Tree, images: Any, labels: Any) -> Any:
+  def loss_fn(
+    theta: Params, net_state: Tree, images: jax.Array, labels: jax.Array
+  ) -> Any:
     logits, net_state = net.apply(
       theta, net_state, None, setup.normalise(images), True
     )

@@ -41,6 +41,8 @@ al., Powerpropagation, 2021 (the comparison).
 import pathlib
 import sys
 
+import jax
+
 from experiments.imagenet_resnet50 import report
 from experiments.imagenet_resnet50 import run as image_run
 from experiments.imagenet_resnet50.config import (
@@ -97,7 +99,7 @@ def main(config: Config) -> None:
       description=title(config),
     )
   record = {**_place(config), **evaluation.final(state)}
-  if distributed.host_index():
+  if jax.process_index():
     return
   print(f'\n{tables.text_table([record])}')
   folder.write_results([record])
@@ -161,7 +163,7 @@ def _evaluate(config: Config) -> None:
         f'{path} has no checkpoint yet. Continue its run with --resume.'
       )
     step, scores = restored.step, evaluation.final(restored.state)
-  if not distributed.host_index():
+  if not jax.process_index():
     print(title(config))
     print(tables.text_table([{'step': step, **scores}]))
 

@@ -1,6 +1,6 @@
 """Page and published numbers of experiments/imagenet_resnet50."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import pathlib
 from typing import Any
 
@@ -8,7 +8,7 @@ from powerprop_jax.files.tables import Row
 from powerprop_jax.report import html, plotting
 from powerprop_jax.train.runs import metrics
 
-_Records = Sequence[Mapping[str, Any]]
+_Records = Sequence[Row]
 # What is drawn of what is logged, and what the figure calls it. The axis of a
 # name that ends in loss would be logarithmic.
 _CURVES = {
@@ -86,7 +86,7 @@ def published(method: str) -> list[Row]:
 def write(
   path: pathlib.Path,
   title: str,
-  settings: Mapping[str, Any],
+  settings: Row,
   results: _Records,
 ) -> pathlib.Path:
   """Draws the learning curves and writes report.html, whose path it gives."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import dataclasses
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import haiku as hk
 import jax
@@ -32,7 +32,7 @@ from powerprop_jax.train.images.sources import Images
 from powerprop_jax.train.images.stream import Stream
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
-from powerprop_jax.train.scale import distributed, guard, sharding
+from powerprop_jax.train.scale import guard, sharding
 from powerprop_jax.train.scale.device_stream import DeviceStream
 from powerprop_jax.train.scale.guard import GuardedState
 
@@ -75,7 +75,7 @@ class ImageRun(NamedTuple):
     )
     return state
 
-  def jitted_step(self) -> Any:
+  def jitted_step(self) -> guard.GuardedStep:
     """The compiled step; its first argument is donated."""
     return sharding.on_mesh(self.step, self.shardings, self.mesh)
 
@@ -96,8 +96,8 @@ def assemble(config: Config) -> ImageRun:
     config.data,
     config.recipe.batch_size,
     key=config.key,
-    host_index=distributed.host_index(),
-    host_count=distributed.host_count(),
+    host_index=jax.process_index(),
+    host_count=jax.process_count(),
   )
   net = setup.make_net(config.net, images.num_classes)
   side = config.data.image_size
@@ -230,9 +230,9 @@ class Best:
   def _stored(self) -> float:
     """That of the file, the same on all hosts; -1 for none."""
     best = -1.0
-    if self._path.exists() and not distributed.host_index():
+    if self._path.exists() and not jax.process_index():
       best = float(export.read(self._path).about['scores']['accuracy'])
-    if distributed.host_count() > 1:
+    if jax.process_count() > 1:
       best = float(multihost_utils.broadcast_one_to_all(np.float32(best)))
       # Rounded, it may be below what was rounded.
       best = math.nextafter(best, 1.0) if best > 0 else best
@@ -247,7 +247,7 @@ class Best:
       return
     self._accuracy = scores['accuracy']
     gathered = self._gather(found)
-    if distributed.host_index():
+    if jax.process_index():
       return
     about = {'step': step, 'settings': self._settings, 'scores': scores}
     theta, masks, net_state = jax.device_get(gathered)
@@ -266,11 +266,11 @@ def open_folder(out: str, settings: Row, *, resume: bool) -> RunFolder:
   Its is_resumed is the same on all hosts, and so is a UserError.
   """
   open_as = functools.partial(RunFolder, out, settings, program=PROGRAM)
-  if distributed.host_count() == 1:
+  if jax.process_count() == 1:
     return open_as(resume=resume)
   # 0: refused; 1: a new run; 2: one that goes on.
   problem, folder, status = None, None, 0
-  if not distributed.host_index():
+  if not jax.process_index():
     try:
       folder = open_as(resume=resume)
       status = 1 + folder.is_resumed

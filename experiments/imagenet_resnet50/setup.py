@@ -70,7 +70,7 @@ def make_net(config: NetConfig, num_classes: int) -> hk.TransformedWithState:
   return precision.with_half(net, config.half, [resnet.ResNet])
 
 
-def normalise(images: Any) -> jax.Array:
+def normalise(images: np.ndarray | jax.Array) -> jax.Array:
   """uint8 [..., 3] as float32, each channel of ImageNet standardised.
 
   Example:
@@ -216,7 +216,7 @@ def density(found: Weights) -> float:
   return kept / sum(mask.size for mask in chosen)
 
 
-def shapes(net: hk.TransformedWithState, image_size: int) -> Any:
+def shapes(net: hk.TransformedWithState, image_size: int) -> Params:
   """Shapes of the parameters of a network, for square images of a side."""
   images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
   init = functools.partial(net.init, is_training=True)

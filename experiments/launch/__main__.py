@@ -22,7 +22,7 @@ Runs on several hosts: nodes=4 among the parameters, and "--hosts.coordinator",
 "cluster" among the arguments of the sweep.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 import contextlib
 import dataclasses
 import fcntl
@@ -168,7 +168,7 @@ def _run_here(
   config: Config,
   left: Sequence[Run],
   folder: pathlib.Path,
-  parameters: Mapping[str, Any],
+  parameters: Row,
 ) -> int:
   """Keeps as many runs under way as there is room for, until all are done."""
   places: list[Row] = [
@@ -256,9 +256,7 @@ def _parameters(config: Config) -> Row:
   return found
 
 
-def _executor(
-  cluster: str, folder: pathlib.Path, parameters: Mapping[str, Any]
-) -> Any:
+def _executor(cluster: str, folder: pathlib.Path, parameters: Row) -> Any:
   try:
     folder.mkdir(parents=True, exist_ok=True)
   except OSError as error:

@@ -39,10 +39,10 @@ def train(mesh, folder):
   step = step_lib.make_step(net, tx)
   step = sharding.on_mesh(step, shardings, mesh, **quickly)
   whole = mesh_training_test.BATCH
-  size = whole // distributed.host_count()
+  size = whole // jax.process_count()
   losses = []
   for i in range(NUM_STEPS):
-    start = i * whole + distributed.host_index() * size
+    start = i * whole + jax.process_index() * size
     put = lambda x: jax.make_array_from_process_local_data(
       sharding.batch_sharding(mesh),
       x[start : start + size],  # noqa: B023
@@ -89,7 +89,7 @@ class Config:
 
 def main(config):
   distributed.initialise(config.hosts)
-  index = distributed.host_index()
+  index = jax.process_index()
   try:
     distributed.check_agreement(
       {'optimizer': {'learning_rate': 0.5 if config.odd == index else 0.1}}
@@ -186,7 +186,7 @@ class SettingsTest:
   def test_a_single_process_needs_none(self):
     distributed.initialise(HostsConfig())
     distributed.check_agreement({'learning_rate': 0.1})
-    assert (distributed.host_index(), distributed.host_count()) == (0, 1)
+    assert (jax.process_index(), jax.process_count()) == (0, 1)
 
 
 class RunLocalTest:

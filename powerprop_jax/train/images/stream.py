@@ -12,7 +12,7 @@ any number of hosts that have the same batch together. (The state of grain's
 iterator would hold for one number of workers only.)
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 import contextlib
 import dataclasses
 import functools
@@ -20,11 +20,11 @@ import signal
 import sys
 import threading
 from types import FrameType
-from typing import Any
 import weakref
 
 import numpy as np
 
+from powerprop_jax.files.tables import Row
 from powerprop_jax.train.data.sources import Arrays
 from powerprop_jax.train.images import batches as image_batches
 from powerprop_jax.train.images.batches import Batches, Skipped
@@ -75,7 +75,7 @@ class Stream:
     batches: Batches,
     *,
     num_workers: int = 0,
-    position: Mapping[str, Any] | None = None,
+    position: Row | None = None,
   ):
     if num_workers < 0:
       raise ValueError(f'num_workers must be at least 0, got {num_workers}.')
@@ -159,7 +159,7 @@ class Stream:
       **self.batches.identity,
     }
 
-  def restore(self, position: Mapping[str, Any]) -> None:
+  def restore(self, position: Row) -> None:
     """Goes to a position that a stream of the same batches gave.
 
     Raises:

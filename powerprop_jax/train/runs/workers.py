@@ -13,11 +13,12 @@ import multiprocessing
 import os
 import signal
 import threading
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from powerprop_jax.train.scale import preemption
 
 T = TypeVar('T')
+R = TypeVar('R')
 
 # What makes XLA compute with a single thread on a CPU.
 _ONE_THREAD = {
@@ -28,13 +29,13 @@ _ONE_THREAD = {
 
 
 def run(
-  work: Callable[[T], Any],
+  work: Callable[[T], R],
   items: Sequence[T],
   num_workers: int,
   *,
   watch: Callable[[], None],
   interval: float = 1.0,
-) -> Iterator[tuple[T, Any]]:
+) -> Iterator[tuple[T, R]]:
   """Does the work for every item, num_workers at a time.
 
   Args:
@@ -59,7 +60,7 @@ def run(
     mp_context=multiprocessing.get_context('spawn'),
     initializer=follow_parent,
   )
-  pending: dict[futures.Future[Any], T] = {}
+  pending: dict[futures.Future[R], T] = {}
   try:
     with preemption.SignalWatch() as signals:
       with one_thread():
@@ -85,7 +86,7 @@ def run(
         process.kill()
 
 
-def _end_if_preempted(work: Callable[[T], Any], item: T) -> Any:
+def _end_if_preempted(work: Callable[[T], R], item: T) -> R:
   try:
     return work(item)
   except preemption.Preempted:

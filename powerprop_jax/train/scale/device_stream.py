@@ -1,11 +1,11 @@
 """Batches of a stream on devices, copied there ahead of their use."""
 
 import collections
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import jax
 
+from powerprop_jax.files.tables import Row
 from powerprop_jax.train.data.sources import Arrays
 from powerprop_jax.train.images.stream import Position, Stream
 from powerprop_jax.train.runs.errors import UserError
@@ -83,7 +83,7 @@ class DeviceStream:
     found = self.stream.position()
     return found | {'batches': self.stream.number - len(self._queue)}
 
-  def restore(self, position: Mapping[str, Any]) -> None:
+  def restore(self, position: Row) -> None:
     """Goes to a position; see Stream.restore."""
     self.stream.restore(position)
     self._queue.clear()

@@ -28,7 +28,6 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -77,7 +76,7 @@ def initialise(config: HostsConfig) -> None:
 
   Example:
     >>> initialise(HostsConfig())
-    >>> host_index(), host_count()
+    >>> jax.process_index(), jax.process_count()
     (0, 1)
   """
   _check(config)
@@ -163,17 +162,7 @@ def _check(config: HostsConfig) -> None:
     )
 
 
-def host_index() -> int:
-  """Which of the processes this is; the first one, 0, writes files."""
-  return jax.process_index()
-
-
-def host_count() -> int:
-  """How many processes train together."""
-  return jax.process_count()
-
-
-def check_agreement(settings: Any, name: str = 'settings') -> None:
+def check_agreement(settings: object, name: str = 'settings') -> None:
   """Refuses to train when the hosts were started differently.
 
   They would compile different programs and wait for each other for ever, or
@@ -190,7 +179,7 @@ def check_agreement(settings: Any, name: str = 'settings') -> None:
   Example:
     >>> check_agreement(HostsConfig())
   """
-  if host_count() == 1:
+  if jax.process_count() == 1:
     return
   own = {'jax': jax.__version__, name: json_files.to_json(settings)}
   text = json.dumps(own, sort_keys=True).encode()

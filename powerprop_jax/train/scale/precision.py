@@ -8,7 +8,7 @@ of float32, so that gradients need no scale.
 
 from collections.abc import Sequence
 import contextlib
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import haiku as hk
 import jax
@@ -53,7 +53,9 @@ def with_half(
   if half == 'none':
     return net
 
-  def apply(*args: Any, **kwargs: Any) -> tuple[jax.Array, hk.MutableState]:
+  def apply(
+    *args: object, **kwargs: object
+  ) -> tuple[jax.Array, hk.MutableState]:
     with contextlib.ExitStack() as stack:
       push = hk.mixed_precision.push_policy
       for module in modules:

@@ -9,11 +9,11 @@ again. Under Slurm, two minutes before the time is up:
     [ $? -eq 75 ] && scontrol requeue "$SLURM_JOB_ID"
 """
 
+from collections.abc import Callable
 import os
 import signal
 import threading
 from types import FrameType
-from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -69,7 +69,7 @@ class SignalWatch:
 
   def __init__(self) -> None:
     self._is_caught = False
-    self._before: dict[int, Any] = {}
+    self._before: dict[int, Callable[..., object] | int | None] = {}
 
   def is_due(self, step: int) -> bool:
     """Whether to stop after this step: true once a signal has come.

@@ -14,7 +14,7 @@ the compiler sees the whole batch, so that means over it, of the loss as of
 batch norm, are those of one device.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 import math
 from typing import Any, Literal, get_args
 
@@ -23,6 +23,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from powerprop_jax.core.trees import Tree
+from powerprop_jax.files.tables import Row
 from powerprop_jax.train.runs.errors import UserError
 
 DATA, MODEL = 'data', 'model'
@@ -105,7 +106,7 @@ def state_shardings(
   if min_size < 1:
     raise UserError(f'min_size must be at least 1, got {min_size}.')
 
-  def place(leaf: Any) -> NamedSharding:
+  def place(leaf: jax.ShapeDtypeStruct) -> NamedSharding:
     shape = np.shape(leaf)
     is_whole = mode == 'replicated' or math.prod(shape) < min_size
     return NamedSharding(
@@ -175,12 +176,12 @@ def check_batch(batch_size: int, mesh: Mesh) -> None:
 
 
 def create_sharded(
-  create: Callable[[], Any],
+  create: Callable[[], Tree],
   mesh: Mesh,
   mode: Mode = 'sharded',
   *,
   min_size: int = 1024,
-  compiler_options: Mapping[str, Any] | None = None,
+  compiler_options: Row | None = None,
 ) -> Tree:
   """A state that is made where it lies: no device ever holds all of it.
 
@@ -209,7 +210,7 @@ def create_sharded(
   )
 
 
-def template(shapes: Tree, shardings: Tree) -> Any:
+def template(shapes: Tree, shardings: Tree) -> Tree:
   """Shapes that say where they lie, for Checkpoints.restore_latest.
 
   A state, or its shapes, and where its leaves are to lie, from state_shardings;
@@ -226,9 +227,9 @@ def on_mesh(
   step: Callable[..., Any],
   shardings: Tree,
   mesh: Mesh,
-  inputs: Sequence[Any] | None = None,
+  inputs: Sequence[Tree] | None = None,
   *,
-  compiler_options: Mapping[str, Any] | None = None,
+  compiler_options: Row | None = None,
 ) -> Any:
   """Compiles a step so that the state stays where it lies.
 
