@@ -16,7 +16,6 @@ from powerprop_jax.core import topk, trees
 from powerprop_jax.core.trees import Params, Select, Tree
 from powerprop_jax.files.tables import Row
 
-Record = Row
 Range = tuple[float, float]
 
 # The name under which the selected leaves together are reported.
@@ -50,18 +49,13 @@ def weight_histogram(
   """Histogram of each selected leaf, over ranges that outliers do not stretch.
 
   Args:
-    theta: effective parameters.
     bins: number of bins of equal width; odd, so that zero lies in the middle
       of one when the range is symmetric.
     range: (lowest, highest) for all leaves, or one for each leaf name, as
       common_range gives; by default common_range of this tree alone.
-    select: predicate over (module name, name, value).
 
   Returns:
     The histogram of each selected leaf by its name, 'module/name'.
-
-  Raises:
-    ValueError: if bins is not positive or a range is empty or missing.
 
   Example:
     >>> theta = {'linear': {'w': np.array([[-0.5, 0.1], [0.2, 9.0]])}}
@@ -99,8 +93,6 @@ def weight_histograms(
   Args:
     thetas: effective parameters by α (or by anything else that tells the
       networks apart); all with the same leaves.
-    bins: number of bins.
-    select: predicate over (module name, name, value).
 
   Returns:
     For each α, what weight_histogram gives; ready for plotting.
@@ -132,14 +124,10 @@ def common_range(
       in each network, not only on average. Only weights that are finite and
       not zero are asked, and the count is rounded down: below 1, a single
       extreme weight never sets the range.
-    select: predicate over (module name, name, value).
 
   Returns:
     (-r, r) for each selected leaf by its name, r at most the largest float32. A
     leaf without a finite weight other than zero gets (-1, 1).
-
-  Raises:
-    ValueError: if coverage is outside (0, 1].
 
   Example:
     >>> common_range([{'linear': {'w': np.array([[-2.0, 1.0]])}}], coverage=1)
@@ -163,21 +151,16 @@ def fraction_near_zero(
   epsilons: float | Sequence[float] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
   *,
   select: Select = select_lib.is_weight,
-) -> list[Record]:
+) -> list[Row]:
   """Share of the weights with |θ| ≤ ε, per selected leaf and over all of them.
 
   Args:
-    theta: effective parameters.
     epsilons: one or several distances from zero, each at least 0.
-    select: predicate over (module name, name, value).
 
   Returns:
     Records with the keys leaf ('total' for all selected leaves together),
     epsilon, size and near_zero. NaN is not near zero. The share of a leaf
     without entries is NaN.
-
-  Raises:
-    ValueError: if an epsilon is negative or NaN.
 
   Example:
     >>> theta = {'linear': {'w': np.array([[0.0, 0.001], [-0.02, 1.0]])}}
@@ -216,7 +199,7 @@ def mask_overlap(
   sparsities: float | Sequence[float] = (0.05, 0.15, 0.5, 0.8, 0.9, 0.95, 0.98),
   *,
   select: Select = select_lib.is_weight,
-) -> list[Record]:
+) -> list[Row]:
   """How far the largest weights before training are the largest ones after.
 
   At each sparsity both networks are pruned by magnitude, layer by layer, to the
@@ -232,17 +215,12 @@ def mask_overlap(
     theta_before: effective parameters, e.g. at initialisation.
     theta_after: the same network later.
     sparsities: one or several, each in [0, 1).
-    select: predicate over (module name, name, value).
 
   Returns:
     Records with the keys leaf ('total' for all selected leaves together: their
     positions and kept weights are pooled), sparsity, agreement, intersection,
     density (the q that was reached), agreement_by_chance and
     intersection_by_chance.
-
-  Raises:
-    ValueError: if the networks differ in their leaves or shapes, or a sparsity
-      is outside [0, 1).
 
   Example:
     >>> before = {'linear': {'w': np.array([[1.0, 2.0], [3.0, 4.0]])}}
@@ -290,7 +268,7 @@ def _largest(
   }
 
 
-def _by_chance(leaves: Sequence[tuple[int, int]]) -> Record:
+def _by_chance(leaves: Sequence[tuple[int, int]]) -> Row:
   """Density, and the overlap of independent masks: (size, kept) of leaves."""
   size = sum(n for n, _ in leaves)
   kept = sum(k for _, k in leaves)

@@ -23,13 +23,7 @@ _PNG = b'\x89PNG\r\n\x1a\n'
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-  """An image of the report.
-
-  Attributes:
-    image: a PNG, as its path or its content.
-    alt: what the image shows, for those who cannot see it; not empty.
-    caption: a line below it.
-  """
+  """A PNG, as its path or its content, with what it shows in words."""
 
   image: str | os.PathLike[str] | bytes
   alt: str
@@ -42,13 +36,7 @@ class Figure:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """A table of the report.
-
-  Attributes:
-    rows: flat dicts of numbers, words, booleans and None, as report/summary
-      makes them.
-    caption: a line above it; what one clicks on to open a long table.
-  """
+  """Flat dicts of numbers, words, booleans and None, with a line above."""
 
   rows: Sequence[Mapping[str, Any]]
   caption: str = ''
@@ -56,14 +44,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-  """A part of the report under its own heading.
-
-  Attributes:
-    title: the heading.
-    text: paragraphs, separated by empty lines.
-    figures: images, below the text.
-    tables: tables, below the images.
-  """
+  """A heading, paragraphs separated by empty lines, figures, then tables."""
 
   title: str
   text: str = ''
@@ -85,16 +66,8 @@ def write_report(
     path: the file to write, usually report.html; its folder must exist.
     title: heading of the page.
     sections: what it says, in order.
-    subtitle: a line below the heading: date, data set, machine, command.
-    config: settings of the run, possibly nested; shown as a last section with
-      nested names joined by dots.
-
-  Returns:
-    The path.
-
-  Raises:
-    ValueError: if a figure is not a PNG.
-    OSError: if a figure cannot be read or the page cannot be written.
+    subtitle: a line below the heading.
+    config: settings of the run, possibly nested, for a last section.
 
   Example:
     >>> import tempfile

@@ -1,25 +1,20 @@
-import io
+"""Figures of methods of sparse training."""
+
 import math
 
-from absl.testing import absltest, parameterized
 from matplotlib.collections import FillBetweenPolyCollection
 from matplotlib.colors import to_hex
 import numpy as np
+import plots
+import pytest
 
 from experiments.class_specialisation import figures
 from powerprop_jax.report import plotting
 
-
-def _draw(figure):
-  """Lays the figure out, as saving does; warnings are errors in the tests."""
-  figure.savefig(io.BytesIO(), format='png', dpi=50)
-  return figure
-
-
 _DENSITIES = (0.01, 0.02, 0.05, 0.1)
 
 
-def _sparse_points(alphas=(1,), methods=('rigl', 'static'), keys=(0, 1)):
+def _points(alphas=(1,), methods=('rigl', 'static'), keys=(0, 1)):
   return [
     {
       'method': method,
@@ -35,68 +30,49 @@ def _sparse_points(alphas=(1,), methods=('rigl', 'static'), keys=(0, 1)):
   ]
 
 
-def _legend(figure):
-  (legend,) = figure.legends
-  return [text.get_text() for text in legend.get_texts()]
-
-
-def _named(axes, label):
-  (line,) = (x for x in axes.lines if x.get_label() == label)
-  return line
-
-
-class DensityTest(parameterized.TestCase):
+class DensityTest:
   def test_a_line_of_means_for_each_method_with_a_band(self):
-    figure = plotting.accuracy_against_density(_sparse_points(), title='Net')
-    (axes,) = _draw(figure).axes
-    x, y = _named(axes, 'RigL').get_data()
+    figure = plotting.accuracy_against_density(_points(), title='Net')
+    (axes,) = plots.draw(figure).axes
+    x, y = plots.line(axes, 'RigL').get_data()
     np.testing.assert_allclose(x, _DENSITIES)
     np.testing.assert_allclose(y, 0.9505 + np.array(_DENSITIES) / 2)
-    bands = [
-      band
-      for band in axes.collections
-      if isinstance(band, FillBetweenPolyCollection)
-    ]
-    self.assertLen(bands, 2)
-    self.assertEqual(_legend(figure), ['static', 'RigL'])
+    assert len(axes.findobj(FillBetweenPolyCollection)) == 2
+    assert plots.legend(figure) == ['static', 'RigL']
     left, right = axes.get_xlim()
-    self.assertGreater(left, right)
-    self.assertEqual(axes.get_xscale(), 'log')
+    assert left > right and axes.get_xscale() == 'log'
 
-  def test_a_method_looks_the_same_whatever_else_is_drawn(self):
+  def test_a_method_looks_the_same_whatever_it_is_called_or_drawn_with(self):
     looks = set()
-    for methods in (('rigl',), ('snfs', 'rigl'), ('other', 'rigl', 'dsr')):
-      figure = plotting.accuracy_against_density(_sparse_points((1,), methods))
-      line = _named(figure.axes[0], 'RigL')
+    for methods in (('set',), ('snfs', 'sparse_evolution'), ('x', 'set', 'y')):
+      axes = plotting.accuracy_against_density(_points((1,), methods)).axes[0]
+      line = plots.line(axes, 'SET')
       looks.add((to_hex(line.get_color()), line.get_marker()))
-      self.assertLen(
-        {to_hex(x.get_color()) for x in figure.axes[0].lines}, len(methods)
-      )
-    self.assertLen(looks, 1)
+      colours = {to_hex(x.get_color()) for x in axes.lines}
+      assert len(colours) == len(methods)
+    assert len(looks) == 1
 
   def test_the_dense_network_is_a_level_and_takes_no_room(self):
-    points = _sparse_points()
     dense = [
       {'method': 'dense', 'key': k, 'density': 1.0, 'accuracy': 0.99 + k / 500}
       for k in (0, 1)
     ]
-    figure = _draw(plotting.accuracy_against_density([*points, *dense]))
-    (axes,) = figure.axes
-    self.assertLess(axes.get_xlim()[0], 0.2)
-    line = _named(axes, 'dense')
-    np.testing.assert_allclose(line.get_ydata(), 0.991)
-    np.testing.assert_allclose(line.get_xdata(), [0, 1])
+    figure = plotting.accuracy_against_density([*_points(), *dense])
+    (axes,) = plots.draw(figure).axes
+    assert axes.get_xlim()[0] < 0.2
+    x, y = plots.line(axes, 'dense').get_data()
+    np.testing.assert_allclose(y, 0.991)
+    np.testing.assert_allclose(x, [0, 1])
 
   def test_equal_steps_up_halve_the_error(self):
-    figure = _draw(plotting.accuracy_against_density(_sparse_points()))
+    figure = plots.draw(plotting.accuracy_against_density(_points()))
     (axes,) = figure.axes
-    heights = axes.transData.transform(
-      [(0.05, 0.96), (0.05, 0.98), (0.05, 0.99)]
-    )[:, 1]
-    self.assertAlmostEqual(heights[1] - heights[0], heights[2] - heights[1])
+    points = [(0.05, 0.96), (0.05, 0.98), (0.05, 0.99)]
+    low, middle, high = axes.transData.transform(points)[:, 1]
+    assert middle - low == pytest.approx(high - middle)
     labels = [float(text.get_text()) for text in axes.get_yticklabels()]
     np.testing.assert_allclose(labels, 100 * axes.get_yticks())
-    self.assertGreaterEqual(len(labels), 3)
+    assert len(labels) >= 3
 
   def test_published_points_are_hollow_and_dashed_in_our_colours(self):
     published = [
@@ -105,29 +81,20 @@ class DensityTest(parameterized.TestCase):
       for density in (0.05, 0.02)
     ]
     published.append({'method': 'dense', 'density': 1.0, 'accuracy': 0.98})
-    figure = plotting.accuracy_against_density(
-      _sparse_points(), published=published
-    )
-    (axes,) = _draw(figure).axes
+    figure = plotting.accuracy_against_density(_points(), published=published)
+    (axes,) = plots.draw(figure).axes
     hollow = [x for x in axes.lines if x.get_markerfacecolor() == 'white']
-    colours = [to_hex(x.get_color()) for x in hollow]
-    self.assertIn(to_hex(_named(axes, 'RigL').get_color()), colours)
-    self.assertLen(hollow, 3)
-    for line in hollow:
-      self.assertEqual(line.get_linestyle(), '--')
+    assert [x.get_linestyle() for x in hollow] == ['--'] * 3
+    ours = plots.line(axes, 'RigL').get_color()
+    assert to_hex(ours) in [to_hex(x.get_color()) for x in hollow]
     np.testing.assert_allclose(hollow[-1].get_xdata(), [0.02, 0.05])
-    self.assertEqual(
-      _legend(figure), ['static', 'RigL', 'dense', 'DeepR', 'published']
+    legend = ['static', 'RigL', 'dense', 'DeepR', 'published']
+    assert plots.legend(figure) == legend
+    # Those of another α are not there.
+    other = plotting.accuracy_against_density(
+      _points(alphas=(2,)), published=[{**published[2], 'alpha': 1}]
     )
-
-  def test_published_points_of_other_alphas_are_not_in_the_legend(self):
-    published = [
-      {'method': 'deep_r', 'density': 0.05, 'accuracy': 0.97, 'alpha': 1}
-    ]
-    figure = plotting.accuracy_against_density(
-      _sparse_points(alphas=(2,)), published=published
-    )
-    self.assertEqual(_legend(figure), ['static', 'RigL'])
+    assert plots.legend(other) == ['static', 'RigL']
 
   def test_each_alpha_has_its_axes_on_common_scales(self):
     published = [
@@ -135,25 +102,24 @@ class DensityTest(parameterized.TestCase):
       {'method': 'dsr', 'density': 0.5, 'accuracy': 0.5},
     ]
     figure = plotting.accuracy_against_density(
-      _sparse_points(alphas=(2, 1)), published=published
+      _points(alphas=(2, 1)), published=published
     )
-    first, second = _draw(figure).axes
-    self.assertEqual(
-      [axes.get_title(loc='left') for axes in (first, second)],
-      ['α = 1', 'α = 2'],
-    )
-    self.assertEqual(first.get_ylim(), second.get_ylim())
-    self.assertEqual(first.get_xlim(), second.get_xlim())
-    self.assertLen(first.lines, 3)
-    self.assertLen(second.lines, 4)
+    first, second = plots.draw(figure).axes
+    assert plots.titles(figure) == ['α = 1', 'α = 2']
+    assert first.get_ylim() == second.get_ylim()
+    assert first.get_xlim() == second.get_xlim()
+    assert (len(first.lines), len(second.lines)) == (3, 4)
 
-  @parameterized.parameters(
-    ((1.0,), (0.03,)),
-    ((0.0,), (1.0,)),
-    ((None,), (0.1,)),
-    ((0.5, math.nan), (0.001, 0.002)),
-    ((1.0, 0.1), (0.5, 1.0)),
-    ((0.9412, 0.9418), (0.033, 0.034)),
+  @pytest.mark.parametrize(
+    ('accuracies', 'densities'),
+    [
+      ((1.0,), (0.03,)),
+      ((0.0,), (1.0,)),
+      ((None,), (0.1,)),
+      ((0.5, math.nan), (0.001, 0.002)),
+      ((1.0, 0.1), (0.5, 1.0)),
+      ((0.9412, 0.9418), (0.033, 0.034)),
+    ],
   )
   def test_any_points_can_be_drawn(self, accuracies, densities):
     records = [
@@ -161,73 +127,59 @@ class DensityTest(parameterized.TestCase):
       for density in densities
       for accuracy in accuracies
     ]
-    figure = _draw(plotting.accuracy_against_density(records))
-    for ticks in (figure.axes[0].get_xticks(), figure.axes[0].get_yticks()):
-      self.assertNotEmpty(ticks)
-
-  def test_no_record_is_an_error(self):
-    with self.assertRaisesRegex(ValueError, 'method, density, accuracy'):
-      plotting.accuracy_against_density([{'density': 1}])
+    figure = plots.draw(plotting.accuracy_against_density(records))
+    assert len(figure.axes[0].get_xticks()) and len(figure.axes[0].get_yticks())
 
 
-class MasksOverTimeTest(parameterized.TestCase):
-  def _records(self, alphas=(1,), keys=(0, 1), **values):
-    return [
-      {'method': m, 'alpha': a, 'key': k, 'step': s, **values}
-      for m in ('rigl', 'static')
-      for a in alphas
-      for k in keys
-      for s in (0, 100, 200)
-    ]
+def _over_time(alphas=(1,), keys=(0, 1), **values):
+  return [
+    {'method': m, 'alpha': a, 'key': k, 'step': s, **values}
+    for m in ('rigl', 'static')
+    for a in alphas
+    for k in keys
+    for s in (0, 100, 200)
+  ]
 
+
+class MasksOverTimeTest:
   def test_layer_densities_have_axes_for_each_layer_on_one_scale(self):
     records = [
       {**record, 'layer': f'net/~/linear_{i}/w', 'density': 0.05 * 3**i}
-      for record in self._records()
+      for record in _over_time()
       for i in range(3)
     ]
-    figure = _draw(plotting.layer_densities(records, title='Net'))
-    self.assertEqual(
-      [axes.get_title(loc='left') for axes in figure.axes],
-      ['linear_0', 'linear_1', 'linear_2'],
-    )
+    figure = plots.draw(plotting.layer_densities(records, title='Net'))
+    assert plots.titles(figure) == ['linear_0', 'linear_1', 'linear_2']
     for i, axes in enumerate(figure.axes):
-      x, y = _named(axes, 'RigL').get_data()
+      x, y = plots.line(axes, 'RigL').get_data()
       np.testing.assert_array_equal(x, [0, 100, 200])
       np.testing.assert_allclose(y, 0.05 * 3**i)
-      self.assertEqual(axes.get_ylim(), figure.axes[0].get_ylim())
-      self.assertEqual(axes.get_yscale(), 'log')
-    self.assertEqual(_legend(figure), ['static', 'RigL'])
-
-  def test_a_layer_without_weights_leaves_a_gap(self):
-    records = self._records(layer='w', density=0.0)
-    _draw(plotting.layer_densities(records))
+      assert axes.get_ylim() == figure.axes[0].get_ylim()
+      assert axes.get_yscale() == 'log'
+    assert plots.legend(figure) == ['static', 'RigL']
+    # A layer without weights leaves a gap.
+    plots.draw(plotting.layer_densities(_over_time(layer='w', density=0.0)))
 
   def test_several_alphas_differ_in_line_style(self):
-    records = self._records(alphas=(1, 2, 3), layer='w', density=0.5)
-    (axes,) = _draw(plotting.layer_densities(records)).axes
-    lines = [_named(axes, f'RigL, α = {alpha}') for alpha in (1, 2, 3)]
-    self.assertLen({to_hex(line.get_color()) for line in lines}, 1)
-    self.assertEqual(
-      [line.get_linestyle() for line in lines], ['--', '-', '-.']
-    )
+    records = _over_time(alphas=(1, 2, 3), layer='w', density=0.5)
+    (axes,) = plots.draw(plotting.layer_densities(records)).axes
+    lines = [plots.line(axes, f'RigL, α = {alpha}') for alpha in (1, 2, 3)]
+    assert len({to_hex(line.get_color()) for line in lines}) == 1
+    assert [line.get_linestyle() for line in lines] == ['--', '-', '-.']
 
   def test_mask_churn_shows_the_fields_that_occur(self):
-    records = self._records(churn=0.3, churn_from_start=0.5)
-    figure = _draw(plotting.mask_churn(records))
-    self.assertEqual(
-      [axes.get_title(loc='left') for axes in figure.axes],
-      ['since the last look', 'since the start'],
-    )
+    records = _over_time(churn=0.3, churn_from_start=0.5)
+    figure = plots.draw(plotting.mask_churn(records))
+    titles = plots.titles(figure)
+    assert titles == ['since the evaluation before', 'since the start']
     for axes, value in zip(figure.axes, (0.3, 0.5), strict=True):
-      np.testing.assert_allclose(_named(axes, 'static').get_ydata(), value)
-    only = _draw(plotting.mask_churn(self._records(churn=0.0)))
-    self.assertLen(only.axes, 1)
-    with self.assertRaisesRegex(ValueError, 'churn, churn_from_start'):
-      plotting.mask_churn(self._records())
+      y = plots.line(axes, 'static').get_ydata()
+      np.testing.assert_allclose(y, value)
+    only = plots.draw(plotting.mask_churn(_over_time(churn=0.0)))
+    assert len(only.axes) == 1
 
 
-class ClassSpecialisationTest(parameterized.TestCase):
+class ClassSpecialisationTest:
   def _records(self, values, **fields):
     return [
       {'layer': f'net/linear_{i}', 'specialisation': value, **fields}
@@ -241,44 +193,30 @@ class ClassSpecialisationTest(parameterized.TestCase):
       *self._records([0.3, math.nan, 0.9, 0.9], method='rigl'),
     ]
     figure = figures.class_specialisation(records, num_classes=10, bins=8)
-    self.assertEqual(
-      [axes.get_title(loc='left') for axes in _draw(figure).axes],
-      ['linear_0', 'linear_1'],
-    )
+    assert plots.titles(plots.draw(figure)) == ['linear_0', 'linear_1']
     for axes in figure.axes:
       dense, rigl = axes.patches
       np.testing.assert_allclose(dense.get_data().edges, np.arange(1, 10) / 10)
       np.testing.assert_allclose(dense.get_data().values[:5].sum(), 1)
       np.testing.assert_allclose(rigl.get_data().values[-1], 2 / 3)
-      self.assertTrue(dense.get_fill())
-      self.assertFalse(rigl.get_fill())
-      means = [
-        line.get_xdata()[0] for line in axes.lines if line.get_marker() == 'v'
-      ]
+      assert dense.get_fill() and not rigl.get_fill()
+      means = [x.get_xdata()[0] for x in axes.lines if x.get_marker() == 'v']
       np.testing.assert_allclose(means, [0.24, 0.7])
-    self.assertEqual(
-      _legend(figure),
-      [
-        'dense (25.0% left out)',
-        'RigL (25.0% left out)',
-        'all classes alike',
-      ],
-    )
+    assert plots.legend(figure) == [
+      *('dense (25.0% left out)', 'RigL (25.0% left out)'),
+      'all classes alike',
+    ]
 
-  @parameterized.parameters(
-    ([0.1],), ([1.0],), ([None],), ([0.1 - 1e-9, 0.2],), ([0.5, 0.55],)
+  @pytest.mark.parametrize(
+    'values', [[0.1], [1.0], [None], [0.1 - 1e-9, 0.2], [0.5, 0.55]]
   )
   def test_any_values_can_be_drawn(self, values):
     for num_classes in (None, 2, 10):
       records = self._records(values, method='static', alpha=2, key=1)
-      _draw(figures.class_specialisation(records, num_classes=num_classes))
+      plots.draw(figures.class_specialisation(records, num_classes=num_classes))
 
   def test_bad_arguments_are_refused(self):
-    with self.assertRaisesRegex(ValueError, 'method, layer, specialisation'):
+    with pytest.raises(ValueError, match='method, layer, specialisation'):
       figures.class_specialisation([{'layer': 'w'}])
-    with self.assertRaisesRegex(ValueError, 'bins'):
+    with pytest.raises(ValueError, match='bins'):
       figures.class_specialisation(self._records([0.5], method='rigl'), bins=0)
-
-
-if __name__ == '__main__':
-  absltest.main()

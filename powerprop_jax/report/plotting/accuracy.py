@@ -24,7 +24,6 @@ def accuracy_against_sparsity(
 
   Args:
     records: one per measured point, with alpha, key, sparsity and accuracy.
-    title: what was trained on what.
     num_classes: draws the accuracy of guessing, 1/num_classes.
     published: points of others to compare with, drawn as hollow markers:
       records with alpha, sparsity, accuracy and, for the legend, label.
@@ -32,9 +31,6 @@ def accuracy_against_sparsity(
   Returns:
     A figure with one pair of axes; the share of weights left falls to the right
     on a logarithmic scale, with the sparsity written above.
-
-  Raises:
-    ValueError: if no record has these fields.
   """
   points = records_lib.usable(records, 'alpha', 'sparsity', 'accuracy')
   scheme = style.by_alpha([*points, *published])
@@ -86,7 +82,6 @@ def accuracy_against_density(
       there are several, key and alpha. Density is what was asked for, in
       (0, 1]: records of different keys are averaged where it is equal. A method
       of which there is only density 1, the dense network, is drawn as a level.
-    title: what was trained on what.
     published: points of others to compare with, records with method, density,
       accuracy and, for the legend, label; they are drawn as hollow markers in
       the colour of the method, joined by a thin dashed line. One with alpha is
@@ -95,9 +90,6 @@ def accuracy_against_density(
   Returns:
     A figure with a pair of axes for each α, with common scales; the density
     falls to the right on a logarithmic scale, with the sparsity written above.
-
-  Raises:
-    ValueError: if no record has these fields.
   """
   points = records_lib.usable(records, 'method', 'density', 'accuracy')
   given = [r['alpha'] for r in points if r.get('alpha') is not None]

@@ -92,6 +92,8 @@ _METHODS = {
   'gradual_pruning': ('#56b4e9', '*', 'gradual pruning'),
   'one_shot_pruning': ('#7a5195', 'X', 'one-shot pruning'),
 }
+# Names of train.methods for what has a longer one above.
+_SHORT = {'set': 'sparse_evolution', 'pruning': 'gradual_pruning'}
 _OTHER_COLOURS = ('#44aa99', '#999933', '#332288', '#aa4499')
 
 
@@ -135,12 +137,12 @@ def by_alpha(records: Sequence[Record]) -> Scheme:
 def by_method(records: Iterable[Record]) -> Scheme:
   """A line for each method: those we know first, in a fixed order."""
   found = dict.fromkeys(record['method'] for record in records)
-  known = [method for method in _METHODS if method in found]
-  others = [method for method in found if method not in _METHODS]
+  names = {method: _SHORT.get(method, method) for method in found}
   looks = {}
-  for method in known:
-    colour, marker, name = _METHODS[method]
-    looks[method] = Look(colour, marker, '-', name)
+  for known, (colour, marker, name) in _METHODS.items():
+    for method in (method for method in found if names[method] == known):
+      looks[method] = Look(colour, marker, '-', name)
+  others = [method for method in found if method not in looks]
   for index, method in enumerate(others):
     colour = _OTHER_COLOURS[index % len(_OTHER_COLOURS)]
     name = str(method).replace('_', ' ')
@@ -241,16 +243,7 @@ def frame(
 def save(
   figure: Figure, path: str | os.PathLike[str], *, dpi: int = 150
 ) -> pathlib.Path:
-  """Writes a figure as PNG in one step; equal figures give equal bytes.
-
-  Args:
-    figure: what a function of this folder returned.
-    path: the file; its folder must exist.
-    dpi: pixels per inch.
-
-  Returns:
-    The path.
-  """
+  """Writes a figure as PNG in one step; equal figures give equal bytes."""
   buffer = io.BytesIO()
   figure.savefig(buffer, format='png', dpi=dpi, metadata={'Software': None})
   return whole.write_bytes(path, buffer.getvalue())

@@ -22,13 +22,9 @@ def learning_curves(
       lack some of the fields.
     fields: what to draw, one pair of axes each. Names that end in 'loss' get a
       logarithmic scale, names that end in 'accuracy' are shown in per cent.
-    title: what was trained on what.
 
   Returns:
     A figure with one pair of axes for each field that occurs.
-
-  Raises:
-    ValueError: if no record has alpha, step and one of the fields.
   """
   drawn = [f for f in fields if any(f in record for record in records)]
   if not drawn:
@@ -59,17 +55,13 @@ def layer_densities(records: Sequence[Record], *, title: str = '') -> Figure:
   """Density of each layer against the training step, a line for each method.
 
   Args:
-    records: one per look at the masks and layer, with method, step, layer,
+    records: one per evaluation and layer, with method, step, layer,
       density and, if there are several, key and alpha. Give those of one
       density of the whole network: others would be averaged with them.
-    title: what was trained on what.
 
   Returns:
     A figure with a pair of axes for each layer, in the order of the records,
     all with the same logarithmic scale of densities. A density of 0 is a gap.
-
-  Raises:
-    ValueError: if no record has these fields.
   """
   points = records_lib.usable(records, 'method', 'step', 'layer', 'density')
   scheme = style.by_method_and_alpha(points)
@@ -94,18 +86,14 @@ def mask_churn(records: Sequence[Record], *, title: str = '') -> Figure:
   """Share of the connections that changed, a line for each method.
 
   Args:
-    records: one per look at the masks, of all layers together, with method,
-      step and one or both of churn and churn_from_start: the share of the
-      connections now that were not there at the last look, and at the start.
-      If there are several, key and alpha. Give those of one density: others
-      would be averaged with them.
-    title: what was trained on what.
+    records: one per evaluation, of all layers together, with method, step and
+      one or both of churn and churn_from_start: the share of the connections
+      that were not there at the evaluation before, and at the start. If there
+      are several, key and alpha. Give those of one density: others would be
+      averaged with them.
 
   Returns:
     A figure with a pair of axes for each of the two fields that occurs.
-
-  Raises:
-    ValueError: if no record has method, step and one of the two.
   """
   points = records_lib.usable(records, 'method', 'step')
   drawn = [f for f in _CHURN if any(f in point for point in points)]
@@ -129,6 +117,6 @@ def mask_churn(records: Sequence[Record], *, title: str = '') -> Figure:
 
 
 _CHURN = {
-  'churn': 'since the last look',
+  'churn': 'since the evaluation before',
   'churn_from_start': 'since the start',
 }

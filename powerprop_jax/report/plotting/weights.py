@@ -23,14 +23,10 @@ def weight_histograms(
 
   Args:
     histograms: what analysis.weight_histograms returns.
-    title: what was trained on what.
 
   Returns:
     A figure with layers × powers axes. Layers share neither axis; within a row
     both are shared, and the first column's outline is repeated in grey.
-
-  Raises:
-    ValueError: if there is no histogram.
   """
   alphas = sorted(histograms)
   leaves = list(histograms[alphas[0]]) if alphas else []
@@ -75,13 +71,9 @@ def near_zero(records: Sequence[Record], *, title: str = '') -> Figure:
   Args:
     records: those of analysis.fraction_near_zero, each with alpha (and key)
       added: leaf, epsilon, near_zero.
-    title: what was trained on what.
 
   Returns:
     A figure with one pair of axes for each leaf; 'total' comes first.
-
-  Raises:
-    ValueError: if no record has these fields.
   """
   points = records_lib.usable(records, 'alpha', 'leaf', 'epsilon', 'near_zero')
   scheme = style.by_alpha(points)
@@ -114,15 +106,11 @@ def mask_overlap(
 
   Args:
     records: those of analysis.mask_overlap, each with alpha (and key) added.
-    title: what was trained on what.
     leaf: the layer to show; by default all of them together.
 
   Returns:
     A figure with two pairs of axes, each with the level of chance as a dotted
     line.
-
-  Raises:
-    ValueError: if no record has these fields, or none is about the leaf.
   """
   fields = ('agreement', 'intersection')
   points = records_lib.usable(records, 'alpha', 'leaf', 'sparsity', *fields)
