@@ -2,8 +2,8 @@
 
 import json
 
+from powerprop_jax.files import json_files
 from powerprop_jax.train.cli import arguments
-from powerprop_jax.train.runs import json_files
 
 
 def run(program, *args, static_alpha=False):

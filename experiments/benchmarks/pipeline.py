@@ -40,7 +40,7 @@ from typing import NamedTuple
 import psutil  # comes with grain
 
 from experiments.benchmarks import timing
-from powerprop_jax.files import tables
+from powerprop_jax.files import json_files, tables
 from powerprop_jax.files.tables import Row
 from powerprop_jax.train.cli import arguments
 from powerprop_jax.train.images import batches as image_batches
@@ -48,7 +48,7 @@ from powerprop_jax.train.images import crops, decode, image_set
 from powerprop_jax.train.images.decode import Decoder
 from powerprop_jax.train.images.image_set import ImageSet
 from powerprop_jax.train.images.stream import Stream
-from powerprop_jax.train.runs import checks, json_files
+from powerprop_jax.train.runs import checks
 from powerprop_jax.train.runs.errors import UserError
 
 

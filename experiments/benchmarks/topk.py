@@ -24,11 +24,11 @@ import numpy as np
 
 from experiments.benchmarks import timing
 from powerprop_jax.core import topk
-from powerprop_jax.files import tables
+from powerprop_jax.files import json_files, tables
 from powerprop_jax.files.tables import Row
 from powerprop_jax.train import state as state_lib
 from powerprop_jax.train.cli import arguments
-from powerprop_jax.train.runs import checks, json_files
+from powerprop_jax.train.runs import checks
 from powerprop_jax.train.runs.errors import UserError
 
 

@@ -43,13 +43,14 @@ from experiments.common import sparse_runs
 from experiments.common.sparse_runs import Settings, Trained
 from powerprop_jax import nets
 from powerprop_jax.core.trees import Params, Tree
+from powerprop_jax.files import json_files
 from powerprop_jax.files.tables import Row
 from powerprop_jax.train import ensemble
 from powerprop_jax.train.cli import arguments
 from powerprop_jax.train.data.splits import DataConfig
 from powerprop_jax.train.loop import LoopConfig
 from powerprop_jax.train.methods import Method
-from powerprop_jax.train.runs import divergence, json_files, metrics
+from powerprop_jax.train.runs import divergence, metrics
 from powerprop_jax.train.runs.folder import RunFolder
 
 _PROGRAM = 'class_specialisation'

@@ -20,8 +20,9 @@ import functools
 import pathlib
 from typing import Any, Protocol, TypeVar
 
+from powerprop_jax.files import json_files
 from powerprop_jax.files.tables import Row
-from powerprop_jax.train.runs import divergence, json_files, metrics, workers
+from powerprop_jax.train.runs import divergence, metrics, workers
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
 

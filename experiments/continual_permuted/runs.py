@@ -25,10 +25,10 @@ from experiments.continual_permuted.config import Config
 from experiments.continual_permuted.methods import Approach, MethodName, Problem
 from powerprop_jax.continual import metrics as continual_metrics
 from powerprop_jax.export import npz
-from powerprop_jax.files import whole
+from powerprop_jax.files import json_files, whole
 from powerprop_jax.files.tables import Row
 from powerprop_jax.train.data.sources import Arrays
-from powerprop_jax.train.runs import json_files, metrics
+from powerprop_jax.train.runs import metrics
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
 

@@ -10,12 +10,13 @@ import math
 from typing import Literal, get_args
 
 from powerprop_jax.core import reparam
+from powerprop_jax.files import json_files
 from powerprop_jax.files.tables import Row
 from powerprop_jax.train import state as state_lib
 from powerprop_jax.train.images.sources import ImagesConfig
 from powerprop_jax.train.methods import SparseConfig
 from powerprop_jax.train.optimizers import ScheduleConfig
-from powerprop_jax.train.runs import checks, json_files
+from powerprop_jax.train.runs import checks
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.scale.distributed import HostsConfig
 from powerprop_jax.train.scale.precision import Half

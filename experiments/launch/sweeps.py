@@ -31,10 +31,10 @@ from typing import Annotated, Any, NamedTuple
 
 import tyro
 
+from powerprop_jax.files import json_files
 from powerprop_jax.files.tables import Row
 from powerprop_jax.train.cli import arguments
 from powerprop_jax.train.runs import folder as run_folder
-from powerprop_jax.train.runs import json_files
 from powerprop_jax.train.runs.errors import UserError
 
 # How the program is told which sweep.

@@ -23,6 +23,7 @@ notebook. Numbers: docs/results/one_shot_pruning.md.
 from collections.abc import Mapping
 import dataclasses
 import functools
+import itertools
 import sys
 from typing import Literal
 
@@ -43,7 +44,8 @@ from powerprop_jax.train.data.splits import DataConfig
 from powerprop_jax.train.ensemble import Members
 from powerprop_jax.train.loop import LoopConfig
 from powerprop_jax.train.optimizers import OptimizerConfig
-from powerprop_jax.train.runs import checks, divergence, metrics
+from powerprop_jax.train.runs import checks, contents, divergence, metrics
+from powerprop_jax.train.runs.contents import Contents
 from powerprop_jax.train.runs.folder import RunFolder
 from powerprop_jax.train.state import TrainState
 
@@ -139,7 +141,11 @@ def main(config: Config) -> None:
   members = ensemble.product(config.alphas, config.keys)
   state = ensemble.create(net, make_tx, members, splits.example)
   folder = RunFolder(
-    config.out, config, program='one_shot_pruning', resume=config.resume
+    config.out,
+    config,
+    program='one_shot_pruning',
+    resume=config.resume,
+    contents=_contents(config, splits.num_classes),
   )
   divergence.say_scale(splits)
   before = _theta_by_alpha(members, state)
@@ -176,6 +182,26 @@ def main(config: Config) -> None:
   divergence.check_any_left(
     folder.path, ensemble.say_diverged(members, state, folder)
   )
+
+
+def _contents(config: Config, num_classes: int) -> Contents:
+  """What can be read of the run later, and what its page shows."""
+  title = f'{config.net} on {config.data.name}'
+  pairs = list(itertools.product(config.alphas, config.keys))
+  networks = contents.Networks(
+    config.net,
+    config.data,
+    config.loop.num_steps,
+    tuple(alpha for alpha, _ in pairs),
+    tuple(key for _, key in pairs),
+  )
+  shown = ('weight_histograms', 'near_zero', 'mask_overlap')
+  sections = (
+    contents.pruning_section(title, num_classes, config.scopes),
+    contents.training_section(title),
+    contents.weights_section(*(contents.Figure(n, _ALT[n]) for n in shown)),
+  )
+  return Contents(networks, contents.Page('One-shot pruning', title, sections))
 
 
 def _check(config: Config) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import trees
 from powerprop_jax.core.trees import Params, Tree
-from powerprop_jax.files import json_values
+from powerprop_jax.files import json_files
 from powerprop_jax.files.tables import Row
 
 Array = np.ndarray[Any, Any]
@@ -21,7 +21,7 @@ class Exported(NamedTuple):
     theta: effective parameters {module: {name: array}}, as Haiku has them.
     masks: which connections exist, booleans like them.
     net_state: state of the network, to evaluate it with; {} for none.
-    about: settings, step, scores: what json_values.to_json takes.
+    about: settings, step, scores: what json_files.to_json takes.
   """
 
   theta: Params
@@ -71,7 +71,7 @@ def on_host(exported: Exported) -> Exported:
     }
     for module, leaves in _as_arrays(theta).items()
   }
-  about = json_values.to_json(about, 'about')
+  about = json_files.to_json(about, 'about')
   return Exported(theta, masks, _as_arrays(net_state), about)
 
 

@@ -10,10 +10,11 @@ import pytest
 from experiments.one_shot_pruning import __main__ as one_shot_pruning
 import powerprop_jax as pp
 from powerprop_jax.core import masks
+from powerprop_jax.files import json_files
 from powerprop_jax.prune import one_shot
 from powerprop_jax.train.cli import main as cli
 from powerprop_jax.train.cli.main import TrainConfig
-from powerprop_jax.train.runs import json_files, load, metrics
+from powerprop_jax.train.runs import load, metrics
 from powerprop_jax.train.runs.errors import UserError
 
 TINY = ['--loop.num-steps', '60', '--loop.eval-every', '30']

@@ -85,7 +85,7 @@ class MetricsWriterTest:
   def test_killed_run_leaves_whole_lines(self, path):
     program = (
       'import sys\n'
-      'from powerprop_jax.train import metrics\n'
+      'from powerprop_jax.train.runs import metrics\n'
       'writer = metrics.MetricsWriter(sys.argv[1])\n'
       'for step in range(10**9):\n'
       '  writer.write(step, {"loss": 0.5})\n'
@@ -129,10 +129,10 @@ class ProgressTest:
         )
     lines = stream.getvalue().splitlines()
     assert lines[0] == (
-      'training: 350/1,000 steps, 12 steps/s, 52 s left, loss 0.25'
+      'training: 350/1,000 steps, 12 steps/s, 0:00:52 left, loss 0.25'
     )
     assert lines[-1] == (
-      'training: 1,000/1,000 steps, 12 steps/s, took 1 min 4 s, loss 0.25'
+      'training: 1,000/1,000 steps, 12 steps/s, took 0:01:04, loss 0.25'
     )
     assert len(lines) == 6
     assert len(set(lines)) == 6
@@ -142,9 +142,7 @@ class ProgressTest:
     with metrics.Progress('a', 10, unit='runs', stream=stream) as progress:
       clock.now += 8000
       progress.update(2)
-    assert stream.getvalue() == (
-      'a: 2/10 runs, 0.00025 runs/s, 8 h 53 min left\n'
-    )
+    assert stream.getvalue() == ('a: 2/10 runs, 0.00025 runs/s, 8:53:20 left\n')
 
   def test_nothing_done_says_nothing(self):
     stream = io.StringIO()
@@ -194,7 +192,7 @@ class TensorBoardTest:
   def test_missing_package_says_how_to_install(self, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'tensorboardX', None)
     with pytest.raises(UserError, match=r"'powerprop_jax\[tensorboard\]'"):
-      metrics.tensorboard_writer(tmp_path, 0, True)
+      metrics.tensorboard_writer(tmp_path, 0, True).__enter__()
 
 
 def test_lines_are_json(path):

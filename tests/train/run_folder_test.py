@@ -14,8 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from powerprop_jax.files import json_files
+from powerprop_jax.train.data.splits import DataConfig
+from powerprop_jax.train.runs import contents as contents_lib
 from powerprop_jax.train.runs import folder as run_folder
-from powerprop_jax.train.runs import json_files
+from powerprop_jax.train.runs.contents import Contents, Networks
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
 
@@ -34,20 +37,28 @@ class Config:
   resume: bool = False
 
 
-def open_run(path, config=None, program='one_shot_pruning', resume=False):
+CONTENTS = Contents(
+  Networks('mlp', DataConfig(), 10, (2.0,), (0,)),
+  contents_lib.Page('Title', 'mlp', (contents_lib.training_section('mlp'),)),
+)
+
+
+def open_run(path, config=None, program='train', resume=False, **options):
   config = Config() if config is None else config
-  return RunFolder(path, config, program=program, resume=resume)
+  return RunFolder(path, config, program=program, resume=resume, **options)
 
 
 def contents(folder):
   return {p: p.read_bytes() for p in folder.rglob('*') if p.is_file()}
 
 
-def refusal(*args, **kwargs):
-  """The message with which a folder is refused: a single line."""
+def refusal(path, *args, **kwargs):
+  """The single line with which a folder is refused, and left as it is."""
+  before = contents(path)
   with pytest.raises(UserError) as caught:
-    open_run(*args, **kwargs)
+    open_run(path, *args, **kwargs)
   assert '\n' not in str(caught.value)
+  assert contents(path) == before
   return str(caught.value)
 
 
@@ -69,11 +80,12 @@ class OpeningTest:
       'alphas': [1.0, 2.0],
       'data': {'name': 'digits', 'num_validation': None},
     }
-    assert stored['program'] == 'one_shot_pruning'
+    assert stored['program'] == 'train'
     assert stored['versions']['powerprop_jax'] is not None
     assert stored['versions']['jax'] is not None
     assert {'date', 'command', 'devices'} < set(stored)
     assert run_folder.read_config(path) == stored
+    assert contents_lib.read(path, stored) == Contents()
 
   def test_same_settings_continue(self, tmp_path):
     open_run(tmp_path)
@@ -82,27 +94,30 @@ class OpeningTest:
     assert open_run(tmp_path, config, resume=True).is_resumed
     assert contents(tmp_path) == before
 
-  def test_run_without_resume_is_refused(self, tmp_path):
-    open_run(tmp_path)
-    before = contents(tmp_path)
-    message = refusal(tmp_path)
-    assert 'already holds a run' in message
-    assert '--resume' in message
-    assert '--out' in message
-    assert contents(tmp_path) == before
+  def test_contents_are_written_and_added_where_they_are_not(self, tmp_path):
+    open_run(tmp_path, contents=CONTENTS)
+    path = tmp_path / 'config.json'
+    stored = run_folder.read_config(tmp_path)
+    assert contents_lib.read(tmp_path, stored) == CONTENTS
+    old = {k: v for k, v in stored.items() if k != 'contents'}
+    json_files.write_json(path, old)
+    with pytest.raises(UserError, match=r'version 0\.1\.0, .* --resume'):
+      contents_lib.read(tmp_path, old)
+    open_run(tmp_path, contents=CONTENTS, resume=True)
+    assert run_folder.read_config(tmp_path) == stored
 
-  def test_other_settings_are_refused_by_name(self, tmp_path):
+  def test_another_run_is_refused_by_name(self, tmp_path):
     open_run(tmp_path)
-    before = contents(tmp_path)
+    message = refusal(tmp_path)
+    assert 'already holds a run of train; pass --resume' in message
+    assert '--out' in message
+    message = refusal(tmp_path, program='prune', resume=True)
+    assert 'holds a run of train, not of prune' in message
     config = Config(alphas=(1.0, 3.0), data=Data('mnist'))
     message = refusal(tmp_path, config, resume=True)
     assert 'alphas: [1.0, 2.0] → [1.0, 3.0]' in message
     assert "data.name: 'digits' → 'mnist'" in message
     assert 'num_validation' not in message
-    assert contents(tmp_path) == before
-
-  def test_settings_that_came_or_went_are_named(self, tmp_path):
-    open_run(tmp_path)
     stored = json.loads((tmp_path / 'config.json').read_text())
     stored['config']['old'] = stored['config'].pop('alphas')
     (tmp_path / 'config.json').write_text(json.dumps(stored))
@@ -110,41 +125,35 @@ class OpeningTest:
     assert "old: [1.0, 2.0] → 'not set'" in message
     assert "alphas: 'not set' → [1.0, 2.0]" in message
 
-  def test_other_program_is_refused(self, tmp_path):
-    open_run(tmp_path)
-    message = refusal(tmp_path, program='train', resume=True)
-    assert 'holds a run of one_shot_pruning, not of train' in message
-
   @pytest.mark.parametrize('resume', [False, True])
   def test_folder_of_something_else_is_refused(self, tmp_path, resume):
     for name in 'abcd':
       (tmp_path / f'{name}.txt').write_text('mine')
-    before = contents(tmp_path)
     message = refusal(tmp_path, resume=resume)
     assert 'it has a.txt, b.txt, c.txt, …' in message
-    assert contents(tmp_path) == before
 
   @pytest.mark.parametrize(
     ('content', 'expected'),
     [
       ('{"model_type": "bert"}', 'was not written by this version'),
       ('[1]', 'was not written by this version'),
-      ('{"conf', 'cannot read'),
     ],
   )
   def test_foreign_config_is_refused(self, tmp_path, content, expected):
     (tmp_path / 'config.json').write_text(content)
     assert expected in refusal(tmp_path, resume=True)
-    assert (tmp_path / 'config.json').read_text() == content
 
-  def test_file_is_refused(self, tmp_path):
+  def test_files_that_cannot_be_read_or_are_no_folder_are_refused(
+    self, tmp_path
+  ):
     (tmp_path / 'file').write_text('mine')
     assert 'is a file, not a folder' in refusal(tmp_path / 'file')
     assert 'cannot use' in refusal(tmp_path / 'file' / 'below')
-
-  def test_no_run_to_read(self, tmp_path):
     with pytest.raises(UserError, match='holds no run'):
       run_folder.read_config(tmp_path)
+    (tmp_path / 'config.json').write_text('{"conf')
+    with pytest.raises(ValueError, match='cannot read'):
+      open_run(tmp_path, resume=True)
 
 
 class WritingTest:
@@ -164,34 +173,25 @@ class WritingTest:
       {'alpha': 2.0, 'loss': None, 'name': None},
     ]
 
-  def test_nested_results_are_refused(self, tmp_path):
-    folder = open_run(tmp_path)
-    with pytest.raises(ValueError, match="flat records, but 'accuracy'"):
-      folder.write_results([{'accuracy': np.ones(3)}])
-    assert not (tmp_path / 'results.json').exists()
-
-  def test_failed_write_leaves_the_old_file(self, tmp_path):
+  def test_what_cannot_be_written_leaves_the_old_file(self, tmp_path):
     folder = open_run(tmp_path)
     folder.write_results([{'alpha': 1.0}])
     before = contents(tmp_path)
     with pytest.raises(TypeError, match='is not JSON'):
       folder.write_results([{'alpha': object()}])
+    with pytest.raises(ValueError, match="flat records, but 'accuracy'"):
+      folder.write_results([{'accuracy': np.ones(3)}])
     assert contents(tmp_path) == before
 
-  def test_complete_is_remembered(self, tmp_path):
-    folder = open_run(tmp_path)
+  def test_complete_is_remembered_and_home_is_expanded(
+    self, tmp_path, monkeypatch
+  ):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    folder = open_run('~/run')
+    assert folder.path == tmp_path / 'run'
     folder.mark_complete()
     assert folder.is_complete
-    assert open_run(tmp_path, resume=True).is_complete
-
-  def test_paths_are_inside(self, tmp_path):
-    folder = open_run(tmp_path)
-    assert folder.metrics_path == tmp_path / 'metrics.jsonl'
-    assert folder.checkpoints_path == tmp_path / 'checkpoints'
-
-  def test_home_is_expanded(self, tmp_path, monkeypatch):
-    monkeypatch.setenv('HOME', str(tmp_path))
-    assert open_run('~/run').path == tmp_path / 'run'
+    assert open_run(folder.path, resume=True).is_complete
 
 
 class Colour(enum.IntEnum):
@@ -232,40 +232,34 @@ def raise_(error):
   raise error
 
 
-# A ValueError raised in a test counts as another library's: powerprop_jax and
-# the programs are the user's side.
 class RunMainTest:
-  def test_success_is_zero(self, capsys):
-    assert run_folder.run_main(print, 'done') == 0
-    assert capsys.readouterr() == ('done\n', '')
-
-  def test_mistake_is_one_line_and_two(self, capsys):
-    error = UserError('no data set\n  here; try there.')
-    assert run_folder.run_main(raise_, error) == 2
-    assert capsys.readouterr() == ('', 'error: no data set here; try there.\n')
-
-  def test_value_error_of_the_library_is_a_mistake(self, tmp_path, capsys):
-    def main():
-      RunFolder(tmp_path, Config(), program='x').write_results([{'a': [1]}])
-
-    assert run_folder.run_main(main) == 2
-    assert capsys.readouterr().err.startswith('error: results are flat records')
+  @pytest.mark.parametrize(
+    ('main', 'status', 'out', 'err'),
+    [
+      (lambda: print('done'), 0, 'done\n', ''),
+      (lambda: raise_(UserError('no data\n  here; try there.')), 2, '',
+       'error: no data here; try there.\n'),
+      (lambda: raise_(ValueError('of a program')), 2, '',
+       'error: of a program\n'),
+      (lambda: raise_(KeyboardInterrupt()), 130, '',
+       'interrupted; run the same command with --resume to continue.\n'),
+    ],
+  )  # fmt: skip
+  def test_status_and_what_is_said(self, capsys, main, status, out, err):
+    assert run_folder.run_main(main) == status
+    assert capsys.readouterr() == (out, err)
 
   def test_value_error_from_elsewhere_keeps_its_traceback(self):
-    with pytest.raises(ValueError, match='invalid literal'):
-      run_folder.run_main(lambda: raise_(ValueError('invalid literal')))
-
-  def test_interruption_names_resume(self, capsys):
-    assert run_folder.run_main(raise_, KeyboardInterrupt()) == 130
-    assert '--resume' in capsys.readouterr().err
+    with pytest.raises(ValueError, match='property name'):
+      run_folder.run_main(lambda: json.loads('{'))
 
   def test_a_reader_that_goes_away_is_no_mistake(self):
     program = (
-      'from powerprop_jax.train import run_folder\n'
+      'from powerprop_jax.train.runs import folder\n'
       'def main():\n'
       '  for _ in range(10_000):\n'
       '    print("a line")\n'
-      'run_folder.run_main(main)\n'
+      'folder.run_main(main)\n'
     )
     with subprocess.Popen(
       [sys.executable, '-c', program],
@@ -273,33 +267,33 @@ class RunMainTest:
       stderr=subprocess.PIPE,
       env=os.environ | {'JAX_PLATFORMS': 'cpu'},
     ) as process:
-      process.stdout.readline()
+      assert process.stdout.readline() == b'a line\n'
       process.stdout.close()
       assert process.stderr.read() == b''
 
-  def test_program_exits_with_the_status(self, tmp_path):
+  @pytest.mark.parametrize(
+    ('out', 'message'),
+    [('file', 'error: .*is a file'), ('0', 'error: out must not be 0.')],
+  )
+  def test_program_exits_with_the_status(self, tmp_path, out, message):
     (tmp_path / 'file').write_text('')
     program = (
       'import sys\n'
-      'from powerprop_jax.train import run_folder\n'
+      'from powerprop_jax.train.runs import folder\n'
       'def main(out):\n'
       '  if out == "0":\n'
       '    raise ValueError("out must not be 0.")\n'
-      '  run_folder.RunFolder(out, {}, program="p")\n'
-      'sys.exit(run_folder.run_main(main, sys.argv[1]))\n'
+      '  folder.RunFolder(out, {}, program="p")\n'
+      'sys.exit(folder.run_main(main, sys.argv[1]))\n'
     )
-    for out, message in (
-      (str(tmp_path / 'file'), 'error: .*is a file'),
-      ('0', 'error: out must not be 0.'),
-    ):
-      found = subprocess.run(
-        [sys.executable, '-c', program, out],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {'JAX_PLATFORMS': 'cpu'},
-      )
-      assert found.returncode == 2
-      assert found.stdout == ''
-      assert len(found.stderr.splitlines()) == 1
-      assert re.match(message, found.stderr)
+    found = subprocess.run(
+      [sys.executable, '-c', program, out],
+      capture_output=True,
+      text=True,
+      check=False,
+      cwd=tmp_path,
+      env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+    )
+    assert (found.returncode, found.stdout) == (2, '')
+    (line,) = found.stderr.splitlines()
+    assert re.match(message, line)

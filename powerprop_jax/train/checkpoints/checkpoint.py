@@ -2,13 +2,11 @@
 
 A checkpoint is a folder named after its step, written by orbax in the
 background under a temporary name and renamed when it is complete. The arrays
-lie in it by name; their structure (named tuples, optimiser states, dataclasses
-with static fields) comes from a template when they are restored, and what is no
-array in it, such as an α that is compiled in, is compared. Masks, and all
-other arrays of booleans, take one bit an entry. With the arrays go the
-checksums of the files: a damaged checkpoint is noticed before it is read, and
-the one before it is used instead. What could not be saved, because the disk is
-full, touches none of the checkpoints before it.
+lie in it by name (see leaf_format); their structure comes from a template when
+they are restored, and what is no array in it, such as an α that is compiled in,
+is compared. With the arrays go the checksums of the files: a damaged checkpoint
+is noticed before it is read, and the one before it is used instead. What could
+not be saved, because the disk is full, touches none of those before it.
 """
 
 from collections.abc import Callable
@@ -21,15 +19,16 @@ import re
 import shutil
 import sys
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 import zlib
 
+import numpy as np
 from orbax import checkpoint as ocp
 
 from powerprop_jax.core.trees import Tree
+from powerprop_jax.files import json_files
 from powerprop_jax.files.tables import Row
 from powerprop_jax.train.checkpoints import leaf_format
-from powerprop_jax.train.runs import json_files
 from powerprop_jax.train.runs.errors import UserError
 
 _DETAILS = 'powerprop_jax.json'
@@ -72,6 +71,18 @@ class Restored(NamedTuple):
   state: Tree
   step: int
   metadata: Row
+
+
+class Named(NamedTuple):
+  """A state without its structure.
+
+  Attributes:
+    leaves: arrays on the host by name; of typed keys their data.
+    static: what is no array, by name; see leaf_format.describe_static.
+  """
+
+  leaves: Row
+  static: Row
 
 
 def _warn(message: str) -> None:
@@ -146,8 +157,15 @@ class Checkpoints:
       self.close()
       self._set_damaged_aside()
     if self._manager is None:
+      options = ocp.CheckpointManagerOptions(
+        max_to_keep=self._max_to_keep,
+        cleanup_tmp_directories=True,
+        async_options=ocp.AsyncOptions(
+          post_finalization_callback=self._write_details
+        ),
+      )
       try:
-        self._manager = self._open_manager()
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
       except OSError as error:
         raise self._failure(step, error) from error
     latest = self._manager.latest_step()
@@ -185,7 +203,7 @@ class Checkpoints:
     latest = self.steps()[-1] if self.steps() else None
     return SaveError(step, self._folder, _reason(error), latest)
 
-  def restore_latest(self, template: Tree) -> Restored | None:
+  def restore_latest(self, template: Tree | None) -> Restored | None:
     """Restores the latest checkpoint that is not damaged.
 
     A damaged one is reported and passed over. It stays where it is; should the
@@ -193,7 +211,8 @@ class Checkpoints:
 
     Args:
       template: the state, or its shapes from jax.eval_shape. Leaves that come
-        with a sharding are restored to it, others to the default device.
+        with a sharding are restored to it, others to the default device. None
+        restores any state, as a Named.
 
     Returns:
       The state, bit by bit what was saved; None if there is no checkpoint.
@@ -207,7 +226,7 @@ class Checkpoints:
     reason = ''
     for step in reversed(self.steps()):
       try:
-        state, metadata = self._restore(step, template)
+        restored = self._restore(step, template)
       except leaf_format.MismatchError as error:
         raise UserError(
           f'the checkpoint of step {step} in {self._folder} is of another '
@@ -223,7 +242,7 @@ class Checkpoints:
         continue
       if self._damaged:
         self._report(f'continuing from the checkpoint of step {step}.')
-      return Restored(state, step, metadata)
+      return restored
     if self._damaged:
       raise UserError(
         f'no checkpoint in {self._folder} can be read (the last reason: '
@@ -232,23 +251,24 @@ class Checkpoints:
       )
     return None
 
-  def _restore(self, step: int, template: Tree) -> tuple[Any, Row]:
+  def _restore(self, step: int, template: Tree | None) -> Restored:
     folder = self._folder / str(step)
-    details = _read_details(folder)
-    _check_files(folder, details['checksums'])
-    # First, because the leaves may follow from it; not in earlier versions.
-    if 'static' in details:
-      leaf_format.check_same_static(details['static'], template)
-    leaf_format.check_same(details['leaves'], template)
-    # Earlier versions did not pack, and did not say so.
-    is_packed = details.get('packs_booleans', False)
-    how = leaf_format.restore_args(template, is_packed)
+    details = _checked_details(folder)
+    leaves, static = details['leaves'], details['static']
+    if template is not None:
+      leaf_format.check_same(leaves, static, template)
+    to_host = ocp.RestoreArgs(restore_type=np.ndarray)
+    names = {
+      name: to_host for name, leaf in leaves.items() if 0 not in leaf['shape']
+    }
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
       arrays = checkpointer.restore(
-        folder / 'state', args=ocp.args.PyTreeRestore(restore_args=how)
+        folder / 'state', args=ocp.args.PyTreeRestore(restore_args=names)
       )
-    state = leaf_format.from_stored(arrays, template, is_packed)
-    return state, details['metadata']
+    state: Tree = Named(leaf_format.unpacked(arrays, leaves), static)
+    if template is not None:
+      state = leaf_format.placed(state.leaves, template)
+    return Restored(state, step, details['metadata'])
 
   def check(self) -> None:
     """Raises SaveError if a save has failed; does not wait for it to end."""
@@ -288,16 +308,6 @@ class Checkpoints:
         raise
       self._report(str(failure))
 
-  def _open_manager(self) -> ocp.CheckpointManager:
-    options = ocp.CheckpointManagerOptions(
-      max_to_keep=self._max_to_keep,
-      cleanup_tmp_directories=True,
-      async_options=ocp.AsyncOptions(
-        post_finalization_callback=self._write_details
-      ),
-    )
-    return ocp.CheckpointManager(self._folder, options=options)
-
   def _write_details(self) -> None:
     # orbax calls this when the arrays are written and before the rename that
     # makes them a checkpoint, so that no checkpoint lacks its checksums.
@@ -332,11 +342,25 @@ def _reason(error: Exception) -> str:
   return first_line[0][:200] if first_line else type(error).__name__
 
 
-def _read_details(folder: pathlib.Path) -> Row:
+def _checked_details(folder: pathlib.Path) -> Row:
+  """What lies beside a state, after checking the state's files against it."""
   own_checksum, text = json.loads((folder / _DETAILS).read_bytes())
   if zlib.crc32(text.encode()) != own_checksum:
     raise ValueError(f'{_DETAILS} has changed')
-  return json.loads(text)
+  details: Row = json.loads(text)
+  for name, (size, crc32) in details['checksums'].items():
+    path = folder / name
+    if not path.is_file():
+      raise ValueError(f'{name} is missing')
+    if path.stat().st_size != size:
+      raise ValueError(f'{name} has {path.stat().st_size} of {size} bytes')
+    if _crc32(path) != crc32:
+      raise ValueError(f'{name} has changed')
+  if not details.keys() >= {'static', 'packs_booleans'}:
+    raise leaf_format.MismatchError(
+      'it is of an early version, which did not write down how a state was made'
+    )
+  return details
 
 
 def _checksums(folder: pathlib.Path) -> dict[str, list[int]]:
@@ -348,24 +372,24 @@ def _checksums(folder: pathlib.Path) -> dict[str, list[int]]:
   }
 
 
-def _check_files(folder: pathlib.Path, checksums: dict[str, list[int]]) -> None:
-  """Raises ValueError or OSError naming the first file that is not intact."""
-  for name, (size, crc32) in checksums.items():
-    path = folder / name
-    if not path.is_file():
-      raise ValueError(f'{name} is missing')
-    if path.stat().st_size != size:
-      raise ValueError(f'{name} has {path.stat().st_size} of {size} bytes')
-    if _crc32(path) != crc32:
-      raise ValueError(f'{name} has changed')
-
-
 def _crc32(path: pathlib.Path) -> int:
   checksum = 0
   with open(path, 'rb') as file:
     while block := file.read(1 << 20):
       checksum = zlib.crc32(block, checksum)
   return checksum
+
+
+def _quieten_orbax() -> None:
+  """Failures that matter are raised; what else is said of them is noise."""
+  # orbax reports each of its steps through absl's logger. Adding a filter twice
+  # has no effect.
+  logging.getLogger('absl').addFilter(_is_not_from_orbax)
+  # When one file cannot be written, the loop that waits for all of them ends,
+  # and those that come later complain about that.
+  logging.getLogger('asyncio').addFilter(_is_not_of_checkpoint)
+  if sys.unraisablehook is sys.__unraisablehook__:
+    sys.unraisablehook = _report_unraisable
 
 
 def _is_not_from_orbax(record: logging.LogRecord) -> bool:
@@ -376,21 +400,6 @@ def _is_not_of_checkpoint(record: logging.LogRecord) -> bool:
   return _TEMPORARY not in record.getMessage()
 
 
-def _quieten_orbax() -> None:
-  # orbax reports each of its steps through absl's logger; failures that matter
-  # are raised. Adding the same filter twice has no effect.
-  logging.getLogger('absl').addFilter(_is_not_from_orbax)
-  # When one file cannot be written, which is raised, the loop that waits for
-  # all of them ends, and those that come later complain about that.
-  logging.getLogger('asyncio').addFilter(_is_not_of_checkpoint)
-  before = sys.unraisablehook
-  if getattr(before, '__module__', None) == __name__:
-    return
-
-  def report(unraisable: 'sys.UnraisableHookArgs') -> None:
-    error = unraisable.exc_value
-    is_loop_closed = str(error) == 'Event loop is closed'
-    if not (isinstance(error, RuntimeError) and is_loop_closed):
-      before(unraisable)
-
-  sys.unraisablehook = report
+def _report_unraisable(unraisable: 'sys.UnraisableHookArgs') -> None:
+  if str(unraisable.exc_value) != 'Event loop is closed':
+    sys.__unraisablehook__(unraisable)

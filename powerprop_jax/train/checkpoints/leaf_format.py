@@ -2,8 +2,8 @@
 
 Each leaf is stored under its name as an array that orbax takes: a typed PRNG
 key as its data, and an array of booleans, such as a mask, as one bit an entry.
-Leaves without entries are not stored. The template of the state tells how to
-turn them back.
+Leaves without entries are not stored. A description, which is JSON, says what
+they are and how to turn them back; a template of the state says where to.
 """
 
 import contextlib
@@ -13,7 +13,6 @@ import jax
 from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
-from orbax import checkpoint as ocp
 
 from powerprop_jax.core import masks, trees
 from powerprop_jax.core.trees import Static, Tree
@@ -25,13 +24,7 @@ class MismatchError(Exception):
 
 
 def to_stored(state: Tree) -> Row:
-  """The leaves of a state by name, as they are stored.
-
-  Args:
-    state: any tree of arrays.
-
-  Returns:
-    Arrays by name; booleans as uint8 vectors on the host, which are new.
+  """The leaves of a state by name, as they are stored; bits lie on the host.
 
   Example:
     >>> to_stored({'masks': np.array([True, False, True]), 'none': np.ones(0)})
@@ -41,7 +34,9 @@ def to_stored(state: Tree) -> Row:
   def stored(leaf: Any) -> Any:
     if _is_key(leaf):
       return jax.random.key_data(leaf)
-    return masks.pack_masks(_whole(leaf)).bits if _is_packable(leaf) else leaf
+    if leaf.dtype == bool and leaf.ndim:
+      return masks.pack_masks(_whole(leaf)).bits
+    return leaf
 
   return {name: stored(x) for name, x in _named(state).items() if x.size}
 
@@ -53,32 +48,42 @@ def _whole(leaf: Any) -> Any:
   return multihost_utils.process_allgather(leaf, tiled=True)
 
 
-def from_stored(arrays: Row, template: Tree, is_packed: bool) -> Any:
-  """Undoes to_stored.
+def unpacked(arrays: Row, described: Row) -> Row:
+  """Undoes to_stored, on the host; of keys there are their data.
 
   Args:
     arrays: what was stored, by name.
-    template: the state, or its shapes; its shardings are followed.
-    is_packed: whether booleans were stored as bits.
-
-  Returns:
-    The state, of JAX arrays in memory of their own, which may be donated.
+    described: what describe says of the state.
 
   Example:
-    >>> template = {'masks': np.array([True, False, True])}
-    >>> from_stored(to_stored(template), template, is_packed=True)
-    {'masks': Array([ True, False,  True], dtype=bool)}
+    >>> state = {'masks': np.array([True, False, True])}
+    >>> unpacked(to_stored(state), describe(state))
+    {"['masks']": array([ True, False,  True])}
   """
 
-  def restored(name: str, leaf: Any) -> jax.Array:
-    if not leaf.size:
-      return jnp.zeros(leaf.shape, leaf.dtype)
-    value = arrays[name]
-    if is_packed and _is_packable(leaf):
-      packed = masks.PackedMask(value, np.array(leaf.shape))
-      value = masks.unpack_masks(packed)
-    if isinstance(value, jax.Array):
-      return value
+  def entries(name: str, kind: str, shape: list[int]) -> Any:
+    if 0 in shape:
+      return np.zeros(shape, jnp.dtype(kind))
+    if kind == 'bool' and shape:
+      packed = masks.PackedMask(arrays[name], np.array(shape))
+      return np.asarray(masks.unpack_masks(packed))
+    return arrays[name]
+
+  return {
+    name: entries(name, leaf['type'], leaf['shape'])
+    for name, leaf in described.items()
+  }
+
+
+def placed(leaves: Row, template: Tree) -> Any:
+  """A state of JAX arrays in memory of their own, which may be donated.
+
+  Args:
+    leaves: as from unpacked.
+    template: the state, or its shapes; its shardings are followed.
+  """
+
+  def place(value: Any, leaf: Any) -> jax.Array:
     sharding = _sharding(leaf)
     # A copy: NumPy's memory must not become a buffer that is donated later.
     array: jax.Array
@@ -95,39 +100,12 @@ def from_stored(arrays: Row, template: Tree, is_packed: bool) -> Any:
       array = jax.random.wrap_key_data(array, impl=leaf.dtype._impl.name)
     return array if sharding is None else jax.device_put(array, sharding)
 
-  leaves = [restored(name, leaf) for name, leaf in _named(template).items()]
-  return jax.tree.unflatten(jax.tree.structure(template), leaves)
-
-
-def restore_args(template: Tree, is_packed: bool) -> dict[str, ocp.RestoreArgs]:
-  """How orbax is to restore each stored leaf.
-
-  Args:
-    template: the state, or its shapes.
-    is_packed: whether booleans were stored as bits.
-
-  Returns:
-    Arguments by name: to the host what is to be turned into something else.
-  """
-
-  def how(leaf: Any) -> ocp.RestoreArgs:
-    sharding = _sharding(leaf)
-    is_other = _is_key(leaf) or (is_packed and _is_packable(leaf))
-    if sharding is None or is_other:
-      return ocp.RestoreArgs(restore_type=np.ndarray)
-    return ocp.ArrayRestoreArgs(sharding=sharding)
-
-  return {name: how(x) for name, x in _named(template).items() if x.size}
+  found = [place(leaves[name], x) for name, x in _named(template).items()]
+  return jax.tree.unflatten(jax.tree.structure(template), found)
 
 
 def describe(tree: Tree) -> dict[str, Row]:
-  """What must agree between a checkpoint and a template, for each leaf.
-
-  Args:
-    tree: a state, or its shapes.
-
-  Returns:
-    Type and shape of each leaf by name, whatever the form it is stored in.
+  """Type and shape of each leaf of a state, or of its shapes, by name.
 
   Example:
     >>> describe({'masks': np.array([True, False, True])})
@@ -179,19 +157,20 @@ def _chosen(select: Any, tree: Tree) -> list[str]:
   return chosen
 
 
-def check_same_static(saved: Row, template: Tree) -> None:
-  """Refuses a checkpoint of a state that was made in another way.
+def check_same(leaves: Row, static: Row, template: Tree) -> None:
+  """Refuses a checkpoint of another state than the template.
 
   Args:
-    saved: description of the static parts of the state that was saved.
-    template: the state that is wanted, or its shapes.
+    leaves: description of the leaves that were saved.
+    static: description of the static parts, from which the leaves may follow.
+    template: the state that is needed, or its shapes.
 
   Raises:
-    MismatchError: naming the part and both values.
+    MismatchError: naming the first part or leaf that differs.
   """
-  wanted = describe_static(template)
-  for name in saved | wanted:
-    old, new = (found.get(name, 'not there') for found in (saved, wanted))
+  needed = describe_static(template)
+  for name in static | needed:
+    old, new = (found.get(name, 'not there') for found in (static, needed))
     if old == new:
       continue
     if isinstance(old, list) and isinstance(new, list):
@@ -201,41 +180,18 @@ def check_same_static(saved: Row, template: Tree) -> None:
       )
       raise MismatchError(f'its {name} chose {old}, here it chooses {new}')
     raise MismatchError(f'its {name} was {old}, here it is {new}')
-
-
-def check_same(saved: Row, template: Tree) -> None:
-  """Refuses a checkpoint of another state than the template.
-
-  Args:
-    saved: description of the state that was saved.
-    template: the state that is wanted, or its shapes.
-
-  Raises:
-    MismatchError: naming the first leaf that differs.
-  """
   show = lambda leaf: f'{leaf["type"]}{leaf["shape"]}'
-  wanted = describe(template)
-  for name, leaf in wanted.items():
-    if name not in saved:
+  here = describe(template)
+  for name, leaf in here.items():
+    if name not in leaves:
       raise MismatchError(f'it has no leaf {name}')
-    if saved[name] != leaf and not _is_key_and_data(saved[name], leaf):
+    if leaves[name] != leaf:
       raise MismatchError(
-        f'its leaf {name} is {show(saved[name])}, needed is {show(leaf)}'
+        f'its leaf {name} is {show(leaves[name])}, needed is {show(leaf)}'
       )
-  for name in saved:
-    if name not in wanted:
+  for name in leaves:
+    if name not in here:
       raise MismatchError(f'it has the leaf {name}, which is not needed')
-
-
-def _is_key_and_data(saved: Row, leaf: Row) -> bool:
-  """Whether a typed key was saved, as it once was, where its data are wanted.
-
-  Both are stored as the same numbers.
-  """
-  return saved == {'type': 'key<fry>', 'shape': []} and leaf == {
-    'type': 'uint32',
-    'shape': [2],
-  }
 
 
 def _named(tree: Tree) -> Row:
@@ -250,10 +206,6 @@ def _named(tree: Tree) -> Row:
 
 def _is_key(leaf: Any) -> bool:
   return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _is_packable(leaf: Any) -> bool:
-  return leaf.dtype == bool and leaf.ndim > 0
 
 
 def _sharding(leaf: Any) -> jax.sharding.Sharding | None:

@@ -6,6 +6,7 @@ is derived by tyro; the comments beside the fields are the help.
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 import contextlib
+import functools
 import io
 import os
 import re
@@ -55,6 +56,7 @@ def run(
     fusing.set_cpu_flags(os.environ, static_alpha=static_alpha)
   given = list(sys.argv[1:] if args is None else args)
 
+  @functools.wraps(main)
   def parse_and_run() -> None:
     main(parse(presets, given, prog=prog, description=description))
 
@@ -68,16 +70,7 @@ def parse(
   prog: str = 'program',
   description: str = '',
 ) -> C:
-  """Settings from a command line.
-
-  Args:
-    presets: settings by name; the first is the default.
-    args: the command line, without the name of the program.
-    prog: how the program is called, for the help.
-    description: what it does, for the help.
-
-  Returns:
-    The chosen preset with the given settings changed.
+  """A preset with what a command line changes; see run.
 
   Raises:
     UserError: if an option is unknown or its value cannot be read.

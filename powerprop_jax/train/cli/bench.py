@@ -10,7 +10,7 @@ import functools
 import math
 import pathlib
 import statistics
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -23,10 +23,11 @@ from powerprop_jax.export import exported as exported_lib
 from powerprop_jax.export import inference, sparse_mlp
 from powerprop_jax.export.exported import Exported
 from powerprop_jax.export.inference import Form
-from powerprop_jax.files import tables
+from powerprop_jax.files import json_files, tables
 from powerprop_jax.files.tables import Row
-from powerprop_jax.train.cli import export, pruned_model, timing
-from powerprop_jax.train.runs import checks, json_files
+from powerprop_jax.train.cli import pruned_model, timing
+from powerprop_jax.train.cli.pruned_model import PruneOnce
+from powerprop_jax.train.runs import checks
 from powerprop_jax.train.runs.errors import UserError
 
 # A call of the network on some images, to the end.
@@ -38,7 +39,7 @@ _RUN_SECONDS = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
-class BenchConfig:
+class BenchConfig(PruneOnce):
   """Times a network dense, masked and without its zeros."""
 
   # A file of 'powerprop export', or the folder of a run to prune first.
@@ -53,22 +54,12 @@ class BenchConfig:
   batches: tuple[int, ...] = (1, 128)
   # Timed runs of each form.
   repeats: int = 21
-  # Of a run: share of weights to keep, in (0, 1].
-  kept: float = 1.0
-  # Of a run: rank the weights of each layer by themselves, or all together.
-  scope: Literal['layer', 'global'] = 'layer'
-  # Of a run: the output layer keeps this many times the share, at most all.
-  output_factor: float = 1.0
-  # Of a run of several networks, the α of the one to time.
-  alpha: float | None = None
-  # Of a run of several networks, the key of the one to time.
-  key: int | None = None
 
 
 def main(config: BenchConfig) -> None:
   """Prints the table."""
   _check(config)
-  exported = pruned_model.load(config.model, export.pruning(config))
+  exported = pruned_model.load(config.model, config)
   description = _describe(config, exported)
   environment = timing.environment()
   print(f'{environment}\n')
@@ -112,7 +103,7 @@ def _describe(config: BenchConfig, exported: Exported) -> Row:
   size = path.stat().st_size if path.is_file() else None
   whole = exported_lib.dense_bytes(exported.theta)
   found = {
-    'network': pruned_model.net_name(exported.about),
+    'network': pruned_model.model_of(exported.about).net,
     'sparsity': round(1 - density, 6),
     'dense_bytes': whole,
   }
@@ -127,8 +118,8 @@ def measure(
   """Times of every form of a network.
 
   Args:
-    exported: a network whose description says what it is of, see models.make.
-    batches: numbers of images in a call, each at least 1.
+    exported: a network whose description says what it is of.
+    batches: numbers of images in a call.
     repeats: runs of each form, in turns.
 
   Returns:
@@ -139,15 +130,15 @@ def measure(
     UserError: if the description does not say what network it is.
     ValueError: if a form computes other logits than the dense one.
   """
-  shape = pruned_model.image_shape(exported.about)
-  make = pruned_model.make(exported.about)
+  model = pruned_model.model_of(exported.about)
+  make, shape = model.make, model.image_shape
   forms = {
     'dense': inference.dense(make, exported),
     'masked': inference.masked(make, exported),
     'condensed': inference.condensed(make, exported, shape),
   }
   mlp = None
-  if pruned_model.is_mlp(exported):
+  if sparse_mlp.is_mlp(exported.theta, exported.net_state):
     mlp = sparse_mlp.from_params(exported.theta, exported.masks)
   rows = []
   for batch in batches:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 import tyro
 
@@ -20,11 +20,10 @@ FORMATS = (*export_lib.FORMATS, 'jax')
 
 
 @dataclasses.dataclass(frozen=True)
-class ExportConfig:
+class ExportConfig(PruneOnce):
   """Writes a network of a run, pruned, into one file."""
 
-  # Folder of a run of 'powerprop train' or of experiments.one_shot_pruning; its
-  # latest checkpoint is read, and nothing in it is changed.
+  # Folder of a run, whose latest checkpoint is read; nothing in it is changed.
   run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar='RUN')] = (
     tyro.MISSING
   )
@@ -34,16 +33,6 @@ class ExportConfig:
   format: str = 'safetensors'
   # Replace the file if it exists.
   overwrite: bool = False
-  # Share of weights to keep, in (0, 1]; 1 leaves the network as it is.
-  kept: float = 1.0
-  # Rank the weights of each layer by themselves, or of all layers together.
-  scope: Literal['layer', 'global'] = 'layer'
-  # Per layer, the output layer keeps this many times the share, at most all.
-  output_factor: float = 1.0
-  # Of a run of several networks, the α of the one to export.
-  alpha: float | None = None
-  # Of a run of several networks, the key of the one to export.
-  key: int | None = None
   # For 'jax': images in a call. Default: any number.
   batch: int | None = None
 
@@ -51,15 +40,14 @@ class ExportConfig:
 def main(config: ExportConfig) -> None:
   """Writes the file and says what is in it."""
   path = _checked(config)
-  exported = pruned_model.from_run(
-    pathlib.Path(config.run).expanduser(), pruning(config)
-  )
+  exported = pruned_model.from_run(config.run, config)
   if config.format == 'jax':
+    model = pruned_model.model_of(exported.about)
     program.write(
       path,
-      pruned_model.make(exported.about),
+      model.make,
       exported,
-      pruned_model.image_shape(exported.about),
+      model.image_shape,
       batch=config.batch,
       overwrite=config.overwrite,
     )
@@ -77,16 +65,10 @@ def main(config: ExportConfig) -> None:
   print(f'\nFile: {path}')
 
 
-def pruning(config: Any) -> PruneOnce:
-  """What a command's options say about the network and its pruning."""
-  names = [field.name for field in dataclasses.fields(PruneOnce)]
-  return PruneOnce(**{name: getattr(config, name) for name in names})
-
-
 def _checked(config: ExportConfig) -> pathlib.Path:
   """The path of the file, after every check that needs no network."""
   export_lib.check_format(config.format, FORMATS)
-  pruning(config).check()
+  config.check()
   if config.batch is not None and config.format != 'jax':
     raise UserError(
       f'--batch is for --format jax; {config.format} files have no batch.'

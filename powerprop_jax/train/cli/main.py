@@ -8,7 +8,8 @@
 
 Training writes a folder; pruning reads it and writes another; a report is made
 again from what a folder holds. An export is a pruned network in one file, and
-bench says how fast it is.
+bench says how fast it is. All but train take the folder of any run that says in
+its config.json what it holds.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,6 +37,7 @@ from powerprop_jax.train.data.splits import DataConfig
 from powerprop_jax.train.loop import LoopConfig
 from powerprop_jax.train.optimizers import OptimizerConfig
 from powerprop_jax.train.runs import (
+  contents,
   divergence,
   load,
   metrics,
@@ -46,6 +48,7 @@ from powerprop_jax.train.runs import (
 from powerprop_jax.train.runs import (
   report as run_report,
 )
+from powerprop_jax.train.runs.contents import Contents, Networks
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
 from powerprop_jax.train.scale import fusing
@@ -83,8 +86,7 @@ class TrainConfig:
 class PruneConfig:
   """Prunes the networks of a run once, without retraining."""
 
-  # Folder of a run of 'powerprop train' or of experiments.one_shot_pruning; its
-  # latest checkpoint is read, and nothing in it is changed.
+  # Folder of a run, whose latest checkpoint is read; nothing in it is changed.
   run: _Run = tyro.MISSING
   # Folder for the results; made if missing. Default: RUN_pruned.
   out: str | None = None
@@ -116,7 +118,11 @@ def train(config: TrainConfig) -> None:
   tx = optimizers.make_tx(config.optimizer, config.alpha, config.loop.num_steps)
   state = load.initial_state(net, tx, config.key, splits)
   folder = RunFolder(
-    config.out, config, program=load.SINGLE, resume=config.resume
+    config.out,
+    config,
+    program='train',
+    resume=config.resume,
+    contents=_contents(config),
   )
   print(select_lib.selection_table(select_lib.is_weight, state.phi))
   divergence.say_scale(splits)
@@ -179,28 +185,54 @@ def train(config: TrainConfig) -> None:
   )
 
 
+def _contents(config: TrainConfig) -> Contents:
+  title = f'{config.net} on {config.data.name}'
+  networks = Networks(
+    config.net,
+    config.data,
+    config.loop.num_steps,
+    (config.alpha,),
+    (config.key,),
+    is_stacked=False,
+  )
+  histograms = contents.Figure('weight_histograms', 'histograms of the weights')
+  sections = (
+    contents.Section('Results', tables=(contents.Table(),)),
+    contents.training_section(title),
+    contents.weights_section(histograms),
+  )
+  return Contents(networks, contents.Page('Training', title, sections))
+
+
 def prune(config: PruneConfig) -> None:
   """Prunes the networks of a run and writes their test accuracies."""
   _check_prune(config)
   run = pathlib.Path(config.run).expanduser()
   found = load.load(run)
   load.check_any_finite(run, found)
-  num_classes = found.splits.num_classes
+  title = f'{found.net_name} on {found.splits.name}'
   # The settings of the run too, so that this folder explains itself.
   settings = {
     **dataclasses.asdict(config),
     'run': str(run),
-    'trained': {
-      **found.settings,
-      'step': found.step,
-      'num_classes': num_classes,
-    },
+    'trained': {**found.settings, 'step': found.step},
   }
   folder = RunFolder(
     config.out or run.with_name(f'{run.resolve().name}_pruned'),
     settings,
     program='prune',
     resume=config.resume,
+    contents=Contents(
+      page=contents.Page(
+        'One-shot pruning of a trained network',
+        title,
+        (
+          contents.pruning_section(
+            title, found.splits.num_classes, (config.scope,)
+          ),
+        ),
+      )
+    ),
   )
   factor = config.output_factor
   results = ensemble.prune(

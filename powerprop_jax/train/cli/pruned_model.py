@@ -1,23 +1,22 @@
 """One trained network, from a run or from a file, ready to be used.
 
 from_run prunes a network of a run as `powerprop prune` does, and describes it
-well enough that a file of it says all there is to know; make gives the function
-back, from that description.
+well enough that a file of it says all there is to know; model_of gives the
+function back, from that description.
 """
 
 import dataclasses
 import functools
 import pathlib
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
-import numpy as np
 
 from powerprop_jax import nets
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.trees import Params, Tree
-from powerprop_jax.export import export, sparse_mlp
+from powerprop_jax.export import export
 from powerprop_jax.export import exported as exported_lib
 from powerprop_jax.export.exported import Exported
 from powerprop_jax.export.inference import Make
@@ -27,27 +26,24 @@ from powerprop_jax.prune import one_shot
 from powerprop_jax.train import ensemble
 from powerprop_jax.train import evaluate as evaluate_lib
 from powerprop_jax.train.runs import divergence
-from powerprop_jax.train.runs import load as trained
+from powerprop_jax.train.runs import load as load_run
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.load import Trained
 
 
 @dataclasses.dataclass(frozen=True)
 class PruneOnce:
-  """Which network of a run, and what is left of it.
+  """Which network of a run, and what is left of it."""
 
-  Attributes:
-    kept: share of the weights to keep, in (0, 1]; 1 leaves it as it is.
-    scope: rank the weights of each layer by themselves, or of all together.
-    output_factor: per layer, the output layer keeps this many times the share.
-    alpha: of a run of several networks, the α of the one to take.
-    key: likewise its key.
-  """
-
+  # Of a run: share of weights to keep, in (0, 1]; 1 leaves it as it is.
   kept: float = 1.0
+  # Rank the weights of each layer by themselves, or of all layers together.
   scope: Literal['layer', 'global'] = 'layer'
+  # Per layer, the output layer keeps this many times the share, at most all.
   output_factor: float = 1.0
+  # Of a run of several networks, the α of the one to take.
   alpha: float | None = None
+  # Of a run of several networks, the key of the one to take.
   key: int | None = None
 
   def check(self) -> None:
@@ -55,22 +51,38 @@ class PruneOnce:
     masks_lib.density_to_sparsity(self.kept, '--kept')
     check_output_factor(self.scope, self.output_factor)
 
+  def settings(self) -> Row:
+    """These settings alone, where a command has others besides."""
+    names = [field.name for field in dataclasses.fields(PruneOnce)]
+    return {name: getattr(self, name) for name in names}
+
+
+class Model(NamedTuple):
+  """The network that the description of an exported one is of.
+
+  Attributes:
+    net: its name, see nets.make.
+    num_classes: labels are below it.
+    image_shape: (height, width, channels).
+  """
+
+  net: str
+  num_classes: int
+  image_shape: tuple[int, ...]
+
+  @property
+  def make(self) -> Make:
+    """The network, as a function of its supports; see nets.make."""
+    return functools.partial(nets.make, self.net, self.num_classes)
+
 
 def check_output_factor(scope: str, factor: float) -> None:
-  """Refuses a factor that is not positive, or goes with --scope global.
-
-  Args:
-    scope: 'layer' or 'global'.
-    factor: how many times the share the output layer keeps.
-
-  Raises:
-    UserError: saying so.
-  """
+  """Refuses a factor that is not positive, or goes with --scope global."""
   ensemble.keep_more_outputs(factor)
   if scope == 'global' and factor != 1:
     raise UserError(
       '--output-factor is for --scope layer; with --scope global the output '
-      'layer is ranked with the others, so leave it away.'
+      'layer is ranked with the others, so leave it out.'
     )
 
 
@@ -78,39 +90,40 @@ def from_run(path: str | pathlib.Path, pruning: PruneOnce) -> Exported:
   """A network of a run, pruned once; nothing in the run is changed.
 
   Args:
-    path: folder of a run, see trained.load.
+    path: folder of a run, see runs.load.
     pruning: which network, and how much of it to keep.
 
   Returns:
-    The network on the host. Its description has `model` (what make needs),
-    `run` (settings), step, alpha, key, the pruning, the density of the weights
-    and the scores on the test split.
+    The network on the host. Its description has `model` (see Model), `run`
+    (settings), step, alpha, key, the pruning, the density of the weights and
+    the scores on the test split.
 
   Raises:
-    UserError: as trained.load; if the pruning makes no sense, the run has
-      several networks and it does not say which, or a weight is not finite.
+    UserError: as load.load; if the pruning makes no sense, the run has several
+      networks and it does not say which, or a weight is not finite.
   """
   pruning.check()
-  found = trained.load(path)
-  lane = _lane(path, found, pruning)
-  state = jax.tree.map(lambda x: x[lane], found.state)
+  found = load_run.load(path, pruning.alpha, pruning.key)
+  index = _chosen(path, found, pruning)
+  state = jax.tree.map(lambda x: x[index], found.state)
   theta = state.theta
-  alpha, key = float(found.lanes.alpha[lane]), int(found.lanes.key[lane])
+  alpha, key = float(found.lanes.alpha[index]), int(found.lanes.key[index])
   divergence.refuse(path, (alpha, key), divergence.lost_leaf(theta))
   masks = _masks(state, theta, pruning)
   theta = masks_lib.apply_masks(theta, masks)
-  evaluate = jax.jit(evaluate_lib.make_evaluate(found.net))
-  scores = evaluate(theta, state.net_state, found.splits.test)
+  evaluate = evaluate_lib.make_evaluate(found.net, prepare=found.prepare)
+  scores = jax.jit(evaluate)(theta, state.net_state, found.splits.test)
+  model = Model(
+    found.net_name,
+    found.splits.num_classes,
+    found.splits.train.images.shape[1:],
+  )
   about = {
-    'model': {
-      'net': found.settings['net'],
-      'num_classes': found.splits.num_classes,
-      'image_shape': list(found.splits.train.images.shape[1:]),
-    },
+    'model': model._asdict(),
     'run': found.settings,
     'step': found.step,
     'num_steps': found.num_steps,
-    **dataclasses.asdict(pruning),
+    **pruning.settings(),
     'alpha': alpha,
     'key': key,
     'density': float(masks_lib.density(masks, select=select_lib.is_weight)),
@@ -119,20 +132,23 @@ def from_run(path: str | pathlib.Path, pruning: PruneOnce) -> Exported:
   return exported_lib.on_host(Exported(theta, masks, state.net_state, about))
 
 
-def _lane(path: str | pathlib.Path, found: Trained, pruning: PruneOnce) -> int:
+def _chosen(
+  path: str | pathlib.Path, found: Trained, pruning: PruneOnce
+) -> int:
   """Number of the one network that α and key choose."""
-  fits = np.ones(len(found.lanes.key), bool)
-  for name in ('alpha', 'key'):
-    wanted = getattr(pruning, name)
-    if wanted is not None:
-      fits &= getattr(found.lanes, name) == wanted
-  if fits.sum() == 1:
-    return int(fits.argmax())
-  pairs = ', '.join(f'{a:g} {k}' for a, k in zip(*found.lanes, strict=True))
-  asked = 'more than one' if fits.any() else 'none'
+  pairs = list(zip(*found.lanes, strict=True))
+  fits = [
+    index
+    for index, (alpha, key) in enumerate(pairs)
+    if pruning.alpha in (None, alpha) and pruning.key in (None, key)
+  ]
+  if len(fits) == 1:
+    return fits[0]
+  names = ', '.join(f'{alpha:g} {key}' for alpha, key in pairs)
   raise UserError(
-    f'{path} has {asked} of the networks asked for; say which with --alpha and '
-    f'--key. Its pairs of α and key are: {pairs}.'
+    f'{path} has {"more than one" if fits else "none"} of the networks asked '
+    'for; say which with --alpha and --key. Its pairs of α and key are: '
+    f'{names}.'
   )
 
 
@@ -173,9 +189,9 @@ def load(path: str | pathlib.Path, pruning: PruneOnce) -> Exported:
       f'there is no {path}. Give the folder of a run, or a file that powerprop '
       'export wrote.'
     )
-  if pruning != PruneOnce():
+  if pruning.settings() != PruneOnce().settings():
     raise UserError(
-      f'{path} is a file, and is not pruned once more. Leave away --kept and '
+      f'{path} is a file, and is not pruned once more. Leave out --kept and '
       'the options that go with it, or give the folder of its run.'
     )
   exported = export.read(path)
@@ -184,47 +200,21 @@ def load(path: str | pathlib.Path, pruning: PruneOnce) -> Exported:
   return exported
 
 
-def make(about: Row) -> Make:
+def model_of(about: Row) -> Model:
   """The network that a description is of.
 
   Args:
     about: as from from_run.
 
-  Returns:
-    A function of the supports, as nets.make is.
-
   Raises:
     UserError: if the description does not say.
   """
-  model = _model(about)
-  return functools.partial(nets.make, model['net'], model['num_classes'])
-
-
-def net_name(about: Row) -> str:
-  """What nets.make calls a network; see make."""
-  return str(_model(about)['net'])
-
-
-def image_shape(about: Row) -> tuple[int, ...]:
-  """(height, width, channels) of the images of a network; see make."""
-  return tuple(_model(about)['image_shape'])
-
-
-def _model(about: Row) -> Row:
   model = about.get('model') if isinstance(about, dict) else None
-  if not isinstance(model, dict) or not {
-    'net',
-    'num_classes',
-    'image_shape',
-  } <= set(model):
+  if not isinstance(model, dict) or not set(Model._fields) <= set(model):
     raise UserError(
       'the file does not say which network it is of: its description has no '
       "'model' with net, num_classes and image_shape, as that of powerprop "
       'export has.'
     )
-  return model
-
-
-def is_mlp(exported: Exported) -> bool:
-  """Whether SciPy can run a network: layers follow each other, ReLU between."""
-  return sparse_mlp.is_mlp(exported.theta, exported.net_state)
+  net, num_classes, shape = (model[name] for name in Model._fields)
+  return Model(net, num_classes, tuple(shape))

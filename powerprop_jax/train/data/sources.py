@@ -11,7 +11,8 @@ import zlib
 import numpy as np
 
 from powerprop_jax.core import names
-from powerprop_jax.train.runs import json_files, metrics
+from powerprop_jax.files import json_files
+from powerprop_jax.train.runs import metrics
 from powerprop_jax.train.runs.errors import UserError
 
 # Names that messages suggest; any image classification set of TFDS works.

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from powerprop_jax.files import json_files
 from powerprop_jax.train.data import sources
-from powerprop_jax.train.runs import json_files
 from powerprop_jax.train.runs.errors import UserError
 
 # That wait for disks at the same time.

@@ -6,15 +6,7 @@ from powerprop_jax.train.runs.errors import UserError
 
 
 def several(settings: Any, *names: str, differ: bool = True) -> None:
-  """Refuses lists of settings that are empty, or have a value twice.
-
-  Args:
-    settings: the settings of a program.
-    *names: those of its fields which are tuples of values to go through.
-    differ: whether a value may be there only once.
-
-  Raises:
-    UserError: naming the option.
+  """Refuses lists among settings that are empty or, if differ, repeat a value.
 
   Example:
     >>> import types
@@ -36,9 +28,6 @@ def positive(settings: Any, *names: str, prefix: str = '--') -> None:
     *names: which of its fields.
     prefix: what stands in front of a name, such as '--'; '' for a part of the
       settings, which does not know what the options of a program are called.
-
-  Raises:
-    UserError: naming the option, or the field.
 
   Example:
     >>> import types

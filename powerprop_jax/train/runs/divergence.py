@@ -63,21 +63,12 @@ class Watch:
   """Says once of each network of a run that it has diverged."""
 
   def __init__(self, path: Path):
-    """Nothing has been said yet.
-
-    Args:
-      path: the folder of the run, for the message.
-    """
+    """Nothing has been said yet of the run in that folder."""
     self._path = os.fspath(path)
     self._said: set[Network] = set()
 
   def look(self, step: int, records: Iterable[Mapping[str, Any]]) -> None:
-    """Says which networks have diverged and had not before.
-
-    Args:
-      step: training steps done.
-      records: what is logged of them; those without a loss are passed over.
-    """
+    """Says which networks have diverged and had not before, by their losses."""
     for record in records:
       network = _network(record)
       if _is_lost(record) and network not in self._said:
@@ -92,14 +83,10 @@ def say_weights(path: Path, network: Network, leaf: str, step: int) -> None:
 
 
 def lost(logged: Sequence[Mapping[str, Any]]) -> dict[Network, bool]:
-  """Whether each network had diverged when a run last looked at it.
+  """Whether a loss of each network was not finite at the last step logged.
 
   Args:
     logged: records of metrics.jsonl.
-
-  Returns:
-    By α and key, of the networks of the last step whether a loss of them is not
-    finite.
 
   Example:
     >>> lost([{'step': 20, 'alpha': 2.0, 'key': 0, 'loss': None}])
@@ -114,15 +101,7 @@ def lost(logged: Sequence[Mapping[str, Any]]) -> dict[Network, bool]:
 
 
 def check_any_left(path: Path, are_lost: Sequence[bool]) -> None:
-  """Ends a program of which no network is left; call it last.
-
-  Args:
-    path: the folder of the run.
-    are_lost: of each network, whether it diverged.
-
-  Raises:
-    Diverged: if all of them did.
-  """
+  """Raises Diverged if all networks of a run did; call it last."""
   if are_lost and all(are_lost):
     raise Diverged(path, len(are_lost))
 
@@ -142,16 +121,7 @@ def lost_leaf(tree: Tree) -> str | None:
 
 
 def refuse(path: Path, network: Network, leaf: str | None) -> None:
-  """Refuses a network of which a leaf is not finite.
-
-  Args:
-    path: where it was read, for the message.
-    network: its α and key.
-    leaf: what lost_leaf says of its weights; with None nothing is refused.
-
-  Raises:
-    UserError: naming the leaf.
-  """
+  """Refuses a network of which lost_leaf found a leaf."""
   if leaf is not None:
     raise UserError(
       f'{name(network)} of {os.fspath(path)} diverged: its leaf {leaf!r} is '
@@ -164,10 +134,6 @@ def say_scale(splits: Splits, prepare: Any = data.to_float) -> None:
 
   The measure is the root mean square of that feature, or pixel, where it is
   largest: 1 after standardising, at most 1 where images are in [0, 1].
-
-  Args:
-    splits: the data.
-    prepare: turns images into what the network sees.
   """
   images = np.asarray(prepare(splits.train.images[:_NUM_EXAMPLES]), np.float64)
   largest = float(np.sqrt(np.mean(np.square(images), axis=0)).max())

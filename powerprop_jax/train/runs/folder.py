@@ -22,14 +22,16 @@ import pathlib
 import platform
 import shlex
 import sys
-from types import TracebackType
+import traceback
 from typing import Any
 
 import jax
 
 from powerprop_jax.core.trees import Tree
+from powerprop_jax.files import json_files
 from powerprop_jax.files.tables import Row
-from powerprop_jax.train.runs import divergence, json_files
+from powerprop_jax.train.runs import divergence
+from powerprop_jax.train.runs.contents import Contents
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.scale import preemption
 
@@ -57,22 +59,24 @@ class RunFolder:
     program: str,
     resume: bool = False,
     is_part: bool = False,
+    contents: Contents | None = None,
   ):
     """Creates the folder, or opens the one of an interrupted run.
 
-    A missing or empty folder becomes a new run, with or without resume (see
-    is_resumed), which is said if it was to be resumed. All checks come before
-    the first write.
+    A missing or empty folder becomes a new run, with or without resume, which
+    is said if it was to be resumed. All checks come before the first write.
 
     Args:
       out: the folder.
       config: the settings, a dataclass; its fields 'out' and 'resume', where
         it has them, are left out of the record and of the comparison.
-      program: name of the program, e.g. 'one_shot_pruning'; another program
+      program: name of the program, e.g. 'train'; another program
         cannot continue the run.
       resume: continue the run that the folder holds.
       is_part: the folder is of a part of a run that may not have come to it, so
         that there is nothing to say.
+      contents: what `powerprop export`, `report` and their like need to know of
+        the run.
 
     Raises:
       UserError: if the folder holds something else, holds a run and resume is
@@ -87,6 +91,7 @@ class RunFolder:
       else:
         self.path.mkdir(parents=True, exist_ok=True)
         self.write_json('config.json', _describe(program, settings))
+      self._write_contents(contents or Contents())
     except OSError as error:
       raise UserError(
         f'cannot use {self.path} as the output folder: {error}. Choose another '
@@ -98,6 +103,12 @@ class RunFolder:
         f'note: {self.path} holds no run to resume; this one starts anew.',
         file=sys.stderr,
       )
+
+  def _write_contents(self, contents: Contents) -> None:
+    """Adds them where they are not written down, as by version 0.1.0."""
+    stored = read_config(self.path)
+    if 'contents' not in stored:
+      self.write_json('config.json', {**stored, 'contents': contents})
 
   def _check_same_run(self, program: str, settings: Row, resume: bool) -> None:
     stored = read_config(self.path)
@@ -137,18 +148,7 @@ class RunFolder:
     return json_files.read_json(self.path / name)
 
   def write_results(self, records: Sequence[Mapping[str, Any]]) -> pathlib.Path:
-    """Writes results.json.
-
-    Args:
-      records: one flat mapping per measured point, from names such as 'alpha',
-        'key', 'sparsity' and 'accuracy' to numbers, strings, booleans or None.
-
-    Returns:
-      The path of the file. NaN and infinities are written as null.
-
-    Raises:
-      ValueError: if a record is not flat.
-    """
+    """Writes results.json, one flat record for each measured point."""
     flat = [json_files.to_json(record) for record in records]
     for record in flat:
       for name, value in record.items():
@@ -170,14 +170,7 @@ class RunFolder:
 
 
 def read_config(out: str | pathlib.Path) -> Row:
-  """What config.json of a run says.
-
-  Args:
-    out: the folder of the run.
-
-  Returns:
-    A dict with 'program' (its name), 'config' (the settings, nested dicts),
-    'versions', 'date' and 'command'.
+  """What config.json of a run says: 'program', 'config', 'date' and so on.
 
   Raises:
     UserError: if there is no such file, or it was not written by RunFolder.
@@ -308,7 +301,8 @@ def run_main(main: Callable[..., None], *args: Any) -> int:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
   except ValueError as error:
-    if not isinstance(error, UserError) and not _is_ours(error.__traceback__):
+    ours = ('powerprop_jax', _package(main))
+    if not isinstance(error, UserError) and _raised_in(error) not in ours:
       raise
     print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
     return 2
@@ -322,10 +316,15 @@ def run_main(main: Callable[..., None], *args: Any) -> int:
   return 0
 
 
-def _is_ours(traceback: TracebackType | None) -> bool:
-  """Whether the innermost frame belongs to this library or to the program."""
-  module = ''
-  while traceback is not None:
-    module = traceback.tb_frame.f_globals.get('__name__', '')
-    traceback = traceback.tb_next
-  return module.split('.')[0] in ('powerprop_jax', 'experiments', '__main__')
+def _package(function: Callable[..., None]) -> str:
+  """The package of a program, also where it runs as python -m package."""
+  spec = getattr(sys.modules.get(function.__module__), '__spec__', None)
+  return (spec.name if spec else function.__module__).partition('.')[0]
+
+
+def _raised_in(error: Exception) -> str:
+  """The package of the innermost frame of an error."""
+  *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+  spec = frame.f_globals.get('__spec__')
+  name = spec.name if spec else frame.f_globals.get('__name__', '')
+  return str(name).partition('.')[0]

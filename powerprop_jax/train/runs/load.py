@@ -1,57 +1,37 @@
 """What a training run left behind, opened for reading.
 
-config.json says which network, data and optimiser the run had; from them comes
-the structure of its state, and from its latest checkpoint the numbers. Nothing
-in the folder of the run is written to.
+config.json says which networks the checkpoints hold; what is needed of their
+states is read by name, so that the optimiser that trained them does not matter.
+Nothing in the folder of the run is written to.
 """
 
-import dataclasses
+import functools
 import pathlib
+import re
 from typing import Any, NamedTuple
 
 import haiku as hk
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from powerprop_jax import nets
+from powerprop_jax.core import trees
+from powerprop_jax.core.trees import OptState, Static
 from powerprop_jax.files.tables import Row
-from powerprop_jax.train import ensemble as lanes_lib
-from powerprop_jax.train import optimizers
+from powerprop_jax.optim.powerprop import PowerState
+from powerprop_jax.optim.topology import SparseState
+from powerprop_jax.train import ensemble
 from powerprop_jax.train import state as state_lib
+from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.checkpoints import checkpoint
 from powerprop_jax.train.data import splits as data
-from powerprop_jax.train.data.splits import DataConfig
+from powerprop_jax.train.data.sources import Arrays
 from powerprop_jax.train.ensemble import Members
-from powerprop_jax.train.loop import LoopConfig
-from powerprop_jax.train.optimizers import OptimizerConfig
-from powerprop_jax.train.runs import divergence, folder, json_files
+from powerprop_jax.train.runs import contents, divergence, folder
+from powerprop_jax.train.runs.contents import Networks
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.state import TrainState
-
-# Programs whose folder holds one network, and many as stacked lanes.
-SINGLE, STACKED = 'train', 'one_shot_pruning'
-
-
-@dataclasses.dataclass(frozen=True)
-class _Settings:
-  """What both programs have among their settings."""
-
-  data: DataConfig
-  net: str
-  optimizer: OptimizerConfig
-  loop: LoopConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class _Single(_Settings):
-  alpha: float
-  key: int
-
-
-@dataclasses.dataclass(frozen=True)
-class _Stacked(_Settings):
-  alphas: tuple[float, ...]
-  keys: tuple[int, ...]
 
 
 class Trained(NamedTuple):
@@ -59,68 +39,197 @@ class Trained(NamedTuple):
 
   Attributes:
     settings: the settings of the run, as config.json has them.
+    net_name: what nets.make calls the network.
     net: the network.
     splits: the data.
+    prepare: turns images into what the network sees.
     lanes: α and key of each network; one for a run of a single network.
-    state: states stacked along a leading axis over the lanes.
+    state: states stacked along a leading axis over the networks. Of the
+      optimiser they have what views need: α and the masks.
     step: training steps done.
     num_steps: training steps that the run was to make.
   """
 
   settings: Row
+  net_name: str
   net: hk.TransformedWithState
   splits: data.Splits
+  prepare: step_lib.Prepare
   lanes: Members
   state: TrainState
   step: int
   num_steps: int
 
 
-def load(path: str | pathlib.Path) -> Trained:
-  """Reads the latest checkpoint of a run of `powerprop train` or of a sweep.
+def load(
+  path: str | pathlib.Path,
+  alpha: float | None = None,
+  key: int | None = None,
+) -> Trained:
+  """Reads the networks in the latest checkpoint of a run.
 
   Args:
     path: the folder of the run. If its latest checkpoint is damaged, the one
       before it is read, with a warning on the standard error.
+    alpha: of a run whose networks lie in its parts, the α of the part to read.
+    key: likewise a key.
 
   Returns:
     The networks and what they were trained on.
 
   Raises:
-    UserError: if the folder holds no run, a run of a program without networks
-      to read, no checkpoint yet, or only damaged ones; or if its data are gone.
+    UserError: if the folder holds no run, a run without networks to read, no
+      checkpoint yet, or only damaged ones; or if its data are gone.
   """
   path = pathlib.Path(path).expanduser()
   stored = folder.read_config(path)
-  program, settings = stored['program'], stored['config']
-  if program not in (SINGLE, STACKED):
-    raise UserError(
-      f'{path} holds a run of {program}; networks are read from runs of '
-      "'powerprop train' and of experiments.one_shot_pruning."
-    )
-  run = _read_settings(path, program, settings)
+  found = contents.read(path, stored).networks
+  if found is None:
+    return load(_part(path, stored['program'], alpha, key))
   with checkpoint.Checkpoints(path / 'checkpoints') as checkpoints:
-    if not checkpoints.steps():
-      raise UserError(
-        f'{path} has no checkpoint yet. Continue its run with --resume: '
-        f'{stored["command"]}'
-      )
-    splits = data.load(run.data, show_progress=True)
-    net = nets.make(run.net, splits.num_classes)
-    num_steps = run.loop.num_steps
-    make_tx = lambda alpha: optimizers.make_tx(run.optimizer, alpha, num_steps)
-    if isinstance(run, _Stacked):
-      lanes = lanes_lib.product(run.alphas, run.keys)
-      create = lambda: lanes_lib.create(net, make_tx, lanes, splits.example)
-    else:
-      lanes = Members(np.array([run.alpha]), np.array([run.key], np.int64))
-      create = lambda: initial_state(net, make_tx(run.alpha), run.key, splits)
-    restored = checkpoints.restore_latest(jax.eval_shape(create))
-  assert restored is not None
-  state = restored.state
-  if program == SINGLE:
+    restored = checkpoints.restore_latest(None)
+  if restored is None:
+    raise UserError(
+      f'{path} has no checkpoint yet. Continue its run with --resume: '
+      f'{stored["command"]}'
+    )
+  for key in found.keys:
+    state_lib.check_key(key)
+  splits = data.load(found.data, show_progress=True)
+  test = Arrays(*(part[: found.num_test] for part in splits.test))
+  state = _state(*restored.state)
+  if not found.is_stacked:
     state = jax.tree.map(lambda x: x[None], state)
-  return Trained(settings, net, splits, lanes, state, restored.step, num_steps)
+  net = nets.make(found.net, splits.num_classes)
+  _check_fits(path, found, net, splits, state)
+  return Trained(
+    stored['config'],
+    found.net,
+    net,
+    splits._replace(test=test),
+    data.normalise(splits.train.images) if found.normalise else data.to_float,
+    Members(np.array(found.alphas), np.array(found.keys, np.int64)),
+    state,
+    restored.step,
+    found.num_steps,
+  )
+
+
+def _part(
+  path: pathlib.Path, program: str, alpha: float | None, key: int | None
+) -> pathlib.Path:
+  """The one part of a run that has networks of that α and key."""
+  parts = []
+  for file in sorted(path.glob('*/**/config.json')):
+    part = file.parent
+    stored = folder.read_config(part)
+    networks = 'contents' in stored and contents.read(part, stored).networks
+    if networks and (
+      (alpha is None or alpha in networks.alphas)
+      and (key is None or key in networks.keys)
+    ):
+      parts.append(part)
+  if len(parts) == 1:
+    return parts[0]
+  names = ', '.join(map(str, parts[:4]))
+  more = f' and {len(parts) - 4} more' if len(parts) > 4 else ''
+  where = f' Give one of its parts: {names}{more}.' if parts else ''
+  raise UserError(
+    f'{path} holds a run of {program}, which has no networks of its own to '
+    f'read.{where}'
+  )
+
+
+def _check_fits(
+  path: pathlib.Path,
+  found: Networks,
+  net: hk.TransformedWithState,
+  splits: data.Splits,
+  state: TrainState,
+) -> None:
+  """Refuses a checkpoint of other networks than config.json says."""
+  count = len(state.step)
+  if not len(found.alphas) == len(found.keys) == count:
+    raise UserError(
+      f'{path / "config.json"}: it is for {len(found.alphas)} α, '
+      f'{len(found.keys)} keys and {count} networks of the checkpoint, which '
+      'must be as many.'
+    )
+  init = functools.partial(net.init, is_training=True)
+  theta, _ = jax.eval_shape(init, jax.random.key(0), splits.example)
+  shapes = {leaf.path: leaf.value.shape for leaf in trees.named_leaves(theta)}
+  saved = trees.named_leaves(state.phi)
+  if shapes != {leaf.path: leaf.value.shape[1:] for leaf in saved}:
+    raise UserError(
+      f'the latest checkpoint of {path} holds no network {found.net} for '
+      f'{splits.name}: its weights have other names or shapes.'
+    )
+
+
+def _state(leaves: Row, static: Row) -> TrainState:
+  """What the networks of a saved TrainState need, found by name.
+
+  Args:
+    leaves: arrays by their names in the state, such as ".phi['linear']['w']".
+    static: what is no array, likewise.
+
+  Returns:
+    A TrainState whose optimiser has a PowerState and a SparseState at most.
+  """
+  starts = [name.partition('.phi[')[0] for name in leaves if '.phi[' in name]
+  start = min(starts, key=len)
+  of = lambda name: _node(leaves, static, name)
+  opt_state: OptState = ()
+  for power in _states_with(static, '.form'):
+    chosen = static[f'{power}.select']
+
+    def is_selected(
+      module: str, name: str, value: Any, chosen: list[str] = chosen
+    ) -> bool:
+      del value
+      return f"{start}.phi['{module}']['{name}']" in chosen
+
+    opt_state = PowerState(
+      of(f'{power}.alpha'), (), Static(is_selected), of(f'{power}.form')
+    )
+  for sparse in _states_with(static, '.regrow'):
+    opt_state = SparseState(
+      step=of(f'{sparse}.step'),
+      key=of(f'{sparse}.key'),
+      masks=of(f'{sparse}.masks'),
+      memory=(),
+      initial_scale=(),
+      inner_state=opt_state,
+      regrow=of(f'{sparse}.regrow'),
+    )
+  return TrainState(
+    step=of(f'{start}.step'),
+    phi=of(f'{start}.phi'),
+    net_state=of(f'{start}.net_state'),
+    opt_state=opt_state,
+    key=of(f'{start}.key'),
+  )
+
+
+def _states_with(static: Row, field: str) -> list[str]:
+  """Names of the states within a state that have a static field."""
+  return [name.removesuffix(field) for name in static if name.endswith(field)]
+
+
+def _node(leaves: Row, static: Row, name: str) -> Any:
+  """An array, a Static or nested dicts of them; {} where there is none."""
+  found: Row = {}
+  for known, wrap in ((leaves, jnp.asarray), (static, Static)):
+    if name in known:
+      return wrap(known[name])
+    for path in known:
+      if path.startswith(f'{name}['):
+        *outer, last = re.findall(r"\['(.*?)'\]", path.removeprefix(name))
+        inner = found
+        for key in outer:
+          inner = inner.setdefault(key, {})
+        inner[last] = wrap(known[path])
+  return found
 
 
 def check_any_finite(path: str | pathlib.Path, found: Trained) -> None:
@@ -135,23 +244,12 @@ def check_any_finite(path: str | pathlib.Path, found: Trained) -> None:
   Raises:
     UserError: if a weight of every network is not finite; names one.
   """
-  leaves = lanes_lib.lost_leaves(found.lanes, found.state)
+  leaves = ensemble.lost_leaves(found.lanes, found.state)
   for network, leaf in leaves.items():
     if all(leaves.values()):
       divergence.refuse(path, network, leaf)
     if leaf is not None:
       divergence.say_weights(path, network, leaf, found.step)
-
-
-def _read_settings(
-  path: pathlib.Path, program: str, settings: Row
-) -> _Single | _Stacked:
-  try:
-    if program == STACKED:
-      return json_files.part_from_json(_Stacked, settings)
-    return json_files.part_from_json(_Single, settings)
-  except UserError as error:
-    raise UserError(f'{path / "config.json"}: {error}') from error
 
 
 def initial_state(
@@ -164,9 +262,6 @@ def initial_state(
     tx: gradient transformation over φ.
     key: seed of the initial weights.
     splits: the data, for the shape of the images.
-
-  Returns:
-    The state.
 
   Raises:
     UserError: if the key is out of range.

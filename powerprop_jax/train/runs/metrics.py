@@ -3,7 +3,10 @@
 metrics.jsonl is the record; the other two are for watching.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
+import datetime
+import importlib.util
 import json
 import os
 import pathlib
@@ -11,12 +14,9 @@ import sys
 import time
 from typing import IO, Any
 
-from powerprop_jax.files import whole
+from powerprop_jax.files import json_files, whole
 from powerprop_jax.files.tables import Row
-from powerprop_jax.train.runs import json_files
 from powerprop_jax.train.runs.errors import UserError
-
-_BAR_WIDTH = 20
 
 
 class MetricsWriter:
@@ -27,18 +27,11 @@ class MetricsWriter:
   """
 
   def __init__(self, path: str | os.PathLike[str], *, start: int = 0):
-    """Opens the file, at the point from which a resumed run continues.
+    """Opens the file, at the step from which a resumed run continues.
 
     Lines of later steps than start are dropped: the resumed run writes them
     again. So is a last line that was cut off. Write the measurements of a step
     before saving the checkpoint of that step, and none are lost.
-
-    Args:
-      path: the file; made if it is missing, its folder must exist.
-      start: steps that are done already; 0 starts with an empty file.
-
-    Raises:
-      UserError: if a line other than the last is not a measurement.
     """
     self._path = pathlib.Path(path)
     self._drop_after(start)
@@ -57,14 +50,7 @@ class MetricsWriter:
       whole.write_bytes(self._path, lines)
 
   def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-    """Appends one measurement.
-
-    Args:
-      step: number of training steps done.
-      metrics: from names to numbers, strings, booleans or None; NaN becomes
-        null. A sweep adds names such as 'alpha' and 'key' and writes one line
-        for each of its runs.
-    """
+    """Appends what was measured after so many training steps."""
     self._file.write(_line({'step': step, **metrics}))
     self._file.flush()
 
@@ -80,14 +66,7 @@ class MetricsWriter:
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[Row]:
-  """Reads what MetricsWriter wrote.
-
-  Args:
-    path: the file.
-
-  Returns:
-    The records in the order of writing, each with 'step'; without a last line
-    that was cut off.
+  """What MetricsWriter wrote, without a last line that was cut off.
 
   Raises:
     UserError: if the file is missing, or a line but the last is no record.
@@ -152,24 +131,18 @@ class Progress:
       enabled: False says nothing at all.
       stream: where to write; None is the standard error.
     """
-    self._description = description
-    self._total = total
-    self._unit = unit
-    self._start = start
+    self._task = description, total, unit, start
     self._interval = interval
-    self._enabled = enabled
-    self._stream = sys.stderr if stream is None else stream
-    self._bar: Any = None
+    self._stream = (stream or sys.stderr) if enabled else None
     self._began = self._reported = time.monotonic()
-    self._unreported = ''
+    self._text = ''
+    self._bar: Any = None
 
   def __enter__(self) -> 'Progress':
-    self._began = self._reported = time.monotonic()
-    if self._enabled and self._stream.isatty():
+    if self._stream is not None and self._stream.isatty():
+      description, total, _, start = self._task
       self._bar = _bar(self._stream)
-      self._bar.add_task(
-        self._description, total=self._total, completed=self._start, details=''
-      )
+      self._bar.add_task(description, total=total, completed=start)
       self._bar.start()
     return self
 
@@ -178,42 +151,28 @@ class Progress:
 
     Args:
       done: how many units are done, those before the start included.
-      metrics: latest measurements to show; what is not a number is left out.
+      metrics: numbers to show; what is no number is left out.
     """
-    if not self._enabled:
-      return
     now = time.monotonic()
-    details = self._details(done, now, metrics or {})
+    self._text = self._line(done, now - self._began, metrics or {})
     if self._bar is not None:
-      # rich would shorten the bar and the numbers before it.
-      room = self._bar.console.width - len(self._description)
-      room -= _BAR_WIDTH + 2 * len(str(self._total)) + 5
       self._bar.update(
-        self._bar.task_ids[0],
-        completed=done,
-        details=details[: max(room, 0)],
+        self._bar.task_ids[0], completed=done, description=self._text
       )
-      return
-    line = f'{self._description}: {done:,}/{self._total:,} {self._unit}'
-    self._unreported = f'{line}, {details}' if details else line
-    if now - self._reported >= self._interval:
+    elif now - self._reported >= self._interval:
       self._print()
       self._reported = now
 
-  def _details(self, done: int, now: float, metrics: Mapping[str, Any]) -> str:
-    seconds = now - self._began
-    parts = []
-    if seconds > 0 and done > self._start:
-      speed = (done - self._start) / seconds
-      parts.append(
-        f'{speed:,.0f} {self._unit}/s'
-        if speed >= 10
-        else f'{speed:.2g} {self._unit}/s'
-      )
-      if done < self._total:
-        parts.append(f'{_duration((self._total - done) / speed)} left')
-      else:
-        parts.append(f'took {_duration(seconds)}')
+  def _line(self, done: int, seconds: float, metrics: Mapping[str, Any]) -> str:
+    description, total, unit, start = self._task
+    parts = [f'{description}: {done:,}/{total:,} {unit}']
+    if seconds > 0 and done > start:
+      speed = (done - start) / seconds
+      digits = ',.0f' if speed >= 10 else '.2g'
+      left = datetime.timedelta(seconds=round((total - done) / speed))
+      took = datetime.timedelta(seconds=round(seconds))
+      parts += [f'{speed:{digits}} {unit}/s']
+      parts += [f'{left} left' if done < total else f'took {took}']
     parts += [
       f'{name} {value:.4g}'
       for name, value in json_files.to_json(metrics).items()
@@ -222,133 +181,95 @@ class Progress:
     return ', '.join(parts)
 
   def _print(self) -> None:
-    print(self._unreported, file=self._stream, flush=True)
-    self._unreported = ''
+    if self._stream is not None and self._text:
+      print(self._text, file=self._stream, flush=True)
+    self._text = ''
 
   def __exit__(self, *exc_info: object) -> None:
     if self._bar is not None:
       self._bar.stop()
-    elif self._unreported:
+    else:
       self._print()
 
 
 def _bar(stream: IO[str]) -> Any:
   import rich.console
   import rich.progress
+  import rich.table
 
   return rich.progress.Progress(
-    rich.progress.TextColumn('{task.description}', markup=False),
-    rich.progress.BarColumn(bar_width=_BAR_WIDTH),
-    rich.progress.MofNCompleteColumn(),
-    rich.progress.TextColumn('{task.fields[details]}', markup=False),
+    rich.progress.BarColumn(bar_width=20),
+    rich.progress.TextColumn(
+      '{task.description}',
+      markup=False,
+      table_column=rich.table.Column(no_wrap=True, overflow='crop'),
+    ),
     console=rich.console.Console(file=stream),
   )
-
-
-def _duration(seconds: float) -> str:
-  """A duration for people: 4.2 s, 42 s, 3 min 20 s, 2 h 5 min."""
-  if seconds < 9.95:
-    return f'{seconds:.1f} s'
-  minutes, rest = divmod(round(seconds), 60)
-  hours, minutes = divmod(minutes, 60)
-  if hours:
-    return f'{hours} h {minutes} min'
-  return f'{minutes} min {rest} s' if minutes else f'{rest} s'
 
 
 def check_tensorboard(enabled: bool) -> None:
   """Refuses to write for TensorBoard without its package; call it early.
 
-  Args:
-    enabled: whether to write anything.
-
   Raises:
     UserError: saying what to install.
   """
-  if not enabled:
-    return
-  try:
-    import tensorboardX  # noqa: F401
-  except ImportError as error:
+  if enabled and importlib.util.find_spec('tensorboardX') is None:
     raise UserError(
       'TensorBoard files are written with tensorboardX; install it with: pip '
       "install 'powerprop_jax[tensorboard]', or leave --tensorboard out."
-    ) from error
+    )
 
 
 class TensorBoardWriter:
   """Writes measurements for TensorBoard; see tensorboard_writer."""
 
-  def __init__(self, folder: str | os.PathLike[str] | None, *, start: int = 0):
-    """Opens a folder of event files.
-
-    Args:
-      folder: where the event files go, made if it is missing; None writes
-        nothing.
-      start: steps that are done already; TensorBoard hides what an interrupted
-        run wrote for later steps.
-
-    Raises:
-      UserError: if tensorboardX is needed and not installed.
-    """
-    self._writer: Any = None
-    if folder is None:
-      return
-    check_tensorboard(True)
-    import tensorboardX
-
-    self._writer = tensorboardX.SummaryWriter(
-      os.fspath(folder), purge_step=start + 1 if start else None
-    )
+  def __init__(self, summary: Any):
+    """Takes a tensorboardX.SummaryWriter, or None to write nothing."""
+    self._summary = summary
 
   def write(self, step: int, metrics: Mapping[str, Any]) -> None:
     """Writes the numbers of one measurement.
 
     Args:
       step: number of training steps done.
-      metrics: from names to values; only numbers are written. The curves of a
-        sweep are told apart by 'alpha' and 'key', as 'loss/alpha_2_key_0'.
+      metrics: from names to values. The curves of several networks are told
+        apart by 'alpha' and 'key', as 'loss/alpha_2_key_0'.
     """
-    if self._writer is None:
+    if self._summary is None:
       return
     values = dict(json_files.to_json(metrics))
-    lane = '_'.join(
-      f'{name}_{values.pop(name):g}'
-      for name in ('alpha', 'key')
-      if name in values
-    )
+    names = [name for name in ('alpha', 'key') if name in values]
+    network = '_'.join(f'{name}_{values.pop(name):g}' for name in names)
     for name, value in values.items():
       if isinstance(value, (int, float)):
-        tag = f'{name}/{lane}' if lane else name
-        self._writer.add_scalar(tag, value, step)
-
-  def close(self) -> None:
-    """Writes out what is left and closes the files."""
-    if self._writer is not None:
-      self._writer.close()
-
-  def __enter__(self) -> 'TensorBoardWriter':
-    return self
-
-  def __exit__(self, *exc_info: object) -> None:
-    self.close()
+        tag = f'{name}/{network}' if network else name
+        self._summary.add_scalar(tag, value, step)
 
 
+@contextlib.contextmanager
 def tensorboard_writer(
   run: str | os.PathLike[str], start: int, enabled: bool
-) -> TensorBoardWriter:
+) -> Iterator[TensorBoardWriter]:
   """TensorBoard files of a run, or a writer that does nothing.
 
   Args:
     run: the folder of the run; the files go into its folder 'tensorboard'.
-    start: steps that are done already.
+    start: steps that are done already; TensorBoard hides what an interrupted
+      run wrote for later ones.
     enabled: whether to write anything; needs the extra [tensorboard].
-
-  Returns:
-    A context manager with write(step, metrics).
 
   Raises:
     UserError: if it is enabled and tensorboardX is not installed.
   """
-  folder = pathlib.Path(run) / 'tensorboard' if enabled else None
-  return TensorBoardWriter(folder, start=start)
+  check_tensorboard(enabled)
+  if not enabled:
+    yield TensorBoardWriter(None)
+    return
+  import tensorboardX
+
+  with tensorboardX.SummaryWriter(
+    os.fspath(pathlib.Path(run) / 'tensorboard'),
+    purge_step=start + 1 if start else None,
+  ) as summary:
+    yield TensorBoardWriter(summary)

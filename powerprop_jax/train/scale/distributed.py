@@ -33,9 +33,10 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
+from powerprop_jax.files import json_files
 from powerprop_jax.files.tables import Row
 from powerprop_jax.train.cli import arguments as command_lib
-from powerprop_jax.train.runs import folder, json_files
+from powerprop_jax.train.runs import folder
 from powerprop_jax.train.runs.errors import UserError
 
 CLUSTER = 'cluster'

@@ -1,0 +1,231 @@
+"""What a folder says of its own run, for the commands that read it later.
+
+A program gives it to RunFolder, which writes it into config.json. With it
+`powerprop export`, `bench`, `prune` and `report` work on any run, and know
+nothing of the program that made it.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+from powerprop_jax.files import json_files
+from powerprop_jax.files.tables import Row
+from powerprop_jax.train.data.splits import DataConfig
+from powerprop_jax.train.runs.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Networks:
+  """The networks in the checkpoints of a run, which hold TrainStates.
+
+  Attributes:
+    net: name of the network, see nets.make.
+    data: the data set.
+    num_steps: training steps that the run is to make.
+    alphas: the power of each network.
+    keys: the key of each network.
+    is_stacked: whether the state has a leading axis over the networks; without
+      one there is a single network.
+    num_test: test examples to score on, the first ones; None is all.
+    normalise: whether the network sees channels of mean 0 and deviation 1.
+  """
+
+  net: str
+  data: DataConfig
+  num_steps: int
+  alphas: tuple[float, ...]
+  keys: tuple[int, ...]
+  is_stacked: bool = True
+  num_test: int | None = None
+  normalise: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+  """Which records of a run.
+
+  Attributes:
+    files: JSON files of records or of measurements; a pattern within the run.
+    where: fields and the values that they must have.
+    having: fields that a record must have.
+    settings: fields that a record gets from the settings of the folder that
+      its file lies in, by the name of the setting.
+  """
+
+  files: str = 'results.json'
+  where: Row = dataclasses.field(default_factory=dict)
+  having: tuple[str, ...] = ()
+  settings: Row = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+  """A figure of the page; left out where there is nothing to draw it from.
+
+  Attributes:
+    name: of its file, without .png.
+    alt: what it shows, in words.
+    draw: the function of report.plotting that draws it; '' if the run itself
+      does, while it has the weights.
+    records: what it is drawn from.
+    options: more arguments of the function.
+  """
+
+  name: str
+  alt: str
+  draw: str = ''
+  records: Records = Records()
+  options: Row = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """A table of the page; left out where there are no records.
+
+  Attributes:
+    caption: a line above it.
+    records: its rows.
+    pivot: arguments of report.records.pivot; None shows records as they are.
+  """
+
+  caption: str = ''
+  records: Records = Records()
+  pivot: Row | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+  """A part of the page; left out where nothing in it can be shown yet."""
+
+  title: str
+  text: str = ''
+  figures: tuple[Figure, ...] = ()
+  tables: tuple[Table, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
+  """The report of a run.
+
+  Attributes:
+    title: its heading.
+    subtitle: what was trained on what.
+    sections: its parts; the settings of the run follow.
+  """
+
+  title: str
+  subtitle: str
+  sections: tuple[Section, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Contents:
+  """What is to be known of a run beside its settings.
+
+  Attributes:
+    networks: those of its checkpoints; None if there are none that the
+      commands could read.
+    page: its report.
+  """
+
+  networks: Networks | None = None
+  page: Page | None = None
+
+
+def read(path: pathlib.Path, stored: Row) -> Contents:
+  """What config.json of a run says of its contents.
+
+  Args:
+    path: the folder of the run.
+    stored: what folder.read_config gives for it.
+
+  Returns:
+    The contents; nothing for a program that says nothing of them.
+
+  Raises:
+    UserError: if they are spoilt, or were not written, as by version 0.1.0.
+  """
+  if 'contents' not in stored:
+    raise UserError(
+      f'{path} was written by version 0.1.0, which did not say what a run '
+      'holds. Continue it with --resume, and it says so: '
+      f'{stored["command"]}'
+    )
+  try:
+    return json_files.from_json(Contents, stored['contents'])
+  except ValueError as error:
+    raise UserError(f'{path / "config.json"}: {error}') from error
+
+
+def weights_section(*figures: Figure, caption: str = '') -> Section:
+  """Figures of weights and weights.json, which a run writes while it has them.
+
+  Args:
+    *figures: those that the run draws.
+    caption: of the table.
+  """
+  table = Table(
+    caption or 'Effective weights, leaf by leaf.', Records('weights.json')
+  )
+  return Section('Weights', figures=figures, tables=(table,))
+
+
+def training_section(title: str, records: Records | None = None) -> Section:
+  """Loss and validation accuracy against the step.
+
+  Args:
+    title: what was trained on what.
+    records: the measurements, by default those of metrics.jsonl.
+  """
+  figure = Figure(
+    'learning_curves',
+    'loss and validation accuracy against the training step',
+    'learning_curves',
+    records or Records('metrics.jsonl'),
+    {'fields': ['loss', 'validation_accuracy'], 'title': title},
+  )
+  return Section('Training', figures=(figure,))
+
+
+def pruning_section(
+  title: str, num_classes: int, scopes: tuple[str, ...]
+) -> Section:
+  """Accuracy after one-shot pruning against sparsity.
+
+  Args:
+    title: what was trained on what.
+    num_classes: for the accuracy of guessing.
+    scopes: 'global', 'layer' or both, as results.json has them.
+  """
+  figures, tables = [], []
+  for scope in scopes:
+    records = Records(where={'scope': scope})
+    options: Any = {
+      'title': f'{title}, one-shot pruning, {SCOPES[scope]}',
+      'num_classes': num_classes,
+    }
+    figures.append(
+      Figure(
+        f'accuracy_{scope}',
+        f'test accuracy against sparsity, {SCOPES[scope]}',
+        'accuracy_against_sparsity',
+        records,
+        options,
+      )
+    )
+    caption = f'Mean test accuracy over keys, {SCOPES[scope]}.'
+    tables.append(Table(caption, records, pivot={}))
+  return Section(
+    'Accuracy against sparsity',
+    'Test accuracy after removing the smallest weights once, without '
+    'retraining.',
+    tuple(figures),
+    tuple(tables),
+  )
+
+
+SCOPES = {
+  'global': 'all layers ranked together',
+  'layer': 'each layer ranked by itself',
+}

@@ -1,0 +1,120 @@
+"""Commands work on any run that says in its config.json what it holds."""
+
+import json
+import re
+
+import jax
+import numpy as np
+import programs
+import pytest
+
+from experiments.sparse_training import __main__ as sparse_training
+from powerprop_jax.core import masks
+from powerprop_jax.export import export
+from powerprop_jax.optim import views
+from powerprop_jax.train.cli import main as cli
+from powerprop_jax.train.runs import load
+
+ARGS = [
+  *('--net=mlp', '--densities=0.2', '--alphas', '1', '2', '--keys', '0', '3'),
+  *('--methods', 'dense', 'set', '--normalise', '--num-test=100'),
+  *('--loop.num-steps=8', '--loop.batch-size=8', '--loop.eval-every=4'),
+  *('--loop.steps-per-dispatch=4', '--sparse.period=2'),
+]
+
+
+def main(*args):
+  return cli.main([str(arg) for arg in args])
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """A run of experiments.sparse_training: two methods, two α, two keys."""
+  out = tmp_path_factory.mktemp('any') / 'run'
+  assert programs.run(sparse_training, *ARGS, '--out', out) == 0
+  return out
+
+
+@pytest.fixture(scope='module')
+def part(run):
+  """Its combination of SET with α = 2."""
+  return run / 'combinations' / 'set_density_0.2_alpha_2'
+
+
+def contents(folder):
+  return {p: p.read_bytes() for p in folder.rglob('*') if p.is_file()}
+
+
+def test_networks_of_a_combination_are_exported_as_they_were_scored(
+  run, part, tmp_path
+):
+  before = contents(part)
+  for record in programs.results(run):
+    if (record['method'], record['alpha']) != ('set', 2):
+      continue
+    path = tmp_path / f'{record["key"]}.npz'
+    args = ['--format', 'npz', '--key', record['key'], '--out', path]
+    assert main('export', part, *args) == 0
+    found = export.read(path)
+    assert found.about['alpha'] == 2
+    assert found.about['test']['accuracy'] == record['accuracy']
+    assert found.about['test']['loss'] == pytest.approx(record['loss'])
+    density = masks.density(found.masks)
+    assert found.about['density'] == pytest.approx(record['density_measured'])
+    assert density < 0.25
+    for mask, theta in zip(
+      *map(jax.tree.leaves, (found.masks, found.theta)), strict=True
+    ):
+      assert not theta[~mask].any()
+  assert contents(part) == before
+
+
+def test_what_is_read_is_what_the_views_of_the_state_say(part):
+  found = load.load(part)
+  sparse = views.current_masks(found.state.phi, found.state.opt_state)
+  phi, theta = found.state.phi, found.state.theta
+  for module, leaves in phi.items():
+    w = np.asarray(leaves['w'])
+    expected = np.sign(w) * np.abs(w) ** 2 * np.asarray(sparse[module]['w'])
+    np.testing.assert_allclose(theta[module]['w'], expected, rtol=1e-6)
+  assert found.lanes.key.tolist() == [0, 3]
+  assert len(found.splits.test.labels) == 100
+
+
+def test_a_combination_is_benched_and_pruned(part, tmp_path, capsys):
+  args = ['--key', '0', '--repeats', '1', '--batches', '1']
+  assert main('bench', part, *args) == 0
+  assert 'sparsity: 0.8' in capsys.readouterr().out
+  assert main('prune', part, '--kept', '0.1', '--out', tmp_path / 'out') == 0
+  pruned = json.loads((tmp_path / 'out' / 'results.json').read_text())
+  assert [(r['alpha'], r['key']) for r in pruned] == [(2, 0), (2, 3)]
+
+
+def test_reports_of_run_and_combination_are_drawn_again(run, part, capsys):
+  before = contents(run)
+  for name in ('accuracy.png', 'layers_density_0.2.png', 'report.html'):
+    (run / name).unlink()
+  assert main('report', run) == 0
+  assert contents(run) == before
+  assert main('report', part) == 0
+  page = (part / 'report.html').read_text()
+  assert page.count('data:image/png') == 3
+  assert 'density measured' in page
+  assert str(part / 'report.html') in capsys.readouterr().out
+
+
+def test_a_run_of_parts_takes_the_one_that_fits_or_names_them(
+  run, tmp_path, capsys
+):
+  assert main('export', run, '--out', tmp_path / 'x') == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  parts = ['dense_density_1_alpha_1', 'dense_density_1_alpha_2']
+  parts += ['set_density_0.2_alpha_1', 'set_density_0.2_alpha_2']
+  assert 'has no networks of its own to read. Give one of its parts' in line
+  assert re.search('.*, .*'.join(parts), line)
+  out = tmp_path / 'one'
+  args = [*ARGS, '--methods', 'set', '--alphas', '2', '--out', out]
+  assert programs.run(sparse_training, *args) == 0
+  path = tmp_path / 'net.safetensors'
+  assert main('export', out, '--alpha', 2, '--key', 3, '--out', path) == 0
+  assert export.read(path).about['key'] == 3
