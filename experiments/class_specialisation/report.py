@@ -6,7 +6,6 @@ import statistics
 from typing import Any
 
 from experiments.class_specialisation import figures
-from experiments.common import sparse_runs
 from powerprop_jax.files import tables as tables_lib
 from powerprop_jax.files.tables import Row
 from powerprop_jax.report import html, plotting
@@ -39,18 +38,14 @@ def write(
     records: with method, key, and accuracy or layer, feature, specialisation.
     tables: features.specialisation_table by method.
   """
-  of_features = [
-    {**record, 'method': sparse_runs.full_name(record['method'])}
-    for record in records
-    if 'feature' in record
-  ]
+  of_features = [record for record in records if 'feature' in record]
   names = ('method', 'key', 'accuracy')
   accuracies = [
     {name: record[name] for name in names}
     for record in records
     if 'accuracy' in record
   ]
-  means = mean_by_layer([r for r in records if 'feature' in r])
+  means = mean_by_layer(of_features)
   rows = _rows(tables)
   for words, table in (
     (_MEANS, means),

@@ -23,6 +23,7 @@ from typing import Any, Protocol, TypeVar
 from powerprop_jax.files import json_files
 from powerprop_jax.files.tables import Row
 from powerprop_jax.train.runs import divergence, metrics, workers
+from powerprop_jax.train.runs.contents import Contents
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
 
@@ -110,7 +111,11 @@ def run_all(
 
 
 def folder(
-  config: Any, combination: Named, program: str, *left_out: str
+  config: Any,
+  combination: Named,
+  program: str,
+  *left_out: str,
+  contents: Contents | None = None,
 ) -> RunFolder:
   """The folder of a combination; it is complete where nothing is left to do.
 
@@ -119,6 +124,7 @@ def folder(
     combination: which one.
     program: name of the program.
     *left_out: see settings.
+    contents: see RunFolder.
   """
   return RunFolder(
     path(config.out, combination),
@@ -126,6 +132,7 @@ def folder(
     program=program,
     resume=True,
     is_part=True,
+    contents=contents,
   )
 
 

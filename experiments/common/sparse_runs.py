@@ -101,17 +101,6 @@ class Combination(NamedTuple):
     return f'{self.method}_density_{self.density:g}_alpha_{self.alpha:g}'
 
 
-def full_name(method: str) -> str:
-  """What figures call a method: its name in optim/aliases.
-
-  Example:
-    >>> full_name('set'), full_name('rigl')
-    ('sparse_evolution', 'rigl')
-  """
-  names = {'set': 'sparse_evolution', 'pruning': 'gradual_pruning'}
-  return names.get(method, method)
-
-
 class Trained(NamedTuple):
   """The networks of one combination, one for each key.
 

@@ -36,7 +36,7 @@ from powerprop_jax.core import masks
 from powerprop_jax.core.trees import Params
 from powerprop_jax.costs import summary
 from powerprop_jax.files.tables import Row
-from powerprop_jax.report import analysis, html, plotting, records
+from powerprop_jax.report import analysis, plotting
 from powerprop_jax.train import ensemble, evaluate, loop, optimizers, step
 from powerprop_jax.train.cli import arguments
 from powerprop_jax.train.data import splits as data
@@ -45,6 +45,7 @@ from powerprop_jax.train.ensemble import Members
 from powerprop_jax.train.loop import LoopConfig
 from powerprop_jax.train.optimizers import OptimizerConfig
 from powerprop_jax.train.runs import checks, contents, divergence, metrics
+from powerprop_jax.train.runs import report as run_report
 from powerprop_jax.train.runs.contents import Contents
 from powerprop_jax.train.runs.folder import RunFolder
 from powerprop_jax.train.state import TrainState
@@ -176,7 +177,8 @@ def main(config: Config) -> None:
     )
   folder.write_results(results)
   after = _theta_by_alpha(members, state)
-  _report(config, folder, before, after, results, splits.num_classes)
+  name = f'{config.net} on {config.data.name}'
+  _report(name, folder, before, after)
   folder.mark_complete()
   _print(config, folder, results)
   divergence.check_any_left(
@@ -195,13 +197,26 @@ def _contents(config: Config, num_classes: int) -> Contents:
     tuple(alpha for alpha, _ in pairs),
     tuple(key for _, key in pairs),
   )
-  shown = ('weight_histograms', 'near_zero', 'mask_overlap')
+  figures = {name: contents.Figure(name, alt) for name, alt in _ALT.items()}
   sections = (
     contents.pruning_section(title, num_classes, config.scopes),
     contents.training_section(title),
-    contents.weights_section(*(contents.Figure(n, _ALT[n]) for n in shown)),
+    contents.weights_section(
+      figures['weight_histograms'],
+      figures['near_zero'],
+      text=f'All of key {config.keys[0]}.',
+      caption=f'Effective weights for α = {max(config.alphas):g}.',
+    ),
+    contents.Section(
+      'Masks before and after training',
+      'How far the largest weights after training are those that were '
+      'largest at the start.',
+      (figures['mask_overlap'],),
+    ),
   )
-  return Contents(networks, contents.Page('One-shot pruning', title, sections))
+  subtitle = f'{title}: {len(config.alphas)} powers, {len(config.keys)} keys'
+  page = contents.Page('One-shot pruning', subtitle, sections)
+  return Contents(networks, page)
 
 
 def _check(config: Config) -> None:
@@ -224,71 +239,12 @@ def _theta_by_alpha(members: Members, state: TrainState) -> dict[float, Params]:
 
 
 def _report(
-  config: Config,
+  name: str,
   folder: RunFolder,
   before: Mapping[float, Params],
   after: Mapping[float, Params],
-  results: list[Row],
-  num_classes: int,
 ) -> None:
-  """Figures and report.html."""
-  name = f'{config.net} on {config.data.name}'
-  figures = _figures(config, folder, before, after, results, num_classes)
-  paths = {
-    key: plotting.save(figure, folder.path / f'{key}.png')
-    for key, figure in figures.items()
-  }
-  show = lambda *keys: tuple(html.Figure(paths[k], _ALT[k]) for k in keys)
-  strongest = max(after)
-  weights = summary.summary(after[strongest])
-  folder.write_json('weights.json', weights)
-  html.write_report(
-    folder.path / 'report.html',
-    title='One-shot pruning',
-    subtitle=f'{name}: {len(config.alphas)} powers, {len(config.keys)} keys',
-    config=dataclasses.asdict(config),
-    sections=[
-      html.Section(
-        'Accuracy against sparsity',
-        'Test accuracy after removing the smallest weights once, without '
-        'retraining.',
-        figures=show(*(f'accuracy_{scope}' for scope in config.scopes)),
-        tables=[
-          html.Table(
-            records.pivot([r for r in results if r['scope'] == scope]),
-            f'Mean test accuracy over keys, {_SCOPE_TITLES[scope]}.',
-          )
-          for scope in config.scopes
-        ],
-      ),
-      html.Section('Training', figures=show('learning_curves')),
-      html.Section(
-        'Weights',
-        f'All of key {config.keys[0]}.',
-        figures=show('weight_histograms', 'near_zero'),
-        tables=[
-          html.Table(weights, f'Effective weights for α = {strongest:g}.')
-        ],
-      ),
-      html.Section(
-        'Masks before and after training',
-        'How far the largest weights after training are those that were '
-        'largest at the start.',
-        figures=show('mask_overlap'),
-      ),
-    ],
-  )
-
-
-def _figures(
-  config: Config,
-  folder: RunFolder,
-  before: Mapping[float, Params],
-  after: Mapping[float, Params],
-  results: list[Row],
-  num_classes: int,
-) -> Row:
-  name = f'{config.net} on {config.data.name}'
+  """Figures of the weights, and the page."""
   overlaps = [
     {'alpha': alpha, **record}
     for alpha in after
@@ -299,37 +255,20 @@ def _figures(
     for alpha in after
     for record in analysis.fraction_near_zero(after[alpha])
   ]
-  by_scope = {
-    f'accuracy_{scope}': plotting.accuracy_against_sparsity(
-      [record for record in results if record['scope'] == scope],
-      title=f'{name}, one-shot pruning, {_SCOPE_TITLES[scope]}',
-      num_classes=num_classes,
-    )
-    for scope in config.scopes
-  }
-  return {
-    **by_scope,
-    'learning_curves': plotting.learning_curves(
-      metrics.read_metrics(folder.metrics_path),
-      fields=('loss', 'validation_accuracy'),
-      title=name,
-    ),
+  figures = {
     'weight_histograms': plotting.weight_histograms(
       analysis.weight_histograms(after), title=f'Weights after training, {name}'
     ),
     'near_zero': plotting.near_zero(near_zero, title=name),
     'mask_overlap': plotting.mask_overlap(overlaps, title=name),
   }
+  for key, figure in figures.items():
+    plotting.save(figure, folder.path / f'{key}.png')
+  folder.write_json('weights.json', summary.summary(after[max(after)]))
+  run_report.write(folder.path)
 
 
-_SCOPE_TITLES = {
-  'global': 'all layers ranked together',
-  'layer': 'each layer ranked by itself',
-}
 _ALT = {
-  'accuracy_global': 'test accuracy against sparsity, layers ranked together',
-  'accuracy_layer': 'test accuracy against sparsity, layer by layer',
-  'learning_curves': 'loss and validation accuracy against the training step',
   'weight_histograms': 'histograms of the weights of each layer for each α',
   'near_zero': 'share of weights near zero for each α',
   'mask_overlap': 'overlap of magnitude masks before and after training',
@@ -340,7 +279,7 @@ def _print(config: Config, folder: RunFolder, results: list[Row]) -> None:
   """The table, on the standard output."""
   sparsities = [masks.density_to_sparsity(kept) for kept in config.kept]
   for scope in config.scopes:
-    print(f'\nTest accuracy, {_SCOPE_TITLES[scope]}, mean over keys:\n')
+    print(f'\nTest accuracy, {contents.SCOPES[scope]}, mean over keys:\n')
     print('  kept' + ''.join(f'  α = {a:<4g}' for a in config.alphas))
     of_scope = [r for r in results if r['scope'] == scope]
     for kept, sparsity in zip(config.kept, sparsities, strict=True):

@@ -52,8 +52,13 @@ def main(config: Config) -> None:
   )
   sparse_runs.check_combinations(config, combinations, splits)
   settings = combination_runs.settings(config)
+  densities = sorted({c.density for c in combinations})
   folder = RunFolder(
-    config.out, settings, program=_PROGRAM, resume=config.resume
+    config.out,
+    settings,
+    program=_PROGRAM,
+    resume=config.resume,
+    contents=report.contents(config, densities),
   )
   found = combination_runs.run_all(
     functools.partial(train, config),
@@ -64,12 +69,7 @@ def main(config: Config) -> None:
   )
   results = [record for records in found.values() for record in records]
   folder.write_results(results)
-  logged = [
-    {**record, 'method': c.method, 'total_density': c.density}
-    for c in combinations
-    for record in combination_runs.logged(config.out, c)
-  ]
-  report.write(folder.path, config, settings, results, logged)
+  report.write(folder, config, results)
   folder.mark_complete()
   print(f'\nFigures and report: {folder.path / "report.html"}')
   combination_runs.check_any_left(config.out, combinations)
@@ -79,7 +79,12 @@ def train(
   config: Config, description: str, combination: Combination
 ) -> list[Row]:
   """Results of a combination: trained, or read where that is done."""
-  folder = combination_runs.folder(config, combination, _PROGRAM)
+  folder = combination_runs.folder(
+    config,
+    combination,
+    _PROGRAM,
+    contents=report.part_contents(config, combination),
+  )
   if folder.is_complete:
     return combination_runs.read(folder)
   method, density, alpha = combination

@@ -1,77 +1,119 @@
 """Table, figures and page of experiments/sparse_training."""
 
 from collections.abc import Sequence
-import pathlib
 import statistics
 from typing import Any
 
-from experiments.common import sparse_runs
+from experiments.common.sparse_runs import Combination
 from experiments.sparse_training import published
 from experiments.sparse_training.config import Config
 from powerprop_jax.files import whole
 from powerprop_jax.files.tables import Row
-from powerprop_jax.report import html, plotting
+from powerprop_jax.train.runs import report as run_report
+from powerprop_jax.train.runs.contents import (
+  Contents,
+  Figure,
+  Networks,
+  Page,
+  Records,
+  Section,
+  Table,
+  training_section,
+)
+from powerprop_jax.train.runs.folder import RunFolder
 
 _Records = Sequence[dict[str, Any]]
 
 
-def write(
-  path: pathlib.Path,
-  config: Config,
-  settings: Row,
-  results: _Records,
-  logged: _Records,
-) -> None:
-  """Prints the table; writes it, the figures and report.html.
+def write(folder: RunFolder, config: Config, results: _Records) -> None:
+  """Prints the table; writes it, the figures and report.html."""
+  rows = table(results, published.sparse_training(config.net, config.data.name))
+  text = markdown(rows)
+  whole.write_bytes(folder.path / 'table.md', text.encode())
+  folder.write_json('table.json', rows)
+  title = f'{config.net} on {config.data.name}'
+  print(f'\nTest accuracy (%), {title}, mean ± standard deviation over keys:\n')
+  print(text, end='')
+  run_report.write(folder.path)
+
+
+def contents(config: Config, densities: Sequence[float]) -> Contents:
+  """What the page of a run shows.
 
   Args:
-    path: the folder of the run.
-    config: the settings of the run.
-    settings: those that its results depend on.
-    results: records with method, density, alpha, key and accuracy.
-    logged: records of the masks, with method, total_density, alpha, key and
-      step; and churn, or layer and its density.
+    config: the settings.
+    densities: those of the combinations, a pair of figures each.
   """
   title = f'{config.net} on {config.data.name}'
   theirs = published.sparse_training(config.net, config.data.name)
-  rows = table(results, theirs)
-  text = markdown(rows)
-  whole.write_bytes(path / 'table.md', text.encode())
-  print(f'\nTest accuracy (%), {title}, mean ± standard deviation over keys:\n')
-  print(text, end='')
-  figures = _figures(title, results, logged, theirs)
-  paths = {
-    name: plotting.save(figure, path / f'{name}.png')
-    for name, figure in figures.items()
-  }
-  sections = [
-    html.Section(
-      'Accuracy against density',
-      'Test accuracy after the last step, for θ = φ beside what others '
-      'published.',
-      figures=[html.Figure(paths['accuracy'], 'test accuracy against density')],
-      tables=[
-        html.Table(
-          rows, 'Test accuracy in per cent, mean ± standard deviation.'
-        )
-      ],
+  accuracy = Figure(
+    'accuracy',
+    'test accuracy against density',
+    'accuracy_against_density',
+    options={
+      'title': title,
+      'published': [{'alpha': 1.0, **record} for record in theirs],
+    },
+  )
+  caption = 'Test accuracy in per cent, mean ± standard deviation.'
+  section = Section(
+    'Accuracy against density',
+    'Test accuracy after the last step, for θ = φ beside what others '
+    'published.',
+    (accuracy,),
+    (Table(caption, Records('table.json')),),
+  )
+  sections = [section, *_mask_sections(title, densities)]
+  return Contents(page=Page('Sparse training', title, tuple(sections)))
+
+
+def part_contents(config: Config, combination: Combination) -> Contents:
+  """The networks of a combination, and what its page shows."""
+  method, density, alpha = combination
+  title = f'{method} at density {density:g}, {config.net} on {config.data.name}'
+  networks = Networks(
+    config.net,
+    config.data,
+    config.loop.num_steps,
+    (alpha,) * len(config.keys),
+    config.keys,
+    num_test=config.num_test,
+    normalise=config.normalise,
+  )
+  sections = (
+    Section('Results', tables=(Table(),)),
+    training_section(title, Records('metrics.jsonl', having=('loss',))),
+    *_mask_sections(title, [density], ''),
+  )
+  return Contents(networks, Page('Sparse training', title, sections))
+
+
+def _mask_sections(
+  title: str, densities: Sequence[float], within: str = 'combinations/*/'
+) -> list[Section]:
+  """How connections moved, from what was logged of each combination."""
+
+  def figure(kind: str, draw: str, field: str, density: float) -> Figure:
+    name = f'{kind}_density_{density:g}'
+    records = Records(
+      f'{within}metrics.jsonl',
+      where={'total_density': density},
+      having=(field,),
+      settings={'method': 'method', 'total_density': 'density'},
+    )
+    options = {'title': f'{title}, density {density:g}'}
+    return Figure(name, f'{kind} by step, {name}', draw, records, options)
+
+  return [
+    Section(
+      heading,
+      figures=tuple(figure(kind, draw, field, d) for d in densities),
+    )
+    for heading, kind, draw, field in (
+      ('Densities of the layers', 'layers', 'layer_densities', 'layer'),
+      ('Connections that moved', 'churn', 'mask_churn', 'churn'),
     )
   ]
-  for kind, heading, alt in (
-    ('layers', 'Densities of the layers', 'density of each layer by step'),
-    ('churn', 'Connections that moved', 'share of new connections by step'),
-  ):
-    shown = [name for name in paths if name.startswith(kind)]
-    drawn = [html.Figure(paths[n], f'{alt}, {n}') for n in shown]
-    if drawn:
-      sections.append(html.Section(heading, figures=drawn))
-  html.write_report(
-    path / 'report.html',
-    title='Sparse training',
-    subtitle=title,
-    config=settings,
-    sections=sections,
-  )
 
 
 def table(results: _Records, theirs: _Records = ()) -> list[Row]:
@@ -158,33 +200,3 @@ def _cell(value: Any) -> str:
   if value is None:
     return ''
   return f'{value:g}' if isinstance(value, float) else str(value)
-
-
-def _renamed(records: _Records) -> _Records:
-  return [
-    {**record, 'method': sparse_runs.full_name(record['method'])}
-    for record in records
-  ]
-
-
-def _figures(
-  title: str, results: _Records, logged: _Records, theirs: _Records
-) -> Row:
-  figures = {
-    'accuracy': plotting.accuracy_against_density(
-      _renamed(results),
-      title=title,
-      published=[{'alpha': 1.0, **record} for record in _renamed(theirs)],
-    )
-  }
-  for density in sorted({record['total_density'] for record in logged}):
-    of_density = [r for r in logged if r['total_density'] == density]
-    name = f'{title}, density {density:g}'
-    for field, kind, draw in (
-      ('layer', 'layers', plotting.layer_densities),
-      ('churn', 'churn', plotting.mask_churn),
-    ):
-      shown = _renamed([record for record in of_density if field in record])
-      if shown:
-        figures[f'{kind}_density_{density:g}'] = draw(shown, title=name)
-  return figures

@@ -111,7 +111,7 @@ def from_run(path: str | pathlib.Path, pruning: PruneOnce) -> Exported:
   divergence.refuse(path, (alpha, key), divergence.lost_leaf(theta))
   masks = _masks(state, theta, pruning)
   theta = masks_lib.apply_masks(theta, masks)
-  evaluate = evaluate_lib.make_evaluate(found.net, prepare=found.prepare)
+  evaluate = evaluate_lib.make_evaluate(found.net)
   scores = jax.jit(evaluate)(theta, state.net_state, found.splits.test)
   model = Model(
     found.net_name,

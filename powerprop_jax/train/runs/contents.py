@@ -140,9 +140,6 @@ def read(path: pathlib.Path, stored: Row) -> Contents:
     path: the folder of the run.
     stored: what folder.read_config gives for it.
 
-  Returns:
-    The contents; nothing for a program that says nothing of them.
-
   Raises:
     UserError: if they are spoilt, or were not written, as by version 0.1.0.
   """
@@ -158,26 +155,18 @@ def read(path: pathlib.Path, stored: Row) -> Contents:
     raise UserError(f'{path / "config.json"}: {error}') from error
 
 
-def weights_section(*figures: Figure, caption: str = '') -> Section:
-  """Figures of weights and weights.json, which a run writes while it has them.
-
-  Args:
-    *figures: those that the run draws.
-    caption: of the table.
-  """
-  table = Table(
-    caption or 'Effective weights, leaf by leaf.', Records('weights.json')
-  )
-  return Section('Weights', figures=figures, tables=(table,))
+def weights_section(
+  *figures: Figure,
+  text: str = '',
+  caption: str = 'Effective weights, leaf by leaf.',
+) -> Section:
+  """Figures of weights, and a table of weights.json, with its caption."""
+  table = Table(caption, Records('weights.json'))
+  return Section('Weights', text, figures, (table,))
 
 
 def training_section(title: str, records: Records | None = None) -> Section:
-  """Loss and validation accuracy against the step.
-
-  Args:
-    title: what was trained on what.
-    records: the measurements, by default those of metrics.jsonl.
-  """
+  """Loss and validation accuracy against the step, from metrics.jsonl."""
   figure = Figure(
     'learning_curves',
     'loss and validation accuracy against the training step',
@@ -191,13 +180,7 @@ def training_section(title: str, records: Records | None = None) -> Section:
 def pruning_section(
   title: str, num_classes: int, scopes: tuple[str, ...]
 ) -> Section:
-  """Accuracy after one-shot pruning against sparsity.
-
-  Args:
-    title: what was trained on what.
-    num_classes: for the accuracy of guessing.
-    scopes: 'global', 'layer' or both, as results.json has them.
-  """
+  """Accuracy after one-shot pruning against sparsity, for each scope."""
   figures, tables = [], []
   for scope in scopes:
     records = Records(where={'scope': scope})

@@ -23,7 +23,6 @@ from powerprop_jax.optim.powerprop import PowerState
 from powerprop_jax.optim.topology import SparseState
 from powerprop_jax.train import ensemble
 from powerprop_jax.train import state as state_lib
-from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.checkpoints import checkpoint
 from powerprop_jax.train.data import splits as data
 from powerprop_jax.train.data.sources import Arrays
@@ -41,8 +40,7 @@ class Trained(NamedTuple):
     settings: the settings of the run, as config.json has them.
     net_name: what nets.make calls the network.
     net: the network.
-    splits: the data.
-    prepare: turns images into what the network sees.
+    splits: the data; test images as the network sees them.
     lanes: α and key of each network; one for a run of a single network.
     state: states stacked along a leading axis over the networks. Of the
       optimiser they have what views need: α and the masks.
@@ -54,7 +52,6 @@ class Trained(NamedTuple):
   net_name: str
   net: hk.TransformedWithState
   splits: data.Splits
-  prepare: step_lib.Prepare
   lanes: Members
   state: TrainState
   step: int
@@ -96,7 +93,11 @@ def load(
   for key in found.keys:
     state_lib.check_key(key)
   splits = data.load(found.data, show_progress=True)
-  test = Arrays(*(part[: found.num_test] for part in splits.test))
+  prepare: data.Prepare = data.to_float
+  if found.normalise:
+    prepare = data.normalise(splits.train.images)
+  images, labels = (part[: found.num_test] for part in splits.test)
+  test = Arrays(np.asarray(prepare(images)), labels)
   state = _state(*restored.state)
   if not found.is_stacked:
     state = jax.tree.map(lambda x: x[None], state)
@@ -107,7 +108,6 @@ def load(
     found.net,
     net,
     splits._replace(test=test),
-    data.normalise(splits.train.images) if found.normalise else data.to_float,
     Members(np.array(found.alphas), np.array(found.keys, np.int64)),
     state,
     restored.step,
