@@ -5,6 +5,7 @@ import importlib
 import pathlib
 import re
 
+import layers_test
 import pytest
 
 import powerprop_jax as pp
@@ -66,3 +67,13 @@ def _resolve(name):
     except AttributeError:
       module = thing.__name__
       thing = importlib.import_module(f'{module}.{part}')
+
+
+def test_the_map_of_the_rooms_has_the_arrows_that_are_enforced():
+  text = (_ROOT / 'CONTRIBUTING.md').read_text()
+  rows = re.findall(r'^\| `(\w+)/` \|.*\| ([^|]*) \|$', text, re.MULTILINE)
+  found = {room: set(re.findall(r'`(\w+)`', others)) for room, others in rows}
+  assert found.pop('train') == set()  # all of them
+  expected = dict(layers_test._ALLOWED)
+  assert expected.pop('train') == set(expected)
+  assert found == expected
