@@ -15,16 +15,6 @@ from powerprop_jax.sparse import weight as sparse_weight
 
 _METHODS = ('matrix', 'fft')
 
-# Rows of the transform of length 4, from the definition.
-_FOUR = np.array(
-  [
-    [0.5, 0.5, 0.5, 0.5],
-    [0.653281, 0.270598, -0.270598, -0.653281],
-    [0.5, -0.5, -0.5, 0.5],
-    [0.270598, -0.653281, 0.653281, -0.270598],
-  ]
-)
-
 
 def _random(*shape, seed=0):
   return jax.random.normal(jax.random.key(seed), shape)
@@ -52,11 +42,6 @@ def _output(module, x, *args, **kwargs):
 
 
 class TransformTest(parameterized.TestCase):
-  @parameterized.parameters(*_METHODS)
-  def test_rows_of_length_four(self, method):
-    found = dct.transform(jnp.eye(4), 4, method=method)
-    np.testing.assert_allclose(found.T, _FOUR, atol=1e-6)
-
   @parameterized.product(
     sizes=((1, 1), (1, 5), (5, 1), (7, 7), (16, 16), (13, 6), (6, 13), (9, 8)),
     method=_METHODS,
@@ -148,6 +133,18 @@ class LinearTest(parameterized.TestCase):
       jaxprs[method] = 'fft' in str(jax.make_jaxpr(net.apply)(theta, x))
     assert jaxprs['fft'] and not jaxprs['matrix']
     assert jaxprs['auto'] == (min(num_in, num_out) >= 8 * batch)
+
+  @parameterized.parameters((0.01, True), (0.9, False))
+  def test_auto_goes_with_the_kernel_of_a_condensed_weight(self, density, fft):
+    mask = np.random.default_rng(0).random((16, 16)) < density
+    support = sparse_weight.support(mask)
+    net = hk.transform_with_state(
+      lambda x: dct.DctLinear(16, support=support)(x)
+    )
+    x = _random(64, 16)
+    theta, net_state = net.init(jax.random.key(0), x)
+    jaxpr = jax.make_jaxpr(net.apply)(theta, net_state, None, x)
+    assert ('fft' in str(jaxpr)) == fft
 
   def test_fft_makes_nothing_of_the_size_of_a_condensed_weight(self):
     mask = np.random.default_rng(0).random((300, 200)) < 0.01

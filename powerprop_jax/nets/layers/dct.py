@@ -130,12 +130,13 @@ class DctLinear(hk.Linear):
   'transform_scale', s, a scalar. With a support it holds only the connections
   of W, as CondensedLinear does, and the network needs hk.transform_with_state.
 
-  'auto' chooses 'fft' if the shorter side of W is at least 8 times the number
-  of vectors in x; otherwise 'matrix'. This is what was faster on two CPU cores:
-  the cost of 'matrix' over the same layer without transform goes with the size
-  of W, that of 'fft' with the size of x. Where few connections make the sparse
-  product very cheap, the transform can cost more than that product. The rule
-  has not been measured on other backends, where it is the same.
+  'auto' chooses 'fft' if the connections of W are multiplied without a dense
+  copy (kernel_choice.py), or if the shorter side of W is at least 8 times the
+  number of vectors in x; otherwise 'matrix'. This is what was faster on two CPU
+  cores: the cost of 'matrix' over the same layer without transform goes with
+  the size of W, that of 'fft' with the size of x. Where few connections make
+  the sparse product very cheap, the transform can cost more than that product.
+  The rule has not been measured on other backends, where it is the same.
 
   Args:
     *args: as hk.Linear.
@@ -184,7 +185,8 @@ class DctLinear(hk.Linear):
     if method == 'auto':
       num_vectors = math.prod(inputs.shape[:-1])
       is_long = min(shape) >= _ENTRIES_PER_VECTOR * num_vectors
-      method = 'fft' if is_long else 'matrix'
+      skips = isinstance(weight, Condensed) and weight.kernel(inputs) != 'dense'
+      method = 'fft' if is_long or skips else 'matrix'
     if method == 'matrix':
       kernel = scale * cosine_weight(*shape, inputs.dtype) + _dense(weight)
       y = jnp.dot(inputs, kernel, precision=precision)
