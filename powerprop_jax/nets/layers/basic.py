@@ -61,7 +61,7 @@ def linear(
   Returns:
     The Haiku module, of the form in use; use it inside a transformed function.
   """
-  form, support = forms.current(), forms.take_support(name)
+  form, support = forms.take(name)
   settings: dict[str, Any] = dict(
     with_bias=with_bias, w_init=_initialiser(form, w_init), name=name
   )
@@ -100,7 +100,7 @@ def conv(
     w_init: initialiser of the kernel; None is that of all our networks.
     transform_init: first scale of the transform, in a form that has one.
   """
-  form, support = forms.current(), forms.take_support(name)
+  form, support = forms.take(name)
   settings: dict[str, Any] = dict(
     output_channels=num_channels,
     kernel_shape=kernel_size,

@@ -82,25 +82,18 @@ def use(form: Form) -> Iterator[None]:
     )
 
 
-def current() -> Form:
-  """The form in use; outside of any context, the plain one."""
-  context = _CONTEXT.get()
-  return Form() if context is None else context.form
+def take(name: str) -> tuple[Form, Support | None]:
+  """The form in use, and the support of a layer that is about to be built.
 
-
-def take_support(name: str) -> Support | None:
-  """The support of a layer that is about to be built; it is then used.
+  Outside of any context the form is the plain one.
 
   Args:
     name: name of the layer's module, inside the module that builds it.
-
-  Returns:
-    The support, or None if the form in use has none for this layer.
   """
   context = _CONTEXT.get()
-  if context is None or context.form.supports is None:
-    return None
+  if context is None:
+    return Form(), None
   scope = hk.current_name()
   path = f'{name}/w' if scope == '~' else f'{scope}/{name}/w'
   context.unused.pop(path, None)
-  return context.form.supports.get(path)
+  return context.form, (context.form.supports or {}).get(path)
