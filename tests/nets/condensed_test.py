@@ -11,7 +11,6 @@ import pytest
 
 from powerprop_jax.nets.layers import condensed, dct
 from powerprop_jax.optim import aliases, views
-from powerprop_jax.sparse import kernel_choice
 from powerprop_jax.sparse import weight as sparse_weight
 
 
@@ -25,93 +24,6 @@ def _transformed(module, *args, **kwargs):
 
 def _random(*shape, seed=0):
   return jax.random.normal(jax.random.key(seed), shape)
-
-
-class SupportTest(parameterized.TestCase):
-  def test_expand_undoes_condense(self):
-    mask = _mask((5, 7), 0.3)
-    theta = {
-      'linear': {'w': _random(5, 7), 'b': jnp.ones(7)},
-      'norm': {'scale': jnp.ones(7)},
-    }
-    masks = jax.tree.map(lambda x: jnp.ones(x.shape, bool), theta)
-    masks['linear']['w'] = jnp.asarray(mask)
-    thin = sparse_weight.condense(theta, masks)
-    assert sorted(thin['linear']) == ['b', 'values']
-    assert thin['linear']['values'].shape == (mask.sum(),)
-    dense = sparse_weight.expand(thin, sparse_weight.supports(masks))
-    theta['linear']['w'] = jnp.where(mask, theta['linear']['w'], 0)
-    chex.assert_trees_all_equal(dense, theta)
-
-  def test_positions_are_those_of_the_mask_output_by_output(self):
-    mask = _mask((2, 3, 4, 5), 0.5)
-    positions, shape = sparse_weight.support(jnp.asarray(mask))
-    assert positions.dtype == np.int32 and shape == mask.shape
-    by_output = np.moveaxis(mask, -1, 0)
-    np.testing.assert_array_equal(positions, np.flatnonzero(by_output))
-
-  def test_an_empty_layer_has_no_values(self):
-    support = sparse_weight.support(np.zeros((2, 3), bool))
-    net = _transformed(condensed.CondensedLinear, 3, support=support)
-    x = jnp.ones((4, 2))
-    theta, net_state = net.init(jax.random.key(0), x)
-    assert theta['condensed_linear']['values'].size == 0
-    y, _ = net.apply(theta, net_state, None, x)
-    np.testing.assert_array_equal(y, np.zeros((4, 3)))
-
-  def test_faster_supports_are_those_measured_to_be(self):
-    masks = {
-      'thin': {'w': _mask((512, 256), 0.01)},
-      'full': {'w': _mask((256, 512), 0.99)},
-      'tiny': {'w': _mask((512, 4), 0.5)},
-    }
-    found = sparse_weight.supports(masks)
-
-    def make_net(supports):
-      def forward(x):
-        for name in masks:
-          support = supports[f'{name}/w']
-          width = support.shape[-1]
-          x = condensed.CondensedLinear(width, support=support, name=name)(x)
-        return x
-
-      return hk.transform_with_state(forward)
-
-    x = jax.ShapeDtypeStruct((64, 512), jnp.float32)
-    tasks = sparse_weight.products(found, make_net, x)
-    assert set(tasks) == set(found)
-    assert tasks['tiny/w'] == kernel_choice.Product(
-      512, 4, int(masks['tiny']['w'].sum()), 64
-    )
-    for backward in (True, False):
-      faster = sparse_weight.faster_supports(
-        found, make_net, x, backward=backward
-      )
-      assert faster == {
-        path: found[path]
-        for path, task in tasks.items()
-        if kernel_choice.pays(task, backward=backward)
-      }
-      assert 'tiny/w' not in faster
-
-  def test_bad_masks_are_refused(self):
-    with pytest.raises(TypeError, match='must be boolean, got float32'):
-      sparse_weight.support(jnp.ones(3))
-    with pytest.raises(TypeError, match='outside of jit'):
-      jax.jit(sparse_weight.support)(jnp.ones(3, bool))
-    mask = {'linear': {'w': jnp.ones((2, 2), bool)}}
-    with pytest.raises(ValueError, match='linear has two selected leaves'):
-      sparse_weight.condense(
-        {'linear': {'w': jnp.ones(2), 'v': jnp.ones(2)}},
-        {'linear': {'w': jnp.ones(2, bool), 'v': jnp.ones(2, bool)}},
-        select=lambda *_: True,
-      )
-    with pytest.raises(ValueError, match="needs 4 values and 'linear' has 3"):
-      sparse_weight.expand(
-        {'linear': {'values': jnp.ones(3)}}, sparse_weight.supports(mask)
-      )
-    with pytest.raises(ValueError, match="needs 4 values and 'linear' has non"):
-      sparse_weight.expand({}, sparse_weight.supports(mask))
 
 
 def _train(net, tx, theta, net_state, x, target, num_steps=5):
@@ -197,6 +109,15 @@ class LayersTest(parameterized.TestCase):
     np.testing.assert_array_equal(
       thin_state['layer']['positions'], support.positions
     )
+
+  def test_an_empty_layer_has_no_values(self):
+    support = sparse_weight.support(np.zeros((2, 3), bool))
+    net = _transformed(condensed.CondensedLinear, 3, support=support)
+    x = jnp.ones((4, 2))
+    theta, net_state = net.init(jax.random.key(0), x)
+    assert theta['condensed_linear']['values'].size == 0
+    y, _ = net.apply(theta, net_state, None, x)
+    np.testing.assert_array_equal(y, np.zeros((4, 3)))
 
   def test_state_grows_with_the_connections(self):
     support = sparse_weight.support(_mask((400, 500), 0.001))
