@@ -18,17 +18,18 @@ skips every zero, which says nothing about time.
 from collections.abc import Sequence
 from fractions import Fraction
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import trees
+from powerprop_jax.core.trees import Tree
 from powerprop_jax.costs.layers import LayerCost
 from powerprop_jax.files import tables
 
 # {'module/name': sparsity}, or Masks.
-Sparsities = Any
+Sparsities: TypeAlias = Tree
 
 
 class Counts(NamedTuple):

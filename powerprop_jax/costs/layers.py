@@ -1,6 +1,6 @@
 """The layers of a Haiku network, and what each costs, without running it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import inspect
 import math
 from typing import Any, NamedTuple, TypeAlias
@@ -9,6 +9,7 @@ import haiku as hk
 import jax
 
 from powerprop_jax.core import trees
+from powerprop_jax.core.trees import Tree
 from powerprop_jax.products import walk
 from powerprop_jax.products.walk import Product
 
@@ -93,7 +94,7 @@ def layer_costs(
       'layer_costs(net, images).'
     )
 
-  def call(function: Any, arrays: Sequence[Any], *before: Any) -> Any:
+  def call(function: Callable[..., Tree], arrays: Tree, *before: Tree) -> Tree:
     rest = iter(arrays)
     values = [next(rest) if _is_array(leaf) else leaf for leaf in leaves]
     inputs, kwargs = jax.tree.unflatten(structure, values)
@@ -120,12 +121,14 @@ def layer_costs(
   return tuple(_merge(found, theta, batch_size))
 
 
-def _is_array(value: Any) -> bool:
+def _is_array(value: object) -> bool:
   return hasattr(value, 'shape') and hasattr(value, 'dtype')
 
 
 def _merge(
-  found: Sequence[Product], theta: Mapping[str, Any], batch_size: int
+  found: Sequence[Product],
+  theta: Mapping[str, jax.ShapeDtypeStruct],
+  batch_size: int,
 ) -> Iterator[LayerCost]:
   for leaf in dict.fromkeys(product.leaf for product in found):
     uses = [product for product in found if product.leaf == leaf]

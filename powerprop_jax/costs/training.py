@@ -103,7 +103,7 @@ def training_flops(
   return 3 * f_s
 
 
-def _check_flops(name: str, flops: Any, dense: float) -> float:
+def _check_flops(name: str, flops: object, dense: float) -> float:
   if not isinstance(flops, (int, float, np.number)):
     raise ValueError(
       f'the method needs {name}, a number of FLOPs, got {flops!r}.'

@@ -7,7 +7,7 @@ All forms compute the same logits up to rounding.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import haiku as hk
 import jax
@@ -138,5 +138,5 @@ def sparse_leaves(
   return lambda module_name, name, value: (module_name, name) in chosen
 
 
-def _on_device(tree: Tree) -> Any:
+def _on_device(tree: Tree) -> Tree:
   return jax.tree.map(jnp.asarray, tree)

@@ -19,7 +19,6 @@ string of JSON, says what they are. Arrays are compressed if anything is sparse.
 from collections.abc import Mapping
 import io
 import json
-from typing import Any
 import zipfile
 import zlib
 
@@ -32,6 +31,7 @@ from powerprop_jax.core.trees import Select
 from powerprop_jax.export import exported as exported_lib
 from powerprop_jax.export import sparse_matrices
 from powerprop_jax.export.exported import Array, Exported
+from powerprop_jax.files.tables import Row
 
 _CSR = ('data', 'indices', 'indptr', 'shape')
 
@@ -69,7 +69,7 @@ def to_bytes(exported: Exported, *, csr: Select | None = None) -> bytes:
 
 def pack(
   arrays: Mapping[str, Array],
-  about: Mapping[str, Any],
+  about: Row,
   dtypes: Mapping[str, str] | None = None,
   *,
   is_sparse: bool = True,
@@ -91,7 +91,7 @@ def pack(
   return buffer.getvalue()
 
 
-def unpack(data: bytes) -> tuple[dict[str, Array], Any, dict[str, str]]:
+def unpack(data: bytes) -> tuple[dict[str, Array], Row, dict[str, str]]:
   """Undoes pack: (arrays, about, dtypes).
 
   Raises:

@@ -22,7 +22,7 @@ a program with its connections as arguments 2.2 ms. With a fixed batch of 128,
 from collections.abc import Callable, Sequence
 import os
 import pathlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from jax import export as jax_export
@@ -51,7 +51,7 @@ class Program(NamedTuple):
     about: what was written beside it.
   """
 
-  run: Any
+  run: Callable[[jax.Array], jax.Array]
   image_shape: tuple[int, ...]
   batch: int | None
   about: Row

@@ -83,7 +83,7 @@ def to_bytes(exported: Exported) -> bytes:
   return _safetensors().numpy.save(contiguous, metadata)
 
 
-def _json(value: Any) -> str:
+def _json(value: object) -> str:
   return json.dumps(value, separators=(',', ':'))
 
 

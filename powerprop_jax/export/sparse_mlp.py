@@ -6,13 +6,14 @@ sparsity on. A call costs a few microseconds, where one of a compiled JAX
 function costs tens.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import itertools
 import re
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from powerprop_jax.core.trees import Params, Tree
 from powerprop_jax.export import sparse_matrices
 from powerprop_jax.export.exported import Array
 
@@ -62,7 +63,7 @@ class SparseMLP:
     return x
 
 
-def is_mlp(theta: Mapping[str, Any], net_state: Mapping[str, Any]) -> bool:
+def is_mlp(theta: Params, net_state: Tree) -> bool:
   """Whether a network is fully connected, by its parameters.
 
   True if every module holds a weight [in, out] and at most a bias, and the
@@ -85,7 +86,7 @@ def is_mlp(theta: Mapping[str, Any], net_state: Mapping[str, Any]) -> bool:
   return all(a[1] == b[0] for a, b in itertools.pairwise(shapes))
 
 
-def _in_order(modules: Mapping[str, Any]) -> list[str]:
+def _in_order(modules: Params) -> list[str]:
   """Names in natural order: linear_2 before linear_10, and logits last."""
   natural = lambda name: [
     (int(part), '') if part.isdigit() else (-1, part)
@@ -94,9 +95,7 @@ def _in_order(modules: Mapping[str, Any]) -> list[str]:
   return sorted(modules, key=natural)
 
 
-def from_params(
-  theta: Mapping[str, Any], masks: Mapping[str, Any]
-) -> SparseMLP:
+def from_params(theta: Params, masks: Tree) -> SparseMLP:
   """A fully connected network, with ReLU between its layers.
 
   Modules {'w': [in, out], 'b': [out]} follow each other in natural order, as

@@ -17,6 +17,7 @@ from jax.extend import core as jax_core
 Origin = frozenset[str] | None
 
 _CONSTANT: Origin = frozenset()
+_Atom = jax_core.Var | jax_core.Literal
 
 
 class Product(NamedTuple):
@@ -88,11 +89,13 @@ class _Walk:
     self._sizes = sizes
 
   def jaxpr(self, jaxpr: jax_core.Jaxpr, inputs: Sequence[Origin]) -> _Found:
-    known: dict[Any, Origin] = dict.fromkeys(jaxpr.constvars, _CONSTANT)
+    known: dict[jax_core.Var, Origin] = dict.fromkeys(
+      jaxpr.constvars, _CONSTANT
+    )
     known.update(zip(jaxpr.invars, inputs, strict=True))
     products: list[Product] = []
 
-    def read(atom: Any) -> Origin:
+    def read(atom: _Atom) -> Origin:
       return _CONSTANT if isinstance(atom, jax_core.Literal) else known[atom]
 
     for eqn in jaxpr.eqns:
@@ -125,7 +128,7 @@ class _Walk:
     outputs = math.prod(_shape(eqn.outvars[0]))
     return Product(leaf, kind if leaf else 'activations', macs, outputs, fan_in)
 
-  def _scan(self, params: Mapping[str, Any], inputs: list[Origin]) -> _Found:
+  def _scan(self, params: dict[str, Any], inputs: list[Origin]) -> _Found:
     body, first = params['jaxpr'].jaxpr, params['num_consts']
     inputs = self._settle(body, inputs, first, first + params['num_carry'])
     outputs, products = self.jaxpr(body, inputs)
@@ -135,7 +138,7 @@ class _Walk:
       for p in products
     ]
 
-  def _while(self, params: Mapping[str, Any], inputs: list[Origin]) -> _Found:
+  def _while(self, params: dict[str, Any], inputs: list[Origin]) -> _Found:
     body, first = params['body_jaxpr'].jaxpr, params['body_nconsts']
     inputs = inputs[params['cond_nconsts'] :]
     inputs = self._settle(body, inputs, first, len(inputs))
@@ -161,7 +164,7 @@ class _Walk:
         return inputs
       inputs = [*inputs[:first], *joined, *inputs[stop:]]
 
-  def _cond(self, params: Mapping[str, Any], inputs: list[Origin]) -> _Found:
+  def _cond(self, params: dict[str, Any], inputs: list[Origin]) -> _Found:
     branches = [self.jaxpr(b.jaxpr, inputs[1:]) for b in params['branches']]
     costliest = max(
       (products for _, products in branches),
