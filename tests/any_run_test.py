@@ -8,7 +8,9 @@ import numpy as np
 import programs
 import pytest
 
+from experiments.class_specialisation import __main__ as class_specialisation
 from experiments.sparse_training import __main__ as sparse_training
+from experiments.weight_distribution import __main__ as weight_distribution
 from powerprop_jax.core import masks
 from powerprop_jax.export import export
 from powerprop_jax.optim import views
@@ -118,3 +120,29 @@ def test_a_run_of_parts_takes_the_one_that_fits_or_names_them(
   path = tmp_path / 'net.safetensors'
   assert main('export', out, '--alpha', 2, '--key', 3, '--out', path) == 0
   assert export.read(path).about['key'] == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('program', 'args', 'part', 'pairs'),
+  [
+    (weight_distribution, '--nets mlp --alphas 1 2 --keys 4 --kept 1', 'mlp',
+     [(1, 4), (2, 4)]),
+    (class_specialisation, '--net mlp --methods static --keys 0 1 --normalise',
+     'static_density_0.1_alpha_1', [(1, 0), (1, 1)]),
+  ],
+)  # fmt: skip
+def test_networks_of_other_programs_are_read(
+  tmp_path, program, args, part, pairs
+):
+  lengths = '--loop.num-steps=4 --loop.batch-size=8 --loop.eval-every=2'
+
+  out = tmp_path / 'run'
+  given = [*args.split(), *lengths.split(), '--out', out]
+  assert programs.run(program, *given) == 0
+  found = load.load(out / part)
+  assert found.step == 4
+  assert list(zip(*found.lanes, strict=True)) == pairs
+  # There is no other part.
+  alone = load.load(out)
+  jax.tree.map(np.testing.assert_array_equal, found.state.phi, alone.state.phi)

@@ -71,6 +71,8 @@ def world(tmp_path_factory):
   for name in ('net.safetensors', 'net.npz'):
     to = ['--format', name[4:], '--out', str(path / name)]
     assert main.main(['export', str(path / 'run'), '--kept', '0.5', *to]) == 0
+  to = ['--format', 'jax', '--out', str(path / 'program.npz')]
+  assert main.main(['export', str(path / 'run'), *to]) == 0
   only_latest = shutil.ignore_patterns('20')
   for name, spoil in SPOILT_RUNS.items():
     shutil.copytree(path / 'run', path / name, ignore=only_latest)
@@ -420,7 +422,7 @@ CASES = [
   ('prune unknown_net', "unknown network 'lenet'"),
   ('prune larger_net', 'no network lenet_300_100'),
   ('prune odd_alpha', "alphas must be .*got 'two'"),
-  ('prune more_keys', 'for 1 α, 2 keys and 1 networks'),
+  ('prune more_keys', 'of 2 networks, its latest checkpoint of 1'),
   ('prune odd_steps', "num_steps must be .*got 'many'"),
   ('prune unknown_field', 'num_stepps'),
   ('prune gone_data', 'no file gone.npz'),
@@ -442,15 +444,28 @@ CASES = [
   ('export run --out file', '--overwrite'),
   ('export run --out other', 'it is a folder'),
   ('export run --out file/below', 'not in a folder'),
-  ('export run --format onnx --out x', "'onnx'"),
+  ('export run --format onnx --out x', "'onnx'", 'safetensors, npz, scipy, j'),
   ('export run --alpha 3 --out x', 'Its pairs of α and key are: 2 0'),
   ('export run --key 7 --out x', 'none of the networks'),
+  ('export run --kept 0 --out x', '--kept .*got 0'),
+  ('export run --format safetensor --out x', "Did you mean 'safetensors'"),
+  ('export run --fromat npz', '--fromat'),
+  ('export run --output-factor -1 --out x', '--output-factor'),
+  ('export run --scope global --output-factor 2 --out x', '--output-factor'),
+  ('export run --format jax --batch 0 --out x', '--batch must be at least 1'),
+  ('export nowhere --out x', 'holds no run'),
   ('export run --kept nan --out x', '--kept .*got nan'),
   ('export run --batch 3 --out x', '--batch is for --format jax'),
   ('export run_pruned --out x', 'a run of prune'),
   ('export odd_net --out x', 'net must be str'),
   # Bench.
   ('bench run --batches 1 1', '--batches must differ'),
+  ('bench run --batches 0', '--batches must be at least 1'),
+  ('bench run --repeats 0', '--repeats must be at least 1'),
+  ('bench nowhere', 'there is no'),
+  ('bench other', 'holds no run'),
+  ('bench file', 'as an exported network'),
+  ('bench program.npz', 'program'),
   ('bench run --repeats 1.5', "--repeats: .*'1.5'"),
   ('bench run --out file', 'file exists'),
   ('bench run --out nowhere/table', 'no folder nowhere'),

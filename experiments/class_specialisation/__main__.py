@@ -51,6 +51,7 @@ from powerprop_jax.train.data.splits import DataConfig
 from powerprop_jax.train.loop import LoopConfig
 from powerprop_jax.train.methods import Method
 from powerprop_jax.train.runs import divergence, metrics
+from powerprop_jax.train.runs.contents import Contents
 from powerprop_jax.train.runs.folder import RunFolder
 
 _PROGRAM = 'class_specialisation'
@@ -119,6 +120,7 @@ def main(config: Config) -> None:
       program=_PROGRAM,
       resume=folder.is_resumed,
       is_part=True,
+      contents=Contents(sparse_runs.networks(config, config.alpha)),
     )
     trained = sparse_runs.train(
       config,

@@ -35,6 +35,7 @@ from powerprop_jax.train.loop import LoopConfig
 from powerprop_jax.train.methods import Method, SparseConfig
 from powerprop_jax.train.optimizers import OptimizerConfig
 from powerprop_jax.train.runs import checks, divergence
+from powerprop_jax.train.runs.contents import Networks
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
 from powerprop_jax.train.scale import fusing
@@ -99,6 +100,19 @@ class Combination(NamedTuple):
   def name(self) -> str:
     """The name of its folder."""
     return f'{self.method}_density_{self.density:g}_alpha_{self.alpha:g}'
+
+
+def networks(settings: Settings, alpha: float) -> Networks:
+  """What to say of the networks that are trained for every key."""
+  return Networks(
+    settings.net,
+    settings.data,
+    settings.loop.num_steps,
+    (alpha,),
+    settings.keys,
+    num_test=settings.num_test,
+    normalise=settings.normalise,
+  )
 
 
 class Trained(NamedTuple):

@@ -23,7 +23,6 @@ notebook. Numbers: docs/results/one_shot_pruning.md.
 from collections.abc import Mapping
 import dataclasses
 import functools
-import itertools
 import sys
 from typing import Literal
 
@@ -189,13 +188,8 @@ def main(config: Config) -> None:
 def _contents(config: Config, num_classes: int) -> Contents:
   """What can be read of the run later, and what its page shows."""
   title = f'{config.net} on {config.data.name}'
-  pairs = list(itertools.product(config.alphas, config.keys))
   networks = contents.Networks(
-    config.net,
-    config.data,
-    config.loop.num_steps,
-    tuple(alpha for alpha, _ in pairs),
-    tuple(key for _, key in pairs),
+    config.net, config.data, config.loop.num_steps, config.alphas, config.keys
   )
   figures = {name: contents.Figure(name, alt) for name, alt in _ALT.items()}
   sections = (

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 import statistics
 from typing import Any
 
+from experiments.common import sparse_runs
 from experiments.common.sparse_runs import Combination
 from experiments.sparse_training import published
 from experiments.sparse_training.config import Config
@@ -13,7 +14,6 @@ from powerprop_jax.train.runs import report as run_report
 from powerprop_jax.train.runs.contents import (
   Contents,
   Figure,
-  Networks,
   Page,
   Records,
   Section,
@@ -71,15 +71,7 @@ def part_contents(config: Config, combination: Combination) -> Contents:
   """The networks of a combination, and what its page shows."""
   method, density, alpha = combination
   title = f'{method} at density {density:g}, {config.net} on {config.data.name}'
-  networks = Networks(
-    config.net,
-    config.data,
-    config.loop.num_steps,
-    (alpha,) * len(config.keys),
-    config.keys,
-    num_test=config.num_test,
-    normalise=config.normalise,
-  )
+  networks = sparse_runs.networks(config, alpha)
   sections = (
     Section('Results', tables=(Table(),)),
     training_section(title, Records('metrics.jsonl', having=('loss',))),

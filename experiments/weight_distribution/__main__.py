@@ -54,6 +54,7 @@ from powerprop_jax.train.ensemble import Members
 from powerprop_jax.train.loop import LoopConfig
 from powerprop_jax.train.optimizers import OptimizerConfig
 from powerprop_jax.train.runs import checks, divergence, metrics
+from powerprop_jax.train.runs.contents import Contents, Networks
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
 from powerprop_jax.train.state import TrainState
@@ -157,6 +158,11 @@ def main(config: Config) -> None:
       program=_PROGRAM,
       resume=folder.is_resumed,
       is_part=True,
+      contents=Contents(
+        Networks(
+          name, config.data, config.loop.num_steps, config.alphas, config.keys
+        )
+      ),
     )
     print(f'\n{name} on {config.data.name}')
     state = loop.fit(

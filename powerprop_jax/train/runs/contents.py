@@ -19,12 +19,15 @@ from powerprop_jax.train.runs.errors import UserError
 class Networks:
   """The networks in the checkpoints of a run, which hold TrainStates.
 
+  There is one for each pair of a power and a key, in the order of
+  ensemble.product.
+
   Attributes:
     net: name of the network, see nets.make.
     data: the data set.
     num_steps: training steps that the run is to make.
-    alphas: the power of each network.
-    keys: the key of each network.
+    alphas: the powers.
+    keys: the keys.
     is_stacked: whether the state has a leading axis over the networks; without
       one there is a single network.
     num_test: test examples to score on, the first ones; None is all.

@@ -28,7 +28,6 @@ from powerprop_jax.train.data import splits as data
 from powerprop_jax.train.data.sources import Arrays
 from powerprop_jax.train.ensemble import Members
 from powerprop_jax.train.runs import contents, divergence, folder
-from powerprop_jax.train.runs.contents import Networks
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.state import TrainState
 
@@ -90,8 +89,7 @@ def load(
       f'{path} has no checkpoint yet. Continue its run with --resume: '
       f'{stored["command"]}'
     )
-  for key in found.keys:
-    state_lib.check_key(key)
+  members = ensemble.product(found.alphas, found.keys)
   splits = data.load(found.data, show_progress=True)
   prepare: data.Prepare = data.to_float
   if found.normalise:
@@ -102,13 +100,13 @@ def load(
   if not found.is_stacked:
     state = jax.tree.map(lambda x: x[None], state)
   net = nets.make(found.net, splits.num_classes)
-  _check_fits(path, found, net, splits, state)
+  _check_fits(path, found.net, net, splits, state, len(members.key))
   return Trained(
     stored['config'],
     found.net,
     net,
     splits._replace(test=test),
-    Members(np.array(found.alphas), np.array(found.keys, np.int64)),
+    members,
     state,
     restored.step,
     found.num_steps,
@@ -142,18 +140,17 @@ def _part(
 
 def _check_fits(
   path: pathlib.Path,
-  found: Networks,
+  name: str,
   net: hk.TransformedWithState,
   splits: data.Splits,
   state: TrainState,
+  count: int,
 ) -> None:
   """Refuses a checkpoint of other networks than config.json says."""
-  count = len(state.step)
-  if not len(found.alphas) == len(found.keys) == count:
+  if len(state.step) != count:
     raise UserError(
-      f'{path / "config.json"}: it is for {len(found.alphas)} α, '
-      f'{len(found.keys)} keys and {count} networks of the checkpoint, which '
-      'must be as many.'
+      f'{path / "config.json"} is of {count} networks, its latest checkpoint '
+      f'of {len(state.step)}.'
     )
   init = functools.partial(net.init, is_training=True)
   theta, _ = jax.eval_shape(init, jax.random.key(0), splits.example)
@@ -161,7 +158,7 @@ def _check_fits(
   saved = trees.named_leaves(state.phi)
   if shapes != {leaf.path: leaf.value.shape[1:] for leaf in saved}:
     raise UserError(
-      f'the latest checkpoint of {path} holds no network {found.net} for '
+      f'the latest checkpoint of {path} holds no network {name} for '
       f'{splits.name}: its weights have other names or shapes.'
     )
 
