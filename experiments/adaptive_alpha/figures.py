@@ -10,12 +10,11 @@ from typing import Any
 from matplotlib import ticker
 from matplotlib.figure import Figure
 
-from powerprop_jax.files.tables import Row
+from powerprop_jax.files.tables import Record, Row
 from powerprop_jax.report import analysis
 from powerprop_jax.report import records as records_lib
 from powerprop_jax.report.plotting import drawing, style, weights
 from powerprop_jax.report.plotting.style import Look, Scheme
-from powerprop_jax.report.records import Record
 
 # Colour, marker, line and name (colours of Okabe and Ito).
 _METHODS = {

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from matplotlib import ticker
 from matplotlib.figure import Figure
 
+from powerprop_jax.files.tables import Record
 from powerprop_jax.report import records as records_lib
 from powerprop_jax.report.plotting import drawing, style
 from powerprop_jax.report.plotting.style import Look, Scheme
-from powerprop_jax.report.records import Record
 
 # Colour and marker (colours of Okabe and Ito), in the order of the legend.
 _WAYS = {

@@ -8,10 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 import numpy as np
 
-from powerprop_jax.files.tables import Row
+from powerprop_jax.files.tables import Record, Row
 from powerprop_jax.report import records as records_lib
 from powerprop_jax.report.plotting import drawing, style
-from powerprop_jax.report.records import Record
 
 
 def class_specialisation(

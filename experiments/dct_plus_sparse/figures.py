@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 import numpy as np
 
+from powerprop_jax.files.tables import Record
 from powerprop_jax.report import records as records_lib
 from powerprop_jax.report.plotting import drawing, style
 from powerprop_jax.report.plotting.style import Look, Scheme
-from powerprop_jax.report.records import Record
 
 # Colour and marker of the networks we know.
 _NETWORKS = {'standard': (style.QUIET, 'o'), 'dct': ('#d55e00', 's')}

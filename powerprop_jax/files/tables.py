@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 Row = dict[str, Any]
+# A row that is only read.
+Record = Mapping[str, Any]
 
 
-def text_table(rows: Sequence[Mapping[str, Any]]) -> str:
+def text_table(rows: Sequence[Record]) -> str:
   """Rows as plain text: words to the left, numbers to the right.
 
   Args:
@@ -40,7 +42,7 @@ def text_table(rows: Sequence[Mapping[str, Any]]) -> str:
   return '\n'.join('  '.join(line).rstrip() for line in lines)
 
 
-def column_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def column_names(rows: Sequence[Record]) -> list[str]:
   """Keys of all rows, in the order of first appearance."""
   return list(dict.fromkeys(name for row in rows for name in row))
 

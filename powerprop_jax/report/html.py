@@ -13,7 +13,7 @@ import pathlib
 from typing import Any
 
 from powerprop_jax.files import tables, whole
-from powerprop_jax.files.tables import Row
+from powerprop_jax.files.tables import Record, Row
 
 # Longer tables are folded away behind their caption.
 _MAX_OPEN_ROWS = 40
@@ -38,7 +38,7 @@ class Figure:
 class Table:
   """Flat dicts of numbers, words, booleans and None, with a line above."""
 
-  rows: Sequence[Mapping[str, Any]]
+  rows: Sequence[Record]
   caption: str = ''
 
 
@@ -58,7 +58,7 @@ def write_report(
   title: str,
   sections: Sequence[Section],
   subtitle: str = '',
-  config: Mapping[str, Any] | None = None,
+  config: Record | None = None,
 ) -> pathlib.Path:
   """Writes a page that needs nothing but itself, in one step.
 
@@ -86,7 +86,7 @@ def render(
   sections: Sequence[Section],
   *,
   subtitle: str = '',
-  config: Mapping[str, Any] | None = None,
+  config: Record | None = None,
 ) -> str:
   """The page of write_report as text."""
   sections = list(sections)
@@ -107,7 +107,7 @@ def render(
   return _PAGE.format(title=_text(title), style=_STYLE, body='\n'.join(parts))
 
 
-def flatten(config: Mapping[str, Any], prefix: str = '') -> Row:
+def flatten(config: Record, prefix: str = '') -> Row:
   """Nested settings as one level, names joined by dots.
 
   Example:

@@ -5,14 +5,12 @@ alpha, key, sparsity, accuracy and so on. A value that could not be measured is
 None or NaN.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 import math
 import numbers
 from typing import Any
 
-from powerprop_jax.files.tables import Row
-
-Record = Mapping[str, Any]
+from powerprop_jax.files.tables import Record, Row
 
 
 def pivot(

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from powerprop_jax.core.trees import Tree
-from powerprop_jax.files.tables import Row
+from powerprop_jax.files.tables import Record, Row
 from powerprop_jax.train.checkpoints import checkpoint
 from powerprop_jax.train.data.sources import Arrays
 from powerprop_jax.train.data.splits import Splits
@@ -50,7 +50,7 @@ class LoopConfig:
     checks.positive(self, *names, prefix='')
 
 
-def record(trained: Mapping[str, Any], scores: Tree, **name: Any) -> Row:
+def record(trained: Record, scores: Tree, **name: Any) -> Row:
   """What an evaluation of one network found, flat.
 
   Args:

@@ -7,10 +7,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 import numpy as np
 
-from powerprop_jax.files.tables import Row
+from powerprop_jax.files.tables import Record, Row
 from powerprop_jax.report import records as records_lib
 from powerprop_jax.report.plotting import drawing, style
-from powerprop_jax.report.records import Record
 
 
 def accuracy_against_sparsity(

@@ -8,10 +8,10 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 import numpy as np
 
+from powerprop_jax.files.tables import Record
 from powerprop_jax.report import records as records_lib
 from powerprop_jax.report.plotting import style
 from powerprop_jax.report.plotting.style import Scheme
-from powerprop_jax.report.records import Record
 
 
 def lines(

@@ -25,8 +25,7 @@ from matplotlib.lines import Line2D
 import numpy as np
 
 from powerprop_jax.files import whole
-from powerprop_jax.files.tables import Row
-from powerprop_jax.report.records import Record
+from powerprop_jax.files.tables import Record, Row
 
 TEXT = '#1f2430'
 QUIET = '#6b7280'
@@ -180,10 +179,10 @@ def alpha_label(alpha: float) -> str:
 
 
 def handles(
-  looks: Iterable[Look], extra: Sequence[Mapping[str, Any]] = ()
+  looks: Iterable[Look], extra: Sequence[Record] = ()
 ) -> list[Line2D]:
   """Entries of a legend; extra ones are properties of Line2D."""
-  entries: list[Mapping[str, Any]] = [look._asdict() for look in looks]
+  entries: list[Record] = [look._asdict() for look in looks]
   return [Line2D([], [], **entry) for entry in [*entries, *extra]]
 
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
+from powerprop_jax.files.tables import Record
 from powerprop_jax.report import records as records_lib
 from powerprop_jax.report.plotting import drawing, style
-from powerprop_jax.report.records import Record
 
 
 def learning_curves(

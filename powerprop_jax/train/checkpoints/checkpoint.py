@@ -36,12 +36,7 @@ _TEMPORARY = '.orbax-checkpoint-tmp'
 
 
 class SaveError(UserError):
-  """A checkpoint could not be written; those before it are as they were.
-
-  Attributes:
-    step: of the checkpoint.
-    reason: what the file system said.
-  """
+  """A checkpoint could not be written; those before it are as they were."""
 
   def __init__(
     self, step: int, folder: pathlib.Path, reason: str, latest: int | None
@@ -112,12 +107,9 @@ class Checkpoints:
 
     Args:
       folder: where the checkpoints lie; made by the first save.
-      max_to_keep: how many to keep, at least 1; saving one more deletes the
-        oldest. Two or more, or there is nothing to fall back to.
+      max_to_keep: how many to keep; saving one more deletes the oldest. Two or
+        more, or there is nothing to fall back to.
       report: called with a line for each damaged checkpoint.
-
-    Raises:
-      ValueError: if max_to_keep is less than 1.
     """
     if max_to_keep < 1:
       raise ValueError(f'max_to_keep must be at least 1, got {max_to_keep}.')
@@ -149,7 +141,6 @@ class Checkpoints:
       metadata: what else to keep, made of what JSON holds.
 
     Raises:
-      ValueError: if there is a checkpoint of a later step.
       SaveError: if this save, or the one before it in the background, fails.
         After it, this step can be saved.
     """
@@ -219,7 +210,7 @@ class Checkpoints:
 
     Raises:
       UserError: if every checkpoint is damaged, or what was saved does not fit
-        the template: another network, optimiser or number of runs.
+        the template.
     """
     self.wait()
     self._damaged = []

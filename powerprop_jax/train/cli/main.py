@@ -31,6 +31,7 @@ from powerprop_jax.files import tables
 from powerprop_jax.report import analysis, plotting, records
 from powerprop_jax.train import ensemble, loop, optimizers
 from powerprop_jax.train import evaluate as evaluate_lib
+from powerprop_jax.train import state as state_lib
 from powerprop_jax.train.cli import arguments, bench, export, pruned_model
 from powerprop_jax.train.data import splits as data
 from powerprop_jax.train.data.splits import DataConfig
@@ -116,7 +117,9 @@ def train(config: TrainConfig) -> None:
   net = nets.make(config.net, splits.num_classes)
   # A Python number: α is compiled in, which is faster than an array.
   tx = optimizers.make_tx(config.optimizer, config.alpha, config.loop.num_steps)
-  state = load.initial_state(net, tx, config.key, splits)
+  state_lib.check_key(config.key)
+  key = jax.random.key(config.key)
+  state = state_lib.create(net, tx, key, splits.example)
   folder = RunFolder(
     config.out,
     config,

@@ -5,7 +5,7 @@ finite. The loop says so once; a program none of whose networks is left ends
 with a status that says so; what works with the weights refuses them.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 import os
 import sys
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 
 from powerprop_jax.core import trees
 from powerprop_jax.core.trees import Tree
+from powerprop_jax.files.tables import Record
 from powerprop_jax.report import records as records_lib
 from powerprop_jax.train.data import splits as data
 from powerprop_jax.train.data.splits import Splits
@@ -67,7 +68,7 @@ class Watch:
     self._path = os.fspath(path)
     self._said: set[Network] = set()
 
-  def look(self, step: int, records: Iterable[Mapping[str, Any]]) -> None:
+  def look(self, step: int, records: Iterable[Record]) -> None:
     """Says which networks have diverged and had not before, by their losses."""
     for record in records:
       network = _network(record)
@@ -82,7 +83,7 @@ def say_weights(path: Path, network: Network, leaf: str, step: int) -> None:
   _say(network, os.fspath(path), what)
 
 
-def lost(logged: Sequence[Mapping[str, Any]]) -> dict[Network, bool]:
+def lost(logged: Sequence[Record]) -> dict[Network, bool]:
   """Whether a loss of each network was not finite at the last step logged.
 
   Args:
@@ -160,11 +161,11 @@ def name(network: Network) -> str:
   return ', '.join(parts) or 'the network'
 
 
-def _network(record: Mapping[str, Any]) -> Network:
+def _network(record: Record) -> Network:
   return record.get('alpha', record.get('start_alpha')), record.get('key')
 
 
-def _is_lost(record: Mapping[str, Any]) -> bool:
+def _is_lost(record: Record) -> bool:
   return not all(
     records_lib.is_finite(record[name]) for name in _LOSSES if name in record
   )

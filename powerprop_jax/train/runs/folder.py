@@ -14,7 +14,7 @@ A folder that holds anything else, or another configuration, is refused; nothing
 that was not written by the same run is ever replaced.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import datetime
 from importlib import metadata
 import os
@@ -29,7 +29,7 @@ import jax
 
 from powerprop_jax.core.trees import Tree
 from powerprop_jax.files import json_files
-from powerprop_jax.files.tables import Row
+from powerprop_jax.files.tables import Record, Row
 from powerprop_jax.train.runs import divergence
 from powerprop_jax.train.runs.contents import Contents
 from powerprop_jax.train.runs.errors import UserError
@@ -147,7 +147,7 @@ class RunFolder:
     """Reads a JSON file of this run."""
     return json_files.read_json(self.path / name)
 
-  def write_results(self, records: Sequence[Mapping[str, Any]]) -> pathlib.Path:
+  def write_results(self, records: Sequence[Record]) -> pathlib.Path:
     """Writes results.json, one flat record for each measured point."""
     flat = [json_files.to_json(record) for record in records]
     for record in flat:

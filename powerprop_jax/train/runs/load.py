@@ -22,7 +22,6 @@ from powerprop_jax.files.tables import Row
 from powerprop_jax.optim.powerprop import PowerState
 from powerprop_jax.optim.topology import SparseState
 from powerprop_jax.train import ensemble
-from powerprop_jax.train import state as state_lib
 from powerprop_jax.train.checkpoints import checkpoint
 from powerprop_jax.train.data import splits as data
 from powerprop_jax.train.data.sources import Arrays
@@ -247,22 +246,3 @@ def check_any_finite(path: str | pathlib.Path, found: Trained) -> None:
       divergence.refuse(path, network, leaf)
     if leaf is not None:
       divergence.say_weights(path, network, leaf, found.step)
-
-
-def initial_state(
-  net: hk.TransformedWithState, tx: Any, key: int, splits: data.Splits
-) -> TrainState:
-  """The state of a single network before its first step.
-
-  Args:
-    net: a network from nets.make.
-    tx: gradient transformation over φ.
-    key: seed of the initial weights.
-    splits: the data, for the shape of the images.
-
-  Raises:
-    UserError: if the key is out of range.
-    ValueError: if powerprop refuses the weights.
-  """
-  state_lib.check_key(key)
-  return state_lib.create(net, tx, jax.random.key(key), splits.example)

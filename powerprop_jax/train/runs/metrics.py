@@ -3,7 +3,7 @@
 metrics.jsonl is the record; the other two are for watching.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 import contextlib
 import datetime
 import importlib.util
@@ -15,7 +15,7 @@ import time
 from typing import IO, Any
 
 from powerprop_jax.files import json_files, whole
-from powerprop_jax.files.tables import Row
+from powerprop_jax.files.tables import Record, Row
 from powerprop_jax.train.runs.errors import UserError
 
 
@@ -49,7 +49,7 @@ class MetricsWriter:
     if lines != self._path.read_bytes():
       whole.write_bytes(self._path, lines)
 
-  def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+  def write(self, step: int, metrics: Record) -> None:
     """Appends what was measured after so many training steps."""
     self._file.write(_line({'step': step, **metrics}))
     self._file.flush()
@@ -92,7 +92,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[Row]:
   return records
 
 
-def _line(record: Mapping[str, Any]) -> str:
+def _line(record: Record) -> str:
   text = json.dumps(
     json_files.to_json(record), allow_nan=False, ensure_ascii=False
   )
@@ -146,7 +146,7 @@ class Progress:
       self._bar.start()
     return self
 
-  def update(self, done: int, metrics: Mapping[str, Any] | None = None) -> None:
+  def update(self, done: int, metrics: Record | None = None) -> None:
     """Reports progress.
 
     Args:
@@ -163,7 +163,7 @@ class Progress:
       self._print()
       self._reported = now
 
-  def _line(self, done: int, seconds: float, metrics: Mapping[str, Any]) -> str:
+  def _line(self, done: int, seconds: float, metrics: Record) -> str:
     description, total, unit, start = self._task
     parts = [f'{description}: {done:,}/{total:,} {unit}']
     if seconds > 0 and done > start:
@@ -228,7 +228,7 @@ class TensorBoardWriter:
     """Takes a tensorboardX.SummaryWriter, or None to write nothing."""
     self._summary = summary
 
-  def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+  def write(self, step: int, metrics: Record) -> None:
     """Writes the numbers of one measurement.
 
     Args:

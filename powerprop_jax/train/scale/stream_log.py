@@ -18,9 +18,8 @@ import math
 import os
 import sys
 import time
-from typing import Any
 
-from powerprop_jax.files.tables import Row
+from powerprop_jax.files.tables import Record, Row
 from powerprop_jax.train.runs import metrics
 
 # Metrics that guard.guarded adds.
@@ -118,7 +117,7 @@ class StreamLog:
     if self._began is not None:
       self._began += seconds
 
-  def write(self, step: int, record: Mapping[str, Any]) -> None:
+  def write(self, step: int, record: Record) -> None:
     """Writes any line, of names to numbers and strings."""
     if self._writer is None:
       return
@@ -141,7 +140,7 @@ class StreamLog:
       'num_written': self._num_written,
     }
 
-  def restore(self, metadata: Mapping[str, Any]) -> None:
+  def restore(self, metadata: Record) -> None:
     """Goes on where the log was that gave the metadata."""
     # JSON has no NaN.
     self._sums = {
