@@ -318,7 +318,7 @@ CASES = [
   ('prune of_0.1.0', 'version 0.1.0', '--resume'),
   ('report of_0.1.0', 'version 0.1.0', '--resume'),
   ('export of_another', 'a run of another', 'no networks of its own'),
-  ('report of_another', 'a run of another', '--resume: .* train'),
+  ('report of_another', 'a run of another', '--resume: '),
   ('report nowhere', 'nowhere holds no run', 'config.json'),
   ('report other', 'other holds no run', 'config.json'),
   ('report file', 'file holds no run', 'config.json'),
@@ -366,7 +366,7 @@ CASES = [
   # Data.
   ('train --data.name mnist --data.dir nowhere', '--data.dir'),
   ('train --data.name mnist --data.dir file', 'mnist is not prepared in file'),
-  ('train --data.name imagenet2012', 'experiments.imagenet_resnet50'),
+  ('train --data.name imagenet2012', 'train/images reads it in batches'),
   ('train --data imagenet2012', 'meant: .*--data.name'),
   ('train --data.name other', "unknown data set 'other'"),
   ('train --data.name .npz', 'no file .npz'),

@@ -15,7 +15,6 @@ from powerprop_jax.prune import one_shot
 from powerprop_jax.train.cli import main as cli
 from powerprop_jax.train.cli.main import TrainConfig
 from powerprop_jax.train.runs import load, metrics
-from powerprop_jax.train.runs.errors import UserError
 
 TINY = ['--loop.num-steps', '60', '--loop.eval-every', '30']
 
@@ -222,5 +221,5 @@ class FromJsonTest:
     'value', [[1], None, {'alpah': 2.0}, {'data': {'names': 'digits'}}]
   )
   def test_settings_of_something_else_are_refused(self, value):
-    with pytest.raises(UserError, match=r'cannot read .* as settings of'):
+    with pytest.raises(ValueError, match=r'cannot read .* as settings of'):
       json_files.from_json(TrainConfig, value)

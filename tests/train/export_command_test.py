@@ -58,9 +58,7 @@ def sweep(tmp_path_factory):
   path = tmp_path_factory.mktemp('export') / 'sweep'
   args = ['--alphas', '1', '2', '--keys', '0', '3', '--net', 'mlp', *TINY]
   args += ['--kept', '0.2', '--scopes', 'global', '--out', str(path)]
-  one_shot_pruning.main(
-    cli.command.parse(one_shot_pruning.PRESETS, args, prog='sweep')
-  )
+  assert programs.run(one_shot_pruning, *args) == 0
   return path
 
 
