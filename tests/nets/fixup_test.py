@@ -103,11 +103,6 @@ class FixUpTest(parameterized.TestCase):
       if leaf.name == 'w':
         np.testing.assert_array_equal(leaf.value, 0.5)
 
-  @parameterized.parameters(0, 5, 12, 20.5)
-  def test_impossible_depths_are_refused(self, depth):
-    with self.assertRaisesRegex(ValueError, rf'depth.*6n.*got {depth}'):
-      hk.transform(lambda: nets.FixUpResNet(10, depth)).init(None)
-
 
 class TransformScaleTest(parameterized.TestCase):
   @parameterized.parameters((16, 16), (16, 32), (64, 64))

@@ -28,6 +28,45 @@ class PoolTest(parameterized.TestCase):
     chex.assert_trees_all_close(layers.avg_pool(x), expected, atol=1e-6)
 
 
+def _transformed(module, kernel_size, stride, padding):
+  def forward(x):
+    return module(
+      5,
+      kernel_size,
+      stride=stride,
+      padding=padding,
+      w_init=layers.WEIGHT_INIT,
+      name='conv',
+    )(x)
+
+  return hk.without_apply_rng(hk.transform(forward))
+
+
+class Conv2DTest(parameterized.TestCase):
+  @parameterized.product(
+    size=((8, 8), (9, 7)),
+    kernel_size=(1, 3, 4),
+    stride=(1, 2, 3),
+    padding=('SAME', 'VALID'),
+  )
+  def test_agrees_with_haiku(self, size, kernel_size, stride, padding):
+    x = jax.random.normal(jax.random.key(0), (4, *size, 3))
+    ours, haikus = (
+      _transformed(module, kernel_size, stride, padding)
+      for module in (layers.Conv2D, hk.Conv2D)
+    )
+    theta = ours.init(jax.random.key(1), x)
+    chex.assert_trees_all_equal(theta, haikus.init(jax.random.key(1), x))
+
+    def value_and_grads(net):
+      loss = lambda theta, x: jnp.sum(jnp.sin(net.apply(theta, x)))
+      return jax.jit(jax.value_and_grad(loss, (0, 1)))(theta, x)
+
+    chex.assert_trees_all_close(
+      value_and_grads(ours), value_and_grads(haikus), rtol=1e-4, atol=1e-4
+    )
+
+
 class GroupsTest(parameterized.TestCase):
   @parameterized.parameters(1, 2, 4)
   def test_each_group_is_a_convolution_of_its_own(self, groups):

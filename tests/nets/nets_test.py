@@ -453,26 +453,23 @@ class ErrorTest(parameterized.TestCase):
     self.assertEqual(theta['body/logits']['w'].shape, (100, 3))
 
   @parameterized.parameters(
-    (dict(depth=34), 'depth must be 10, 18 or 50, got 34'),
-    (dict(stem='mnist'), "'imagenet' or 'cifar', got 'mnist'"),
+    (nets.ResNet, dict(depth=34), 'depth must be 10, 18 or 50, got 34'),
+    (nets.ResNet, dict(stem='mnist'), "'imagenet' or 'cifar', got 'mnist'"),
+    (nets.WideResNet, dict(depth=20, width=2), 'depth.*6n.*got 20'),
+    (nets.WideResNet, dict(depth=4, width=2), 'depth.*got 4'),
+    (nets.WideResNet, dict(depth=22, width=0), 'width.*got 0'),
+    (
+      *(nets.WideResNet, dict(depth=22, width=2, dropout=1.0)),
+      r'dropout.*\[0, 1\), got 1.0',
+    ),
+    (nets.VGG, dict(variant='e'), "'like', 'c' or 'd', got 'e'"),
+    (nets.FixUpResNet, dict(depth=5), 'depth.*6n.*got 5'),
+    (nets.FixUpResNet, dict(depth=12), 'depth.*6n.*got 12'),
+    (nets.FixUpResNet, dict(depth=20.5), 'depth.*6n.*got 20.5'),
   )
-  def test_unknown_resnets_are_refused(self, settings, message):
+  def test_impossible_networks_are_refused(self, module, settings, message):
     with self.assertRaisesRegex(ValueError, message):
-      hk.transform(lambda: nets.ResNet(10, **settings)).init(None)
-
-  @parameterized.parameters(
-    (dict(depth=20, width=2), 'depth.*6n.*got 20'),
-    (dict(depth=4, width=2), 'depth.*got 4'),
-    (dict(depth=22, width=0), 'width.*got 0'),
-    (dict(depth=22, width=2, dropout=1.0), r'dropout.*\[0, 1\), got 1.0'),
-  )
-  def test_impossible_wide_resnets_are_refused(self, settings, message):
-    with self.assertRaisesRegex(ValueError, message):
-      hk.transform(lambda: nets.WideResNet(10, **settings)).init(None)
-
-  def test_unknown_variant_of_vgg_is_refused(self):
-    with self.assertRaisesRegex(ValueError, "'like', 'c' or 'd', got 'e'"):
-      hk.transform(lambda: nets.VGG(10, 'e')).init(None)
+      hk.transform(lambda: module(10, **settings)).init(None)
 
   def test_vgg_c_says_how_small_an_image_can_be(self):
     theta, _ = shapes_of('vgg_c', (4, 4, 3))

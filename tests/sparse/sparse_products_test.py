@@ -213,6 +213,27 @@ class ConvolutionTest(parameterized.TestCase):
     _close(to_values, by_output(expected_w))
 
 
+class PlainConvolutionTest(parameterized.TestCase):
+  def test_gradients_can_be_differentiated_again(self):
+    x = jax.random.normal(jax.random.key(0), (2, 6, 6, 3))
+    w = jax.random.normal(jax.random.key(1), (3, 3, 3, 4))
+    pads = ((1, 1), (1, 1))
+
+    def norm_of_gradient(convolve):
+      loss = lambda w: jnp.sum(jnp.sin(convolve(w)))
+      return jax.grad(lambda w: jnp.sum(jax.grad(loss)(w) ** 2))(w)
+
+    plain = lambda w: jax.lax.conv_general_dilated(
+      x, w, (1, 1), pads, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+    )
+    chex.assert_trees_all_close(
+      norm_of_gradient(lambda w: plain_convolution.convolve(x, w, 1, pads)),
+      norm_of_gradient(plain),
+      rtol=1e-3,
+      atol=1e-3,
+    )
+
+
 class ChoiceTest(parameterized.TestCase):
   def test_a_measurement_is_made_once_and_kept(self):
     product = kernel_choice.Product(300, 200, 600, 32)
