@@ -268,7 +268,9 @@ def add_bias(module: Layer, y: jax.Array) -> jax.Array:
   return y + jnp.broadcast_to(b, y.shape)
 
 
-def usual_init(module: Layer, shape: Sequence[int]) -> Any:
+def usual_init(
+  module: Layer, shape: Sequence[int]
+) -> hk.initializers.Initializer:
   """The initialiser of the weight, which is Haiku's where there is none."""
   std = 1 / math.sqrt(math.prod(shape[:-1]))
   return module.w_init or hk.initializers.TruncatedNormal(std)
