@@ -147,27 +147,25 @@ class RunTest:
 
   def test_evaluation_alone_says_the_same(self, finished, capsys):
     before = {p: p.stat().st_mtime_ns for p in finished.rglob('*')}
-    assert run('--evaluate', finished, *ONE_DEVICE) == 0
-    printed = capsys.readouterr().out
-    record = result(finished)
-    assert _column(printed, 'loss') == pytest.approx(record['loss'], rel=2e-3)
-    assert _column(printed, 'step') == 8
-    assert {p: p.stat().st_mtime_ns for p in finished.rglob('*')} == before
-
-  def test_export_is_the_mean_under_its_masks(self, finished, capsys):
     path = finished / 'best.npz'
-    found = export.read(path)
-    zeros = jax.tree.map(
-      lambda t, m: bool((t[~m] == 0).all()), *map(_host, found[:2])
-    )
-    assert all(jax.tree.leaves(zeros))
-    assert setup.density(
-      setup.Weights(found.theta, found.masks, {})
-    ) == pytest.approx(result(finished)['density'])
-    assert run('--evaluate', path, *ONE_DEVICE) == 0
-    scores = found.about['scores']
-    printed = _column(capsys.readouterr().out, 'loss')
-    assert printed == pytest.approx(scores['loss'], rel=2e-3)
+    best = export.read(path)
+    for given, loss in (
+      (finished, result(finished)['loss']),
+      (path, best.about['scores']['loss']),
+    ):
+      assert run('--evaluate', given, *ONE_DEVICE) == 0
+      printed = capsys.readouterr().out
+      assert _column(printed, 'loss') == pytest.approx(loss, rel=2e-3)
+      assert _column(printed, 'step') == 8
+    assert {p: p.stat().st_mtime_ns for p in finished.rglob('*')} == before
+    # It is the mean under its masks.
+    theta, masks = map(_host, best[:2])
+    for zeros in jax.tree.leaves(
+      jax.tree.map(lambda t, m: t[~m], theta, masks)
+    ):
+      assert not zeros.any()
+    density = setup.density(setup.Weights(theta, masks, {}))
+    assert density == pytest.approx(result(finished)['density'])
 
 
 def _expected_density():
