@@ -149,21 +149,19 @@ class RunTest:
     before = {p: p.stat().st_mtime_ns for p in finished.rglob('*')}
     path = finished / 'best.npz'
     best = export.read(path)
-    for given, loss in (
-      (finished, result(finished)['loss']),
-      (path, best.about['scores']['loss']),
+    for given, step, loss in (
+      (finished, 8, result(finished)['loss']),
+      (path, best.about['step'], best.about['scores']['loss']),
     ):
       assert run('--evaluate', given, *ONE_DEVICE) == 0
       printed = capsys.readouterr().out
       assert _column(printed, 'loss') == pytest.approx(loss, rel=2e-3)
-      assert _column(printed, 'step') == 8
+      assert _column(printed, 'step') == step
     assert {p: p.stat().st_mtime_ns for p in finished.rglob('*')} == before
     # It is the mean under its masks.
     theta, masks = map(_host, best[:2])
-    for zeros in jax.tree.leaves(
-      jax.tree.map(lambda t, m: t[~m], theta, masks)
-    ):
-      assert not zeros.any()
+    left_out = jax.tree.map(lambda t, m: t[~m], theta, masks)
+    assert not any(x.any() for x in jax.tree.leaves(left_out))
     density = setup.density(setup.Weights(theta, masks, {}))
     assert density == pytest.approx(result(finished)['density'])
 
