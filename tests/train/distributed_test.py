@@ -134,6 +134,7 @@ class TwoProcessesTest:
   def test_other_settings_are_named_on_every_host(self, run_hosts):
     assert_disagree(run_hosts('--odd', '1'))
 
+  @pytest.mark.slow
   def test_hosts_learn_from_slurm_who_they_are(self, tmp_path):
     port = str(processes.free_port())
     with contextlib.ExitStack() as stack:
