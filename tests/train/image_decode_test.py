@@ -276,14 +276,14 @@ class RegionTest:
   def test_threads_decode_at_once_what_a_file_has(self, decoder):
     file = image_files.encode(image_files.smooth(8, 90, 70))
     whole_image = decode.decode(file)
-    assert regions.decode(file, 0, 0, 91, 70) is None
-    assert regions.decode(file, 0, 10, 90, 71) is None
+    assert regions.decode(file, (0, 0, 91, 70)) is None
+    assert regions.decode(file, (0, 10, 90, 71)) is None
 
     def agree(key):
       random = np.random.default_rng(key)
       for _ in range(300):
         top, left = random.integers(0, (60, 50)).tolist()
-        part = regions.decode(file, top, left, top + 25, left + 18)
+        part = regions.decode(file, (top, left, top + 25, left + 18))
         expected = whole_image[top : top + 25, left : left + 18]
         assert difference(part, expected) == 0
 
@@ -293,7 +293,7 @@ class RegionTest:
   def test_nothing_is_printed(self, decoder):
     program = (
       'from powerprop_jax.train.images import regions;'
-      'assert regions.decode(b"no image", 0, 0, 1, 1) is None;'
+      'assert regions.decode(b"no image", (0, 0, 1, 1)) is None;'
       'import sys; print("visible", file=sys.stderr)'
     )
     with processes.started('-c', program) as process:

@@ -148,7 +148,7 @@ def decode_crop(
     room = min(crop.height, crop.width) // size
     reduction = next((r for r in _REDUCTIONS if r <= room), 1)
     if decoder == 'nvimgcodec' and reduction == 1:
-      part = regions.decode(data, *_box(crop, 1))
+      part = regions.decode(data, _box(crop, 1))
       if part is not None:
         _resize_opencv(part, crop.is_mirrored, out)
         return out

@@ -28,12 +28,11 @@ def is_available() -> bool:
   return True
 
 
-def decode(
-  data: bytes, top: int, left: int, bottom: int, right: int
-) -> np.ndarray | None:
+def decode(data: bytes, box: tuple[int, int, int, int]) -> np.ndarray | None:
   """A rectangle of a JPEG file, whose rotation, if noted, is ignored.
 
-  Damage below the rectangle is not noticed.
+  The box is (top, left, bottom, right), the last two behind the rectangle.
+  Damage below it is not noticed.
 
   Returns:
     uint8 [bottom - top, right - left, 3], red, green and blue; None if this
@@ -46,7 +45,7 @@ def decode(
     if stream.num_channels > 3:
       # Others turn black and cyan into red by another rule.
       return None
-    region = codec.module.Region(top, left, bottom, right)
+    region = codec.module.Region(*box)
     part = stream.get_sub_code_stream(region=region)
   except RuntimeError:  # no header that it can read
     return None
