@@ -10,6 +10,7 @@ import functools
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
+import jax.numpy as jnp
 
 T = TypeVar('T')
 
@@ -136,6 +137,12 @@ def map_selected(
     return value
 
   return map_named(visit, tree, *rest)
+
+
+def all_finite(tree: Tree) -> jax.Array:
+  """Whether every number of a tree is finite, a boolean scalar."""
+  finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
+  return functools.reduce(jnp.logical_and, finite, jnp.asarray(True))
 
 
 def find_states(opt_state: OptState, *kinds: type[T]) -> list[T]:

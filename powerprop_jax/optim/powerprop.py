@@ -31,7 +31,6 @@ from powerprop_jax.optim import topology
 
 Form = Literal['recommended', 'naive']
 _FORMS = ('recommended', 'naive')
-_TRACER = jax.core.Tracer
 
 
 class PowerState(NamedTuple):
@@ -87,9 +86,6 @@ def powerprop(
   Note:
     Zero is a critical point for α > 1: ψ′(0) = 0, so a leaf that starts at
     zero would never move. `init` refuses it when it can see the values.
-    sparsify shows φ with zeros outside its masks and ignores steps there. So
-    that ψ′ can be taken at φ itself, it gives `update` both: masked_from =
-    (params, phi). XLA would write down a masked φ that has two uses.
 
   Example:
     >>> tx = powerprop(optax.sgd(0.1), alpha=2.)
@@ -130,10 +126,8 @@ def powerprop(
     updates: Updates,
     state: PowerState,
     params: Params = None,
-    *,
-    masked_from: tuple[Any, Any] | None = None,
     **extra_args: Any,
-  ) -> tuple[Any, PowerState]:
+  ) -> tuple[Updates, PowerState]:
     if params is None:
       raise ValueError(
         'powerprop needs the latent parameters: call '
@@ -151,35 +145,27 @@ def powerprop(
       updates, inner_state = inner.update(
         grads, state.inner_state, theta, **extra_args
       )
-      updates = _times_slope(updates, _unmasked(phi, masked_from), state)
+      updates = _times_slope(updates, phi, state)
     return updates, state._replace(inner_state=inner_state)
 
   return optax.GradientTransformationExtraArgs(init, update)
 
 
-def to_theta(phi: Params, state: PowerState) -> Params:
-  """ψ on the selected leaves of phi, with α from the state.
+def find_power_state(opt_state: OptState) -> PowerState | None:
+  """The first state of powerprop within an optimiser state, if there is one."""
+  return next(iter(trees.find_states(opt_state, PowerState)), None)
 
-  Args:
-    phi: latent parameters.
-    state: the state of powerprop.
 
-  Returns:
-    Effective parameters; leaves that are not selected are the same arrays.
+def to_theta(phi: Params, state: PowerState | None) -> Params:
+  """ψ on the selected leaves of φ, with α from the state; φ itself without one.
+
+  Leaves that are not selected are the same arrays.
   """
   return _map_power(reparam.psi, phi, state)
 
 
-def to_phi(theta: Params, state: PowerState) -> Params:
-  """ψ⁻¹ on the selected leaves of theta, with α from the state.
-
-  Args:
-    theta: effective parameters.
-    state: the state of powerprop.
-
-  Returns:
-    Latent parameters; leaves that are not selected are the same arrays.
-  """
+def to_phi(theta: Params, state: PowerState | None) -> Params:
+  """ψ⁻¹ on the selected leaves of θ: undoes to_theta."""
   return _map_power(reparam.psi_inverse, theta, state)
 
 
@@ -227,18 +213,6 @@ def alpha_lookup(alpha: Any) -> Callable[[str], Any]:
   return lambda path: value(by_path[path])
 
 
-def _unmasked(phi: Params, masked_from: tuple[Any, Any] | None) -> Any:
-  """φ with the leaves of masked_from[1] where it has those of masked_from[0].
-
-  The same arrays, not equal ones: what lies between may have changed them.
-  """
-  if masked_from is None:
-    return phi
-  masked, whole = map(jax.tree.leaves, masked_from)
-  known = {id(m): w for m, w in zip(masked, whole, strict=True)}
-  return jax.tree.map(lambda p: known.get(id(p), p), phi)
-
-
 def _times_slope(updates: Updates, phi: Params, state: PowerState) -> Tree:
   """Multiplies updates by ψ′(φ) on the selected leaves, in float32."""
   alpha_of = alpha_lookup(state.alpha)
@@ -253,11 +227,15 @@ def _times_slope(updates: Updates, phi: Params, state: PowerState) -> Tree:
   return trees.map_named(visit, phi, updates)
 
 
-def _map_power(fn: Callable[..., Any], tree: Tree, state: PowerState) -> Tree:
-  alpha_of = alpha_lookup(state.alpha)
+def _map_power(
+  fn: Callable[..., jax.Array], tree: Params, state: PowerState | None
+) -> Params:
+  if state is None:
+    return tree
+  select, alpha_of = state.select.value, alpha_lookup(state.alpha)
 
-  def visit(module_name: str, name: str, value: Any) -> Any:
-    if not state.select.value(module_name, name, value):
+  def visit(module_name: str, name: str, value: jax.Array) -> jax.Array:
+    if not select(module_name, name, value):
       return value
     return fn(value, alpha_of(trees.join_name(module_name, name)))
 
@@ -349,15 +327,11 @@ def _known_above_one(
 ) -> list[tuple[trees.NamedLeaf, float]]:
   """Selected leaves with α > 1, where both can be looked at."""
   alpha_of = alpha_lookup(state.alpha)
-  selected = [
-    (leaf, alpha_of(leaf.path))
-    for leaf in trees.named_leaves(phi)
-    if state.select.value(*leaf) and isinstance(leaf.value, jax.Array)
-  ]
-  return [
-    (leaf, float(alpha))
-    for leaf, alpha in selected
-    if not isinstance(leaf.value, _TRACER)
-    and not isinstance(alpha, _TRACER)
-    and alpha > 1
-  ]
+  is_known = lambda x: not isinstance(x, jax.core.Tracer)
+  found = []
+  for leaf in trees.named_leaves(phi):
+    if state.select.value(*leaf) and isinstance(leaf.value, jax.Array):
+      alpha = alpha_of(leaf.path)
+      if is_known(leaf.value) and is_known(alpha) and alpha > 1:
+        found.append((leaf, float(alpha)))
+  return found

@@ -12,31 +12,28 @@ import optax
 
 from powerprop_jax.core import trees
 from powerprop_jax.core.masks import Masks
-from powerprop_jax.core.trees import OptState, Params, Static, Tree, Updates
+from powerprop_jax.core.trees import Params, Static, Tree, Updates
 from powerprop_jax.optim import powerprop
 from powerprop_jax.optim.powerprop import PowerState
 from powerprop_jax.optim.topology import Regrow, Topology
 
 
 def resolve(
-  regrow: Regrow | None, topology: Topology, inner_state: OptState
+  regrow: Regrow | None, topology: Topology, power: PowerState | None
 ) -> Regrow:
   """What regrow=None means here; refuses 'zero' where weights would be dead.
 
   Args:
-    regrow: what the user asked for.
-    topology: the topology, which may prescribe a value.
-    inner_state: state of the optimiser inside sparsify.
-
-  Returns:
-    The rule to follow.
+    regrow: as the user gave it.
+    topology: which may prescribe a rule.
+    power: the state of powerprop within the optimiser, if there is one.
 
   Raises:
     ValueError: if regrow is 'zero', and α is not certainly 1.
   """
   if topology.regrow is not None:
     return topology.regrow
-  is_powered = not _is_certainly_one(inner_state)
+  is_powered = power is not None and not _is_certainly_one(power.alpha)
   if regrow is None:
     return 'keep' if is_powered else 'zero'
   if regrow == 'zero' and is_powered:
@@ -48,17 +45,11 @@ def resolve(
   return regrow
 
 
-def _is_certainly_one(inner_state: OptState) -> bool:
+def _is_certainly_one(alpha: Tree) -> bool:
   """Whether θ = φ, as far as can be seen without looking at arrays."""
-  powers = trees.find_states(inner_state, PowerState)
-  alphas = [
-    alpha
-    for state in powers
-    for alpha in jax.tree.leaves(
-      state.alpha, is_leaf=lambda node: isinstance(node, Static)
-    )
-  ]
-  return all(isinstance(a, Static) and a.value == 1 for a in alphas)
+  is_static = lambda node: isinstance(node, Static)
+  leaves = jax.tree.leaves(alpha, is_leaf=is_static)
+  return all(is_static(a) and a.value == 1 for a in leaves)
 
 
 def scales(theta: Params) -> Any:

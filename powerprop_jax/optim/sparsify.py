@@ -4,12 +4,11 @@
 
 Rewiring comes first and looks at the weights as the network saw them. It is a
 loop of at most one turn, not a condition: a loop keeps its buffers in place
-where a condition copies them, and under vmap it runs only if some lane needs
+where a condition copies them, and under vmap it runs only if some network needs
 it, where a batched condition would run at every step.
 """
 
 import dataclasses
-import functools
 from typing import Any, NamedTuple, get_args
 
 import jax
@@ -117,7 +116,7 @@ def sparsify(
   if topology.regrow is not None and regrow not in (None, topology.regrow):
     raise ValueError(
       f'this topology prescribes regrow={topology.regrow!r}, got {regrow!r}. '
-      'Leave regrow away.'
+      'Leave regrow out.'
     )
   inner = optax.with_extra_args_support(inner)
   return Parts(inner, topology, regrow, key).transformation()
@@ -133,30 +132,28 @@ def parts(tx: optax.GradientTransformation) -> 'Parts | None':
   return made if isinstance(made, Parts) else None
 
 
-class Given(NamedTuple):
-  """What the optimiser inside is given.
+class Network(NamedTuple):
+  """What is trained in a step, as a rewiring leaves it.
 
   Attributes:
-    grads: ∂L/∂(θ⊙M), dense.
-    start: φ, with new connections at their first values.
-    inner_state: the state of the optimiser.
+    masks: the connections that exist.
+    memory: what the topology remembers.
+    inner_state: the state of the optimiser inside.
+    phi: latent parameters, with new connections at their first values.
+    least: by leaf, the size at which weights start that would be dead at zero;
+      0 where there was no rewiring.
   """
 
-  grads: Updates
-  start: Params
+  masks: Masks
+  memory: Tree
   inner_state: OptState
+  phi: Params
+  least: dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Parts:
-  """What sparsify is made of; its arguments, and the two functions.
-
-  Attributes:
-    inner: the optimiser inside.
-    topology: which connections exist.
-    regrow: as it was given.
-    key: as it was given.
-  """
+  """What sparsify is made of: its arguments, and what it does with them."""
 
   inner: optax.GradientTransformationExtraArgs
   topology: Topology
@@ -168,14 +165,15 @@ class Parts:
     return optax.GradientTransformationExtraArgs(self.init, self.update)
 
   def init(self, params: Params) -> SparseState:
-    """The state of the start; see sparsify."""
+    """The state at the start."""
     inner, topology, phi = self.inner, self.topology, params
     inner_state = inner.init(phi)
     _check_outermost(inner_state)
     if topology.rewire is not None:
       slots.check_known(inner, inner_state)
-    theta = _to_theta(phi, inner_state)
-    mode = regrow_lib.resolve(self.regrow, topology, inner_state)
+    power = powerprop_lib.find_power_state(inner_state)
+    theta = powerprop_lib.to_theta(phi, power)
+    mode = regrow_lib.resolve(self.regrow, topology, power)
     masks, memory = topology.init(_to_key(_key_data(self.key)), theta)
     trained = topology.trainable(masks, memory)
     frozen.warn_of_frozen(inner, topology, inner_state, phi, masks, memory)
@@ -198,131 +196,125 @@ class Parts:
     params: Params = None,
     **extra_args: Any,
   ) -> tuple[Updates, SparseState]:
-    """The step on φ and the next state; see sparsify."""
+    """The step on φ, and the state after it."""
     if params is None:
       raise ValueError(
         'sparsify needs the latent parameters: call update(grads, state, phi) '
         'with grads taken at effective_params(phi, state).'
       )
     topology, grads, phi = self.topology, updates, params
+    power = powerprop_lib.find_power_state(state.inner_state)
     if self.regrow is not None:  # α may have been raised since
-      regrow_lib.resolve(self.regrow, topology, state.inner_state)
+      regrow_lib.resolve(self.regrow, topology, power)
     memory = topology.observe(state.memory, grads)
-    masks, inner_state, start = state.masks, state.inner_state, phi
+    net = Network(state.masks, memory, state.inner_state, phi, {})
     due = jnp.asarray(False)
-    least: dict[str, jax.Array] = {}
     if topology.rewire is not None and jax.tree.leaves(phi):
       due = topology.when(state.step)
-      masks, memory, inner_state, start, least = _rewire_if(
-        due, self.inner, topology, state, memory, grads, phi
-      )
-    trained = topology.trainable(masks, memory)
-    given = Given(grads, start, inner_state)
-    delta, new_inner_state = self.propose(
-      given, masks, memory, trained, **extra_args
-    )
+      net = self._rewire_if(due, net, state, power, grads)
+    trained = topology.trainable(net.masks, net.memory)
+    delta, inner_state = self.propose(grads, net, trained, power, **extra_args)
     if topology.replaces_step:
-      delta, new_inner_state = jax.tree.map(
+      delta, inner_state = jax.tree.map(
         lambda old, new: jnp.where(due, old, new),
-        (jax.tree.map(jnp.zeros_like, delta), inner_state),
-        (delta, new_inner_state),
+        (jax.tree.map(jnp.zeros_like, delta), net.inner_state),
+        (delta, inner_state),
       )
-    if least:
-      delta = regrow_lib.revived(delta, phi, grads, least)
-    delta = _confined(delta, trained, phi, start, state.pins)
+    if net.least:
+      delta = regrow_lib.revived(delta, phi, grads, net.least)
+    delta = _confined(delta, trained, phi, net.phi, state.pins)
     return delta, state._replace(
       step=optax.safe_increment(state.step),
-      masks=masks,
-      memory=memory,
-      inner_state=new_inner_state,
+      masks=net.masks,
+      memory=net.memory,
+      inner_state=inner_state,
     )
 
   def propose(
     self,
-    given: Given,
-    masks: Masks,
-    memory: Tree,
+    grads: Updates,
+    net: Network,
     trained: Masks,
+    power: PowerState | None,
     **extra_args: Any,
   ) -> tuple[Updates, OptState]:
-    """What inner does with what is trained; a pure function."""
-    grads, start, inner_state = given
+    """What inner says, shown what is trained: its step and its new state."""
     if self.topology.penalise is not None:
-      theta = _to_theta(start, inner_state)
-      grads = self.topology.penalise(grads, theta, masks, memory)
-    shown = _masked(start, trained)
-    if _power_state(inner_state) is not None:
-      extra_args = {**extra_args, 'masked_from': (shown, start)}
+      theta = powerprop_lib.to_theta(net.phi, power)
+      grads = self.topology.penalise(grads, theta, net.masks, net.memory)
     return self.inner.update(
-      _masked(grads, trained), inner_state, shown, **extra_args
+      _masked(grads, trained),
+      net.inner_state,
+      _masked(net.phi, trained),
+      **extra_args,
     )
 
+  def _rewire_if(
+    self,
+    due: jax.Array,
+    net: Network,
+    state: SparseState,
+    power: PowerState | None,
+    grads: Updates,
+  ) -> Network:
+    """The network after a rewiring, or as it is."""
+    topology, mode, phi = self.topology, state.regrow.value, net.phi
+    # φ travels along only where new connections are given a value.
+    assigns = mode in ('redraw', 'smallest')
+    powers = {}
+    if not assigns and topology.regrow != 'zero':
+      powers = regrow_lib.powers_above_one(phi, power)
+    outer = (phi, grads, state.key, state.step, state.initial_scale)
 
-def _rewire_if(
-  due: jax.Array,
-  inner: optax.GradientTransformation,
-  topology: Topology,
-  state: SparseState,
-  memory: Tree,
-  grads: Updates,
-  phi: Params,
-) -> tuple[Masks, Any, Any, Any, dict[str, jax.Array]]:
-  """Masks, memory, slots and φ after a rewiring, or as they are.
-
-  Last, by leaf, the size at which weights start that would be dead at zero; 0
-  where there was no rewiring.
-  """
-  mode: Regrow = state.regrow.value
-  # φ travels along only where new connections are given a value.
-  assigns = mode in ('redraw', 'smallest')
-  powers = {}
-  if not assigns and topology.regrow != 'zero':
-    powers = regrow_lib.powers_above_one(phi, _power_state(state.inner_state))
-  outer = (phi, grads, state.key, state.step, state.initial_scale)
-
-  def body(carry: Tree) -> Any:
-    # XLA moves what a loop computes from its surroundings out of the loop, even
-    # out of one that takes no turn: random numbers at every step.
-    carry, (phi, grads, key, step, scale) = jax.lax.optimization_barrier(
-      (carry, outer)
-    )
-    _, masks, memory, inner_state, assigned, _ = carry
-    theta = _to_theta(phi, inner_state)
-    keys = jax.random.split(jax.random.fold_in(_to_key(key), step))
-    before = topology.trainable(masks, memory)
-    masks, memory = _rewire(
-      topology, Rewiring(keys[0], step, masks, memory, theta, grads)
-    )
-    after = topology.trainable(masks, memory)
-    changed = jax.tree.map(jnp.not_equal, before, after)
-    if assigns:
-      values = regrow_lib.values(
-        mode, keys[1], theta, grads, scale, before, after
+    def body(carry: tuple[jax.Array, Network]) -> tuple[jax.Array, Network]:
+      # XLA moves what a loop computes from its surroundings out of the loop,
+      # even out of one that takes no turn: random numbers at every step.
+      carry, (phi, grads, key, step, scale) = jax.lax.optimization_barrier(
+        (carry, outer)
       )
-      values = _to_phi(values, inner_state)
-      reborn = masks_lib.difference(after, before)
-      assigned = jax.tree.map(jnp.where, reborn, values, assigned)
-    least = regrow_lib.least_above_zero(phi, before, after, powers)
-    fresh = inner.init(_masked(assigned if assigns else phi, after))
-    inner_state = slots.renewed(inner, inner_state, fresh, changed)
-    return jnp.zeros_like(due), masks, memory, inner_state, assigned, least
+      due, old = carry
+      theta = powerprop_lib.to_theta(phi, power)
+      keys = jax.random.split(jax.random.fold_in(_to_key(key), step))
+      before = topology.trainable(old.masks, old.memory)
+      masks, memory = _rewire(
+        topology, Rewiring(keys[0], step, old.masks, old.memory, theta, grads)
+      )
+      after = topology.trainable(masks, memory)
+      changed = jax.tree.map(jnp.not_equal, before, after)
+      new_phi = phi
+      if assigns:
+        values = regrow_lib.values(
+          mode, keys[1], theta, grads, scale, before, after
+        )
+        new_phi = jax.tree.map(
+          jnp.where,
+          masks_lib.difference(after, before),
+          powerprop_lib.to_phi(values, power),
+          old.phi,
+        )
+      fresh = self.inner.init(_masked(new_phi, after))
+      return jnp.zeros_like(due), Network(
+        masks,
+        memory,
+        slots.renewed(self.inner, old.inner_state, fresh, changed),
+        new_phi if assigns else (),
+        regrow_lib.least_above_zero(phi, before, after, powers),
+      )
 
-  assigned = phi if assigns else ()
-  least = {path: jnp.zeros([], jnp.float32) for path in powers}
-  _, masks, memory, inner_state, assigned, least = jax.lax.while_loop(
-    lambda carry: carry[0],
-    body,
-    (due, state.masks, memory, state.inner_state, assigned, least),
-  )
-  return masks, memory, inner_state, assigned if assigns else phi, least
+    carried = net._replace(
+      phi=phi if assigns else (),
+      least={path: jnp.zeros([], jnp.float32) for path in powers},
+    )
+    _, new = jax.lax.while_loop(lambda carry: carry[0], body, (due, carried))
+    return new if assigns else new._replace(phi=phi)
 
 
-def _rewire(topology: Topology, rewiring: Rewiring) -> tuple[Masks, Any]:
+def _rewire(topology: Topology, rewiring: Rewiring) -> tuple[Masks, Tree]:
   """New masks and memory; the old ones if what they rest on is not finite."""
   assert topology.rewire is not None
   theta, grads = rewiring.theta, rewiring.grads
-  sound = _all_finite((theta, grads) if topology.needs_grads else theta)
-  kept: tuple[Masks, Any] = jax.tree.map(
+  sound = trees.all_finite((theta, grads) if topology.needs_grads else theta)
+  kept: tuple[Masks, Tree] = jax.tree.map(
     lambda new, old: jnp.where(sound, new, old),
     tuple(topology.rewire(rewiring)),
     (rewiring.masks, rewiring.memory),
@@ -331,15 +323,17 @@ def _rewire(topology: Topology, rewiring: Rewiring) -> tuple[Masks, Any]:
 
 
 def _confined(
-  delta: Any, trained: Masks, phi: Params, start: Any, pins: bool
-) -> Any:
+  delta: Updates, trained: Masks, phi: Params, start: Params, pins: bool
+) -> Updates:
   """The step on φ: assignments, and nothing where nothing is trained.
 
   Outside `trained` latent weights are held at zero: -φ takes them there
   exactly. With regrow='keep' they stand still.
   """
 
-  def confine(d: Any, m: Any, p: Tree, s: Any) -> Any:
+  def confine(
+    d: jax.Array, m: jax.Array, p: jax.Array, s: jax.Array
+  ) -> jax.Array:
     # Half-precision gradients give half-precision steps, too coarse for -φ.
     d = d if d.dtype.itemsize > p.dtype.itemsize else d.astype(p.dtype)
     outside = (-p).astype(d.dtype) if pins else jnp.zeros_like(d)
@@ -349,7 +343,7 @@ def _confined(
   return jax.tree.map(confine, delta, trained, phi, start)
 
 
-def _masked(tree: Tree, masks: Masks) -> Any:
+def _masked(tree: Tree, masks: Masks) -> Tree:
   return jax.tree.map(
     lambda x, m: jnp.where(m, x, jnp.zeros_like(x)), tree, masks
   )
@@ -357,20 +351,6 @@ def _masked(tree: Tree, masks: Masks) -> Any:
 
 def _full_if_empty(masks: Masks) -> Masks:
   return jax.tree.map(lambda m: m | ~jnp.any(m), masks)
-
-
-def _to_theta(phi: Params, inner_state: OptState) -> Params:
-  power = _power_state(inner_state)
-  return phi if power is None else powerprop_lib.to_theta(phi, power)
-
-
-def _to_phi(theta: Params, inner_state: OptState) -> Params:
-  power = _power_state(inner_state)
-  return theta if power is None else powerprop_lib.to_phi(theta, power)
-
-
-def _power_state(inner_state: OptState) -> PowerState | None:
-  return next(iter(trees.find_states(inner_state, PowerState)), None)
 
 
 def _check_outermost(inner_state: OptState) -> None:
@@ -395,8 +375,3 @@ def _key_data(key: int | jax.Array) -> jax.Array:
 
 def _to_key(data: jax.Array) -> jax.Array:
   return jax.random.wrap_key_data(data, impl=_KEY_KIND)
-
-
-def _all_finite(tree: Tree) -> jax.Array:
-  finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
-  return functools.reduce(jnp.logical_and, finite, jnp.asarray(True))

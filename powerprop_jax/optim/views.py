@@ -115,7 +115,7 @@ def effective_params(
   """
   sparse = nesting.find_sparse_state(opt_state)
   power = nesting.find_power_state(opt_state)
-  theta = phi if power is None else powerprop_lib.to_theta(phi, power)
+  theta = powerprop_lib.to_theta(phi, power)
   if sparse is None or (pinned and sparse.pins and nesting.is_exact(opt_state)):
     return theta
   return masks_lib.apply_masks(theta, sparse.masks)
@@ -223,7 +223,7 @@ def latent_params(theta: Params, opt_state: OptState) -> Params:
     Array([[ 2. , -0.5]], dtype=float32)
   """
   power = nesting.find_power_state(opt_state)
-  return theta if power is None else powerprop_lib.to_phi(theta, power)
+  return powerprop_lib.to_phi(theta, power)
 
 
 def with_alpha(

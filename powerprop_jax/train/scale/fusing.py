@@ -133,11 +133,15 @@ class _Sparse(sparsify.Parts):
   """sparsify, with what is inside it written twice."""
 
   def propose(
-    self, given: sparsify.Given, *connections: Any, **extra_args: Any
+    self,
+    grads: Updates,
+    net: sparsify.Network,
+    *given: Any,
+    **extra_args: Any,
   ) -> tuple[Updates, OptState]:
-    updates, _ = super().propose(given, *connections, **extra_args)
-    given = jax.lax.optimization_barrier(given)
-    return updates, super().propose(given, *connections, **extra_args)[1]
+    updates, _ = super().propose(grads, net, *given, **extra_args)
+    grads, net = jax.lax.optimization_barrier((grads, net))
+    return updates, super().propose(grads, net, *given, **extra_args)[1]
 
 
 def _fields(parts: sparsify.Parts) -> dict[str, Any]:
