@@ -39,10 +39,6 @@ def decay_theta(
 
   Args:
     rate: strength, at least 0.
-    select: which leaves decay.
-
-  Returns:
-    A gradient transformation without state.
 
   Raises:
     ValueError: if rate is negative or not finite; from `init`, if nothing is
@@ -93,10 +89,6 @@ def decay_phi(
     learning_rate: the learning rate of the optimiser beside it, a number or an
       Optax schedule; with plain SGD the two make gradient descent on the loss
       plus (rate/2) Σφ².
-    select: which leaves decay.
-
-  Returns:
-    A gradient transformation that counts its steps.
 
   Raises:
     ValueError: if rate is negative or not finite; from `init`, if nothing is

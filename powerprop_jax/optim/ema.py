@@ -38,13 +38,6 @@ def with_ema(
   (10 + t)): at first it forgets fast, so that it is not biased towards the
   start. It goes around everything, sparsify and powerprop included.
 
-  Args:
-    inner: gradient transformation over φ.
-    decay: in [0, 1).
-
-  Returns:
-    The transformation; average reads the mean from its state.
-
   Raises:
     ValueError: if decay is out of range; from update, without params.
 
@@ -92,13 +85,6 @@ def with_ema(
 
 def average(phi: Params, opt_state: OptState) -> Tree:
   """The mean of θ, zero where no connection is; θ itself without with_ema.
-
-  Args:
-    phi: latent parameters.
-    opt_state: the optimiser state that goes with them.
-
-  Returns:
-    Effective parameters, same structure, shapes and dtypes.
 
   Example:
     >>> phi = {'w': jnp.ones(1)}

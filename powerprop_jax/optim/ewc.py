@@ -45,9 +45,6 @@ def ewc(strength: float) -> optax.GradientTransformationExtraArgs:
       means, λ = 1 weighs an earlier task like the present one. A step size
       above 2/(λ A) for the largest A diverges.
 
-  Returns:
-    A gradient transformation with an EwcState.
-
   Raises:
     ValueError: if strength is negative or not finite.
 
@@ -96,13 +93,8 @@ def consolidated(opt_state: OptState, importance: Tree, theta: Params) -> Any:
   """The optimiser state with the penalty of one more task.
 
   Args:
-    opt_state: an optimiser state with ewc somewhere inside.
     importance: F of the task, a tree like theta, at least 0; see fisher. What
       the next tasks may change freely, such as a head, has zeros.
-    theta: θ*, the weights after the task.
-
-  Returns:
-    The new optimiser state.
 
   Raises:
     ValueError: if there is not exactly one ewc in the state.
@@ -128,12 +120,6 @@ def consolidated(opt_state: OptState, importance: Tree, theta: Params) -> Any:
 def penalty(opt_state: OptState) -> EwcState:
   """The penalty that an optimiser state holds.
 
-  Args:
-    opt_state: an optimiser state with ewc somewhere inside.
-
-  Returns:
-    Its importance and centre.
-
   Raises:
     ValueError: if there is not exactly one ewc in the state.
   """
@@ -148,13 +134,6 @@ def penalty(opt_state: OptState) -> EwcState:
 
 def with_penalty(opt_state: OptState, new: EwcState) -> Any:
   """The optimiser state with another penalty, e.g. a fresh one for a new task.
-
-  Args:
-    opt_state: an optimiser state with ewc somewhere inside.
-    new: the penalty to put in.
-
-  Returns:
-    The new optimiser state.
 
   Raises:
     ValueError: if there is not exactly one ewc in the state.
@@ -179,13 +158,8 @@ def fisher(
   Args:
     logits_fn: (theta, images) -> logits [N, classes]; must not normalise by
       batch, since each example's gradient is squared by itself.
-    theta: the weights.
     images: [N, …], what the expectation is over.
-    key: seed of the labels.
     batch_size: gradients held at a time; a divisor of N.
-
-  Returns:
-    Means over the images, a tree like theta.
 
   Raises:
     ValueError: if batch_size does not divide the number of images.

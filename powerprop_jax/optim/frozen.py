@@ -29,16 +29,7 @@ def warn_of_frozen(
   masks: Masks,
   memory: Tree,
 ) -> None:
-  """Warns of leaves that inner never moves, but that the topology masks.
-
-  Args:
-    inner: the optimiser inside sparsify.
-    topology: which connections exist.
-    inner_state: its state.
-    phi: latent parameters.
-    masks: the connections of the start.
-    memory: what the topology remembers.
-  """
+  """Warns of leaves that inner never moves, but that the topology masks."""
   is_partial = trees.find_states(inner_state, *_PARTIAL)
   if not (is_partial and jax.tree.leaves(phi)):
     return

@@ -39,12 +39,6 @@ _EXACT = (
 def find_sparse_state(opt_state: OptState) -> SparseState | None:
   """The state of sparsify within an optimiser state, if there is one.
 
-  Args:
-    opt_state: any optimiser state.
-
-  Returns:
-    The SparseState, or None.
-
   Raises:
     ValueError: if there are several, or one stands where its masks or its
       assignments would not reach the weights as they are.
@@ -64,12 +58,6 @@ def find_sparse_state(opt_state: OptState) -> SparseState | None:
 
 def find_power_state(opt_state: OptState) -> PowerState | None:
   """The state of powerprop within an optimiser state, if there is one.
-
-  Args:
-    opt_state: any optimiser state.
-
-  Returns:
-    The PowerState, or None.
 
   Raises:
     ValueError: if there are several, or one stands where it would see only some
@@ -95,9 +83,6 @@ def find_power_state(opt_state: OptState) -> PowerState | None:
 def is_exact(opt_state: OptState) -> bool:
   """Whether all that is around sparsify is known to hand on what it assigns.
 
-  Args:
-    opt_state: any optimiser state that find_sparse_state accepts.
-
   Returns:
     False for wrappers that are not known, and for the states of
     optax.named_chain, which forget their order.
@@ -121,9 +106,6 @@ def check_chains(opt_state: OptState) -> None:
   Args:
     opt_state: as tx.init returns it, with the order of the chain. JAX sorts the
       names whenever it takes a tree apart.
-
-  Raises:
-    ValueError: naming what follows.
   """
   for node in _around_sparsify(opt_state):
     if isinstance(node, dict):

@@ -72,11 +72,7 @@ def powerprop(
       each selected leaf under its name. A Python number is compiled into the
       program, which is fastest for multiples of 1/4; an array is kept in the
       state, where it may change or be batched without compiling again.
-    select: which leaves are reparameterised, by (module name, name, value).
     form: 'recommended', or 'naive' to compare with.
-
-  Returns:
-    A gradient transformation over φ with a PowerState.
 
   Raises:
     ValueError: if alpha is not in [1, 64], or form is unknown; from
@@ -172,9 +168,6 @@ def to_phi(theta: Params, state: PowerState | None) -> Params:
 def stored_alpha(alpha: Any) -> Any:
   """α as the state keeps it: Python numbers as Static, the rest as float32.
 
-  Args:
-    alpha: a scalar or a tree of scalars.
-
   Returns:
     The same tree with Static and float32 leaves.
 
@@ -195,9 +188,6 @@ def stored_alpha(alpha: Any) -> Any:
 
 def alpha_lookup(alpha: Any) -> Callable[[str], Any]:
   """From a leaf's path to its α, a number or an array.
-
-  Args:
-    alpha: the power as a PowerState holds it.
 
   Returns:
     A function of 'module_name/name'; the same α for all if there is only one.
@@ -292,11 +282,6 @@ def warn_of_zeros(
   phi: Params, state: PowerState | None, masks: Masks | None
 ) -> None:
   """Warns of weights that could never train: at exactly zero under α > 1.
-
-  Args:
-    phi: latent parameters of the start.
-    state: the state of powerprop, if there is one.
-    masks: the connections that exist; None are all.
 
   Warns:
     UserWarning: with the numbers, for leaves where they are more than one in a

@@ -72,15 +72,9 @@ def values(
 
   Args:
     regrow: 'redraw' or 'smallest'.
-    key: PRNG key.
-    theta: effective parameters, dense.
-    grads: their dense gradients.
     scale: as from scales; only for 'redraw'.
     before: weights that were trained until now.
     after: weights that will be trained.
-
-  Returns:
-    A tree like theta.
   """
   if regrow == 'redraw':
     noise = optax.tree.random_like(key, theta, jax.random.normal)
@@ -110,10 +104,6 @@ def _descending(size: jax.Array, grads: jax.Array, dtype: Any) -> jax.Array:
 def powers_above_one(phi: Params, power: PowerState | None) -> dict[str, Any]:
   """The α of each leaf where zero may be a critical point.
 
-  Args:
-    phi: latent parameters.
-    power: the state of powerprop, if there is one.
-
   Returns:
     {'module/name': α}, of the leaves that powerprop selects, without those
     whose α is certainly 1.
@@ -136,9 +126,6 @@ def least_above_zero(
   """The size at which a connection starts that would be dead at φ = 0.
 
   Args:
-    phi: latent parameters.
-    before: weights that were trained until now.
-    after: weights that will be trained.
     powers: as from powers_above_one.
 
   Returns:
@@ -171,12 +158,7 @@ def revived(
 
   Args:
     delta: the step; 0 where φ = 0 and α > 1.
-    phi: latent parameters.
-    grads: dense gradients in θ.
     least: as from least_above_zero, or 0 to leave the leaf as it is.
-
-  Returns:
-    A step on φ.
   """
 
   def visit(module_name: str, name: str, p: Tree, d: Any, g: Any) -> Any:

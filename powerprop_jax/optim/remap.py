@@ -23,9 +23,6 @@ Hold = Literal['theta', 'phi']
 def known_values(alpha: Any) -> dict[str, float]:
   """The powers that are not traced, by the paths of their leaves.
 
-  Args:
-    alpha: a scalar or a tree of scalars, as numbers, arrays or Static.
-
   Returns:
     Python numbers; the path of a scalar is ''.
 
@@ -50,15 +47,7 @@ def check_hold(hold: str) -> None:
 
 
 def check_form(power: PowerState, hold: Hold) -> None:
-  """Refuses to move φ under slots that live in φ-space.
-
-  Args:
-    power: the state of powerprop.
-    hold: what is to stay when α changes.
-
-  Raises:
-    ValueError: in the naive form, if θ is to be held.
-  """
+  """Refuses to move φ under slots that live in φ-space."""
   if power.form.value == 'naive' and hold == 'theta':
     raise ValueError(
       "form='naive' keeps the optimiser's slots in φ-space, where they are "
@@ -74,14 +63,6 @@ def remap(phi: Params, old: PowerState, new: PowerState) -> Any:
   Zeros stay zero, and leaves that are not selected are the same arrays. Nothing
   moves where the two powers are equal; elsewhere the relative error of θ is
   below 2 eps (max(α, α′) + 1 + |log2 |θ||), the rounding of φ and of ψ itself.
-
-  Args:
-    phi: latent parameters.
-    old: a state of powerprop with the power of phi.
-    new: the same with the power to go to.
-
-  Returns:
-    φ′, same structure, shapes and dtypes.
 
   Example:
     >>> old = PowerState(Static(1.), None, Static(lambda *leaf: True))

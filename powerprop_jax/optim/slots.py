@@ -20,10 +20,6 @@ def check_known(
 ) -> None:
   """Refuses an optimiser whose slots cannot be told apart by weight.
 
-  Args:
-    inner: an optimiser.
-    inner_state: its state.
-
   Raises:
     ValueError: if optax.tree.map_params cannot find them, which needs an init
       that accepts a tree without leaves.
@@ -50,15 +46,6 @@ def renewed(
 
   The two may differ in static fields, such as an α that was changed, but not in
   their arrays; so it goes through these in order.
-
-  Args:
-    inner: the optimiser.
-    inner_state: its state.
-    fresh: what its init gives.
-    changed: masks like the parameters.
-
-  Returns:
-    A state like inner_state.
   """
 
   def choose(slots: Tree, changed: Masks) -> Any:

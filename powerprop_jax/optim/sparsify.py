@@ -77,10 +77,6 @@ def sparsify(
       is a critical point. An α that is an array counts as α > 1. A weight that
       would start at φ = 0 under α > 1 all the same, because it never had
       another value or α was raised, starts as with 'smallest'.
-    key: seed of everything random, an int or a PRNG key.
-
-  Returns:
-    A gradient transformation over φ with a SparseState.
 
   Raises:
     ValueError: if regrow is unknown or the topology prescribes another; from

@@ -119,12 +119,6 @@ class SparseState(NamedTuple):
 def find_sparse_state(opt_state: OptState) -> SparseState | None:
   """The state of sparsify within an optimiser state, if there is one.
 
-  Args:
-    opt_state: any optimiser state.
-
-  Returns:
-    The outermost SparseState, or None.
-
   Raises:
     ValueError: if there are several side by side, or one within another.
   """

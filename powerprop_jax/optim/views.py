@@ -97,15 +97,10 @@ def effective_params(
   """What the network should see: θ = ψ(φ)⊙M, α and M read from the state.
 
   Args:
-    phi: latent parameters.
-    opt_state: the optimiser state that goes with them.
     pinned: promises that phi is just as init and the updates left it, and that
       nothing of one's own around sparsify changes its updates. sparsify
       then mostly holds what has no connection at zero already, and one pass
       over the weights is saved. Not for averages of φ over steps.
-
-  Returns:
-    Effective parameters, same structure, shapes and dtypes.
 
   Example:
     >>> tx = optax.chain(powerprop_lib.powerprop(optax.sgd(0.1), alpha=2.))
@@ -123,10 +118,6 @@ def effective_params(
 
 def current_masks(phi: Params, opt_state: OptState) -> Masks:
   """The connections that exist: the masks of sparsify, read from the state.
-
-  Args:
-    phi: latent parameters.
-    opt_state: the optimiser state that goes with them.
 
   Returns:
     Masks with the structure and shapes of phi; all True without a sparsify. The
@@ -149,13 +140,6 @@ def with_masks(opt_state: OptState, masks: Masks) -> Tree:
   stays as it is, so this is for those without one: given masks, random masks,
   gradual pruning, SET and RigL. A connection that is added starts at zero where
   sparsify held it there, which under α > 1 is dead, and refused.
-
-  Args:
-    opt_state: an optimiser state with a sparsify somewhere inside.
-    masks: booleans with the structure and shapes of the masks it holds.
-
-  Returns:
-    The new optimiser state, with copies of the masks.
 
   Raises:
     ValueError: if there is no sparsify in the state, structures or shapes
@@ -209,13 +193,6 @@ def _check_none_added(old: Masks, new: Masks, powers: dict[str, Any]) -> None:
 def latent_params(theta: Params, opt_state: OptState) -> Params:
   """The φ that the state's ψ maps to theta, e.g. to load or rewind weights.
 
-  Args:
-    theta: effective parameters.
-    opt_state: the optimiser state they will be trained with.
-
-  Returns:
-    Latent parameters, same structure, shapes and dtypes.
-
   Example:
     >>> tx = powerprop_lib.powerprop(optax.sgd(0.1), alpha=2.)
     >>> theta = {'linear': {'w': jnp.array([[4., -0.25]])}}
@@ -239,16 +216,11 @@ def with_alpha(
   connections that it grows from then on start as with regrow='smallest'.
 
   Args:
-    phi: latent parameters.
-    opt_state: their optimiser state, with powerprop somewhere inside.
     alpha: the new power, in [1, 64]; a scalar or a tree as the old one. Where
       the old one is an array, nothing is compiled again; where it was given as
       a Python number, the new one must be a number too and a jitted step
       compiles again.
     hold: what stays as it is, 'theta' or 'phi'.
-
-  Returns:
-    (phi, opt_state) for the new power.
 
   Raises:
     ValueError: if there is no powerprop in the state, or hold is unknown; if
@@ -285,12 +257,6 @@ def with_alpha(
 
 def is_alpha_static(opt_state: OptState) -> bool:
   """Whether α is part of the program: a Python number, or no powerprop at all.
-
-  Args:
-    opt_state: an optimiser state.
-
-  Returns:
-    False if any leaf has an α that is an array.
 
   Example:
     >>> tx = powerprop_lib.powerprop(optax.sgd(0.1), alpha=jnp.float32(2))

@@ -68,8 +68,6 @@ def make_step(
   """One step of training: step(state, images, labels) -> (state, metrics).
 
   Args:
-    net: a network from nets.make.
-    tx: gradient transformation over φ, e.g. powerprop(optax.sgd(0.1), 2.).
     prepare: turns images into what the network sees, e.g. data.normalise(…).
     augment: (key, images) -> images, before that; None leaves them alone.
     label_smoothing: share of each label that is spread over all classes alike,
@@ -122,12 +120,6 @@ def make_advance(
   """Many steps in one dispatch: advance(state, arrays, indices).
 
   Same numbers as make_step called again and again.
-
-  Args:
-    net: a network from nets.make.
-    tx: gradient transformation over φ.
-    prepare: as for make_step.
-    augment: as for make_step.
 
   Returns:
     A function to jit with its first argument donated. indices is
