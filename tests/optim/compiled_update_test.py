@@ -6,7 +6,6 @@ import pathlib
 import subprocess
 import sys
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -50,27 +49,6 @@ def test_neither_roots_nor_masked_weights_are_written_down(alpha, is_masked):
   plain = room(optimiser())
   assert BYTES <= plain < 1.1 * BYTES
   assert room(tx) < plain + 0.1 * BYTES
-
-
-def test_the_slope_is_taken_where_a_wrapper_says():
-  """One inside that shows powerprop other weights is believed."""
-  inner = powerprop.powerprop(optax.sgd(0.1), 2.0)
-
-  def update(updates, state, params=None, **extra_args):
-    moved = jax.tree.map(lambda p: 2 * p, params)
-    return inner.update(updates, state, moved, **extra_args)
-
-  wrapped = optax.GradientTransformationExtraArgs(inner.init, update)
-  masks = jax.tree.map(lambda p: p > 0, PHI)
-  found = []
-  for tx in (inner, wrapped):
-    tx = sparsify.sparsify(tx, fixed.given(masks))
-    updates, _ = tx.update(PHI, tx.init(PHI), PHI)
-    inside = jax.tree.map(lambda u, m: jnp.where(m, u, 0), updates, masks)
-    found.append(inside)
-  chex.assert_trees_all_close(
-    found[1], jax.tree.map(lambda u: 2 * u, found[0]), rtol=1e-6
-  )
 
 
 def rooms():

@@ -357,6 +357,22 @@ class RefusalsTest(parameterized.TestCase):
     donate(states[1])
     self.assertFalse(keys[1].is_deleted())
 
+  def test_rewirings_at_two_steps_draw_anew_and_at_one_step_the_same(self):
+    tx = aliases.sparse_evolution(
+      optax.sgd(0.1), 0.5, start=0, stop=1000, period=5
+    )
+    phi, opt_state = views.init(tx, _theta())
+
+    def grown_at(step):
+      state = opt_state._replace(step=jnp.int32(step))
+      _, new = tx.update(_grads(0), state, phi)
+      return masks.difference(new.masks, state.masks)['a']['w']
+
+    first, later = grown_at(0), grown_at(5)
+    # Not a part of each other either, as they would be of one random order.
+    self.assertTrue((first & ~later).any() and (later & ~first).any())
+    np.testing.assert_array_equal(first, grown_at(0))
+
   def test_the_state_is_found_inside_wrappers(self):
     tx = optax.apply_if_finite(optax.MultiSteps(_rigl(optax.sgd(0.1)), 2), 3)
     found = find_sparse_state(tx.init(_theta()))
