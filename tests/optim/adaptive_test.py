@@ -298,35 +298,31 @@ class RefusalsTest(parameterized.TestCase):
     kwargs = {'period': 1} | kwargs
     return pp.adaptive_alpha(inner, pp.near_zero_controller(), **kwargs)
 
-  @parameterized.parameters(0, -3)
-  def test_period(self, period):
-    with self.assertRaisesRegex(ValueError, f'period must.*got {period}'):
-      self._make(alphas.power(), period=period)
+  @parameterized.parameters(
+    ({'period': 0}, 'period must.*got 0'),
+    ({'period': -3}, 'period must.*got -3'),
+    ({'warm_up': -1}, 'warm_up must be .* got -1'),
+    ({'hold': 'both'}, "'theta' or 'phi', got 'both'"),
+  )
+  def test_settings(self, settings, message):
+    with self.assertRaisesRegex(ValueError, message):
+      self._make(alphas.power(), **settings)
 
-  def test_warm_up(self):
-    with self.assertRaisesRegex(ValueError, 'warm_up must be .* got -1'):
-      self._make(alphas.power(), warm_up=-1)
-
-  def test_hold(self):
-    with self.assertRaisesRegex(ValueError, "'theta' or 'phi', got 'both'"):
-      self._make(alphas.power(), hold='both')
-
-  def test_an_alpha_that_is_compiled_in(self):
-    tree = {'m': {'w': jnp.float32(2)}, 'n': {'w': 2.0}}
-    for alpha in (2.0, tree):
-      tx = self._make(pp.powerprop(optax.sgd(0.1), alpha))
-      with self.assertRaisesRegex(ValueError, r'compiled in.*jnp\.float32'):
-        pp.init(tx, alphas.weights())
-
-  def test_an_alpha_that_would_stay(self):
-    with self.assertRaisesRegex(ValueError, r'must start in \(1, 4\], got 1'):
-      pp.init(self._make(alphas.power(1.0)), alphas.weights())
-
-  def test_not_one_powerprop(self):
-    twice = optax.chain(alphas.power(), alphas.power())
-    for inner, found in ((optax.sgd(0.1), 0), (twice, 2)):
-      with self.assertRaisesRegex(ValueError, f'one powerprop.*found {found}'):
-        pp.init(self._make(inner), alphas.weights())
+  @parameterized.parameters(
+    (pp.powerprop(optax.sgd(0.1), 2.0), r'compiled in.*jnp\.float32'),
+    (
+      pp.powerprop(
+        optax.sgd(0.1), {'m': {'w': jnp.float32(2)}, 'n': {'w': 2.0}}
+      ),
+      r'compiled in.*jnp\.float32',
+    ),
+    (alphas.power(1.0), r'must start in \(1, 4\], got 1'),
+    (optax.sgd(0.1), 'one powerprop.*found 0'),
+    (optax.chain(alphas.power(), alphas.power()), 'one powerprop.*found 2'),
+  )
+  def test_what_is_inside(self, inner, message):
+    with self.assertRaisesRegex(ValueError, message):
+      pp.init(self._make(inner), alphas.weights())
 
   def test_the_naive_form_unless_phi_is_held(self):
     naive = lambda: alphas.power(form='naive')

@@ -228,32 +228,22 @@ class PerLeafTest(parameterized.TestCase):
 
 
 class RefusalsTest(parameterized.TestCase):
-  @parameterized.parameters(0.0, -0.1, np.inf, np.nan)
-  def test_epsilon(self, epsilon):
-    with self.assertRaisesRegex(ValueError, 'epsilon must be positive'):
-      alpha_lib.near_zero_controller(epsilon)
+  @parameterized.parameters(
+    ('epsilon', (0.0, -0.1, np.inf, np.nan), 'epsilon must be positive'),
+    ('growth', (1.0, 0.5, -2.0, np.inf, np.nan), 'growth must be finite and m'),
+    ('increment', (-0.1, np.inf, np.nan), 'increment must be finite and'),
+    ('alpha_max', (1.0, 0.0, np.nan), 'alpha_max must be more than 1'),
+    ('alpha_max', (65.0, 1000.0, np.inf), 'alpha_max must be at most 64, go'),
+  )
+  def test_settings(self, name, values, message):
+    for value in values:
+      with self.assertRaisesRegex(ValueError, message):
+        alpha_lib.near_zero_controller(**{name: value})
+      if name in ('growth', 'increment'):
+        with self.assertRaisesRegex(ValueError, message):
+          alpha_lib.next_alpha(0.5, 2.0, _first(), **{name: value})
 
-  @parameterized.parameters(1.0, 0.5, -2.0, np.inf, np.nan)
-  def test_growth(self, growth):
-    with self.assertRaisesRegex(ValueError, 'growth must be finite and more'):
-      alpha_lib.near_zero_controller(growth=growth)
-    with self.assertRaisesRegex(ValueError, 'growth must be finite and more'):
-      alpha_lib.next_alpha(0.5, 2.0, _first(), growth=growth)
-
-  @parameterized.parameters(-0.1, np.inf, np.nan)
-  def test_increment(self, increment):
-    with self.assertRaisesRegex(ValueError, 'increment must be finite and'):
-      alpha_lib.near_zero_controller(increment=increment)
-
-  @parameterized.parameters(1.0, 0.0, np.nan)
-  def test_a_cap_that_leaves_no_room(self, alpha_max):
-    with self.assertRaisesRegex(ValueError, 'alpha_max must be more than 1'):
-      alpha_lib.near_zero_controller(alpha_max=alpha_max)
-
-  @parameterized.parameters(65.0, 1000.0, np.inf)
-  def test_a_cap_that_float32_cannot_invert(self, alpha_max):
-    with self.assertRaisesRegex(ValueError, 'alpha_max must be at most 64, go'):
-      alpha_lib.near_zero_controller(alpha_max=alpha_max)
+  def test_the_largest_cap_is_accepted(self):
     alpha_lib.near_zero_controller(alpha_max=reparam.MAX_ALPHA)
 
   @parameterized.parameters(1.0, 0.5)
