@@ -20,6 +20,8 @@ Tree: TypeAlias = Any
 Params: TypeAlias = Any
 Updates: TypeAlias = Any
 OptState: TypeAlias = Any
+# α: a number or an array of one, or a tree of these with one for each leaf.
+Alpha: TypeAlias = Any
 
 # Which leaves: called with (module_name, name, value).
 Select = Callable[[str, str, jax.Array], bool]

@@ -14,7 +14,14 @@ import optax
 
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import trees
-from powerprop_jax.core.trees import OptState, Params, Static, Tree, Updates
+from powerprop_jax.core.trees import (
+  Alpha,
+  OptState,
+  Params,
+  Static,
+  Tree,
+  Updates,
+)
 from powerprop_jax.optim import powerprop as powerprop_lib
 from powerprop_jax.optim import remap
 from powerprop_jax.optim import topology as topology_lib
@@ -120,7 +127,7 @@ def adaptive_alpha(
     state: AdaptiveAlphaState,
     params: Params = None,
     **extra_args: Any,
-  ) -> tuple[Any, AdaptiveAlphaState]:
+  ) -> tuple[Updates, AdaptiveAlphaState]:
     if params is None:
       raise ValueError(
         'adaptive_alpha needs the latent parameters: call '
@@ -154,7 +161,7 @@ def _control_if(
   updates: Updates,
   inner_state: OptState,
   controller_state: Tree,
-) -> tuple[Any, Any, Any]:
+) -> tuple[Updates, Alpha, Tree]:
   """The step, α and the controller's state after a look at θ, or as they are.
 
   A loop of at most one turn, not a condition, for the reasons that sparsify
@@ -172,7 +179,7 @@ def _control_if(
   )
   outer = (phi, None if sparse is None else sparse.masks)
 
-  def body(carry: Tree) -> Any:
+  def body(carry: Tree) -> Tree:
     # Or XLA computes at every step what the loop needs of its surroundings.
     carry, (phi, masks) = jax.lax.optimization_barrier((carry, outer))
     due, updates, alpha, controller_state = carry

@@ -8,7 +8,7 @@ what one says between steps.
 
 from collections.abc import Callable
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from powerprop_jax.core import reparam, trees
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.masks import Masks
-from powerprop_jax.core.trees import Params, Select
+from powerprop_jax.core.trees import Alpha, Params, Select, Tree
 from powerprop_jax.optim import remap
 
 
@@ -34,8 +34,8 @@ class AlphaState(NamedTuple):
     Array(-inf, dtype=float32)
   """
 
-  previous: Any
-  is_growing: Any
+  previous: Tree
+  is_growing: Tree
 
 
 class AlphaController(NamedTuple):
@@ -55,8 +55,8 @@ class AlphaController(NamedTuple):
     >>> rising = AlphaController(init=lambda alpha: (), update=up)
   """
 
-  init: Callable[[Any], Any]
-  update: Callable[[Any, Masks, Any, Any], tuple[Any, Any]]
+  init: Callable[[Alpha], Tree]
+  update: Callable[[Params, Masks, Alpha, Tree], tuple[Alpha, Tree]]
 
 
 def near_zero_controller(
@@ -126,7 +126,7 @@ def near_zero_controller(
   _check_rule(growth, increment, alpha_max)
   reparam.check_invertible(float(alpha_max), 'alpha_max')
 
-  def init(alpha: Any) -> AlphaState:
+  def init(alpha: Alpha) -> AlphaState:
     _check_kind(alpha, per_leaf)
     _check_start(alpha, alpha_max)
     return AlphaState(
@@ -135,9 +135,11 @@ def near_zero_controller(
     )
 
   def update(
-    theta: Params, masks: Masks, alpha: Any, state: AlphaState
-  ) -> tuple[Any, AlphaState]:
-    def step(reading: Any, alpha: Any, state: AlphaState) -> Any:
+    theta: Params, masks: Masks, alpha: Alpha, state: AlphaState
+  ) -> tuple[Alpha, AlphaState]:
+    def step(
+      reading: jax.Array, alpha: jax.Array, state: AlphaState
+    ) -> tuple[jax.Array, AlphaState]:
       return next_alpha(
         reading,
         alpha,
@@ -157,8 +159,8 @@ def near_zero_controller(
 
 
 def next_alpha(
-  reading: Any,
-  alpha: Any,
+  reading: jax.Array | float,
+  alpha: jax.Array | float,
   state: AlphaState,
   *,
   growth: float = 1.5,
@@ -236,11 +238,11 @@ def _share(part: jax.Array, whole: jax.Array) -> jax.Array:
 
 
 def _step_by_leaf(
-  step: Callable[..., Any],
+  step: Callable[..., tuple[jax.Array, AlphaState]],
   counts: dict[str, tuple[jax.Array, jax.Array]],
-  alpha: Any,
+  alpha: Alpha,
   state: AlphaState,
-) -> tuple[Any, AlphaState]:
+) -> tuple[Alpha, AlphaState]:
   leaves = list(trees.named_leaves(alpha))
   if not any(leaf.path in counts for leaf in leaves):
     raise ValueError(
@@ -279,7 +281,7 @@ def _check_rule(growth: float, increment: float, alpha_max: float) -> None:
     raise ValueError(f'alpha_max must be more than 1, got {alpha_max}.')
 
 
-def _check_kind(alpha: Any, per_leaf: bool) -> None:
+def _check_kind(alpha: Alpha, per_leaf: bool) -> None:
   """Refuses one α for many controllers, and many for one."""
   is_scalar = jax.tree_util.all_leaves([alpha])
   if per_leaf and is_scalar:
@@ -295,7 +297,7 @@ def _check_kind(alpha: Any, per_leaf: bool) -> None:
     )
 
 
-def _check_start(alpha: Any, alpha_max: float) -> None:
+def _check_start(alpha: Alpha, alpha_max: float) -> None:
   for path, value in remap.known_values(alpha).items():
     if not 1 < value <= alpha_max:
       why = 'growth multiplies alpha - 1, so that 1 would stay 1 forever.'

@@ -15,7 +15,7 @@ import optax
 
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core import trees
-from powerprop_jax.core.trees import Params, Select, Tree, Updates
+from powerprop_jax.core.trees import Params, Select, Updates
 
 
 class DecayPhiState(NamedTuple):
@@ -63,7 +63,7 @@ def decay_theta(
     state: optax.EmptyState,
     params: Params = None,
     **extra_args: Any,
-  ) -> tuple[Any, optax.EmptyState]:
+  ) -> tuple[Updates, optax.EmptyState]:
     del extra_args
     _require_params(params, 'decay_theta')
     decay = lambda g, theta: g + (rate * theta).astype(g.dtype)
@@ -113,7 +113,7 @@ def decay_phi(
     state: DecayPhiState,
     params: Params = None,
     **extra_args: Any,
-  ) -> tuple[Any, DecayPhiState]:
+  ) -> tuple[Updates, DecayPhiState]:
     del extra_args
     _require_params(params, 'decay_phi')
     if callable(learning_rate):
@@ -140,9 +140,11 @@ def _require_params(params: Params, name: str) -> None:
 
 
 def _update_selected(
-  fn: Callable[..., Any], select: Select, updates: Updates, params: Params
-) -> Tree:
-  def visit(module_name: str, name: str, p: Tree, u: Any) -> Any:
+  fn: Callable[..., jax.Array], select: Select, updates: Updates, params: Params
+) -> Updates:
+  def visit(
+    module_name: str, name: str, p: jax.Array, u: jax.Array
+  ) -> jax.Array:
     return fn(u, p) if select(module_name, name, p) else u
 
   return trees.map_named(visit, params, updates)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from powerprop_jax.core import trees
-from powerprop_jax.core.trees import OptState, Params, Tree, Updates
+from powerprop_jax.core.trees import OptState, Params, Updates
 from powerprop_jax.optim import views
 
 
@@ -25,7 +25,7 @@ class EmaState(NamedTuple):
   """
 
   step: jax.Array
-  average: Any
+  average: Params
   inner_state: OptState
 
 
@@ -62,7 +62,7 @@ def with_ema(
 
   def update(
     updates: Updates, state: EmaState, params: Params = None, **extra_args: Any
-  ) -> tuple[Any, EmaState]:
+  ) -> tuple[Updates, EmaState]:
     if params is None:
       raise ValueError(
         'with_ema needs the parameters: call update(grads, state, params).'
@@ -83,7 +83,7 @@ def with_ema(
   return optax.GradientTransformationExtraArgs(init, update)
 
 
-def average(phi: Params, opt_state: OptState) -> Tree:
+def average(phi: Params, opt_state: OptState) -> Params:
   """The mean of θ, zero where no connection is; θ itself without with_ema.
 
   Example:

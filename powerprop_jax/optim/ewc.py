@@ -30,7 +30,7 @@ class EwcState(NamedTuple):
   """
 
   importance: Tree
-  centre: Any
+  centre: Params
 
 
 def ewc(strength: float) -> optax.GradientTransformationExtraArgs:
@@ -74,7 +74,7 @@ def ewc(strength: float) -> optax.GradientTransformationExtraArgs:
 
   def update(
     updates: Updates, state: EwcState, params: Params = None, **extra_args: Any
-  ) -> tuple[Any, EwcState]:
+  ) -> tuple[Updates, EwcState]:
     del extra_args
     if params is None:
       raise ValueError(
@@ -89,7 +89,9 @@ def ewc(strength: float) -> optax.GradientTransformationExtraArgs:
   return optax.GradientTransformationExtraArgs(init, update)
 
 
-def consolidated(opt_state: OptState, importance: Tree, theta: Params) -> Any:
+def consolidated(
+  opt_state: OptState, importance: Tree, theta: Params
+) -> OptState:
   """The optimiser state with the penalty of one more task.
 
   Args:
@@ -132,7 +134,7 @@ def penalty(opt_state: OptState) -> EwcState:
   return found[0]
 
 
-def with_penalty(opt_state: OptState, new: EwcState) -> Any:
+def with_penalty(opt_state: OptState, new: EwcState) -> OptState:
   """The optimiser state with another penalty, e.g. a fresh one for a new task.
 
   Raises:
@@ -143,13 +145,13 @@ def with_penalty(opt_state: OptState, new: EwcState) -> Any:
 
 
 def fisher(
-  logits_fn: Callable[[Any, jax.Array], jax.Array],
+  logits_fn: Callable[[Params, jax.Array], jax.Array],
   theta: Params,
   images: jax.Array,
   key: jax.Array,
   *,
   batch_size: int = 10,
-) -> Any:
+) -> Tree:
   """Diagonal of the Fisher information of a classifier.
 
   F = E_x E_{y∼p(y|x,θ)} (∂ log p(y|x,θ)/∂θ)², entry by entry. One
@@ -189,7 +191,9 @@ def fisher(
 
     return jax.tree.map(jnp.square, jax.grad(log_likelihood)(theta))
 
-  def add_batch(total: Tree, batch: tuple[jax.Array, jax.Array]) -> Any:
+  def add_batch(
+    total: Tree, batch: tuple[jax.Array, jax.Array]
+  ) -> tuple[Tree, None]:
     squares = jax.vmap(squared_gradient)(*batch)
     return jax.tree.map(lambda t, s: t + jnp.sum(s, 0), total, squares), None
 

@@ -5,7 +5,6 @@ gradient, and masked if its mask is drawn or rewired.
 """
 
 from collections.abc import Callable
-from typing import Any
 import warnings
 
 import jax
@@ -66,7 +65,7 @@ def warn_of_frozen(
     )
 
 
-def _outputs_that_depend(fn: Callable[[Any], Any], given: Any) -> list[bool]:
+def _outputs_that_depend(fn: Callable[[Tree], Tree], given: Tree) -> list[bool]:
   """For each leaf that fn returns, whether anything in it comes of `given`."""
   jaxpr = jax.make_jaxpr(fn)(given).jaxpr
   reached = set(map(id, jaxpr.invars))

@@ -7,8 +7,6 @@ assignment travels as an update, which is exact only if nothing changes it on
 its way to φ. Most of what is wrong about an order would train all the same.
 """
 
-from typing import Any
-
 import jax
 import optax
 
@@ -95,7 +93,7 @@ def is_exact(opt_state: OptState) -> bool:
   )
 
 
-def _is_chain(node: Any) -> bool:
+def _is_chain(node: OptState) -> bool:
   """Whether it can be of optax.chain: with an array in it, it is not."""
   return type(node) is tuple and all(isinstance(link, tuple) for link in node)
 
@@ -112,7 +110,7 @@ def check_chains(opt_state: OptState) -> None:
       _check_last(tuple(node.values()), opt_state)
 
 
-def _around_sparsify(node: Any) -> list[Any]:
+def _around_sparsify(node: OptState) -> list[OptState]:
   """The states around that of sparsify, from the outermost inwards."""
   if isinstance(node, SparseState) or not trees.find_states(node, SparseState):
     return []
@@ -139,12 +137,12 @@ def _check_around_sparsify(opt_state: OptState) -> None:
       )
 
 
-def _after_sparsify(links: tuple[Any, ...]) -> tuple[Any, ...]:
+def _after_sparsify(links: tuple[OptState, ...]) -> tuple[OptState, ...]:
   is_sparse = [bool(trees.find_states(link, SparseState)) for link in links]
   return links[is_sparse.index(True) + 1 :]
 
 
-def _check_last(links: tuple[Any, ...], opt_state: OptState) -> None:
+def _check_last(links: tuple[OptState, ...], opt_state: OptState) -> None:
   """Refuses a chain in which something follows sparsify."""
   # An array is no state of a link, but part of that of something else.
   after = [link for link in _after_sparsify(links) if isinstance(link, tuple)]

@@ -20,11 +20,11 @@ from powerprop_jax.core import powers, reparam, trees
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.trees import (
+  Alpha,
   OptState,
   Params,
   Select,
   Static,
-  Tree,
   Updates,
 )
 from powerprop_jax.optim import topology
@@ -44,7 +44,7 @@ class PowerState(NamedTuple):
       or in φ-space ('naive'), Static.
   """
 
-  alpha: Any
+  alpha: Alpha
   inner_state: OptState
   select: Static
   form: Static = Static('recommended')
@@ -52,7 +52,7 @@ class PowerState(NamedTuple):
 
 def powerprop(
   inner: optax.GradientTransformation,
-  alpha: Any,
+  alpha: Alpha,
   select: Select = select_lib.is_weight,
   *,
   form: Form = 'recommended',
@@ -165,7 +165,7 @@ def to_phi(theta: Params, state: PowerState | None) -> Params:
   return _map_power(reparam.psi_inverse, theta, state)
 
 
-def stored_alpha(alpha: Any) -> Any:
+def stored_alpha(alpha: Alpha) -> Alpha:
   """α as the state keeps it: Python numbers as Static, the rest as float32.
 
   Returns:
@@ -176,7 +176,7 @@ def stored_alpha(alpha: Any) -> Any:
       larger than reparam.MAX_ALPHA.
   """
 
-  def store(leaf: Any) -> Any:
+  def store(leaf: jax.Array | float) -> Static | jax.Array:
     reparam.check_alpha(leaf)
     reparam.check_invertible(leaf)
     if powers.is_number(leaf):
@@ -186,7 +186,7 @@ def stored_alpha(alpha: Any) -> Any:
   return jax.tree.map(store, alpha)
 
 
-def alpha_lookup(alpha: Any) -> Callable[[str], Any]:
+def alpha_lookup(alpha: Alpha) -> Callable[[str], Alpha]:
   """From a leaf's path to its α, a number or an array.
 
   Returns:
@@ -203,11 +203,13 @@ def alpha_lookup(alpha: Any) -> Callable[[str], Any]:
   return lambda path: value(by_path[path])
 
 
-def _times_slope(updates: Updates, phi: Params, state: PowerState) -> Tree:
+def _times_slope(updates: Updates, phi: Params, state: PowerState) -> Updates:
   """Multiplies updates by ψ′(φ) on the selected leaves, in float32."""
   alpha_of = alpha_lookup(state.alpha)
 
-  def visit(module_name: str, name: str, p: Tree, u: Any) -> Any:
+  def visit(
+    module_name: str, name: str, p: jax.Array, u: jax.Array
+  ) -> jax.Array:
     if not state.select.value(module_name, name, p):
       return u
     alpha = alpha_of(trees.join_name(module_name, name))
@@ -232,7 +234,7 @@ def _map_power(
   return trees.map_named(visit, tree)
 
 
-def _alpha_by_path(alpha: Any) -> dict[str, Any] | None:
+def _alpha_by_path(alpha: Alpha) -> dict[str, Alpha] | None:
   """A tree of powers by the paths of its leaves; None for a scalar."""
   is_static_node = lambda node: isinstance(node, Static)
   if is_static_node(alpha) or jax.tree_util.all_leaves([alpha]):

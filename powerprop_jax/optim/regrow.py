@@ -4,15 +4,13 @@ Without powerprop zero will do: the gradient moves it. Under α > 1 zero is a
 critical point, ψ′(0) = 0, and a weight that starts there never moves.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
 
 from powerprop_jax.core import trees
 from powerprop_jax.core.masks import Masks
-from powerprop_jax.core.trees import Params, Static, Tree, Updates
+from powerprop_jax.core.trees import Alpha, Params, Static, Tree, Updates
 from powerprop_jax.optim import powerprop
 from powerprop_jax.optim.powerprop import PowerState
 from powerprop_jax.optim.topology import Regrow, Topology
@@ -52,7 +50,7 @@ def _is_certainly_one(alpha: Tree) -> bool:
   return all(is_static(a) and a.value == 1 for a in leaves)
 
 
-def scales(theta: Params) -> Any:
+def scales(theta: Params) -> Tree:
   """Root mean square of each leaf, a tree of float32 scalars."""
   return jax.tree.map(
     lambda t: jnp.sqrt(jnp.mean(jnp.square(t.astype(jnp.float32)))), theta
@@ -67,7 +65,7 @@ def values(
   scale: Tree,
   before: Masks,
   after: Masks,
-) -> Any:
+) -> Params:
   """Values in θ for every weight, of which only reborn ones will be used.
 
   Args:
@@ -82,7 +80,9 @@ def values(
       lambda t, s, n: (s * n).astype(t.dtype), theta, scale, noise
     )
 
-  def smallest(t: Any, g: Any, old: Tree, new: Tree) -> Any:
+  def smallest(
+    t: jax.Array, g: jax.Array, old: jax.Array, new: jax.Array
+  ) -> jax.Array:
     least = _least(t, old & new)
     # A leaf without a survivor has no smallest one: the old latent value stays.
     return jnp.where(jnp.isfinite(least), _descending(least, g, t.dtype), t)
@@ -96,12 +96,14 @@ def _least(x: jax.Array, among: jax.Array | bool) -> jax.Array:
   return jnp.min(size, where=among & (size > 0), initial=jnp.inf)
 
 
-def _descending(size: jax.Array, grads: jax.Array, dtype: Any) -> jax.Array:
+def _descending(
+  size: jax.Array, grads: jax.Array, dtype: jnp.dtype
+) -> jax.Array:
   """Values of one size, with the sign that a step down the gradient has."""
   return jnp.where(grads > 0, -size, size).astype(dtype)
 
 
-def powers_above_one(phi: Params, power: PowerState | None) -> dict[str, Any]:
+def powers_above_one(phi: Params, power: PowerState | None) -> dict[str, Alpha]:
   """The α of each leaf where zero may be a critical point.
 
   Returns:
@@ -121,7 +123,7 @@ def powers_above_one(phi: Params, power: PowerState | None) -> dict[str, Any]:
 
 
 def least_above_zero(
-  phi: Params, before: Masks, after: Masks, powers: dict[str, Any]
+  phi: Params, before: Masks, after: Masks, powers: dict[str, Alpha]
 ) -> dict[str, jax.Array]:
   """The size at which a connection starts that would be dead at φ = 0.
 
@@ -152,8 +154,8 @@ def least_above_zero(
 
 
 def revived(
-  delta: Any, phi: Params, grads: Updates, least: dict[str, jax.Array]
-) -> Any:
+  delta: Updates, phi: Params, grads: Updates, least: dict[str, jax.Array]
+) -> Updates:
   """The step on φ, which takes weights away from zero.
 
   Args:
@@ -161,7 +163,9 @@ def revived(
     least: as from least_above_zero, or 0 to leave the leaf as it is.
   """
 
-  def visit(module_name: str, name: str, p: Tree, d: Any, g: Any) -> Any:
+  def visit(
+    module_name: str, name: str, p: jax.Array, d: jax.Array, g: jax.Array
+  ) -> jax.Array:
     size = least.get(trees.join_name(module_name, name))
     if size is None:
       return d

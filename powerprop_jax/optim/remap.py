@@ -6,13 +6,13 @@ One power of φ and not two through θ: θ may be too small for float32 where φ
 not, and the smaller the change, the smaller the error; none for α′ = α.
 """
 
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 
 from powerprop_jax.core import reparam, trees
-from powerprop_jax.core.trees import OptState, Params, Static, Tree
+from powerprop_jax.core.trees import Alpha, OptState, Params, Static
 from powerprop_jax.optim import powerprop as powerprop_lib
 from powerprop_jax.optim.powerprop import PowerState
 
@@ -20,7 +20,7 @@ from powerprop_jax.optim.powerprop import PowerState
 Hold = Literal['theta', 'phi']
 
 
-def known_values(alpha: Any) -> dict[str, float]:
+def known_values(alpha: Alpha) -> dict[str, float]:
   """The powers that are not traced, by the paths of their leaves.
 
   Returns:
@@ -57,7 +57,7 @@ def check_form(power: PowerState, hold: Hold) -> None:
     )
 
 
-def remap(phi: Params, old: PowerState, new: PowerState) -> Any:
+def remap(phi: Params, old: PowerState, new: PowerState) -> Params:
   """The latent weights that have under a new power the θ of an old one.
 
   Zeros stay zero, and leaves that are not selected are the same arrays. Nothing
@@ -73,7 +73,7 @@ def remap(phi: Params, old: PowerState, new: PowerState) -> Any:
   old_alpha = powerprop_lib.alpha_lookup(old.alpha)
   new_alpha = powerprop_lib.alpha_lookup(new.alpha)
 
-  def visit(module_name: str, name: str, p: Tree) -> Any:
+  def visit(module_name: str, name: str, p: jax.Array) -> jax.Array:
     if not old.select.value(module_name, name, p):
       return p
     path = trees.join_name(module_name, name)
@@ -82,7 +82,7 @@ def remap(phi: Params, old: PowerState, new: PowerState) -> Any:
   return trees.map_named(visit, phi)
 
 
-def _remap_leaf(phi: jax.Array, alpha: Any, new_alpha: Any) -> jax.Array:
+def _remap_leaf(phi: jax.Array, alpha: Alpha, new_alpha: Alpha) -> jax.Array:
   x = reparam.widen(phi)
   exponent = jnp.asarray((alpha - new_alpha) / new_alpha, x.dtype)
   limits = jnp.finfo(x.dtype)
@@ -91,7 +91,7 @@ def _remap_leaf(phi: jax.Array, alpha: Any, new_alpha: Any) -> jax.Array:
   return (x * size**exponent).astype(phi.dtype)
 
 
-def replace_alpha(opt_state: OptState, alpha: Any) -> Any:
+def replace_alpha(opt_state: OptState, alpha: Alpha) -> OptState:
   """The optimiser state with another α in its powerprop, and all else as is."""
   return trees.replace_states(
     opt_state, PowerState, lambda s: s._replace(alpha=alpha)

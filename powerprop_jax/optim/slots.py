@@ -5,8 +5,6 @@ like the parameters. Some have one array a weight (momenta), some less (the rows
 and columns of factored moments), some nothing (masked leaves).
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -39,16 +37,16 @@ def check_known(
 def renewed(
   inner: optax.GradientTransformation,
   inner_state: OptState,
-  fresh: Any,
+  fresh: OptState,
   changed: Masks,
-) -> Any:
+) -> OptState:
   """inner_state, with the slots of changed weights taken from fresh.
 
   The two may differ in static fields, such as an α that was changed, but not in
   their arrays; so it goes through these in order.
   """
 
-  def choose(slots: Tree, changed: Masks) -> Any:
+  def choose(slots: Tree, changed: Masks) -> Tree:
     """For each array in a tree like the parameters where to renew it."""
     # What stands for a leaf is mostly an array, but may be a tree, or empty.
     return jax.tree.map(

@@ -6,7 +6,7 @@ optimisers, of φ or of the training step; `sparsify` does.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 
@@ -39,7 +39,7 @@ class Rewiring(NamedTuple):
   grads: Updates
 
 
-def _remember(memory: Tree, grads: Updates) -> Any:
+def _remember(memory: Tree, grads: Updates) -> Tree:
   del grads
   return memory
 
@@ -75,12 +75,12 @@ class Topology(NamedTuple):
       None leaves it to the user of sparsify.
   """
 
-  init: Callable[[jax.Array, Any], tuple[Masks, Any]]
-  rewire: Callable[[Rewiring], tuple[Masks, Any]] | None = None
+  init: Callable[[jax.Array, Params], tuple[Masks, Tree]]
+  rewire: Callable[[Rewiring], tuple[Masks, Tree]] | None = None
   when: When = schedules.never
-  observe: Callable[[Any, Any], Any] = _remember
-  trainable: Callable[[Masks, Any], Masks] = _only_existing
-  penalise: Callable[[Any, Any, Masks, Any], Any] | None = None
+  observe: Callable[[Tree, Updates], Tree] = _remember
+  trainable: Callable[[Masks, Tree], Masks] = _only_existing
+  penalise: Callable[[Updates, Params, Masks, Tree], Updates] | None = None
   replaces_step: bool = False
   needs_grads: bool = True
   regrow: Regrow | None = None
@@ -106,7 +106,7 @@ class SparseState(NamedTuple):
   key: jax.Array
   masks: Masks
   memory: Tree
-  initial_scale: Any
+  initial_scale: Tree
   inner_state: OptState
   regrow: Static
 

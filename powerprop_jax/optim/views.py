@@ -15,14 +15,16 @@ import optax
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import trees
 from powerprop_jax.core.masks import Masks
-from powerprop_jax.core.trees import OptState, Params, Static, Tree
+from powerprop_jax.core.trees import Alpha, OptState, Params, Static
 from powerprop_jax.optim import nesting, regrow, remap
 from powerprop_jax.optim import powerprop as powerprop_lib
 from powerprop_jax.optim.remap import Hold
 from powerprop_jax.optim.topology import SparseState
 
 
-def init(tx: optax.GradientTransformation, theta: Params) -> tuple[Any, Any]:
+def init(
+  tx: optax.GradientTransformation, theta: Params
+) -> tuple[Params, OptState]:
   """Latent parameters and optimiser state for freshly initialised weights.
 
   Args:
@@ -132,7 +134,7 @@ def current_masks(phi: Params, opt_state: OptState) -> Masks:
   return masks_lib.full_masks(phi) if sparse is None else sparse.masks
 
 
-def with_masks(opt_state: OptState, masks: Masks) -> Tree:
+def with_masks(opt_state: OptState, masks: Masks) -> OptState:
   """The optimiser state with other connections, e.g. after pruning once more.
 
   The slots of weights that were not trained before are whatever the optimiser
@@ -175,7 +177,7 @@ def with_masks(opt_state: OptState, masks: Masks) -> Tree:
   )
 
 
-def _check_none_added(old: Masks, new: Masks, powers: dict[str, Any]) -> None:
+def _check_none_added(old: Masks, new: Masks, powers: dict[str, Alpha]) -> None:
   """Refuses new connections at φ = 0, where α > 1."""
   added = masks_lib.difference(new, old)
   for leaf in trees.named_leaves(added):
@@ -204,8 +206,8 @@ def latent_params(theta: Params, opt_state: OptState) -> Params:
 
 
 def with_alpha(
-  phi: Params, opt_state: OptState, alpha: Any, *, hold: Hold = 'theta'
-) -> tuple[Any, Any]:
+  phi: Params, opt_state: OptState, alpha: Alpha, *, hold: Hold = 'theta'
+) -> tuple[Params, OptState]:
   """Changes α, by default without changing θ.
 
   Holding θ, the latent weights become φ′ = φ |φ|^((α-α′)/α′), which ψ maps to
@@ -267,7 +269,7 @@ def is_alpha_static(opt_state: OptState) -> bool:
   return power is None or not jax.tree.leaves(power.alpha)
 
 
-def _same_kind(new: Tree, old: Tree) -> Any:
+def _same_kind(new: Alpha, old: Alpha) -> Alpha:
   """The new α stored like the old one: arrays where it had arrays."""
   is_static = lambda node: isinstance(node, Static)
   structure = lambda tree: str(
@@ -279,7 +281,7 @@ def _same_kind(new: Tree, old: Tree) -> Any:
       'a scalar by a scalar, and a tree by a tree with the same leaves.'
     )
 
-  def convert(old_leaf: Any, new_leaf: Any) -> Any:
+  def convert(old_leaf: Alpha, new_leaf: Alpha) -> Alpha:
     if not is_static(old_leaf):
       value = new_leaf.value if is_static(new_leaf) else new_leaf
       return jnp.array(value, jnp.float32)

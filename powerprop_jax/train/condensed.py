@@ -259,18 +259,18 @@ def _converted(
     leaf.path: jnp.shape(leaf.value) for leaf in trees.named_leaves(state.phi)
   }
 
-  def visit(module: str, name: str, leaf: Any) -> Any:
+  def visit(module: str, name: str, leaf: Tree) -> Tree:
     path = trees.join_name(module, name)
     return convert(path, leaf) if path in layout.shapes else leaf
 
-  def slots(part: Any) -> Tree:
+  def slots(part: Tree) -> Tree:
     """The same on what the optimiser holds for the parameters."""
     kind: Any = jax.tree.structure(state.phi)
 
-    def is_like_phi(node: Any) -> bool:
+    def is_like_phi(node: Tree) -> bool:
       return bool(jax.tree.structure(node) == kind)
 
-    def visit_slot(module: str, name: str, slot: Any) -> Any:
+    def visit_slot(module: str, name: str, slot: Tree) -> Tree:
       path = trees.join_name(module, name)
       if path in layout.shapes and jnp.shape(slot) != shapes[path]:
         raise ValueError(
