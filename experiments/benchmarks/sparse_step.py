@@ -243,11 +243,6 @@ def make_step(
 ) -> _Step:
   """The step of the README, for a network with a state.
 
-  Args:
-    net: a network from nets.make.
-    tx: gradient transformation over φ.
-    view: (φ, state of the optimiser) -> θ.
-
   Returns:
     step((φ, state of the optimiser, state of the network), images, labels),
     which gives the three after it.

@@ -90,15 +90,7 @@ def check_execution(execution: str) -> None:
 
 
 def why_not(tx: optax.GradientTransformation, state: TrainState) -> str:
-  """Why a training cannot be condensed; '' if it can.
-
-  Args:
-    tx: the gradient transformation.
-    state: the masked state, or its shapes.
-
-  Returns:
-    A sentence.
-  """
+  """Why a training cannot be condensed; '' if it can."""
   sparse = state.opt_state
   parts = sparsify_lib.parts(tx)
   if parts is None or not isinstance(sparse, SparseState):
@@ -134,8 +126,6 @@ def layout(
     state: a masked state, concrete: the numbers of its connections are part of
       the program. With a leading axis of lanes, room is made for the lane that
       has most.
-    tx: the gradient transformation.
-    make_net: see MakeNet.
     images: a batch as the network sees it, or its shape: what pays depends on
       its size.
     execution: 'condensed' takes every masked leaf of a linear layer or a
@@ -188,10 +178,6 @@ def layout(
 def condense(state: TrainState, layout: Layout) -> TrainState:
   """A masked state without what its masks remove.
 
-  Args:
-    state: the masked state, traced or not.
-    layout: which leaves.
-
   Returns:
     The condensed state; its net_state holds the index of each leaf.
 
@@ -221,15 +207,7 @@ def condense(state: TrainState, layout: Layout) -> TrainState:
 
 
 def expand(state: TrainState, layout: Layout) -> TrainState:
-  """Undoes condense: zeros where there is no connection.
-
-  Args:
-    state: the condensed state.
-    layout: that it was condensed with.
-
-  Returns:
-    The masked state.
-  """
+  """Undoes condense: zeros where there is no connection."""
   net_state = {module: dict(part) for module, part in state.net_state.items()}
   indices = {}
   for path in layout.shapes:
@@ -310,10 +288,7 @@ def make_steps(
   """The steps of step.make_step over a condensed state.
 
   Args:
-    net: the network with dense weights.
     make_net: makes it with the weights of the layout condensed.
-    tx: what sparsify returns.
-    layout: which leaves are condensed.
     **options: of step.make_step.
 
   Returns:
@@ -373,16 +348,6 @@ def make_advance(
   Between them the state is condensed. Checkpoints, scores and everything else
   see what they see of masked training, so a run may be resumed with another
   execution.
-
-  Args:
-    net: the network with dense weights.
-    make_net: makes it with the weights of the layout condensed.
-    tx: what sparsify returns.
-    layout: which leaves are condensed.
-    **options: of step.make_step.
-
-  Returns:
-    A function like that of step.make_advance.
   """
   steps = make_steps(net, make_net, tx, layout, **options)
   parts = sparsify_lib.parts(tx)

@@ -104,7 +104,8 @@ def fused(
   """
   parts = sparsify.parts(tx)
   if parts is not None:
-    return _Sparse(**_fields(parts)).transformation()
+    sparse = _Sparse(parts.inner, parts.topology, parts.regrow, parts.key)
+    return sparse.transformation()
   twice = _Twice(optax.with_extra_args_support(tx))
   return optax.GradientTransformationExtraArgs(tx.init, twice.update)
 
@@ -144,11 +145,10 @@ class _Sparse(sparsify.Parts):
     return updates, super().propose(grads, net, *given, **extra_args)[1]
 
 
-def _fields(parts: sparsify.Parts) -> dict[str, Any]:
-  return {
-    field.name: getattr(parts, field.name)
-    for field in dataclasses.fields(sparsify.Parts)
-  }
+def _once(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+  """What was given to fused, where it writes all of it twice; or tx itself."""
+  twice = getattr(tx.update, '__self__', None)
+  return twice.tx if isinstance(twice, _Twice) else tx
 
 
 def make_advance(
@@ -163,18 +163,13 @@ def make_advance(
   their one power; and sparsify carries no θ, which would mostly be a copy of φ.
 
   Args:
-    net: as for step.make_advance.
-    tx: gradient transformation over φ, fused or not.
-    **options: of step.make_step.
-
-  Returns:
-    A function like that of step.make_advance.
+    net: the network.
+    tx: fused or not.
+    **options: of step.make_advance.
   """
-  twice = getattr(tx.update, '__self__', None)
-  is_fused = isinstance(twice, _Twice)
-  tx = twice.tx if isinstance(twice, _Twice) else tx
-  advance = step_lib.make_advance(net, tx, **options)
-  step = step_lib.make_step(net, tx, **options)
+  once = _once(tx)
+  advance = step_lib.make_advance(net, once, **options)
+  step = step_lib.make_step(net, once, **options)
 
   def advance_with_theta(
     state: TrainState, arrays: Arrays, indices: jax.Array
@@ -191,7 +186,7 @@ def make_advance(
         state, arrays.images[batch], arrays.labels[batch], theta
       )
       after = copy = step.update(state, grads, net_state)
-      if is_fused:
+      if once is not tx:
         grads, state = jax.lax.optimization_barrier((grads, state))
         copy = step.update(state, grads, net_state)
       return (after, copy.theta), metrics
