@@ -141,6 +141,19 @@ def map_selected(
   return map_named(visit, tree, *rest)
 
 
+def require_params(params: Params, name: str, *, latent: bool = False) -> None:
+  """Refuses an update of which Optax allows that it leaves out params."""
+  if params is None and latent:
+    raise ValueError(
+      f'{name} needs the latent parameters: call update(grads, state, phi) '
+      'with grads taken at effective_params(phi, state).'
+    )
+  if params is None:
+    raise ValueError(
+      f'{name} needs the parameters: call update(grads, state, params).'
+    )
+
+
 def all_finite(tree: Tree) -> jax.Array:
   """Whether every number of a tree is finite, a boolean scalar."""
   finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]

@@ -73,15 +73,11 @@ def adaptive_alpha(
       sign(θ) |θ|^(α′/α). For |θ| < 1 that moves every weight nearer to zero
       when α rises, and a controller that measures this rewards itself.
 
-  Returns:
-    A gradient transformation over φ with an AdaptiveAlphaState.
-
   Raises:
-    ValueError: if period, warm_up or hold is out of range; from `init`, if
-      there is no powerprop inside or more than one, its alpha was compiled in
-      as a Python number, it has the naive form and θ is to be held, or the
-      controller refuses its alpha. sparsify or decay_phi around it are refused
-      by init and effective_params.
+    ValueError: if period, warm_up or hold is out of range; from `init`, if not
+      just one powerprop is inside, its alpha was compiled in as a Python
+      number, it has the naive form and θ is to be held, or the controller
+      refuses its alpha; from pp.init, if sparsify or decay_phi is around it.
 
   Note:
     The report does not say what becomes of φ when α changes; see with_alpha.
@@ -128,12 +124,7 @@ def adaptive_alpha(
     params: Params = None,
     **extra_args: Any,
   ) -> tuple[Updates, AdaptiveAlphaState]:
-    if params is None:
-      raise ValueError(
-        'adaptive_alpha needs the latent parameters: call '
-        'update(grads, state, phi) with grads taken at '
-        'effective_params(phi, state).'
-      )
+    trees.require_params(params, 'adaptive_alpha', latent=True)
     phi = params
     updates, inner_state = inner.update(
       updates, state.inner_state, phi, **extra_args

@@ -7,6 +7,7 @@ what one says between steps.
 """
 
 from collections.abc import Callable
+import functools
 import math
 from typing import NamedTuple
 
@@ -88,9 +89,6 @@ def near_zero_controller(
       connections of each leaf; where that is 0, nothing counts as near zero.
     select: which leaves are measured.
 
-  Returns:
-    A controller with an AlphaState.
-
   Raises:
     ValueError: if an argument is out of range; from `init`, if α does not start
       in (1, alpha_max], or is a tree without per_leaf or the reverse; from
@@ -98,15 +96,12 @@ def near_zero_controller(
 
   Note:
     The report leaves open what is measured, what the first reading is compared
-    with, and where α ends. Here the reading is taken on θ: with |φ| < ε it
-    would move whenever α does, by itself. Only connections that exist count,
-    because pruned ones all lie near zero; the reading is 0 where there are
-    none. The first reading counts as a success. alpha_max is ours: an equal
-    reading is a success too, so that α would grow forever once the share stays
-    at 0 or 1.
-    The share near zero also drifts with training time, the learning rate and
-    weight decay. A single reading cannot tell such a drift from the effect of
-    α; compare with a run at a fixed α.
+    with, and where α ends. Here the reading is taken on θ, of connections that
+    exist; with |φ| < ε it would move whenever α does, by itself. It is 0 where
+    there are none. The first reading counts as a success. alpha_max is ours: an
+    equal reading is a success too, so that α would grow forever once the share
+    stays at 0 or 1. The share also drifts with training time, learning rate and
+    weight decay: compare with a run at a fixed α.
 
   Example:
     >>> controller = near_zero_controller(epsilon=0.1)
@@ -125,6 +120,9 @@ def near_zero_controller(
     raise ValueError(f'epsilon must be positive and finite, got {epsilon}.')
   _check_rule(growth, increment, alpha_max)
   reparam.check_invertible(float(alpha_max), 'alpha_max')
+  rule = functools.partial(
+    next_alpha, growth=growth, increment=increment, alpha_max=alpha_max
+  )
 
   def init(alpha: Alpha) -> AlphaState:
     _check_kind(alpha, per_leaf)
@@ -137,23 +135,11 @@ def near_zero_controller(
   def update(
     theta: Params, masks: Masks, alpha: Alpha, state: AlphaState
   ) -> tuple[Alpha, AlphaState]:
-    def step(
-      reading: jax.Array, alpha: jax.Array, state: AlphaState
-    ) -> tuple[jax.Array, AlphaState]:
-      return next_alpha(
-        reading,
-        alpha,
-        state,
-        growth=growth,
-        increment=increment,
-        alpha_max=alpha_max,
-      )
-
     counts = _counts_near_zero(theta, masks, epsilon, relative, select)
-    if not per_leaf:
-      whole = jnp.sum(jnp.stack([jnp.stack(c) for c in counts.values()]), 0)
-      return step(_share(whole[0], whole[1]), alpha, state)
-    return _step_by_leaf(step, counts, alpha, state)
+    if per_leaf:
+      return _step_by_leaf(rule, counts, alpha, state)
+    whole = jnp.sum(jnp.stack([jnp.stack(c) for c in counts.values()]), 0)
+    return rule(_share(whole[0], whole[1]), alpha, state)
 
   return AlphaController(init, update)
 
@@ -180,15 +166,9 @@ def next_alpha(
       not what the next one is compared with.
     alpha: the power under which it was reached, a scalar of at least 1.
     state: what is remembered, of scalars.
-    growth: c_r, more than 1.
-    increment: c_d, at least 0.
-    alpha_max: α grows no further; more than 1.
-
-  Returns:
-    (alpha, state), float32 and bool scalars.
-
-  Raises:
-    ValueError: if growth, increment or alpha_max is out of range.
+    growth: c_r.
+    increment: c_d.
+    alpha_max: α grows no further.
 
   Example:
     >>> alpha, state = jnp.float32(1.5), AlphaState(-jnp.inf, True)
@@ -288,7 +268,7 @@ def _check_kind(alpha: Alpha, per_leaf: bool) -> None:
     raise ValueError(
       'per_leaf needs one alpha for each leaf, got a scalar. Give powerprop a '
       "tree, for instance {'linear': {'w': jnp.float32(1.25)}}, or leave "
-      'per_leaf away.'
+      'per_leaf out.'
     )
   if not (per_leaf or is_scalar):
     raise ValueError(

@@ -40,10 +40,6 @@ def decay_theta(
   Args:
     rate: strength, at least 0.
 
-  Raises:
-    ValueError: if rate is negative or not finite; from `init`, if nothing is
-      selected.
-
   Example:
     >>> tx = decay_theta(0.5)
     >>> theta = {'linear': {'w': jnp.array([[2.0]])}}
@@ -65,7 +61,7 @@ def decay_theta(
     **extra_args: Any,
   ) -> tuple[Updates, optax.EmptyState]:
     del extra_args
-    _require_params(params, 'decay_theta')
+    trees.require_params(params, 'decay_theta')
     decay = lambda g, theta: g + (rate * theta).astype(g.dtype)
     return _update_selected(decay, select, updates, params), state
 
@@ -90,10 +86,6 @@ def decay_phi(
       Optax schedule; with plain SGD the two make gradient descent on the loss
       plus (rate/2) Σφ².
 
-  Raises:
-    ValueError: if rate is negative or not finite; from `init`, if nothing is
-      selected.
-
   Example:
     >>> tx = decay_phi(0.5, learning_rate=0.1)
     >>> phi = {'linear': {'w': jnp.array([[2.0]])}}
@@ -115,11 +107,9 @@ def decay_phi(
     **extra_args: Any,
   ) -> tuple[Updates, DecayPhiState]:
     del extra_args
-    _require_params(params, 'decay_phi')
-    if callable(learning_rate):
-      share = rate * learning_rate(state.step)
-    else:
-      share = rate * learning_rate
+    trees.require_params(params, 'decay_phi')
+    lr = learning_rate(state.step) if callable(learning_rate) else learning_rate
+    share = rate * lr
     decay = lambda u, phi: u - (share * phi).astype(u.dtype)
     updates = _update_selected(decay, select, updates, params)
     return updates, DecayPhiState(optax.safe_increment(state.step))
@@ -130,13 +120,6 @@ def decay_phi(
 def _check_rate(rate: float) -> None:
   if not (math.isfinite(rate) and rate >= 0):
     raise ValueError(f'rate must be finite and at least 0, got {rate}.')
-
-
-def _require_params(params: Params, name: str) -> None:
-  if params is None:
-    raise ValueError(
-      f'{name} needs the parameters: call update(grads, state, params).'
-    )
 
 
 def _update_selected(

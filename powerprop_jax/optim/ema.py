@@ -38,9 +38,6 @@ def with_ema(
   (10 + t)): at first it forgets fast, so that it is not biased towards the
   start. It goes around everything, sparsify and powerprop included.
 
-  Raises:
-    ValueError: if decay is out of range; from update, without params.
-
   Example:
     >>> tx = with_ema(optax.sgd(1.0), 0.9)
     >>> phi = {'w': jnp.zeros(1)}
@@ -63,10 +60,7 @@ def with_ema(
   def update(
     updates: Updates, state: EmaState, params: Params = None, **extra_args: Any
   ) -> tuple[Updates, EmaState]:
-    if params is None:
-      raise ValueError(
-        'with_ema needs the parameters: call update(grads, state, params).'
-      )
+    trees.require_params(params, 'with_ema')
     updates, inner_state = inner.update(
       updates, state.inner_state, params, **extra_args
     )

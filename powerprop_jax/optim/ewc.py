@@ -45,9 +45,6 @@ def ewc(strength: float) -> optax.GradientTransformationExtraArgs:
       means, λ = 1 weighs an earlier task like the present one. A step size
       above 2/(λ A) for the largest A diverges.
 
-  Raises:
-    ValueError: if strength is negative or not finite.
-
   Example:
     >>> tx, theta = ewc(2.0), jnp.array([1.0, 1.0])
     >>> state = consolidated(tx.init(theta), jnp.array([3.0, 0.0]), theta)
@@ -76,10 +73,7 @@ def ewc(strength: float) -> optax.GradientTransformationExtraArgs:
     updates: Updates, state: EwcState, params: Params = None, **extra_args: Any
   ) -> tuple[Updates, EwcState]:
     del extra_args
-    if params is None:
-      raise ValueError(
-        'ewc needs the parameters: call update(grads, state, params).'
-      )
+    trees.require_params(params, 'ewc')
     theta = params
     updates = jax.tree.map(
       lambda g, p, a, c: g + strength * a * (p - c), updates, theta, *state
@@ -97,9 +91,6 @@ def consolidated(
   Args:
     importance: F of the task, a tree like theta, at least 0; see fisher. What
       the next tasks may change freely, such as a head, has zeros.
-
-  Raises:
-    ValueError: if there is not exactly one ewc in the state.
 
   Example:
     >>> state = ewc(1.0).init(jnp.zeros(1))
@@ -120,11 +111,7 @@ def consolidated(
 
 
 def penalty(opt_state: OptState) -> EwcState:
-  """The penalty that an optimiser state holds.
-
-  Raises:
-    ValueError: if there is not exactly one ewc in the state.
-  """
+  """The penalty that an optimiser state holds."""
   found = trees.find_states(opt_state, EwcState)
   if len(found) != 1:
     raise ValueError(
@@ -135,11 +122,7 @@ def penalty(opt_state: OptState) -> EwcState:
 
 
 def with_penalty(opt_state: OptState, new: EwcState) -> OptState:
-  """The optimiser state with another penalty, e.g. a fresh one for a new task.
-
-  Raises:
-    ValueError: if there is not exactly one ewc in the state.
-  """
+  """The optimiser state with another penalty, e.g. a fresh one."""
   penalty(opt_state)
   return trees.replace_states(opt_state, EwcState, lambda _: new)
 
@@ -162,9 +145,6 @@ def fisher(
       batch, since each example's gradient is squared by itself.
     images: [N, …], what the expectation is over.
     batch_size: gradients held at a time; a divisor of N.
-
-  Raises:
-    ValueError: if batch_size does not divide the number of images.
 
   Example:
     >>> logits_fn = lambda theta, x: jnp.stack([x @ theta, -x @ theta], axis=1)

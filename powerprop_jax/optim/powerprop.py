@@ -75,13 +75,10 @@ def powerprop(
     form: 'recommended', or 'naive' to compare with.
 
   Raises:
-    ValueError: if alpha is not in [1, 64], or form is unknown; from
-      `init`, if nothing is selected, a selected leaf has no alpha, or a
-      selected leaf is all zeros although α > 1, or inner holds a sparsify.
-
-  Note:
-    Zero is a critical point for α > 1: ψ′(0) = 0, so a leaf that starts at
-    zero would never move. `init` refuses it when it can see the values.
+    ValueError: if alpha is not in [1, 64], or form is unknown; from `init`, if
+      nothing is selected, a selected leaf has no alpha, inner holds a sparsify,
+      or a selected leaf is all zeros although α > 1: ψ′(0) = 0, so that it
+      would never move.
 
   Example:
     >>> tx = powerprop(optax.sgd(0.1), alpha=2.)
@@ -97,6 +94,7 @@ def powerprop(
   """
   if form not in _FORMS:
     raise ValueError(f"form must be 'recommended' or 'naive', got {form!r}.")
+  is_naive = form == 'naive'
   alpha = stored_alpha(alpha)
   inner = optax.with_extra_args_support(inner)
 
@@ -108,8 +106,7 @@ def powerprop(
     if select_lib.selected_names(select, phi):
       _check_alpha_covers(power, phi)
       _check_no_dead_leaf(power, phi)
-    seen = phi if form == 'naive' else to_theta(phi, power)
-    inner_state = inner.init(seen)
+    inner_state = inner.init(phi if is_naive else to_theta(phi, power))
     if topology.find_sparse_state(inner_state) is not None:
       raise ValueError(
         'sparsify goes around powerprop, not inside it: what it assigns to a '
@@ -124,23 +121,15 @@ def powerprop(
     params: Params = None,
     **extra_args: Any,
   ) -> tuple[Updates, PowerState]:
-    if params is None:
-      raise ValueError(
-        'powerprop needs the latent parameters: call '
-        'update(grads, state, phi) with grads taken at '
-        'effective_params(phi, state).'
-      )
+    trees.require_params(params, 'powerprop', latent=True)
     grads, phi = updates, params
-    if form == 'naive':
+    if is_naive:
       grads = _times_slope(grads, phi, state)
-      updates, inner_state = inner.update(
-        grads, state.inner_state, phi, **extra_args
-      )
-    else:
-      theta = to_theta(phi, state)
-      updates, inner_state = inner.update(
-        grads, state.inner_state, theta, **extra_args
-      )
+    seen = phi if is_naive else to_theta(phi, state)
+    updates, inner_state = inner.update(
+      grads, state.inner_state, seen, **extra_args
+    )
+    if not is_naive:
       updates = _times_slope(updates, phi, state)
     return updates, state._replace(inner_state=inner_state)
 

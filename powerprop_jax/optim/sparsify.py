@@ -66,24 +66,16 @@ def sparsify(
     inner: any Optax optimiser, with powerprop around it if wanted; but none in
       optax.flatten if the topology rewires.
     topology: which connections exist; see optim.topologies.
-    regrow: the first value of a connection that did not exist before.
-      'zero': θ = 0, as the papers on dynamic sparse training do.
-      'keep': the latent value that it had when it was dropped, or at the start.
-      'redraw': normal, with the root mean square that its leaf had at the
-      start.
-      'smallest': the smallest magnitude among the leaf's survivors, with the
-      sign that descends; a connection without gradient becomes positive.
-      None is 'zero' if θ = φ, and 'keep' under powerprop with α > 1, where zero
-      is a critical point. An α that is an array counts as α > 1. A weight that
-      would start at φ = 0 under α > 1 all the same, because it never had
-      another value or α was raised, starts as with 'smallest'.
+    regrow: 'zero', 'keep', 'redraw' or 'smallest'; None is 'zero' if θ = φ, and
+      'keep' under powerprop with α > 1, where zero is a critical point. An α
+      that is an array counts as α > 1. A weight that would start at φ = 0 under
+      α > 1 all the same, because it never had another value or α was raised,
+      starts as with 'smallest'; one without gradient becomes positive.
 
   Raises:
     ValueError: if regrow is unknown or the topology prescribes another; from
       `init`, if inner holds a topology already, regrow is 'zero' under
-      powerprop with α > 1, or the topology refuses the parameters; if the
-      topology rewires and inner lays all weights in one vector, as
-      optax.flatten does.
+      powerprop with α > 1, or the topology refuses the parameters.
 
   Note:
     If a rewiring meets a weight that is not finite, or a gradient if the
@@ -193,11 +185,7 @@ class Parts:
     **extra_args: Any,
   ) -> tuple[Updates, SparseState]:
     """The step on φ, and the state after it."""
-    if params is None:
-      raise ValueError(
-        'sparsify needs the latent parameters: call update(grads, state, phi) '
-        'with grads taken at effective_params(phi, state).'
-      )
+    trees.require_params(params, 'sparsify', latent=True)
     topology, grads, phi = self.topology, updates, params
     power = powerprop_lib.find_power_state(state.inner_state)
     if self.regrow is not None:  # α may have been raised since

@@ -28,9 +28,8 @@ def init(
   """Latent parameters and optimiser state for freshly initialised weights.
 
   Args:
-    tx: a gradient transformation, with or without powerprop inside.
-    theta: effective weights as the network initialises them. They are copied,
-      so that a train step may donate its state.
+    theta: weights as the network initialises them. They are copied, so that a
+      train step may donate its state.
 
   Returns:
     (phi, opt_state) with ψ(φ) = θ, so that the network at step 0 computes the
@@ -38,19 +37,16 @@ def init(
     unless it regrows with the latent value.
 
   Raises:
-    ValueError: if powerprop refuses the weights (see its `init`): above all a
-      selected leaf of zeros with α > 1, such as the sparse part of a network
-      with a cosine transform. At φ = 0 the step Δφ = Δθ ψ′(φ) is 0 for ever.
-      Under jax.jit values cannot be seen, and such a leaf goes unnoticed. If
-      something follows sparsify in a chain, or an Optax wrapper is around it
-      that does not leave its assignments as they are; see sparsify.
+    ValueError: if powerprop or sparsify refuses the weights or what is around
+      it: above all a selected leaf of zeros with α > 1, whose step is 0 for
+      ever. Under jax.jit such a leaf goes unnoticed.
     TypeError: if tx is no gradient transformation, or theta holds leaves that
       are no arrays.
 
   Warns:
     UserWarning: if more than one in a thousand of the connections of a leaf
-      with α > 1 start at exactly zero, where they would never train; sparsify
-      gives them another value when it next rewires.
+      with α > 1 start at exactly zero; sparsify gives them another value when
+      it next rewires.
 
   Example:
     >>> tx = powerprop_lib.powerprop(optax.sgd(0.1), alpha=2.)
@@ -143,11 +139,6 @@ def with_masks(opt_state: OptState, masks: Masks) -> OptState:
   gradual pruning, SET and RigL. A connection that is added starts at zero where
   sparsify held it there, which under α > 1 is dead, and refused.
 
-  Raises:
-    ValueError: if there is no sparsify in the state, structures or shapes
-      differ, or a connection is added that would be dead; the message names the
-      leaf.
-
   Example:
     >>> from powerprop_jax.optim import sparsify
     >>> from powerprop_jax.optim.topologies import fixed
@@ -225,10 +216,9 @@ def with_alpha(
     hold: what stays as it is, 'theta' or 'phi'.
 
   Raises:
-    ValueError: if there is no powerprop in the state, or hold is unknown; if
-      alpha is invalid, larger than reparam.MAX_ALPHA, or of another kind or
-      structure than the old one; if θ is to be held and powerprop has the naive
-      form.
+    ValueError: if there is no powerprop in the state, alpha is out of range or
+      of another kind or structure than the old one, or θ is to be held and
+      powerprop has the naive form.
 
   Note:
     In the naive form the optimiser's slots live in φ-space. A momentum there
