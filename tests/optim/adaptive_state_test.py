@@ -115,14 +115,6 @@ class CompiledTest(parameterized.TestCase):
     for name in specs:
       self.assertEqual(phi[name]['w'].sharding.spec, specs[name]['w'])
 
-  def test_the_state_holds_arrays_and_keeps_its_types(self):
-    tx = pp.adaptive_alpha(alphas.power(), pp.near_zero_controller(), period=1)
-    (_, before), (_, after) = alphas.run(tx, 1)
-    chex.assert_trees_all_equal_shapes_and_dtypes(before, after)
-    for leaf in jax.tree.leaves(before):
-      self.assertIsInstance(leaf, jax.Array)
-      self.assertFalse(leaf.weak_type)
-
 
 def _sparse(inner, mode='keep', **kwargs):
   moves = {'period': 2, 'stop': 100, 'regrow': mode}

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from powerprop_jax.core import masks, reparam, schedules, trees
+from powerprop_jax.core import masks, schedules, trees
 from powerprop_jax.optim import aliases, powerprop, regrow, sparsify, views
 from powerprop_jax.optim.topologies import drop_grow, fixed
 
@@ -83,27 +83,15 @@ class ValuesTest(parameterized.TestCase):
     got = regrow.values(
       'smallest',
       jax.random.key(0),
-      row(3.0, -2.0, 0.0, 0.5, 0.0, 0.0),
-      row(0.0, 0.0, 0.0, 0.0, 1.0, -1.0),
+      row(3.0, -2.0, 0.0, 0.5, 0.0, 0.0, 0.0),
+      row(0.0, 0.0, 0.0, 0.0, 1.0, -1.0, 0.0),
       (),
-      row(True, True, True, True, False, False),
-      row(True, True, True, False, True, True),
+      row(True, True, True, True, False, False, False),
+      row(True, True, True, False, True, True, True),
     )['w'][0, 4:]
-    # 0.5 does not survive, and the survivor 0 is no size.
-    np.testing.assert_array_equal(got, [-2.0, 2.0])
-
-  def test_smallest_without_gradient_is_positive(self):
-    tree = {'w': jnp.array([[-2.0, 0.0]])}
-    got = regrow.values(
-      'smallest',
-      jax.random.key(0),
-      tree,
-      jax.tree.map(jnp.zeros_like, tree),
-      (),
-      {'w': jnp.array([[True, False]])},
-      {'w': jnp.array([[True, True]])},
-    )
-    self.assertEqual(float(got['w'][0, 1]), 2.0)
+    # 0.5 does not survive, the survivor 0 is no size, and what has no gradient
+    # is positive.
+    np.testing.assert_array_equal(got, [-2.0, 2.0, 2.0])
 
   def test_redraw_has_the_first_scale_of_its_leaf(self):
     theta = {
@@ -151,18 +139,6 @@ class ValuesTest(parameterized.TestCase):
 
 
 class DefaultsAndRefusalsTest(parameterized.TestCase):
-  def test_zero_under_a_power_would_be_dead(self):
-    """Why it is refused: ψ′(0) = 0, whatever the gradient."""
-    self.assertEqual(float(reparam.psi_derivative(jnp.float32(0), 2.0)), 0.0)
-    tx = powerprop.powerprop(optax.adam(0.1), 2.0)
-    phi = {'w': jnp.array([[0.0, 1.0]])}
-    state = tx.init(phi)
-    for _ in range(20):
-      updates, state = tx.update({'w': jnp.ones((1, 2))}, state, phi)
-      phi = optax.apply_updates(phi, updates)
-    self.assertEqual(float(phi['w'][0, 0]), 0.0)
-    self.assertNotEqual(float(phi['w'][0, 1]), 1.0)
-
   @parameterized.parameters('keep', 'redraw', 'smallest')
   def test_the_others_are_alive(self, mode):
     """Every reborn weight moves at the step after."""

@@ -64,8 +64,11 @@ def _layout(tx, state, make_net, arrays, **options):
 
 
 class NumbersTest(parameterized.TestCase):
-  @parameterized.product(
-    name=('lenet_300_100', 'lenet_5_small'), case=tuple(_CASES)
+  @parameterized.parameters(
+    *(('lenet_300_100', case) for case in _CASES),
+    ('lenet_5_small', 'static, power'),
+    ('lenet_5_small', 'rigl, power, adam'),
+    ('lenet_5_small', 'constant fan-in'),
   )
   def test_equal_masked_training(self, name, case):
     net, make_net, tx, state, arrays = _make(name, case)
