@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 import optax
+import pytest
 
 from powerprop_jax.optim import aliases, powerprop, views
 from powerprop_jax.train.scale import sharding
@@ -76,10 +77,26 @@ def _run(tx, theta):
   return phi, opt_state, start
 
 
-class ShardedTest(parameterized.TestCase):
-  @parameterized.product(method=tuple(METHODS), explicit=(False, True))
+@functools.cache
+def _run_alone(method):
+  return _run(METHODS[method](), _theta())
+
+
+class ShardedTest:
+  @pytest.mark.parametrize(
+    ('method', 'explicit'),
+    [
+      *((method, False) for method in METHODS),
+      *(
+        pytest.param(
+          method, True, marks=() if method == 'snfs' else pytest.mark.slow
+        )
+        for method in METHODS
+      ),
+    ],
+  )
   def test_masks_are_those_of_one_device(self, method, explicit):
-    alone, state_alone, start_alone = _run(METHODS[method](), _theta())
+    alone, state_alone, start_alone = _run_alone(method)
     devices = np.array(jax.devices()).reshape(4, 2)
     mesh = (
       jax.make_mesh((4, 2), ('x', 'y'))
@@ -98,12 +115,12 @@ class ShardedTest(parameterized.TestCase):
     chex.assert_trees_all_equal(host(state.masks), host(state_alone.masks))
     chex.assert_trees_all_close(host(phi), host(alone), atol=1e-5)
     if method != 'static':
-      self.assertFalse(np.array_equal(start['a']['w'], state.masks['a']['w']))
+      assert not np.array_equal(start['a']['w'], state.masks['a']['w'])
     for name, leaves in _SPECS.items():
       for leaf, spec in leaves.items():
-        self.assertEqual(phi[name][leaf].sharding.spec, spec)
+        assert phi[name][leaf].sharding.spec == spec
         if explicit:
-          self.assertEqual(state.masks[name][leaf].sharding.spec, spec)
+          assert state.masks[name][leaf].sharding.spec == spec
 
 
 def _largest_array(program):
