@@ -98,6 +98,7 @@ class NumbersTest(parameterized.TestCase):
     )
     chex.assert_trees_all_close(found, expected, atol=1e-5)
 
+  @pytest.mark.slow
   def test_batch_norm_and_convolutions_with_strides(self):
     random = np.random.default_rng(0)
     net = nets.make('resnet_18_cifar', 10)
