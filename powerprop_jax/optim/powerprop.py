@@ -9,6 +9,7 @@ factor away again.
 """
 
 from collections.abc import Callable
+import dataclasses
 from typing import Any, Literal, NamedTuple
 import warnings
 
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import powers, reparam, trees
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.masks import Masks
@@ -94,19 +96,37 @@ def powerprop(
   """
   if form not in _FORMS:
     raise ValueError(f"form must be 'recommended' or 'naive', got {form!r}.")
-  is_naive = form == 'naive'
-  alpha = stored_alpha(alpha)
   inner = optax.with_extra_args_support(inner)
+  made = Parts(inner, stored_alpha(alpha), select, form)
+  return optax.GradientTransformationExtraArgs(made.init, made.update)
 
-  def init(params: Params) -> PowerState:
+
+def parts(tx: optax.GradientTransformation) -> 'Parts | None':
+  """What a transformation was made of, if it is one that powerprop returned."""
+  made = getattr(tx.update, '__self__', None)
+  return made if isinstance(made, Parts) else None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Parts:
+  """What powerprop is made of: its arguments, and what it does with them."""
+
+  inner: optax.GradientTransformationExtraArgs
+  alpha: Alpha
+  select: Select
+  form: Form
+
+  def init(self, params: Params) -> PowerState:
+    """The state at the start."""
     phi = params
     # A copy: the state may be donated, the caller's array must survive.
-    state_alpha = jax.tree.map(lambda a: jnp.array(a, copy=True), alpha)
-    power = PowerState(state_alpha, None, Static(select), Static(form))
-    if select_lib.selected_names(select, phi):
+    alpha = jax.tree.map(lambda a: jnp.array(a, copy=True), self.alpha)
+    power = PowerState(alpha, None, Static(self.select), Static(self.form))
+    if select_lib.selected_names(self.select, phi):
       _check_alpha_covers(power, phi)
       _check_no_dead_leaf(power, phi)
-    inner_state = inner.init(phi if is_naive else to_theta(phi, power))
+    is_naive = self.form == 'naive'
+    inner_state = self.inner.init(phi if is_naive else to_theta(phi, power))
     if topology.find_sparse_state(inner_state) is not None:
       raise ValueError(
         'sparsify goes around powerprop, not inside it: what it assigns to a '
@@ -116,24 +136,40 @@ def powerprop(
     return power._replace(inner_state=inner_state)
 
   def update(
+    self,
     updates: Updates,
     state: PowerState,
     params: Params = None,
     **extra_args: Any,
   ) -> tuple[Updates, PowerState]:
+    """The step on φ, and the state after it."""
     trees.require_params(params, 'powerprop', latent=True)
-    grads, phi = updates, params
+    return self.update_masked(updates, state, params, None, **extra_args)
+
+  def update_masked(
+    self,
+    grads: Updates,
+    state: PowerState,
+    phi: Params,
+    masks: Masks | None,
+    **extra_args: Any,
+  ) -> tuple[Updates, PowerState]:
+    """The same, where inner is shown a dense φ through masks.
+
+    What it returns outside them has no meaning.
+    """
+    is_naive = self.form == 'naive'
     if is_naive:
       grads = _times_slope(grads, phi, state)
     seen = phi if is_naive else to_theta(phi, state)
-    updates, inner_state = inner.update(
+    if masks is not None:
+      seen = masks_lib.apply_masks(seen, masks)
+    updates, inner_state = self.inner.update(
       grads, state.inner_state, seen, **extra_args
     )
     if not is_naive:
       updates = _times_slope(updates, phi, state)
     return updates, state._replace(inner_state=inner_state)
-
-  return optax.GradientTransformationExtraArgs(init, update)
 
 
 def find_power_state(opt_state: OptState) -> PowerState | None:

@@ -226,11 +226,14 @@ class Parts:
     if self.topology.penalise is not None:
       theta = powerprop_lib.to_theta(net.phi, power)
       grads = self.topology.penalise(grads, theta, net.masks, net.memory)
+    grads = _masked(grads, trained)
+    if (powered := powerprop_lib.parts(self.inner)) is not None:
+      # A masked φ with two uses, for θ and for ψ′, would be written to memory.
+      return powered.update_masked(
+        grads, net.inner_state, net.phi, trained, **extra_args
+      )
     return self.inner.update(
-      _masked(grads, trained),
-      net.inner_state,
-      _masked(net.phi, trained),
-      **extra_args,
+      grads, net.inner_state, _masked(net.phi, trained), **extra_args
     )
 
   def _rewire_if(
