@@ -43,10 +43,11 @@ _CORE_RANKS = {
   'topk': 1,
   'topk_columns': 1,
   'masks': 2,
-  'ranking': 2,
   'scores': 2,
   'distributions': 3,
   'schedules': 3,
+  'patterns': 4,
+  'ranking': 5,
 }
 
 # What only a training program needs, and who may import it.

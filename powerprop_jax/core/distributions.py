@@ -1,18 +1,26 @@
 """How a sparsity for a whole network is shared out between its layers.
 
-Each function maps parameters and one sparsity to a sparsity per selected leaf,
-{'module/name': sparsity}, such that together the leaves have the sparsity asked
-for, to the last weight: counts rounds them together. Only shapes matter,
-so jax.ShapeDtypeStruct leaves do as well as arrays.
+    distribution(theta, sparsity, select=..., overrides=...)
+      -> {'module/name': sparsity}, such as erk(theta, 0.9)
 
-A leaf may be fixed by an override, {pattern: sparsity}. The others then make up
-for it: fixing the last layer at a low sparsity makes the rest sparser.
+Together the selected leaves have the given sparsity, to the last weight: counts
+rounds them together. A distribution is a density, up to a factor, for
+each shape of a leaf. A leaf whose density would exceed 1 is dense, and the rest
+is solved again. Only shapes matter, so jax.ShapeDtypeStruct leaves do as well
+as arrays.
+
+A leaf may be fixed by an override, {pattern: sparsity}; patterns are regular
+expressions searched for in 'module/name', and the first match counts. The
+others then make up for it: fixing the last layer at a low sparsity makes the
+rest sparser. A sparsity outside [0, 1), a pattern that matches nothing, a
+select that chooses nothing, and overrides that leave no way to reach the
+sparsity are refused with a ValueError.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 import math
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 import jax
 
@@ -20,8 +28,19 @@ from powerprop_jax.core import masks, trees
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.trees import Params, Select
 
+# One for all selected leaves together, or {'module/name': sparsity}.
+Sparsity: TypeAlias = float | Mapping[str, float]
 # Sparsities by pattern: the first pattern found in 'module/name' counts.
-Overrides = Mapping[str, float]
+Overrides: TypeAlias = Mapping[str, float]
+
+
+class Distribution(Protocol):
+  """Shares a sparsity out between layers, as uniform, er and erk do."""
+
+  def __call__(
+    self, theta: Params, sparsity: float, *, select: Select
+  ) -> Mapping[str, float]:
+    """{'module/name': sparsity} of every selected leaf."""
 
 
 class Shares(dict[str, float]):
@@ -76,33 +95,48 @@ def counts(
   return {name: masks.num_kept(sizes[name], by_leaf[name]) for name in by_leaf}
 
 
-def uniform(
-  theta: Params,
-  sparsity: float,
-  *,
-  select: Select = select_lib.is_weight,
-  overrides: Overrides | None = None,
-) -> dict[str, float]:
+class _Overridable(Protocol):
+  def __call__(
+    self,
+    theta: Params,
+    sparsity: float,
+    *,
+    select: Select = ...,
+    overrides: Overrides | None = None,
+  ) -> dict[str, float]: ...
+
+
+def _distribution(
+  relative_density: Callable[[Sequence[int]], Fraction],
+) -> _Overridable:
+  """The distribution with densities in proportion to those of the function."""
+
+  def distribution(
+    theta: Params,
+    sparsity: float,
+    *,
+    select: Select = select_lib.is_weight,
+    overrides: Overrides | None = None,
+  ) -> dict[str, float]:
+    names = select_lib.selected_names(select, theta)
+    leaves = trees.by_path(theta)
+    shapes = {name: tuple(leaves[name].shape) for name in names}
+    fixed = match_overrides(names, overrides)
+    return _share_out(shapes, sparsity, fixed, relative_density)
+
+  # As functools.wraps, but for the signature.
+  for attribute in ('__doc__', '__module__', '__name__', '__qualname__'):
+    setattr(distribution, attribute, getattr(relative_density, attribute))
+  return distribution
+
+
+@_distribution
+def uniform(shape: Sequence[int]) -> Fraction:
   """The same sparsity for every leaf that is not overridden.
 
-  Args:
-    theta: parameters, or their shapes.
-    sparsity: share of zeros over all selected leaves together, in [0, 1).
-    select: which leaves take part.
-    overrides: {pattern: sparsity} of leaves whose sparsity is given; patterns
-      are regular expressions searched for in 'module/name', the first match
-      counts.
-
-  Returns:
-    Sparsity of each selected leaf, keyed 'module/name'.
-
-  Raises:
-    ValueError: if a sparsity is outside [0, 1), a pattern matches nothing,
-      nothing is selected, or the overrides leave no way to reach sparsity.
-
   Note:
-    RigL keeps the first layer dense and the others at exactly the sparsity
-    asked for, so that the whole is denser. To get that, leave the layer out
+    RigL keeps the first layer dense and the others at exactly the given
+    sparsity, so that the whole is denser. To get that, leave the layer out
     with select.exclude.
 
   Example:
@@ -113,38 +147,18 @@ def uniform(
     >>> uniform(theta, 0.75, overrides={'^b/': 0.0})
     {'a/w': 0.9375, 'b/w': 0.0}
   """
-  return _share_out(
-    theta, sparsity, lambda shape: Fraction(1), select, overrides
-  )
+  del shape
+  return Fraction(1)
 
 
-def er(
-  theta: Params,
-  sparsity: float,
-  *,
-  select: Select = select_lib.is_weight,
-  overrides: Overrides | None = None,
-) -> dict[str, float]:
+@_distribution
+def er(shape: Sequence[int]) -> Fraction:
   """Erdős–Rényi: density ∝ (n_in + n_out) / (n_in n_out).
 
   The number of connections of a layer grows with its number of units, not with
-  their product, so large layers become sparser than small ones. The spatial
-  size of a convolution plays no part. A leaf whose density would exceed 1 is
-  dense, and the rest is solved again.
-
-  Args:
-    theta: parameters, or their shapes; n_in and n_out are the last two
-      dimensions of a leaf.
-    sparsity: share of zeros over all selected leaves together, in [0, 1).
-    select: which leaves take part.
-    overrides: {pattern: sparsity} of leaves whose sparsity is given; see
-      uniform.
-
-  Returns:
-    Sparsity of each selected leaf, keyed 'module/name'.
-
-  Raises:
-    ValueError: as for uniform.
+  their product, so large layers become sparser than small ones. n_in and n_out
+  are the last two dimensions of a leaf: the spatial size of a convolution plays
+  no part.
 
   Example:
     >>> import numpy as np
@@ -158,46 +172,21 @@ def er(
     (https://arxiv.org/abs/1707.04780); Evci et al., Rigging the lottery, 2020,
     section 3(1) (https://arxiv.org/abs/1911.11134).
   """
-  return _share_out(
-    theta,
-    sparsity,
-    lambda shape: _sum_over_product(shape[-2:]),
-    select,
-    overrides,
-  )
+  return _sum_over_product(shape[-2:])
 
 
-def erk(
-  theta: Params,
-  sparsity: float,
-  *,
-  select: Select = select_lib.is_weight,
-  overrides: Overrides | None = None,
-) -> dict[str, float]:
+@_distribution
+def erk(shape: Sequence[int]) -> Fraction:
   """Erdős–Rényi kernel: density ∝ (sum of dimensions) / (product of them).
 
   For a linear layer this is er; for a convolution the spatial dimensions count
-  as well: (n_in + n_out + w + h) / (n_in n_out w h). A leaf whose density would
-  exceed 1 is dense, and the rest is solved again.
-
-  Args:
-    theta: parameters, or their shapes.
-    sparsity: share of zeros over all selected leaves together, in [0, 1).
-    select: which leaves take part.
-    overrides: {pattern: sparsity} of leaves whose sparsity is given; see
-      uniform.
-
-  Returns:
-    Sparsity of each selected leaf, keyed 'module/name'.
-
-  Raises:
-    ValueError: as for uniform.
+  as well: (n_in + n_out + w + h) / (n_in n_out w h).
 
   Note:
     The budget here is exactly (1 - sparsity) of all weights; see counts.
     RigL's code rounds it up to a whole number layer by layer (less than one
     weight a layer), and takes layers with a given sparsity out of the budget;
-    here they count, so the network as a whole has the sparsity asked for.
+    here they count, so that the network as a whole has the sparsity.
 
   Example:
     >>> import numpy as np
@@ -210,39 +199,20 @@ def erk(
     Evci et al., Rigging the lottery, 2020, section 3(1)
     (https://arxiv.org/abs/1911.11134).
   """
-  return _share_out(theta, sparsity, _sum_over_product, select, overrides)
+  return _sum_over_product(shape)
 
 
-def equal_per_filter(
-  theta: Params,
-  sparsity: float,
-  *,
-  select: Select = select_lib.is_weight,
-  overrides: Overrides | None = None,
-) -> dict[str, float]:
+@_distribution
+def equal_per_filter(shape: Sequence[int]) -> Fraction:
   """The same number of connections for every filter (EPF).
 
-  A layer with F filters, or F units, has a number of connections in proportion
-  to F: density ∝ F / n for n weights. A leaf whose density would exceed 1 is
-  dense, and the rest is solved again. This is about totals per layer; where
-  they lie inside it is up to what draws the masks.
-
-  Args:
-    theta: parameters, or their shapes; F is the last dimension of a leaf.
-    sparsity: share of zeros over all selected leaves together, in [0, 1).
-    select: which leaves take part.
-    overrides: {pattern: sparsity} of leaves whose sparsity is given; see
-      uniform.
-
-  Returns:
-    Sparsity of each selected leaf, keyed 'module/name'.
-
-  Raises:
-    ValueError: as for uniform.
+  A layer with F filters or units, the last dimension of a leaf, has a number of
+  connections in proportion to F: density ∝ F / n for n weights. This is about
+  totals per layer; where they lie inside it is up to what draws the masks.
 
   Note:
     The authors' code does not solve again, so that it keeps fewer connections
-    than were asked for when a layer is full.
+    when a layer is full.
 
   Example:
     >>> import numpy as np
@@ -257,39 +227,12 @@ def equal_per_filter(
     Price & Tanner, Dense for the price of sparse, 2021, the authors' code
     (https://arxiv.org/abs/2102.07655).
   """
-  return _share_out(
-    theta,
-    sparsity,
-    lambda shape: Fraction(shape[-1] if shape else 1, math.prod(shape)),
-    select,
-    overrides,
-  )
+  return Fraction(shape[-1] if shape else 1, math.prod(shape))
 
 
-def equal_per_layer(
-  theta: Params,
-  sparsity: float,
-  *,
-  select: Select = select_lib.is_weight,
-  overrides: Overrides | None = None,
-) -> dict[str, float]:
-  """The same number of connections for every layer (EPL).
-
-  Density ∝ 1 / n for n weights. A leaf with fewer weights than its share is
-  dense, and the rest is solved again.
-
-  Args:
-    theta: parameters, or their shapes.
-    sparsity: share of zeros over all selected leaves together, in [0, 1).
-    select: which leaves take part.
-    overrides: {pattern: sparsity} of leaves whose sparsity is given; see
-      uniform.
-
-  Returns:
-    Sparsity of each selected leaf, keyed 'module/name'.
-
-  Raises:
-    ValueError: as for uniform.
+@_distribution
+def equal_per_layer(shape: Sequence[int]) -> Fraction:
+  """The same number of connections for every layer (EPL), density ∝ 1 / n.
 
   Note:
     The authors' code hands all that full layers leave over to the last layer,
@@ -305,13 +248,7 @@ def equal_per_layer(
     Price & Tanner, Dense for the price of sparse, 2021, the authors' code
     (https://arxiv.org/abs/2102.07655).
   """
-  return _share_out(
-    theta,
-    sparsity,
-    lambda shape: Fraction(1, math.prod(shape)),
-    select,
-    overrides,
-  )
+  return Fraction(1, math.prod(shape))
 
 
 def match_overrides(
@@ -352,29 +289,23 @@ def match_overrides(
 
 
 def _share_out(
-  theta: Params,
+  shapes: Mapping[str, tuple[int, ...]],
   sparsity: float,
+  fixed: Mapping[str, float],
   relative_density: Callable[[Sequence[int]], Fraction],
-  select: Select,
-  overrides: Overrides | None,
-) -> dict[str, float]:
+) -> Shares:
   """Densities ε · relative_density(shape), at most 1, that meet the budget.
 
   In fractions, so that 0.9 comes back as 0.9 and no tolerance is needed.
   """
   masks.check_sparsity(sparsity)
-  names = select_lib.selected_names(select, theta)
-  leaves = trees.by_path(theta)
-  shapes = {name: tuple(leaves[name].shape) for name in names}
   sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-
-  asked = 1 - _exact(sparsity)
-  fixed = match_overrides(names, overrides)
+  target = 1 - _exact(sparsity)
   density = {
-    name: 1 - _exact(fixed[name]) if name in fixed else asked for name in names
+    name: 1 - _exact(fixed[name]) if name in fixed else target for name in sizes
   }
-  free = [name for name in names if name not in fixed and sizes[name]]
-  budget = asked * sum(sizes.values()) - sum(
+  free = [name for name in sizes if name not in fixed and sizes[name]]
+  budget = target * sum(sizes.values()) - sum(
     density[name] * sizes[name] for name in fixed
   )
   _check_budget(budget, sum(sizes[name] for name in free), sparsity, fixed)
@@ -394,15 +325,15 @@ def _share_out(
   # A density below one in 2^53 would round to the sparsity 1, which is none.
   below_one = math.nextafter(1.0, 0.0)
   shares = Shares(
-    {name: min(float(1 - density[name]), below_one) for name in names}
+    {name: min(float(1 - density[name]), below_one) for name in sizes}
   )
   given = {name: masks.num_kept(sizes[name], fixed[name]) for name in fixed}
   exact = {
-    name: density[name] * sizes[name] for name in names if name not in given
+    name: density[name] * sizes[name] for name in sizes if name not in given
   }
   total = masks.num_kept(sum(sizes.values()), sparsity) - sum(given.values())
   rounded = _rounded(exact, total, sizes)
-  shares.counts = {name: (given | rounded)[name] for name in names}
+  shares.counts = {name: (given | rounded)[name] for name in sizes}
   return shares
 
 

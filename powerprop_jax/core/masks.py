@@ -5,7 +5,7 @@ the connection exists. A leaf that is never pruned is all True, so that no
 function needs a special case.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 import decimal
 import math
 import numbers
@@ -31,16 +31,6 @@ def num_kept(size: int, sparsity: float) -> int:
   decimal that it prints as: 0.29 of 100 weights are 29, although the product of
   the floats is below 29. 1/3 of 3 weights is one. At sparsity 0 all weights are
   left; at least one is left of any layer that has weights.
-
-  Args:
-    size: number of weights, at least 0.
-    sparsity: share of zeros, in [0, 1).
-
-  Returns:
-    The number of weights to keep, an int.
-
-  Raises:
-    ValueError: if sparsity is outside [0, 1) or NaN, or size is negative.
 
   Example:
     >>> num_kept(100, 0.29)
@@ -85,15 +75,7 @@ def density_to_sparsity(density: float, name: str = 'densities') -> float:
 
 
 def check_sparsity(sparsity: float, name: str = 'sparsity') -> None:
-  """Refuses a share of zeros outside [0, 1), NaN included.
-
-  Args:
-    sparsity: the share.
-    name: what to call it in the message.
-
-  Raises:
-    ValueError: naming it and showing its value.
-    TypeError: if it is no number.
+  """Refuses a share of zeros outside [0, 1), NaN included, by its name.
 
   Example:
     >>> check_sparsity(1.0)
@@ -108,13 +90,7 @@ def check_sparsity(sparsity: float, name: str = 'sparsity') -> None:
 
 
 def full_masks(tree: Tree) -> Masks:
-  """All True: every connection exists.
-
-  Args:
-    tree: parameters, or their shapes.
-
-  Returns:
-    Masks of the same structure, shapes and shardings.
+  """All True, with the shapes and shardings of parameters or their shapes.
 
   Example:
     >>> full_masks({'b': jnp.zeros(2)})
@@ -128,13 +104,6 @@ def apply_masks(tree: Tree, masks: Masks) -> Tree:
 
   A selection, not a product: dtypes are kept, and so is a zero where the tree
   has a NaN or an infinity.
-
-  Args:
-    tree: parameters, gradients or the like.
-    masks: booleans of the same structure and shapes.
-
-  Returns:
-    The masked tree.
 
   Raises:
     ValueError: if structures or shapes differ; the message names the leaf.
@@ -152,16 +121,6 @@ def apply_masks(tree: Tree, masks: Masks) -> Tree:
 def intersect(a: Masks, b: Masks) -> Masks:
   """Connections in both a and b.
 
-  Args:
-    a: masks.
-    b: masks of the same structure and shapes.
-
-  Returns:
-    Masks of the same structure and shapes.
-
-  Raises:
-    ValueError: if structures or shapes differ.
-
   Example:
     >>> intersect(jnp.array([True, True]), jnp.array([False, True]))
     Array([False,  True], dtype=bool)
@@ -171,16 +130,6 @@ def intersect(a: Masks, b: Masks) -> Masks:
 
 def union(a: Masks, b: Masks) -> Masks:
   """Connections in a, in b or in both.
-
-  Args:
-    a: masks.
-    b: masks of the same structure and shapes.
-
-  Returns:
-    Masks of the same structure and shapes.
-
-  Raises:
-    ValueError: if structures or shapes differ.
 
   Example:
     >>> union(jnp.array([True, False]), jnp.array([False, False]))
@@ -192,16 +141,6 @@ def union(a: Masks, b: Masks) -> Masks:
 def difference(a: Masks, b: Masks) -> Masks:
   """Connections in a that are not in b.
 
-  Args:
-    a: masks.
-    b: masks of the same structure and shapes.
-
-  Returns:
-    Masks of the same structure and shapes.
-
-  Raises:
-    ValueError: if structures or shapes differ.
-
   Example:
     >>> difference(jnp.array([True, True]), jnp.array([False, True]))
     Array([ True, False], dtype=bool)
@@ -209,23 +148,15 @@ def difference(a: Masks, b: Masks) -> Masks:
   return _combine(lambda x, y: x & ~y, a, b)
 
 
-def _combine(fn: Any, a: Masks, b: Masks) -> Masks:
+def _combine(fn: Callable[..., jax.Array], a: Masks, b: Masks) -> Masks:
   check_same_shapes(a, b, 'a', 'b')
   return jax.tree.map(fn, a, b)
 
 
 def density(masks: Masks, *, select: Select | None = None) -> jax.Array:
-  """Share of connections that exist.
+  """Share of connections that exist, in all leaves or those of select.
 
-  Args:
-    masks: masks.
-    select: which leaves to count; all of them by default.
-
-  Returns:
-    float32 scalar in [0, 1]; 1 for masks without entries.
-
-  Raises:
-    ValueError: if select selects nothing.
+  A float32 scalar in [0, 1]; 1 for masks without entries.
 
   Example:
     >>> density({'w': jnp.array([True, False]), 'b': jnp.array([True, True])})
@@ -238,16 +169,6 @@ def density(masks: Masks, *, select: Select | None = None) -> jax.Array:
 
 def sparsity(masks: Masks, *, select: Select | None = None) -> jax.Array:
   """Share of connections that do not exist, 1 - density.
-
-  Args:
-    masks: masks.
-    select: which leaves to count; all of them by default.
-
-  Returns:
-    float32 scalar in [0, 1]; 0 for masks without entries.
-
-  Raises:
-    ValueError: if select selects nothing.
 
   Example:
     >>> sparsity({'w': jnp.array([True, False]), 'b': jnp.array([True, True])})
@@ -284,18 +205,10 @@ class Overlaps(NamedTuple):
 
 
 def overlap(a: Masks, b: Masks, *, select: Select | None = None) -> Overlaps:
-  """How much of one mask is in another, per leaf and in total.
+  """How much of a is in b, per leaf and in total, in float32 scalars.
 
-  Args:
-    a: masks, for instance of the largest weights before training.
-    b: masks of the same structure and shapes, for instance after training.
-    select: which leaves to compare; all of them by default.
-
-  Returns:
-    Overlaps of float32 scalars.
-
-  Raises:
-    ValueError: if structures or shapes differ, or select selects nothing.
+  For instance of the largest weights before and after training; of all leaves,
+  or those of select.
 
   Example:
     >>> a = {'w': jnp.array([True, True, False, False])}
@@ -340,12 +253,8 @@ class PackedMask(NamedTuple):
 def pack_masks(masks: Masks) -> Tree:
   """Masks with one bit a weight, on the host, to be stored.
 
-  Args:
-    masks: concrete masks.
-
-  Returns:
-    The tree with a PackedMask in place of each mask: NumPy arrays only, so
-    that NumPy and orbax can save it.
+  A tree with a PackedMask in place of each mask: NumPy arrays only, so that
+  NumPy and orbax can save it.
 
   Example:
     >>> pack_masks({'w': jnp.array([True, False, True])})['w'].bits
@@ -359,14 +268,8 @@ def pack_masks(masks: Masks) -> Tree:
   )
 
 
-def unpack_masks(packed: Any) -> Masks:
-  """Undoes pack_masks.
-
-  Args:
-    packed: tree of PackedMasks.
-
-  Returns:
-    Masks as NumPy arrays, equal to those that were packed.
+def unpack_masks(packed: Tree) -> Masks:
+  """Masks as NumPy arrays, equal to those that pack_masks packed.
 
   Raises:
     ValueError: if bits and shape of a leaf do not fit.
@@ -394,7 +297,7 @@ def unpack_masks(packed: Any) -> Masks:
 def check_same_shapes(a: Tree, b: Tree, a_name: str, b_name: str) -> None:
   """Raises a ValueError unless two trees have one structure and its shapes."""
   shapes_of = lambda tree: {
-    leaf.path: jnp.shape(leaf.value) for leaf in trees.named_leaves(tree)
+    path: jnp.shape(leaf) for path, leaf in trees.by_path(tree).items()
   }
   a_shapes, b_shapes = shapes_of(a), shapes_of(b)
   for path in a_shapes | b_shapes:

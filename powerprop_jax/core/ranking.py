@@ -1,13 +1,15 @@
 """Masks from scores and counts: how many weights a leaf, or all, may keep."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from powerprop_jax.core import patterns, topk, trees
 from powerprop_jax.core import select as select_lib
-from powerprop_jax.core import topk, trees
+from powerprop_jax.core.counting import Count
+from powerprop_jax.core.masks import Masks
+from powerprop_jax.core.patterns import Pattern
 from powerprop_jax.core.trees import Select, Tree
 
 # The key of the count that all leaves without one of their own share.
@@ -16,21 +18,23 @@ SHARED = '*'
 
 def masks_from_counts(
   scores: Tree,
-  counts: Mapping[str, int | jax.Array],
+  counts: Mapping[str, Count],
   *,
-  among: Tree = None,
+  among: Masks | None = None,
   select: Select = select_lib.is_weight,
-) -> Tree:
+  pattern: Pattern = patterns.UNSTRUCTURED,
+) -> Masks:
   """Masks that keep a given number of the largest scores.
 
   Args:
-    scores: tree of scores like the parameters, larger = keep.
+    scores: tree of scores like the parameters.
     counts: {'module/name': count} of the leaves that are ranked by themselves,
-      and {SHARED: count} of all the others together; Python integers, or int32
-      scalars that may be traced.
+      for each group of the pattern, and {SHARED: count} of all the others
+      together; Python integers, or int32 scalars that may be traced.
     among: masks like scores; only weights where they are True are kept, which
       may then be fewer than the count.
-    select: which leaves are masked; must be the one the counts were made with.
+    select: the one the counts were made with.
+    pattern: of which groups there are so many.
 
   Returns:
     Masks with the structure and shapes of scores, True for unselected leaves.
@@ -47,10 +51,6 @@ def masks_from_counts(
     Array([[ True,  True]], dtype=bool)
   """
   names = select_lib.selected_names(select, scores)
-  leaves = trees.by_path(scores)
-  eligible: dict[str, Any] = dict.fromkeys(leaves)
-  if among is not None:
-    eligible = trees.by_path(among)
   shared = [name for name in names if name not in counts]
   unknown = [name for name in counts if name not in (*names, SHARED)]
   if unknown or bool(shared) != (SHARED in counts):
@@ -58,8 +58,10 @@ def masks_from_counts(
       f'counts for {", ".join(counts)} do not fit the selected leaves '
       f'{", ".join(names)}. Make them with the same select.'
     )
+  leaves = trees.by_path(scores)
+  eligible = dict.fromkeys(leaves) if among is None else trees.by_path(among)
   kept = {
-    name: topk.top_k_mask(leaves[name], counts[name], eligible[name])
+    name: pattern.top_k(leaves[name], counts[name], eligible[name])
     for name in names
     if name not in shared
   }

@@ -1,7 +1,10 @@
 """The power map ψ between latent and effective weights, its inverse and slope.
 
-θ = ψ(φ) = φ |φ|^(α-1). All three functions take an array or a tree of arrays
-and work in float32 (float64 when given float64), whatever the parameter dtype.
+θ = ψ(φ) = φ |φ|^(α-1). All three functions map an array or a tree of arrays to
+the same structure, shapes and dtypes, and work in float32 (float64 when given
+float64), whatever the dtype. α is a scalar of at least 1, or a tree of scalars
+with the structure of the weights. Anything else that is known when it is called
+is refused with a ValueError, and complex or integer weights with a TypeError.
 
 Automatic differentiation of the formula gives NaN at φ = 0 for α < 2, so ψ
 carries its own derivative rule: 0 at φ = 0 for α > 1, and 1 everywhere for
@@ -14,9 +17,9 @@ products and square roots; an array α may be traced, and costs about an
 exponential and a logarithm (see core/powers).
 """
 
+from collections.abc import Callable
 import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +36,7 @@ Alpha = float | jax.Array
 MAX_ALPHA = 64.0
 
 
-def psi(phi: Params, alpha: Any) -> Any:
+def psi(phi: Params, alpha: Tree) -> Params:
   """Effective weights of latent ones, θ = φ |φ|^(α-1).
 
   Small weights become smaller, and receive smaller gradients, as α grows; α = 1
@@ -43,13 +46,6 @@ def psi(phi: Params, alpha: Any) -> Any:
     phi: latent weights, an array of any shape or a tree of arrays.
     alpha: the power, at least 1; a scalar, or a tree of scalars with the
       structure of phi. A Python number is compiled in; an array may be traced.
-
-  Returns:
-    Effective weights, same structure, shapes and dtypes as phi.
-
-  Raises:
-    ValueError: if alpha is known and not a finite number of at least 1.
-    TypeError: if weights are complex or integers.
 
   Example:
     >>> psi(jnp.array([-2., 0., 0.5]), 2.)
@@ -62,22 +58,10 @@ def psi(phi: Params, alpha: Any) -> Any:
   return _map_with_alpha(_psi, phi, alpha)
 
 
-def psi_inverse(theta: Params, alpha: Any) -> Any:
+def psi_inverse(theta: Params, alpha: Tree) -> Params:
   """Latent weights that ψ maps to theta, φ = sign(θ) |θ|^(1/α).
 
   Not meant to be differentiated: its slope at θ = 0 is infinite for α > 1.
-
-  Args:
-    theta: effective weights, an array of any shape or a tree of arrays.
-    alpha: the power, at least 1; a scalar, or a tree of scalars with the
-      structure of theta.
-
-  Returns:
-    Latent weights, same structure, shapes and dtypes as theta.
-
-  Raises:
-    ValueError: if alpha is known and not a finite number of at least 1.
-    TypeError: if weights are complex or integers.
 
   Example:
     >>> psi_inverse(jnp.array([-4., 0., 0.25]), 2.)
@@ -90,21 +74,10 @@ def psi_inverse(theta: Params, alpha: Any) -> Any:
   return _map_with_alpha(_psi_inverse, theta, alpha)
 
 
-def psi_derivative(phi: Params, alpha: Any) -> Any:
+def psi_derivative(phi: Params, alpha: Tree) -> Params:
   """Slope of ψ, dψ/dφ = α |φ|^(α-1), never negative.
 
-  Args:
-    phi: latent weights, an array of any shape or a tree of arrays.
-    alpha: the power, at least 1; a scalar, or a tree of scalars with the
-      structure of phi.
-
-  Returns:
-    The slope, same structure, shapes and dtypes as phi. At φ = 0 it is 0 for
-    α > 1 and 1 for α = 1.
-
-  Raises:
-    ValueError: if alpha is known and not a finite number of at least 1.
-    TypeError: if weights are complex or integers.
+  At φ = 0 it is 0 for α > 1 and 1 for α = 1.
 
   Example:
     >>> psi_derivative(jnp.array([-2., 0., 0.5]), 2.)
@@ -116,15 +89,10 @@ def psi_derivative(phi: Params, alpha: Any) -> Any:
   return _map_with_alpha(_psi_derivative, phi, alpha)
 
 
-def check_alpha(alpha: Any, name: str = 'alpha') -> None:
-  """Refuses a power that is not a finite number of at least 1.
+def check_alpha(alpha: Alpha, name: str = 'alpha') -> None:
+  """Refuses a power that is not a finite number of at least 1, by its name.
 
-  Args:
-    alpha: a scalar. Traced values cannot be looked at and pass.
-    name: what to call it in the message.
-
-  Raises:
-    ValueError: if alpha is smaller than 1, not finite, or not a scalar.
+  Traced values cannot be looked at and pass.
 
   Example:
     >>> check_alpha(0.5)
@@ -146,15 +114,10 @@ def check_alpha(alpha: Any, name: str = 'alpha') -> None:
     )
 
 
-def check_invertible(alpha: Any, name: str = 'alpha') -> None:
-  """Refuses a power that float32 does not invert.
+def check_invertible(alpha: Alpha, name: str = 'alpha') -> None:
+  """Refuses a power above MAX_ALPHA, which float32 does not invert.
 
-  Args:
-    alpha: a scalar. Traced values cannot be looked at and pass.
-    name: what to call it in the message.
-
-  Raises:
-    ValueError: if alpha is larger than MAX_ALPHA.
+  Traced values cannot be looked at and pass.
 
   Example:
     >>> check_invertible(100.)
@@ -178,8 +141,10 @@ def widen(x: jax.Array) -> jax.Array:
   return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
 
-def _map_with_alpha(fn: Any, tree: Tree, alpha: Any) -> Any:
-  def of_leaf(x: Tree, alpha: Any) -> jax.Array:
+def _map_with_alpha(
+  fn: Callable[[jax.Array, Alpha], jax.Array], tree: Tree, alpha: Tree
+) -> Tree:
+  def of_leaf(x: jax.typing.ArrayLike, alpha: Alpha) -> jax.Array:
     x = jnp.asarray(x)
     _check_floating(x)
     return fn(x, alpha)

@@ -1,7 +1,9 @@
 """Functions of the training step: how sparse to be, and when to act.
 
-A Schedule maps a step to a sparsity, a When maps a step to yes or no. Both take
-a Python integer or a traced int32 scalar and are safe inside jit.
+A Schedule maps a step to a sparsity, a float32 scalar; a When maps a step to
+yes or no, a bool scalar. Both take a Python integer or a traced int32 scalar
+and are safe inside jit. What cannot be (a sparsity outside [0, 1), a negative
+step, a stop that is not after start) is a ValueError as they are built.
 """
 
 from collections.abc import Callable
@@ -21,15 +23,6 @@ When = Callable[[jax.typing.ArrayLike], jax.Array]  # step -> bool
 def constant(sparsity: float) -> Schedule:
   """The same sparsity at every step.
 
-  Args:
-    sparsity: share of zeros, in [0, 1).
-
-  Returns:
-    A schedule, step -> float32 scalar.
-
-  Raises:
-    ValueError: if sparsity is outside [0, 1).
-
   Example:
     >>> constant(0.5)(7)
     Array(0.5, dtype=float32)
@@ -45,16 +38,6 @@ def constant(sparsity: float) -> Schedule:
 
 def one_shot(sparsity: float, step: int) -> Schedule:
   """0 before a step, and the full sparsity from that step on.
-
-  Args:
-    sparsity: share of zeros afterwards, in [0, 1).
-    step: the first sparse step, at least 0.
-
-  Returns:
-    A schedule, step -> float32 scalar.
-
-  Raises:
-    ValueError: if sparsity is outside [0, 1) or step is negative.
 
   Example:
     >>> schedule = one_shot(0.5, step=100)
@@ -84,13 +67,6 @@ def polynomial(
     start: t_0, the last step at sparsity 0, at least 0.
     stop: t_1, the first step at the full sparsity, after start.
     power: greater than 0; 3 in the paper, 1 is a straight line.
-
-  Returns:
-    A schedule, step -> float32 scalar.
-
-  Raises:
-    ValueError: if sparsity is outside [0, 1), 0 <= start < stop does not hold,
-      or power is not a positive number.
 
   Note:
     Equation 1 of the source with s_i = 0. There the masks change every Δt
@@ -131,12 +107,6 @@ def every(
     start: first step considered; None is 0. Step 0 is a multiple of period.
     stop: first step no longer considered; None is never.
 
-  Returns:
-    A predicate, step -> bool scalar.
-
-  Raises:
-    ValueError: if period is less than 1 or 0 <= start < stop does not hold.
-
   Example:
     >>> when = every(100, start=50, stop=300)
     >>> [step for step in range(0, 501, 50) if when(step)]
@@ -157,16 +127,7 @@ def every(
 
 
 def at(*steps: int) -> When:
-  """True at the given steps only.
-
-  Args:
-    *steps: at least one step; each at least 0.
-
-  Returns:
-    A predicate, step -> bool scalar.
-
-  Raises:
-    ValueError: if there is no step or one is negative.
+  """True at the given steps only, of which there is at least one.
 
   Example:
     >>> when = at(10, 40)
@@ -185,12 +146,6 @@ def at(*steps: int) -> When:
 
 def never(step: jax.typing.ArrayLike) -> jax.Array:
   """False at every step.
-
-  Args:
-    step: ignored.
-
-  Returns:
-    A bool scalar.
 
   Example:
     >>> bool(never(0))

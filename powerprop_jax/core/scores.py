@@ -5,9 +5,6 @@ same structure, shapes and shardings, whatever the dtype of the parameters. All
 of them are about the effective weights θ: in terms of φ they would depend on α.
 """
 
-from collections.abc import Callable
-
-import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -21,12 +18,6 @@ _STREAM = 0x5C03E5
 
 def magnitude(theta: Tree) -> Tree:
   """|θ|, the score of the paper.
-
-  Args:
-    theta: effective parameters.
-
-  Returns:
-    float32 scores of the same structure and shapes, at least 0.
 
   Example:
     >>> magnitude(jnp.array([-2., 0., 1.]))
@@ -42,12 +33,6 @@ def magnitude(theta: Tree) -> Tree:
 def gradient(grads: Tree) -> Tree:
   """|∂L/∂θ|, by which missing connections are ranked for growth.
 
-  Args:
-    grads: dense gradients with respect to the effective parameters.
-
-  Returns:
-    float32 scores of the same structure and shapes, at least 0.
-
   Example:
     >>> gradient(jnp.array([0.5, -3.]))
     Array([0.5, 3. ], dtype=float32)
@@ -62,14 +47,6 @@ def gradient(grads: Tree) -> Tree:
 def saliency(theta: Tree, grads: Tree) -> Tree:
   """|θ ∂L/∂θ|, the first-order change of the loss if a weight is removed.
 
-  Args:
-    theta: effective parameters.
-    grads: gradients with respect to them, same structure and shapes.
-
-  Returns:
-    float32 scores of the same structure and shapes, at least 0. The product is
-    taken in float32.
-
   Raises:
     ValueError: if structures or shapes differ.
 
@@ -81,7 +58,19 @@ def saliency(theta: Tree, grads: Tree) -> Tree:
     Lee et al., SNIP, 2019, equation 6, without the normalisation, which does
     not change the order (https://arxiv.org/abs/1810.02340).
   """
-  return _map_pairs(lambda t, g: jnp.abs(t * g), theta, grads, 'grads')
+
+  def visit(
+    module_name: str, name: str, t: jax.Array, g: jax.Array
+  ) -> jax.Array:
+    if jnp.shape(t) != jnp.shape(g):
+      raise ValueError(
+        'theta and grads must have the same shapes; leaf '
+        f'{trees.join_name(module_name, name)!r} is {jnp.shape(t)} in theta '
+        f'and {jnp.shape(g)} in grads.'
+      )
+    return jnp.abs(_float32(t) * _float32(g))
+
+  return trees.map_named(visit, theta, grads)
 
 
 def random(key: jax.Array, theta: Tree) -> Tree:
@@ -95,42 +84,15 @@ def random(key: jax.Array, theta: Tree) -> Tree:
       those with the largest scores could be the largest weights.
     theta: parameters, for structure, shapes and shardings.
 
-  Returns:
-    float32 scores of the same structure and shapes.
-
   Example:
     >>> random(jax.random.key(0), {'w': jnp.zeros((2, 3))})['w'].shape
     (2, 3)
   """
   own = jax.random.fold_in(key, _STREAM)
-  scores: Tree = optax.tree.random_like(
+  return optax.tree.random_like(
     own, theta, jax.random.uniform, dtype=jnp.float32
   )
-  return scores
 
 
-def _map_pairs(
-  fn: Callable[[jax.Array, jax.Array], jax.Array],
-  theta: Tree,
-  other: Tree,
-  other_name: str,
-) -> Tree:
-  """Maps fn over float32 leaves of theta and of a tree of the same shapes."""
-
-  def visit(
-    module_name: str, name: str, t: chex.Array, x: chex.Array
-  ) -> jax.Array:
-    if jnp.shape(t) != jnp.shape(x):
-      raise ValueError(
-        f'theta and {other_name} must have the same shapes; leaf '
-        f'{trees.join_name(module_name, name)!r} is {jnp.shape(t)} in theta '
-        f'and {jnp.shape(x)} in {other_name}.'
-      )
-    return fn(_float32(t), _float32(x))
-
-  mapped: Tree = trees.map_named(visit, theta, other)
-  return mapped
-
-
-def _float32(x: chex.Array) -> jax.Array:
+def _float32(x: jax.Array) -> jax.Array:
   return jnp.asarray(x).astype(jnp.float32)

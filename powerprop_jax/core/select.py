@@ -3,7 +3,7 @@
 A predicate over (module name, name, value), Haiku's own convention, decides;
 the functions here are the predicates people need and the checks that tell them
 what was chosen. By default that is the weights of linear and convolutional
-layers: biases, norm parameters and embeddings take part only when asked for.
+layers: biases, norm parameters and embeddings take part only when named.
 
 A predicate is part of the states of the transformations that it is given to.
 Those from here, and functions of a module, can be pickled, and are equal where
@@ -33,9 +33,6 @@ def is_weight(module_name: str, name: str, value: jax.Array) -> bool:
     name: name of the leaf within its module.
     value: the leaf, or anything with its shape and dtype.
 
-  Returns:
-    Whether the leaf is a floating-point weight matrix or kernel.
-
   Example:
     >>> is_weight('mlp/~/linear_0', 'w', jnp.zeros((2, 3)))
     True
@@ -49,12 +46,8 @@ def is_weight(module_name: str, name: str, value: jax.Array) -> bool:
 def by_regex(*patterns: str) -> Select:
   r"""Selects floating-point leaves whose 'module/name' matches a pattern.
 
-  Args:
-    *patterns: regular expressions; each may match anywhere in the name (anchor
-      with ^ and $ to say more).
-
-  Returns:
-    A predicate that is True where at least one pattern matches.
+  Each pattern is a regular expression that may match anywhere in the name;
+  anchor with ^ and $ to say more.
 
   Raises:
     ValueError: if there is no pattern or one is not a regular expression.
@@ -73,13 +66,6 @@ def by_regex(*patterns: str) -> Select:
 
 def exclude(select: Select, *patterns: str) -> Select:
   """What select chooses, without the leaves whose name matches a pattern.
-
-  Args:
-    select: the predicate to narrow.
-    *patterns: regular expressions searched for in 'module/name'.
-
-  Returns:
-    The narrower predicate.
 
   Example:
     >>> inner_layers = exclude(is_weight, 'logits')
@@ -122,14 +108,7 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
 
 
 def selected_names(select: Select, tree: Tree) -> tuple[str, ...]:
-  """Names, as 'module/name', of the leaves that select chooses.
-
-  Args:
-    select: predicate over (module name, name, value).
-    tree: parameters, or their shapes.
-
-  Returns:
-    The names in the order of the leaves; empty only for a tree without leaves.
+  """Names, as 'module/name', of the leaves that select chooses, in order.
 
   Raises:
     ValueError: if the tree has leaves and none is selected; the message lists
@@ -172,14 +151,7 @@ def _described(value: Any) -> str:
 
 
 def selection_table(select: Select, tree: Tree) -> str:
-  """What was selected and what was not, one line a leaf.
-
-  Args:
-    select: predicate over (module name, name, value).
-    tree: parameters, or their shapes.
-
-  Returns:
-    A table for people: mark, name, shape and number of entries of each leaf.
+  """What is selected and what is not: a table for people, one line a leaf.
 
   Example:
     >>> print(selection_table(is_weight, {'linear': {'w': jnp.ones((2, 3)),

@@ -43,12 +43,8 @@ def top_k_mask(
   Returns:
     Booleans of the same shape and sharding as scores. True at exactly k
     entries, or at all eligible ones where a traced k or among leaves fewer
-    than k; a k below 0 counts as 0 under the same conditions.
-
-  Raises:
-    TypeError: if the scores have another dtype, or among is not boolean.
-    ValueError: if k is an int outside [0, scores.size] and among is not given,
-      if the shapes differ, or if there are too many scores.
+    than k; a k below 0 counts as 0 under the same conditions, and is refused
+    under others.
 
   Example:
     >>> top_k_mask(jnp.array([3., 1., 3., 2., 3.]), 2)
@@ -70,19 +66,8 @@ def top_k_masks(scores: Tree, k: Count, among: Tree | None = None) -> Tree:
   Args:
     scores: tree of float32, bfloat16 or float16 arrays (which may be mixed),
       at most 2^31 - 4 entries in all.
-    k: how many to keep; an int, or an integer scalar that may be traced.
-    among: booleans of the same structure and shapes; only entries where it is
-      True are kept.
-
-  Returns:
-    Tree of booleans with the structure, shapes and shardings of scores. True
-    at exactly k entries, or at all eligible ones where a traced k or among
-    leaves fewer than k; a k below 0 counts as 0 under the same conditions.
-
-  Raises:
-    TypeError: if a leaf has another dtype, or among is not boolean.
-    ValueError: if k is an int outside [0, size] and among is not given, if
-      structures or shapes differ, or if there are too many scores.
+    k: how many to keep of all leaves together.
+    among: booleans of the same structure and shapes.
 
   Example:
     >>> masks = top_k_masks({'a': jnp.array([1., 4.]), 'b': jnp.array([4.])}, 1)

@@ -37,11 +37,6 @@ def top_k_columns(
     of each column, or at all eligible ones where there are fewer than k; a k
     below 0 counts as 0.
 
-  Raises:
-    TypeError: if the scores have another dtype, among is not boolean, or k is
-      not an integer.
-    ValueError: if scores is a scalar, or the shapes do not fit.
-
   Example:
     >>> scores = jnp.array([[3., 1.], [3., 2.], [4., 0.]])
     >>> top_k_columns(scores, 2).astype(int)

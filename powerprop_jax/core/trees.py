@@ -121,7 +121,7 @@ def by_path(tree: Tree) -> dict[str, Any]:
   return {leaf.path: leaf.value for leaf in named_leaves(tree)}
 
 
-def map_named(fn: Callable[..., Any], tree: Tree, *rest: Any) -> Any:
+def map_named(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
   """Maps fn(module_name, name, value, *rest_values) over the leaves of tree."""
   return jax.tree_util.tree_map_with_path(
     lambda path, *values: fn(*leaf_name(path), *values), tree, *rest
@@ -129,7 +129,7 @@ def map_named(fn: Callable[..., Any], tree: Tree, *rest: Any) -> Any:
 
 
 def map_selected(
-  fn: Callable[..., Any], select: Select, tree: Tree, *rest: Any
+  fn: Callable[..., Any], select: Select, tree: Tree, *rest: Tree
 ) -> Tree:
   """Maps fn(value, *rest_values) over selected leaves; keeps the others."""
 

@@ -15,10 +15,10 @@ import optax
 from powerprop_jax.core import distributions, trees
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import select as select_lib
+from powerprop_jax.core.patterns import Structure
 from powerprop_jax.core.trees import Params, Select
 from powerprop_jax.files.tables import Row
 from powerprop_jax.optim import aliases
-from powerprop_jax.optim.aliases.structures import Structure
 from powerprop_jax.optim.topologies.neuron_ablation import Ablation
 from powerprop_jax.optim.topology import Regrow
 from powerprop_jax.train.runs.errors import UserError

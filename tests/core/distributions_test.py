@@ -12,7 +12,7 @@ import numpy as np
 
 from powerprop_jax.core import distributions, masks
 from powerprop_jax.core import select as select_lib
-from powerprop_jax.optim.topologies import layers
+from powerprop_jax.optim.topologies.counts import Budget
 from powerprop_jax.prune import one_shot
 
 ALL = (
@@ -126,16 +126,10 @@ class CountsTest(parameterized.TestCase):
     shares = fn(theta, sparsity)
     counts = distributions.counts(shares, sizes)
     self.assertEqual(sum(counts.values()), total)
-    self.assertEqual(layers.kept_counts(theta, sparsity, fn), counts)
+    self.assertEqual(Budget(sparsity, fn).counts(theta), counts)
     self.assertEqual(one_shot.kept_counts(theta, shares), counts)
     for name, count in counts.items():
       self.assertLess(abs(count - sizes[name] * (1 - shares[name])), 1.001)
-
-  def test_the_published_example(self):
-    theta = tree_of({'a': (8, 30), 'b': (30, 10)})
-    for fn in ALL:
-      counts = layers.kept_counts(theta, 0.9, fn)
-      self.assertEqual(sum(counts.values()), 54)
 
   def test_shares_are_a_tree_as_dictionaries_are(self):
     shares = distributions.erk(tree_of({'b': (8, 30), 'a': (30, 10)}), 0.9)
@@ -150,7 +144,7 @@ class CountsTest(parameterized.TestCase):
   def test_an_overridden_leaf_keeps_its_own_count(self):
     theta = tree_of({'a': (8, 31), 'b': (31, 10), 'c': (10, 7)})
     fixed = functools.partial(distributions.erk, overrides={'^c/': 0.55})
-    counts = layers.kept_counts(theta, 0.8, fixed)
+    counts = Budget(0.8, fixed).counts(theta)
     self.assertEqual(counts['c/w'], masks.num_kept(70, 0.55))
     self.assertEqual(sum(counts.values()), masks.num_kept(628, 0.8))
 
@@ -195,13 +189,6 @@ class PublishedTest(parameterized.TestCase):
       np.testing.assert_allclose(
         [1 - s for s in result.values()], densities, atol=6e-7
       )
-
-  def test_equal_per_filter_counts_the_last_dimension(self):
-    theta = tree_of({'conv': (3, 3, 4, 8), 'depthwise': (3, 3, 1, 4)})
-    result = distributions.equal_per_filter(theta, 0.9)
-    each = 0.1 * (288 + 36) / 12
-    self.assertAlmostEqual(288 * (1 - result['conv/w']), 8 * each)
-    self.assertAlmostEqual(36 * (1 - result['depthwise/w']), 4 * each)
 
   @parameterized.parameters((0.8, 8), (0.9, 1), (0.95, 0), (0.99, 0))
   def test_number_of_dense_layers_of_resnet_50_under_erk(
@@ -269,13 +256,10 @@ class BudgetTest(parameterized.TestCase):
       name: {'w': jax.ShapeDtypeStruct(shape, jnp.float32)}
       for name, shape in shapes.items()
     }
+    self.assertEqual(fn({}, 0.5), {})
     result = fn(theta, 0.5, select=select_lib.by_regex('w$'))
     self.assertLen(result, 4)
     self.assertAlmostEqual(total_sparsity(theta, result), 0.5, places=12)
-
-  @parameterized.parameters(*ALL)
-  def test_a_tree_without_leaves_gives_nothing(self, fn):
-    self.assertEqual(fn({}, 0.5), {})
 
   def test_arrays_and_shapes_give_the_same(self):
     theta = tree_of({'a': (3, 3, 2, 8), 'b': (8, 4)})

@@ -38,19 +38,16 @@ class NumKeptTest(parameterized.TestCase):
   def test_leaves_one_weight_at_least(self):
     for sparsity in (1 - 1e-13, 1 - 1e-16, 0.999999):
       self.assertEqual(masks.num_kept(100, sparsity), 1)
+      self.assertEqual(masks.num_kept(1, sparsity), 1)
     self.assertEqual(masks.num_kept(0, 0.5), 0)
+    self.assertEqual(masks.num_kept(3, 0), 3)
+    self.assertEqual(masks.num_kept(10**9, 1e-9), 10**9 - 1)
 
   def test_reads_fractions_as_they_are_meant(self):
     for size in range(1, 60):
       for removed in range(size):
         kept = masks.num_kept(size, removed / size)
         self.assertEqual(kept, size - removed)
-
-  def test_leaves_one_weight_of_a_layer_with_one(self):
-    self.assertEqual(masks.num_kept(1, 0.999), 1)
-    self.assertEqual(masks.num_kept(0, 0.5), 0)
-    self.assertEqual(masks.num_kept(3, 0), 3)
-    self.assertEqual(masks.num_kept(10**9, 1e-9), 10**9 - 1)
 
   @parameterized.parameters(1.0, -0.1, math.nan, math.inf, 90)
   def test_refuses_other_sparsities_by_value(self, value):
@@ -152,15 +149,6 @@ class MeasureTest(parameterized.TestCase):
       found.total.agreement, (x == y).mean(), rtol=1e-6
     )
     np.testing.assert_allclose(found.total.intersection, y[x].mean(), rtol=1e-6)
-
-  def test_overlap_of_independent_masks_is_at_chance_level(self):
-    generator = np.random.default_rng(0)
-    a, b = (
-      {'w': jnp.asarray(generator.random(100_000) < 0.85)} for _ in range(2)
-    )
-    total = masks.overlap(a, b).total
-    np.testing.assert_allclose(total.agreement, 0.85**2 + 0.15**2, atol=0.01)
-    np.testing.assert_allclose(total.intersection, 0.85, atol=0.01)
 
   def test_overlap_with_itself_is_one(self):
     a = random_masks(0)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from powerprop_jax.core import counting, topk, topk_columns
+from powerprop_jax.core import counting, topk_columns
 
 VALUES = [0.0, -0.0, 1.0, -1.0, 2.5, np.nan, -np.nan, np.inf, -np.inf, 1e-42]
 
@@ -73,15 +73,6 @@ class TopKColumnsTest(parameterized.TestCase):
     k = jnp.asarray(generator.integers(0, 49, 9), jnp.int32)
     got = topk_columns._mask(scores, k, among, fused=fused)
     np.testing.assert_array_equal(got, oracle(scores, k, among))
-
-  def test_one_column_is_a_whole_array(self):
-    scores = jnp.asarray(
-      np.random.default_rng(2).integers(0, 6, (40, 1)), jnp.float32
-    )
-    for k in (0, 1, 17, 40):
-      np.testing.assert_array_equal(
-        topk_columns.top_k_columns(scores, k), topk.top_k_mask(scores, k)
-      )
 
   def test_works_under_vmap_scan_and_grad(self):
     scores = jnp.asarray(

@@ -1,5 +1,6 @@
 """The short forms: defaults of the papers, and results of the long forms."""
 
+import functools
 import math
 
 from absl.testing import parameterized
@@ -101,6 +102,21 @@ PAIRS = {
         distribution=distributions.uniform,
       ),
     ),
+  ),
+}
+
+
+_MOVES = {'stop': 9, 'period': 2}
+ALL = {
+  'static': aliases.static,
+  'gradual': functools.partial(aliases.gradual_pruning, start=1, stop=5),
+  'one_shot': functools.partial(aliases.one_shot_pruning, step=3),
+  'set': functools.partial(aliases.sparse_evolution, **_MOVES),
+  'rigl': functools.partial(aliases.rigl, **_MOVES),
+  'snfs': functools.partial(aliases.snfs, **_MOVES),
+  'dsr': functools.partial(aliases.dsr, num_dropped=3, **_MOVES),
+  'top_kast': lambda inner, sparsity, **options: aliases.top_kast(
+    inner, sparsity, 0.1, **options
   ),
 }
 
@@ -223,3 +239,22 @@ class RandomnessTest(parameterized.TestCase):
     for name in 'an':
       same = grown[1][name]['w'] == grown[2][name]['w']
       self.assertFalse(same.all())
+
+
+class RefusalsTest(parameterized.TestCase):
+  @parameterized.product(name=tuple(ALL), sparsity=(-0.5, 1.0, float('nan')))
+  def test_sparsities_outside_the_unit_interval(self, name, sparsity):
+    message = rf'sparsity must be in \[0, 1\), got {sparsity}'
+    with self.assertRaisesRegex(ValueError, message):
+      ALL[name](_SGD, sparsity)
+
+  @parameterized.parameters(*ALL)
+  def test_a_leaf_that_would_lose_all_is_named(self, name):
+    tx = ALL[name](_SGD, 0.98, distribution=distributions.uniform)
+    with self.assertRaisesRegex(ValueError, "'n/w' has 40 weights and would"):
+      tx.init(_theta())
+
+  @parameterized.parameters(*ALL)
+  def test_unknown_keywords_are_named(self, name):
+    with self.assertRaisesRegex(TypeError, 'sparsities'):
+      ALL[name](_SGD, 0.5, sparsities=3)

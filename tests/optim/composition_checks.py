@@ -28,7 +28,7 @@ import numpy as np
 import optax
 
 import powerprop_jax as pp
-from powerprop_jax.optim.topologies import layers
+from powerprop_jax.optim.topologies.counts import Budget
 
 _PACKAGE = pathlib.Path(pp.__file__).parent
 
@@ -316,7 +316,7 @@ def _kept(c: Composition, sizes: dict[str, int]) -> dict[str, int]:
   is_even = c.name not in ('static', 'sparse_evolution', 'rigl')
   shares = c.distribution or (pp.uniform if is_even else pp.erk)
   select = lambda module, name, value: f'{module}/{name}' in sizes
-  counts = layers.kept_counts(c.theta(), c.sparsity, shares, select)
+  counts = Budget(c.sparsity, shares, select).counts(c.theta())
   assert sum(counts.values()) == pp.masks.num_kept(
     sum(sizes.values()), c.sparsity
   )

@@ -12,15 +12,11 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import optax
 
-from powerprop_jax.core import distributions, schedules
+from powerprop_jax.core import distributions, patterns
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.optim import aliases, powerprop, views
-from powerprop_jax.optim.topologies import (
-  constant_fan_in,
-  drop_grow,
-  fan_in,
-  layers,
-)
+from powerprop_jax.optim.topologies import allocation, drop_grow, snfs
+from powerprop_jax.optim.topologies.counts import Budget
 from powerprop_jax.optim.topology import Rewiring
 
 _OPTIONS = {'structure': 'constant_fan_in', **cases.UNIFORM}
@@ -44,57 +40,51 @@ def _inner(alpha):
   return powerprop.powerprop(optax.sgd(0.05, momentum=0.9), alpha)
 
 
-class FanInsTest(parameterized.TestCase):
-  @parameterized.parameters(
-    (784, 10, 0.98, 16),  # 15.68
-    (100, 8, 0.95, 5),
-    (5, 4, 0.5, 3),  # halves go up
-    (5, 4, 0.95, 1),  # 0.25: at least 1
-    (20, 3, 0.0, 20),
-    (1, 7, 0.8, 1),
-    (10, 1, 0.88, 1),
-    (12, 4, 0.999, 1),
+def _budget(sparsity, distribution=distributions.uniform):
+  return Budget(
+    sparsity, distribution, select_lib.is_weight, patterns.CONSTANT_FAN_IN
   )
-  def test_rounds_to_whole_inputs(self, num_inputs, neurons, sparsity, k):
-    theta = {'w': jnp.ones((num_inputs, neurons))}
-    found = fan_in.fan_ins(theta, sparsity, distributions.uniform)
-    self.assertEqual(found, {'w': k})
 
-  def test_is_within_half_an_input_of_the_density_of_any_distribution(self):
+
+def _oracle_of_layer(tree, name):
+  return np.abs(np.asarray(tree[name]['w']))
+
+
+class BudgetTest(parameterized.TestCase):
+  @parameterized.parameters(distributions.erk, distributions.uniform)
+  def test_is_within_half_an_input_of_any_distribution(self, distribution):
     theta = cases.theta()
-    for distribution in (distributions.erk, distributions.uniform):
-      by_leaf = distribution(theta, 0.6)
-      found = fan_in.fan_ins(theta, 0.6, distribution)
-      for name, sparsity in by_leaf.items():
-        leaf = theta[name[:-2]]['w']
-        exact = (1 - sparsity) * leaf.size / leaf.shape[-1]
-        self.assertLessEqual(abs(found[name] - exact), 0.5 + 1e-5)
-    self.assertEqual(fan_in.fan_ins({}, 0.6), {})
-
-  def test_refusals_name_the_leaf(self):
-    with self.assertRaisesRegex(ValueError, "the sparsity of 'w' must be in"):
-      fan_in.fan_ins({'w': jnp.ones((2, 2))}, {'w': 1.0})
-    with self.assertRaisesRegex(ValueError, "'s' is a scalar"):
-      select = select_lib.by_regex('s')
-      fan_in.fan_ins({'s': jnp.float32(1)}, 0.0, distributions.uniform, select)
+    by_leaf = distribution(theta, 0.6)
+    found = _budget(0.6, distribution).counts(theta)
+    for name, sparsity in by_leaf.items():
+      leaf = theta[name[:-2]]['w']
+      exact = (1 - sparsity) * leaf.size / leaf.shape[-1]
+      self.assertLessEqual(abs(found[name] - exact), 0.5 + 1e-5)
 
   def test_random_masks_are_uniform_over_inputs(self):
-    theta = {'w': jnp.zeros((6, 500))}
-    mask = fan_in.random_masks(jax.random.key(0), theta, {'w': 2})['w']
+    budget, theta = _budget({'w': 0.7}), {'w': jnp.zeros((6, 500))}
+    mask = budget.random_masks(jax.random.key(0), theta)['w']
     np.testing.assert_array_equal(np.sum(mask, axis=0), 2)
     share = np.mean(mask, axis=1)
     np.testing.assert_allclose(share, 1 / 3, atol=5 * np.sqrt(2 / 9 / 500))
 
   @parameterized.parameters(AxisType.Auto, AxisType.Explicit)
   def test_random_masks_are_the_same_on_any_number_of_devices(self, axis_type):
-    theta, kept = {'w': jnp.zeros((16, 24))}, {'w': 5}
-    draw = lambda theta: fan_in.random_masks(jax.random.key(3), theta, kept)
+    theta = {'w': jnp.zeros((16, 24))}
+    draw = lambda theta: _budget(0.7).random_masks(jax.random.key(3), theta)
     mesh = jax.make_mesh((8,), ('d',), axis_types=(axis_type,))
     for spec in (P('d', None), P(None, 'd')):
       sharded = jax.device_put(theta, NamedSharding(mesh, spec))
       with jax.set_mesh(mesh):
         masks = jax.jit(draw)(sharded)
       chex.assert_trees_all_equal(jax.device_get(masks), draw(theta))
+
+
+@jax.jit
+def _moved(mask, drop, grow, num_dropped, wanted):
+  return drop_grow.drop_and_grow(
+    mask, drop, grow, num_dropped, wanted, patterns.CONSTANT_FAN_IN
+  )
 
 
 class DropAndGrowTest(parameterized.TestCase):
@@ -107,20 +97,16 @@ class DropAndGrowTest(parameterized.TestCase):
     # The fan-in may stay, rise, fall, and be 0 for some.
     new_k = int(rng.integers(1, size + 1)) if seed % 2 else k
     wanted = np.where(rng.random(mask.shape[-1]) < 0.8, new_k, 0)
-    got = fan_in.drop_and_grow(
-      mask, drop, grow, jnp.int32(num_dropped), jnp.asarray(wanted)
-    )
+    got = _moved(mask, drop, grow, jnp.int32(num_dropped), jnp.asarray(wanted))
     expected = cases.drop_and_grow(mask, drop, grow, num_dropped, wanted)
     np.testing.assert_array_equal(got, expected)
-    np.testing.assert_array_equal(fan_in.num_inputs(got), wanted)
 
   def test_small_weights_of_the_layer_go_whichever_neuron_has_them(self):
     mask = jnp.array([[True, True], [True, True], [False, False]])
     drop = jnp.array([[9.0, 1.0], [8.0, 2.0], [0.0, 0.0]])
     grow = jnp.array([[0.0, 1.0], [0.0, 2.0], [5.0, 3.0]])
-    got = fan_in.drop_and_grow(mask, drop, grow, jnp.int32(2), 2)
     expected = [[True, False], [True, True], [False, True]]
-    np.testing.assert_array_equal(got, expected)
+    np.testing.assert_array_equal(_moved(mask, drop, grow, 2, 2), expected)
 
 
 class TopologyTest(parameterized.TestCase):
@@ -176,12 +162,12 @@ class TopologyTest(parameterized.TestCase):
     zeros = jax.tree.map(jnp.zeros_like, phi)
     _, state = cases.jit(tx.update)(zeros, state, phi)
     for name, k in _KEPT.items():
-      flat = np.abs(np.asarray(phi[name]['w'])).reshape(-1, cases.NEURONS[name])
+      flat = _oracle_of_layer(phi, name).reshape(-1, cases.NEURONS[name])
       mask = np.asarray(state.masks[name]['w']).reshape(flat.shape)
       least = np.sort(flat, axis=0)[-k]
       np.testing.assert_array_equal(mask, flat >= least)
 
-  @parameterized.product(make=(aliases.rigl, aliases.sparse_evolution))
+  @parameterized.parameters(aliases.rigl, aliases.sparse_evolution)
   def test_one_rewiring_equals_the_oracle_in_every_layer(self, make):
     tx = make(
       optax.sgd(0.01), 0.7, stop=100, period=1, start=0, key=7, **_OPTIONS
@@ -200,7 +186,7 @@ class TopologyTest(parameterized.TestCase):
       mask = np.asarray(old.masks[name]['w'])
       expected = cases.drop_and_grow(
         mask,
-        np.abs(np.asarray(phi[name]['w'])),
+        _oracle_of_layer(phi, name),
         np.asarray(grow[name]['w']),
         int(0.3 * mask.sum() + 1e-6),
         [k] * mask.shape[-1],
@@ -233,44 +219,116 @@ class TopologyTest(parameterized.TestCase):
       self.assertTrue(state.masks['one_in']['w'].all())
       self.assertEqual(int(state.masks['one_out']['w'].sum()), 3)
 
-  def test_a_nan_leaves_the_masks_as_they_are_until_the_next_chance(self):
-    tx = aliases.rigl(optax.sgd(0.0), 0.7, stop=9, period=1, **_OPTIONS)
-    phi, state = views.init(tx, cases.theta())
-    update = cases.jit(tx.update)
-    ones = jax.tree.map(jnp.ones_like, phi)
-    _, first = update(ones, state, phi)
-    broken = phi | {
-      'linear': phi['linear'] | {'w': phi['linear']['w'] * np.nan}
-    }
-    _, same = update(ones, first, broken)
-    chex.assert_trees_all_equal(same.masks, first.masks)
-    _, moved = update(ones, same, phi)
-    self.assertFalse(
-      np.array_equal(moved.masks['linear']['w'], first.masks['linear']['w'])
-    )
-
   def test_masks_that_were_replaced_are_put_right_at_the_next_rewiring(self):
     tx = aliases.rigl(
       optax.sgd(0.0), 0.7, stop=9, period=1, start=0, **_OPTIONS
     )
     phi, state = views.init(tx, cases.theta())
-    uneven = jax.tree.map(lambda x: x > 0, phi)
-    uneven = {
-      n: leaves | {'b': leaves['b'] | True} for n, leaves in uneven.items()
-    }
+    uneven = jax.tree.map(lambda x: (x > 0) | (x.ndim == 1), phi)
     state = views.with_masks(state, uneven)
-    _, state = cases.jit(tx.update)(
-      jax.tree.map(jnp.ones_like, phi), state, phi
-    )
+    ones = jax.tree.map(jnp.ones_like, phi)
+    _, state = cases.jit(tx.update)(ones, state, phi)
     for name, k in _KEPT.items():
       np.testing.assert_array_equal(cases.inputs(state.masks, name), k)
 
-  def test_a_tree_without_leaves(self):
-    for topology in (
-      constant_fan_in.at_random(0.5),
-      constant_fan_in.gradual(0.5, jnp.float32, schedules.never),
-    ):
-      self.assertEqual(topology.init(jax.random.key(0), {}), ({}, ()))
+
+def _whole_fan_ins(counts, neurons):
+  """As allocation.whole_fan_ins, with a list and a loop."""
+  counts = [int(c) for c in counts]
+  neurons = [int(n) for n in neurons]
+  inputs = [max(c // n, 1) for c, n in zip(counts, neurons, strict=True)]
+  rest = lambda: sum(counts) - sum(np.multiply(inputs, neurons))
+  over = lambda i: (
+    np.float32(inputs[i])
+    - np.float32(np.float32(counts[i]) / np.float32(neurons[i]))
+  )
+  layers = range(len(counts))
+  while rest() < 0:
+    inputs[max((i for i in layers if inputs[i] > 1), key=over)] -= 1
+  while True:
+    short = [
+      i
+      for i in layers
+      if inputs[i] * neurons[i] < counts[i] and neurons[i] <= rest()
+    ]
+    if not short:
+      return inputs
+    inputs[min(short, key=over)] += 1
+
+
+class WholeFanInsTest(parameterized.TestCase):
+  def test_equals_the_oracle_and_fills_up_to_one_input(self):
+    rng = np.random.default_rng(0)
+    whole = jax.jit(allocation.whole_fan_ins)
+    for turn in range(60):
+      neurons = rng.integers(1, 9, 5)
+      counts = rng.integers(1, 40, 5)
+      if turn % 3 == 0:  # some layers should have fewer than one input
+        counts[:2] = 1
+      counts[4] += max(0, neurons.sum() - counts.sum())
+      if turn % 3 == 1:  # whole numbers are kept
+        counts = neurons * rng.integers(1, 9, 5)
+      got = np.asarray(whole(jnp.asarray(counts), jnp.asarray(neurons)))
+      np.testing.assert_array_equal(got, _whole_fan_ins(counts, neurons))
+      self.assertGreaterEqual(got.min(), 1)
+      rest = counts.sum() - (got * neurons).sum()
+      self.assertBetween(rest, 0, 0 if turn % 3 == 1 else neurons.max() - 1)
+
+
+class SnfsTest(parameterized.TestCase):
+  @parameterized.product(alpha=(1.0, 2.0), second_moment=(None, 0.99))
+  def test_layers_exchange_whole_inputs(self, alpha, second_moment):
+    tx = aliases.snfs(
+      powerprop.powerprop(optax.sgd(0.05), alpha),
+      0.7,
+      period=4,
+      stop=90,
+      second_moment=second_moment,
+      **_OPTIONS,
+    )
+    total = 5 * 6 + 6 * 12 + 4 * 4
+    seen = set()
+    for state in cases.states(tx, 66):
+      inputs = {name: cases.inputs(state.masks, name) for name in cases.NEURONS}
+      for counts in inputs.values():
+        self.assertLen(set(counts), 1)
+        self.assertGreaterEqual(counts[0], 1)
+      connections = sum(counts.sum() for counts in inputs.values())
+      self.assertBetween(total - connections, 0, 11)
+      seen.add(tuple(counts[0] for counts in inputs.values()))
+    self.assertGreater(len(seen), 1)
+    self.assertEqual(state.memory.num_rewirings, 16)
+
+  def test_a_rewiring_drops_small_weights_and_grows_by_momentum(self):
+    """Each layer as drop_and_grow does it, with whole fan-ins."""
+    tx = aliases.snfs(
+      optax.sgd(0.0), 0.7, period=1, start=0, stop=100, **_OPTIONS
+    )
+    theta = cases.theta()
+    state = tx.init(theta)
+    grads = optax.tree.random_like(jax.random.key(5), theta, jax.random.normal)
+    _, new = cases.jit(tx.update)(grads, state, theta)
+    masks = [np.asarray(state.masks[name]['w']) for name in cases.NEURONS]
+    momenta = [_oracle_of_layer(grads, name) for name in cases.NEURONS]
+    means = [m[mask].mean() for m, mask in zip(momenta, masks, strict=True)]
+    counts = jnp.array([mask.sum() for mask in masks])
+    sizes = jnp.array([mask.size for mask in masks])
+    share = jnp.array(means) / sum(means)
+    dropped = snfs.num_to_drop(0.5, counts, sizes, share)
+    left = counts - dropped
+    grown, _ = snfs.exact_growth(
+      jnp.sum(dropped), jnp.float32(0), share, sizes - left
+    )
+    fan_ins = _whole_fan_ins(left + grown, cases.NEURONS.values())
+    for i, name in enumerate(cases.NEURONS):
+      expected = cases.drop_and_grow(
+        masks[i],
+        _oracle_of_layer(theta, name),
+        momenta[i],
+        int(dropped[i]),
+        [fan_ins[i]] * masks[i].shape[-1],
+      )
+      np.testing.assert_array_equal(new.masks[name]['w'], expected)
 
 
 class RefusalsTest(parameterized.TestCase):
@@ -297,22 +355,3 @@ class RefusalsTest(parameterized.TestCase):
       aliases.one_shot_pruning(
         optax.sgd(0.1), 0.5, step=1, scope='global', structure='constant_fan_in'
       )
-
-  @parameterized.parameters(-0.5, 1.0, float('nan'))
-  def test_bad_sparsity(self, sparsity):
-    for make in (
-      lambda: constant_fan_in.at_random(sparsity),
-      lambda: constant_fan_in.gradual(sparsity, jnp.float32, schedules.never),
-      lambda: constant_fan_in.drop_grow(
-        sparsity, schedules.never, 0.3, drop_grow.at_random
-      ),
-    ):
-      with self.assertRaisesRegex(ValueError, r'sparsity must be in \[0, 1\)'):
-        make()
-
-
-def test_counts_are_those_without_structure_where_they_divide():
-  theta = {'w': jnp.ones((40, 10))}
-  uniform = distributions.uniform
-  counts = layers.kept_counts(theta, 0.8, uniform)
-  assert counts == {'w': 10 * fan_in.fan_ins(theta, 0.8, uniform)['w']}

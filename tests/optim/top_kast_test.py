@@ -161,10 +161,6 @@ class RefusalsTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, message):
       _tx(**options)
 
-  def test_a_leaf_that_would_lose_all_is_named(self):
-    with self.assertRaisesRegex(ValueError, "'a/w' has 10 weights and would"):
-      _tx(sparsity=0.95).init(_theta())
-
   def test_a_distribution_that_inverts_the_sets(self):
     def odd(theta, sparsity, *, select):
       del theta, select

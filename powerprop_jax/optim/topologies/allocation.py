@@ -8,13 +8,6 @@ whose total is exact, so that no connection is lost or gained, and grows them.
 import jax
 import jax.numpy as jnp
 
-from powerprop_jax.core import masks as masks_lib
-from powerprop_jax.core import ranking, trees
-from powerprop_jax.core import select as select_lib
-from powerprop_jax.core.masks import Masks
-from powerprop_jax.core.trees import Select, Tree
-from powerprop_jax.optim.topologies import layers
-
 # Remainders are compared to this resolution, so that those which are equal stay
 # equal in spite of the rounding of float32.
 _RESOLUTION = 1024
@@ -95,53 +88,48 @@ def _shares(total: jax.Array, weights: jax.Array, room: jax.Array) -> jax.Array:
   return shares(full)
 
 
-def counts_and_sizes(
-  masks: Masks, names: tuple[str, ...]
-) -> tuple[jax.Array, jax.Array]:
-  """How many connections each of some leaves has, and how many it could have.
+def whole_fan_ins(counts: jax.Array, neurons: jax.Array) -> jax.Array:
+  """Whole inputs per neuron, near to given numbers of connections.
+
+  Rounded down, but to 1 at least. If these are too many connections, layers
+  give up an input each, first those that are furthest above what they should
+  have. What is left over goes the other way, to those furthest below, one input
+  at most to each and as long as it suffices for all neurons of the layer.
 
   Args:
-    masks: masks.
-    names: 'module/name' of the leaves.
+    counts: how many connections each layer should have, int32[L]; their sum is
+      at least that of neurons.
+    neurons: how many neurons it has, int32[L].
 
   Returns:
-    (counts, sizes), both int32[L] in the order of names.
+    int32[L], at least 1. The connections are at most the sum of counts, and
+    fewer by less than the neurons of the widest layer.
 
   Example:
-    >>> masks = {'a': {'w': jnp.array([[True, False]])}}
-    >>> counts_and_sizes(masks, ('a/w',))
-    (Array([1], dtype=int32), Array([2], dtype=int32))
+    >>> whole_fan_ins(jnp.array([25, 19]), jnp.array([10, 4]))
+    Array([2, 5], dtype=int32)
   """
-  leaves = trees.by_path(masks)
-  counts = jnp.stack([layers.num_active(leaves[name]) for name in names])
-  return counts, jnp.array([leaves[name].size for name in names], jnp.int32)
+  total = jnp.sum(counts)
+  exact = counts.astype(jnp.float32) / neurons.astype(jnp.float32)
 
+  def rest(inputs: jax.Array) -> jax.Array:
+    return total - jnp.sum(inputs * neurons)
 
-def grow(
-  survivors: Masks, scores: Tree, counts: jax.Array, select: Select
-) -> Masks:
-  """Adds connections, so many in each selected leaf, highest scores first.
+  def one_less(inputs: jax.Array) -> jax.Array:
+    above = jnp.where(inputs > 1, inputs.astype(jnp.float32) - exact, -jnp.inf)
+    return inputs.at[jnp.argmax(above)].add(-1)
 
-  Args:
-    survivors: masks of the connections that stay.
-    scores: tree of scores like the masks, larger = grow first.
-    counts: int32[L], how many to add to each selected leaf, in their order.
-    select: which leaves are masked.
+  def can_grow(inputs: jax.Array) -> jax.Array:
+    return (inputs * neurons < counts) & (neurons <= rest(inputs))
 
-  Returns:
-    The new masks.
+  def one_more(inputs: jax.Array) -> jax.Array:
+    below = exact - inputs.astype(jnp.float32)
+    below = jnp.where(can_grow(inputs), below, -jnp.inf)
+    return inputs.at[jnp.argmax(below)].add(1)
 
-  Example:
-    >>> survivors = {'w': jnp.array([[True, False, False]])}
-    >>> scores = {'w': jnp.array([[9., 1., 2.]])}
-    >>> grow(survivors, scores, jnp.array([1]), select_lib.is_weight)['w']
-    Array([[ True, False,  True]], dtype=bool)
-  """
-  names = select_lib.selected_names(select, scores)
-  new = ranking.masks_from_counts(
-    scores,
-    dict(zip(names, counts, strict=True)),
-    among=jax.tree.map(jnp.logical_not, survivors),
-    select=select,
+  inputs = jnp.maximum(counts // neurons, 1)
+  inputs = jax.lax.while_loop(lambda x: rest(x) < 0, one_less, inputs)
+  found: jax.Array = jax.lax.while_loop(
+    lambda x: jnp.any(can_grow(x)), one_more, inputs
   )
-  return masks_lib.union(survivors, new)
+  return found

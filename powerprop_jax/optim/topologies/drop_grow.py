@@ -5,27 +5,29 @@ grow: SET at random, RigL where the loss would gain most from a connection that
 does not exist.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from powerprop_jax.core import distributions, scores, topk
-from powerprop_jax.core import masks as masks_lib
+from powerprop_jax.core import distributions, patterns, scores, topk
 from powerprop_jax.core import select as select_lib
+from powerprop_jax.core.counting import Count
+from powerprop_jax.core.distributions import Distribution, Sparsity
 from powerprop_jax.core.masks import Masks
+from powerprop_jax.core.patterns import Pattern, Structure
 from powerprop_jax.core.schedules import Schedule, When
-from powerprop_jax.core.trees import Params, Select, Tree
-from powerprop_jax.optim.topologies import layers
-from powerprop_jax.optim.topologies.layers import Distribution
+from powerprop_jax.core.trees import NamedLeaf, Params, Select, Tree
+from powerprop_jax.optim.topologies import counts, neuron_ablation
+from powerprop_jax.optim.topologies.counts import Budget
+from powerprop_jax.optim.topologies.neuron_ablation import Ablation
 from powerprop_jax.optim.topology import Rewiring, Topology
 
 # Scores of missing connections, larger = grow first.
-Growth = Callable[[Rewiring], Any]
+Growth = Callable[[Rewiring], Tree]
 
 
-def at_random(rewiring: Rewiring) -> Any:
+def at_random(rewiring: Rewiring) -> Tree:
   """Uniform scores: SET grows anywhere."""
   return scores.random(rewiring.key, rewiring.theta)
 
@@ -36,32 +38,39 @@ def by_gradient(rewiring: Rewiring) -> Tree:
 
 
 def drop_grow(
-  sparsity: float | Mapping[str, float],
+  sparsity: Sparsity,
   when: When,
   drop_fraction: float | Schedule,
   growth: Growth,
   *,
+  structure: Structure = 'unstructured',
+  ablation: Ablation | None = None,
   distribution: Distribution = distributions.erk,
   select: Select = select_lib.is_weight,
   replaces_step: bool = False,
 ) -> Topology:
   """Moves a fraction of each layer's connections, as SET and RigL do.
 
-  Every layer keeps its number of connections for ever.
+  In a layer with N connections and a fraction f, the floor(f N) smallest |θ|
+  are dropped, and as many grow where nothing was kept, highest scores first: a
+  weight dropped now may return now. Every layer keeps its number of connections
+  for ever.
+
+  With constant fan-in (SRigL), each neuron grows as many as it lacks of its k:
+  one of large weights loses few of them, one of small weights may lose all.
+  With an ablation, neurons that are hardly salient lose all of their inputs
+  first, and the others take over their connections; see Ablation.
 
   Args:
-    sparsity: share of zeros over all selected leaves, in [0, 1), or a mapping
-      {'module/name': sparsity}.
+    sparsity: share of zeros, or {'module/name': sparsity}.
     when: the steps at which connections move.
-    drop_fraction: share of the active connections of a layer that is dropped,
-      in (0, 1); or a schedule of it, in [0, 1].
+    drop_fraction: f, in (0, 1); or a schedule of it, in [0, 1].
     growth: at_random, by_gradient, or your own scores.
+    structure: 'unstructured' or 'constant_fan_in'.
+    ablation: with constant fan-in, when neurons are removed; None for never.
     distribution: shares the sparsity out between leaves.
     select: which leaves are masked.
     replaces_step: whether weights stand still at these steps.
-
-  Returns:
-    A Topology.
 
   Raises:
     ValueError: if sparsity or drop_fraction is out of range; from init, if a
@@ -74,27 +83,44 @@ def drop_grow(
   Source:
     Mocanu et al., Scalable training of artificial neural networks with adaptive
     sparse connectivity, 2018 (https://arxiv.org/abs/1707.04780); Evci et al.,
-    Rigging the lottery, 2020, algorithm 1 (https://arxiv.org/abs/1911.11134).
+    Rigging the lottery, 2020, algorithm 1 (https://arxiv.org/abs/1911.11134);
+    with constant fan-in, Lasby et al., Dynamic sparse training with structured
+    sparsity, 2024 (https://arxiv.org/abs/2305.02299), after the authors' code.
   """
-  if not isinstance(sparsity, Mapping):
-    masks_lib.check_sparsity(sparsity)
-  layers.check_fraction(drop_fraction, 'drop_fraction')
-  schedule = layers.as_schedule(drop_fraction)
+  pattern = patterns.named(structure)
+  if ablation is not None and pattern is not patterns.CONSTANT_FAN_IN:
+    raise ValueError(
+      "ablation removes neurons of layers with structure='constant_fan_in', "
+      f'got structure={structure!r}.'
+    )
+  budget = Budget(sparsity, distribution, select, pattern)
+  schedule = counts.as_schedule(drop_fraction)
+  counts_growth = growth is not at_random
 
-  def init(key: jax.Array, theta: Params) -> tuple[Masks, Any]:
-    counts = layers.kept_counts(theta, sparsity, distribution, select)
-    return layers.random_masks(key, theta, counts, select), ()
+  def init(key: jax.Array, theta: Params) -> tuple[Masks, tuple[()]]:
+    return budget.random_masks(key, theta), ()
 
-  def rewire(rewiring: Rewiring) -> tuple[Masks, Any]:
-    fraction = schedule(rewiring.step)
-    moved = layers.map_masks(
-      lambda mask, theta, grow: drop_and_grow(
-        mask, scores.magnitude(theta), grow, fraction
-      ),
-      select,
-      rewiring.theta,
-      rewiring.masks,
-      growth(rewiring),
+  def rewire(rewiring: Rewiring) -> tuple[Masks, Tree]:
+    fraction = jnp.asarray(schedule(rewiring.step), jnp.float32)
+    start = budget.counts(rewiring.theta)
+
+    def move(leaf: NamedLeaf, mask: jax.Array, grow: jax.Array) -> jax.Array:
+      drop = scores.magnitude(leaf.value)
+      active = counts.num_active(mask)
+      dropped = counts.share(fraction, active)
+      k: Count = start[leaf.path]
+      if pattern is patterns.UNSTRUCTURED:
+        # However many the masks have: someone may have replaced them.
+        k, dropped = active, jnp.minimum(dropped, mask.size - active)
+      elif ablation is not None and ablation.select(*leaf):
+        merit = grow if counts_growth else None
+        k = neuron_ablation.fan_ins_left(
+          mask, drop, merit, dropped, start[leaf.path], ablation.min_salient
+        )
+      return drop_and_grow(mask, drop, grow, dropped, k, pattern)
+
+    moved = counts.map_masks(
+      move, select, rewiring.theta, rewiring.masks, growth(rewiring)
     )
     return moved, rewiring.memory
 
@@ -103,7 +129,7 @@ def drop_grow(
     rewire,
     when,
     replaces_step=replaces_step,
-    needs_grads=growth is not at_random,
+    needs_grads=counts_growth,
   )
 
 
@@ -111,20 +137,25 @@ def drop_and_grow(
   mask: jax.Array,
   drop_scores: jax.Array,
   grow_scores: jax.Array,
-  fraction: float | jax.Array,
+  num_dropped: jax.Array,
+  count: Count,
+  pattern: Pattern = patterns.UNSTRUCTURED,
 ) -> jax.Array:
-  """Moves a fraction of the connections of one layer.
+  """Moves connections of one layer, so that every group has count of them.
 
-  Drops the active weights with the lowest drop_scores, then activates as many
-  of those that are not kept, highest grow_scores first. A weight dropped now
-  may return now. The number of active weights does not change.
+  The connections with the lowest drop_scores go, num_dropped in the whole
+  layer; those of groups that are to have none go first. A group that still has
+  more than count keeps its best; one that has fewer grows where its grow_scores
+  are highest, of all that is not kept.
 
   Args:
     mask: the connections of the layer, booleans of any shape.
     drop_scores: floats of the same shape; the lowest active ones go.
     grow_scores: floats of the same shape; the highest ones not kept come.
-    fraction: share of the active weights to drop, in [0, 1]; rounded down to a
-      number of weights, and to the number of free places.
+    num_dropped: how many go, int32 scalar.
+    count: how many each group has in the end, an int or int32 of shape [] or
+      [groups]. Without groups at least as many as stay.
+    pattern: what the groups are.
 
   Returns:
     The new mask.
@@ -132,15 +163,28 @@ def drop_and_grow(
   Example:
     >>> drop_and_grow(jnp.array([True, True, False, False]),
     ...               jnp.array([2., 1., 0., 0.]),
-    ...               jnp.array([0., 1., 3., 2.]), 0.5)
+    ...               jnp.array([0., 1., 3., 2.]), 1, 2)
     Array([ True, False,  True, False], dtype=bool)
+    >>> mask = jnp.array([[True, True], [True, True], [False, False]])
+    >>> magnitude = jnp.array([[5., 1.], [4., 2.], [0., 0.]])
+    >>> gradient = jnp.array([[0., 0.], [0., 1.], [9., 9.]])
+    >>> drop_and_grow(mask, magnitude, gradient, 2, 2,
+    ...               patterns.CONSTANT_FAN_IN).astype(int)
+    Array([[1, 0],
+           [1, 1],
+           [0, 1]], dtype=int32)
 
   Source:
     Evci et al., Rigging the lottery, 2020, section 3(3) and (4), with the
     candidates for growth as in the authors' code: everything that is not kept.
   """
-  active = layers.num_active(mask)
-  moved = layers.share(jnp.asarray(fraction, jnp.float32), active)
-  moved = jnp.minimum(moved, mask.size - active)
-  survivors = topk.top_k_mask(drop_scores, active - moved, among=mask)
-  return survivors | topk.top_k_mask(grow_scores, moved, among=~survivors)
+  num_left = counts.num_active(mask) - num_dropped
+  if pattern is patterns.UNSTRUCTURED:
+    kept = topk.top_k_mask(drop_scores, num_left, among=mask)
+  else:
+    count = jnp.broadcast_to(jnp.asarray(count, jnp.int32), mask.shape[-1:])
+    stays = jnp.expand_dims(count > 0, tuple(range(mask.ndim - 1)))
+    kept = topk.top_k_mask(drop_scores, num_left, among=mask & stays)
+    kept = pattern.top_k(drop_scores, count, kept)
+    num_left = pattern.num_active(kept)
+  return kept | pattern.top_k(grow_scores, count - num_left, ~kept)

@@ -5,20 +5,20 @@ random, most in the layers that kept most. The threshold follows the number that
 it dropped.
 """
 
-from collections.abc import Mapping
 import operator
 
 import jax
 import jax.numpy as jnp
 
-from powerprop_jax.core import distributions, scores, topk
+from powerprop_jax.core import distributions, ranking, scores, topk
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import select as select_lib
+from powerprop_jax.core.distributions import Distribution, Sparsity
 from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.schedules import When
-from powerprop_jax.core.trees import Params, Select
-from powerprop_jax.optim.topologies import allocation, layers
-from powerprop_jax.optim.topologies.layers import Distribution
+from powerprop_jax.core.trees import NamedLeaf, Params, Select
+from powerprop_jax.optim.topologies import allocation, counts
+from powerprop_jax.optim.topologies.counts import Budget
 from powerprop_jax.optim.topology import Rewiring, Topology
 
 _TOLERANCE = 0.1
@@ -27,7 +27,7 @@ _LOWEST, _HIGHEST = 1e-30, 1e30
 
 
 def dsr(
-  sparsity: float | Mapping[str, float],
+  sparsity: Sparsity,
   when: When,
   *,
   num_dropped: int = 600,
@@ -44,8 +44,7 @@ def dsr(
   if fewer than 0.9 N.
 
   Args:
-    sparsity: share of zeros over all selected leaves, in [0, 1), or a mapping
-      {'module/name': sparsity} to start from.
+    sparsity: share of zeros, or {'module/name': sparsity}, to start from.
     when: the steps at which connections move.
     num_dropped: N, how many connections a rewiring should drop in all layers
       together, at least 1.
@@ -73,8 +72,7 @@ def dsr(
     networks by dynamic sparse reparameterization, 2019, algorithm 1
     (https://arxiv.org/abs/1902.05967); the defaults are those of the code.
   """
-  if not isinstance(sparsity, Mapping):
-    masks_lib.check_sparsity(sparsity)
+  budget = Budget(sparsity, distribution, select)
   if operator.index(num_dropped) < 1:
     raise ValueError(f'num_dropped must be at least 1, got {num_dropped}.')
   if not _LOWEST <= threshold <= _HIGHEST:
@@ -83,28 +81,27 @@ def dsr(
     )
 
   def init(key: jax.Array, theta: Params) -> tuple[Masks, jax.Array]:
-    counts = layers.kept_counts(theta, sparsity, distribution, select)
-    spare = sum(counts.values()) - len(counts)
-    if counts and spare < num_dropped:
+    start = budget.counts(theta)
+    spare = sum(start.values()) - len(start)
+    if start and spare < num_dropped:
       raise ValueError(
-        f'num_dropped is {num_dropped:,}, but of {sum(counts.values()):,} '
-        f'connections in {len(counts)} leaves, each of which keeps one, only '
+        f'num_dropped is {num_dropped:,}, but of {sum(start.values()):,} '
+        f'connections in {len(start)} leaves, each of which keeps one, only '
         f'{spare:,} can be dropped. Choose a smaller num_dropped.'
       )
-    masks = layers.random_masks(key, theta, counts, select)
+    masks = budget.random_masks(key, theta)
     return masks, jnp.asarray(threshold, jnp.float32)
 
   def rewire(rewiring: Rewiring) -> tuple[Masks, jax.Array]:
     limit, old = rewiring.memory, rewiring.masks
-    survivors = layers.map_masks(
-      lambda mask, theta: _at_least(theta, limit, mask),
-      select,
-      rewiring.theta,
-      old,
-    )
+
+    def surviving(leaf: NamedLeaf, mask: jax.Array) -> jax.Array:
+      return _at_least(leaf.value, limit, mask)
+
+    survivors = counts.map_masks(surviving, select, rewiring.theta, old)
     names = select_lib.selected_names(select, rewiring.theta)
-    before, sizes = allocation.counts_and_sizes(old, names)
-    left, _ = allocation.counts_and_sizes(survivors, names)
+    before, sizes = counts.held(old, names)
+    left, _ = counts.held(survivors, names)
     dropped = jnp.sum(before - left)
     # First to where nothing was; to where something was if that is too little.
     grown = allocation.allocate(dropped, left, sizes - before)
@@ -116,8 +113,15 @@ def dsr(
       scores.random(rewiring.key, rewiring.theta),
       old,
     )
-    masks = allocation.grow(survivors, drawn, grown, select)
-    return masks, _adapted(limit, dropped, num_dropped)
+    new = ranking.masks_from_counts(
+      drawn,
+      dict(zip(names, grown, strict=True)),
+      among=jax.tree.map(jnp.logical_not, survivors),
+      select=select,
+    )
+    return masks_lib.union(survivors, new), _adapted(
+      limit, dropped, num_dropped
+    )
 
   return Topology(
     init, rewire, when, replaces_step=replaces_step, needs_grads=False

@@ -1,18 +1,16 @@
 """Masks that never change: given ones, or random ones drawn once."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
-from powerprop_jax.core import distributions
+from powerprop_jax.core import distributions, patterns
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import select as select_lib
+from powerprop_jax.core.distributions import Distribution, Sparsity
 from powerprop_jax.core.masks import Masks
+from powerprop_jax.core.patterns import Structure
 from powerprop_jax.core.trees import Params, Select
-from powerprop_jax.optim.topologies import layers
-from powerprop_jax.optim.topologies.layers import Distribution
+from powerprop_jax.optim.topologies.counts import Budget
 from powerprop_jax.optim.topology import Topology
 
 
@@ -20,9 +18,6 @@ def given(masks: Masks) -> Topology:
   """Trains the connections of the given masks, from the first step to the last.
 
   For pruning at initialisation and for retraining what pruning left.
-
-  Args:
-    masks: booleans with the structure and shapes of the parameters.
 
   Returns:
     A Topology that never rewires. Its init raises a ValueError, naming the
@@ -43,7 +38,7 @@ def given(masks: Masks) -> Topology:
         'masks != 0 if they are numbers.'
       )
 
-  def init(key: jax.Array, theta: Params) -> tuple[Masks, Any]:
+  def init(key: jax.Array, theta: Params) -> tuple[Masks, tuple[()]]:
     del key
     if not jax.tree.leaves(theta):
       return theta, ()
@@ -55,21 +50,17 @@ def given(masks: Masks) -> Topology:
 
 
 def at_random(
-  sparsity: float | Mapping[str, float],
+  sparsity: Sparsity,
   *,
+  structure: Structure = 'unstructured',
   distribution: Distribution = distributions.erk,
   select: Select = select_lib.is_weight,
 ) -> Topology:
   """Random masks, drawn once: the baseline of every method that rewires.
 
-  Args:
-    sparsity: share of zeros over all selected leaves, in [0, 1), or a mapping
-      {'module/name': sparsity}.
-    distribution: shares the sparsity out between leaves.
-    select: which leaves are masked.
-
   Returns:
-    A Topology that never rewires, with an exact number of connections per leaf.
+    A Topology that never rewires, with an exact number of connections per leaf,
+    or per neuron.
 
   Raises:
     ValueError: if sparsity is out of range; from init, if a leaf would lose all
@@ -79,11 +70,9 @@ def at_random(
     "Static" in Evci et al., Rigging the lottery, 2020, section 3
     (https://arxiv.org/abs/1911.11134).
   """
-  if not isinstance(sparsity, Mapping):
-    masks_lib.check_sparsity(sparsity)
+  budget = Budget(sparsity, distribution, select, patterns.named(structure))
 
-  def init(key: jax.Array, theta: Params) -> tuple[Masks, Any]:
-    counts = layers.kept_counts(theta, sparsity, distribution, select)
-    return layers.random_masks(key, theta, counts, select), ()
+  def init(key: jax.Array, theta: Params) -> tuple[Masks, tuple[()]]:
+    return budget.random_masks(key, theta), ()
 
   return Topology(init, regrow='zero')

@@ -5,19 +5,28 @@ go, until as many are left as the schedule says.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-from powerprop_jax.core import distributions, ranking, scores, topk, trees
+from powerprop_jax.core import (
+  distributions,
+  patterns,
+  ranking,
+  scores,
+  topk,
+  trees,
+)
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import select as select_lib
+from powerprop_jax.core.distributions import Distribution, Sparsity
 from powerprop_jax.core.masks import Masks
+from powerprop_jax.core.patterns import Structure
 from powerprop_jax.core.schedules import When
-from powerprop_jax.core.trees import Params, Select
-from powerprop_jax.optim.topologies import layers
-from powerprop_jax.optim.topologies.layers import Distribution
+from powerprop_jax.core.trees import Params, Select, Tree
+from powerprop_jax.optim.topologies import counts
+from powerprop_jax.optim.topologies.counts import Budget
 from powerprop_jax.optim.topology import Rewiring, Topology
 
 Scope = Literal['layer', 'global']
@@ -25,30 +34,34 @@ _SCOPES = ('layer', 'global')
 
 
 def gradual(
-  sparsity: float | Mapping[str, float],
+  sparsity: Sparsity,
   progress: Callable[[jax.Array], jax.Array],
   when: When,
   *,
   scope: Scope = 'layer',
+  structure: Structure = 'unstructured',
   distribution: Distribution = distributions.uniform,
-  score: Callable[[Any], Any] = scores.magnitude,
+  score: Callable[[Params], Tree] = scores.magnitude,
   normalise: bool = False,
   select: Select = select_lib.is_weight,
 ) -> Topology:
   """Removes the lowest-scoring weights, more and more of them.
 
   Args:
-    sparsity: share of zeros over all selected leaves in the end, in [0, 1), or,
-      per layer, a mapping {'module/name': sparsity}.
+    sparsity: share of zeros in the end, or, per layer, {'module/name':
+      sparsity}.
     progress: step -> share of that sparsity to have by then, in [0, 1]; 1 in
-      the end, when the number of weights left is exact.
+      the end, when the number of weights left is exact. With constant fan-in,
+      share of the inputs to remove, rounded down to whole ones.
     when: the steps at which weights are removed.
-    scope: 'layer' ranks the weights of each leaf by themselves, 'global' all of
-      them together, where every leaf keeps at least its best weight.
+    scope: 'layer', or 'global', where every leaf keeps at least its best
+      weight.
+    structure: 'unstructured' or 'constant_fan_in', which ranks the inputs of
+      each neuron by themselves.
     distribution: per layer, shares the sparsity out between leaves.
-    score: theta -> tree of scores like theta, larger = keep.
-    normalise: divide the scores of each leaf by their Euclidean norm, which
-      matters with scope='global' only.
+    score: theta -> tree of scores like theta.
+    normalise: divide the scores of each leaf by their Euclidean norm, with
+      scope='global'; within a leaf it changes no ranking.
     select: which leaves are pruned.
 
   Returns:
@@ -66,68 +79,72 @@ def gradual(
     Zhu & Gupta, To prune, or not to prune, 2017
     (https://arxiv.org/abs/1710.01878).
   """
+  pattern = patterns.named(structure)
   if scope not in _SCOPES:
     raise ValueError(f"scope must be 'layer' or 'global', got {scope!r}.")
-  if isinstance(sparsity, Mapping):
-    if scope == 'global':
-      raise ValueError(
-        "scope='global' takes one sparsity for all leaves, got a mapping. Use "
-        "scope='layer', or a number."
-      )
-  else:
-    masks_lib.check_sparsity(sparsity)
+  if scope == 'global' and pattern is not patterns.UNSTRUCTURED:
+    raise ValueError(
+      "structure='constant_fan_in' ranks the inputs of each neuron by "
+      f"themselves, got scope={scope!r}. Use scope='layer'."
+    )
+  if scope == 'global' and isinstance(sparsity, Mapping):
+    raise ValueError(
+      "scope='global' takes one sparsity for all leaves, got a mapping. Use "
+      "scope='layer', or a number."
+    )
+  budget = Budget(sparsity, distribution, select, pattern)
+
+  def sizes_of(theta: Params) -> dict[str, int]:
+    """How many weights a group of each leaf has, and all leaves together."""
+    leaves = [leaf for leaf in trees.named_leaves(theta) if select(*leaf)]
+    sizes = {x.path: pattern.groups(x.value.shape)[1] for x in leaves}
+    return {**sizes, ranking.SHARED: sum(sizes.values())}
 
   def kept(theta: Params) -> dict[str, int]:
     if isinstance(sparsity, Mapping) or scope == 'layer':
-      return layers.kept_counts(theta, sparsity, distribution, select)
-    sizes = _sizes(theta, select)
-    count = masks_lib.num_kept(sum(sizes.values()), sparsity)
-    if count < len(sizes):
+      return budget.counts(theta)
+    sizes = sizes_of(theta)
+    count = masks_lib.num_kept(sizes[ranking.SHARED], sparsity)
+    if count < len(sizes) - 1:
       raise ValueError(
-        f'sparsity {sparsity} would keep {count} weights for {len(sizes)} '
+        f'sparsity {sparsity} would keep {count} weights for {len(sizes) - 1} '
         'leaves, so that some would lose all of theirs. Lower the sparsity.'
       )
     return {ranking.SHARED: count}
 
-  def init(key: jax.Array, theta: Params) -> tuple[Masks, Any]:
+  def init(key: jax.Array, theta: Params) -> tuple[Masks, tuple[()]]:
     del key
     if not jax.tree.leaves(theta):
       return theta, ()
     kept(theta)  # refuses what cannot be reached, before training
     return masks_lib.full_masks(theta), ()
 
-  def rewire(rewiring: Rewiring) -> tuple[Masks, Any]:
-    sizes = _sizes(rewiring.theta, select)
-    sizes[ranking.SHARED] = sum(sizes.values())
+  def rewire(rewiring: Rewiring) -> tuple[Masks, Tree]:
+    sizes = sizes_of(rewiring.theta)
     done = jnp.asarray(progress(rewiring.step), jnp.float32)
-    counts = {
-      name: sizes[name] - portion(done, sizes[name] - count)
+    left = {
+      name: sizes[name] - _portion(done, sizes[name] - count)
       for name, count in kept(rewiring.theta).items()
     }
     ranked = score(rewiring.theta)
-    if normalise:
-      ranked = jax.tree.map(_normalised, ranked)
     if scope == 'global':
+      if normalise:
+        ranked = jax.tree.map(_normalised, ranked)
       ranked = trees.map_selected(
         _with_best_on_top, select, ranked, rewiring.masks
       )
     smaller = ranking.masks_from_counts(
-      ranked, counts, among=rewiring.masks, select=select
+      ranked, left, among=rewiring.masks, select=select, pattern=pattern
     )
     return smaller, rewiring.memory
 
   return Topology(init, rewire, when, needs_grads=False, regrow='zero')
 
 
-def _sizes(theta: Params, select: Select) -> dict[str, int]:
-  leaves = trees.named_leaves(theta)
-  return {leaf.path: leaf.value.size for leaf in leaves if select(*leaf)}
-
-
-def portion(done: jax.Array, count: int) -> jax.Array:
+def _portion(done: jax.Array, count: int) -> jax.Array:
   """A share of count, rounded down; all of it, exactly, where done is 1."""
   whole = jnp.asarray(count, jnp.int32)
-  return jnp.where(done >= 1, whole, layers.share(done, whole))
+  return jnp.where(done >= 1, whole, counts.share(done, whole))
 
 
 def _normalised(x: jax.Array) -> jax.Array:

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from powerprop_jax.core import topk
+from powerprop_jax.core.patterns import CONSTANT_FAN_IN
 from powerprop_jax.core.trees import Select
-from powerprop_jax.optim.topologies import fan_in as fan_in_lib
-from powerprop_jax.optim.topologies import layers
+from powerprop_jax.optim.topologies import counts as counts_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,18 +105,18 @@ def fan_ins_left(
     Array([2, 0], dtype=int32)
   """
   kept = topk.top_k_mask(
-    drop_scores, layers.num_active(mask) - num_dropped, among=mask
+    drop_scores, counts_lib.num_active(mask) - num_dropped, among=mask
   )
   salient = kept
   if grow_scores is not None:
     salient = kept | topk.top_k_mask(grow_scores, num_dropped, among=~mask)
-  counts = fan_in_lib.num_inputs(salient)
-  size, neurons = math.prod(mask.shape[:-1]), mask.shape[-1]
+  counts = CONSTANT_FAN_IN.num_active(salient)
+  neurons, size = CONSTANT_FAN_IN.groups(mask.shape)
   total = fan_in * neurons
   stays = counts >= least_salient(fan_in, min_salient)
   num_least = -(-total // size)
   stays |= topk.top_k_mask(counts.astype(jnp.float32), num_least)
-  left = total // layers.num_active(stays)
+  left = total // counts_lib.num_active(stays)
   return jnp.where(stays, left, 0)
 
 

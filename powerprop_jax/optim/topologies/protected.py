@@ -7,7 +7,7 @@ masked last, after momentum and weight decay, so that what is protected keeps
 its bits.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -80,22 +80,18 @@ def with_protection(
   *,
   masks: Masks | None = None,
   trainable: Masks | None = None,
-) -> Any:
+) -> OptState:
   """The optimiser state with another forward set, backward set, or both.
 
   Args:
     opt_state: an optimiser state with sparsify(inner, protected()) somewhere
       inside. Its other slots stay as they are.
-    masks: the forward set, a tree of booleans like the parameters; None leaves
-      it.
+    masks: the forward set; None leaves it.
     trainable: the backward set, likewise.
 
   Returns:
     The new optimiser state, with copies of the sets. Structure, shapes and
     dtypes are those of the old one, so that a jitted step is not traced again.
-
-  Raises:
-    ValueError: if there is no such sparsify, or structures or shapes differ.
 
   Example:
     >>> import optax

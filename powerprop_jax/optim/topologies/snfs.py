@@ -7,21 +7,28 @@ again in proportion to the importance of the layers, and grows where |m| is
 largest among the connections that do not exist.
 """
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from powerprop_jax.core import distributions, ranking, scores, trees
-from powerprop_jax.core import masks as masks_lib
+from powerprop_jax.core import distributions, patterns, scores, trees
 from powerprop_jax.core import select as select_lib
+from powerprop_jax.core.distributions import Distribution, Sparsity
 from powerprop_jax.core.masks import Masks
+from powerprop_jax.core.patterns import Structure
 from powerprop_jax.core.schedules import Schedule, When
-from powerprop_jax.core.trees import Params, Select, Tree, Updates
-from powerprop_jax.optim.topologies import allocation, drop_grow, layers
-from powerprop_jax.optim.topologies.layers import Distribution
+from powerprop_jax.core.trees import (
+  NamedLeaf,
+  Params,
+  Select,
+  Tree,
+  Updates,
+)
+from powerprop_jax.optim.topologies import allocation, counts, drop_grow
+from powerprop_jax.optim.topologies.counts import Budget
 from powerprop_jax.optim.topology import Rewiring, Topology
 
 # A layer with fewer zeros than this, and growing, drops no more than its zeros.
@@ -45,21 +52,22 @@ class SparseMomentum(NamedTuple):
     num_rewirings: how many those were, int32 scalar.
   """
 
-  momentum: Any
-  square: Any
+  momentum: Tree
+  square: Tree
   correction: jax.Array
   residuals: jax.Array
   num_rewirings: jax.Array
 
 
 def snfs(
-  sparsity: float | Mapping[str, float],
+  sparsity: Sparsity,
   when: When,
   drop_fraction: float | Schedule = 0.5,
   *,
   momentum: float = 0.9,
   second_moment: float | None = None,
   redistribute: bool = True,
+  structure: Structure = 'unstructured',
   distribution: Distribution = distributions.uniform,
   select: Select = select_lib.is_weight,
   replaces_step: bool = False,
@@ -81,24 +89,29 @@ def snfs(
   Then the total is made exact: those missing go to the layers in proportion to
   i_l, those too many are taken from what each has grown, in proportion.
 
+  With constant fan-in a layer gains or loses an input for all of its neurons at
+  once: allocation.whole_fan_ins makes whole inputs of what each layer should
+  have, and each neuron grows what it lacks.
+
   Args:
-    sparsity: share of zeros over all selected leaves, in [0, 1), or a mapping
-      {'module/name': sparsity} to start from.
+    sparsity: share of zeros, or {'module/name': sparsity}, to start from.
     when: the steps at which connections move; once an epoch in the paper.
-    drop_fraction: p, share of the connections of a layer that is dropped, in
-      (0, 1); or a schedule of it, in [0, 1].
+    drop_fraction: p, in (0, 1); or a schedule of it, in [0, 1].
     momentum: β of m ← β m + g, in [0, 1). It is the topology's own, dense one.
     second_moment: β₂ of v ← β₂ v + (1 - β₂) g², in [0, 1); |m|/(√v + 1e-8) then
       takes the place of |m|, as with Adam. None is without.
     redistribute: False to leave every layer its number of connections for ever,
       as the authors of RigL do when they compare with SNFS.
+    structure: 'unstructured' or 'constant_fan_in'.
     distribution: shares the sparsity out between leaves at the start.
     select: which leaves are masked; in the paper all, from first to last.
     replaces_step: whether weights stand still at these steps.
 
   Returns:
     A Topology whose memory is a SparseMomentum. The total number of connections
-    never changes; those of each leaf do, and are at least one.
+    never changes; those of each leaf do, and are at least one. With constant
+    fan-in the total falls short of that of the start by less than the neurons
+    of the widest layer, which is shared out again the next time.
 
   Raises:
     ValueError: if an argument is out of range; from init, if a leaf would lose
@@ -119,21 +132,19 @@ def snfs(
     Dettmers & Zettlemoyer, Sparse networks from scratch, 2019, algorithm 1
     (https://arxiv.org/abs/1907.04840); steps 1, 3 and 5 as in their code.
   """
-  if not isinstance(sparsity, Mapping):
-    masks_lib.check_sparsity(sparsity)
-  layers.check_fraction(drop_fraction, 'drop_fraction')
+  pattern = patterns.named(structure)
+  budget = Budget(sparsity, distribution, select, pattern)
+  schedule = counts.as_schedule(drop_fraction)
   for name, decay in (('momentum', momentum), ('second_moment', second_moment)):
     if decay is not None and not 0 <= decay < 1:
       raise ValueError(f'{name} must be in [0, 1), got {decay}.')
-  schedule = layers.as_schedule(drop_fraction)
   is_adaptive = second_moment is not None
 
   def init(key: jax.Array, theta: Params) -> tuple[Masks, SparseMomentum]:
-    counts = layers.kept_counts(theta, sparsity, distribution, select)
     zeros = lambda: optax.tree.zeros_like(theta, dtype=jnp.float32)
-    return layers.random_masks(key, theta, counts, select), SparseMomentum(
+    return budget.random_masks(key, theta), SparseMomentum(
       momentum=zeros(),
-      square=() if second_moment is None else zeros(),
+      square=zeros() if is_adaptive else (),
       correction=jnp.zeros([], jnp.float32),
       residuals=jnp.zeros([], jnp.float32),
       num_rewirings=jnp.zeros([], jnp.int32),
@@ -150,40 +161,65 @@ def snfs(
     return memory._replace(momentum=sums, square=squares)
 
   def rewire(rewiring: Rewiring) -> tuple[Masks, SparseMomentum]:
-    memory, masks = rewiring.memory, rewiring.masks
-    ranked = steadiness(memory, is_adaptive)
-    names = select_lib.selected_names(select, rewiring.theta)
-    counts, sizes = allocation.counts_and_sizes(masks, names)
-    share = importances(ranked, masks, names)
+    memory, masks, theta = rewiring.memory, rewiring.masks, rewiring.theta
+    ranked = _steadiness(memory, is_adaptive)
+    names = select_lib.selected_names(select, theta)
+    held, sizes = counts.held(masks, names)
+    share = _importances(ranked, masks, names)
     fraction = jnp.asarray(schedule(rewiring.step), jnp.float32)
-    dropped = num_to_drop(fraction, counts, sizes, share)
-    survivors = ranking.masks_from_counts(
-      scores.magnitude(rewiring.theta),
-      dict(zip(names, counts - dropped, strict=True)),
-      among=masks,
-      select=select,
+    dropped = num_to_drop(fraction, held, sizes, share)
+    wanted, missing = _redistributed(
+      budget, theta, held - dropped, sizes, share, dropped, memory.correction
     )
-    room = sizes - counts + dropped
-    grown, missing = exact_growth(
-      jnp.sum(dropped), memory.correction, share, room
-    )
-    new_masks = allocation.grow(survivors, ranked, grown, select)
-    return new_masks, corrected(memory, missing)
+    plan = dict(zip(names, zip(dropped, wanted, strict=True), strict=True))
+
+    def move(leaf: NamedLeaf, mask: jax.Array, grow: jax.Array) -> jax.Array:
+      drop, num = scores.magnitude(leaf.value), plan[leaf.path]
+      return drop_grow.drop_and_grow(mask, drop, grow, *num, pattern)
+
+    moved = counts.map_masks(move, select, theta, masks, ranked)
+    return moved, _corrected(memory, missing)
 
   if not redistribute:
-    base = drop_grow.drop_grow(
+    alone = drop_grow.drop_grow(
       sparsity,
       when,
       drop_fraction,
-      lambda rewiring: steadiness(rewiring.memory, is_adaptive),
+      lambda rewiring: _steadiness(rewiring.memory, is_adaptive),
+      structure=structure,
       distribution=distribution,
       select=select,
       replaces_step=replaces_step,
     )
-    return base._replace(init=init, observe=observe)
+    return alone._replace(init=init, observe=observe)
   return Topology(
     init, rewire, when, observe=observe, replaces_step=replaces_step
   )
+
+
+def _redistributed(
+  budget: Budget,
+  theta: Params,
+  left: jax.Array,
+  sizes: jax.Array,
+  share: jax.Array,
+  dropped: jax.Array,
+  correction: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+  """Connections that each group of each layer should have, and e of step 5."""
+  if budget.pattern is patterns.UNSTRUCTURED:
+    total = jnp.sum(dropped)
+    grown, missing = exact_growth(total, correction, share, sizes - left)
+    return left + grown, missing
+  start, leaves = budget.counts(theta), trees.by_path(theta)
+  groups = [budget.pattern.groups(leaves[name].shape)[0] for name in start]
+  neurons = jnp.array(groups, jnp.int32)
+  # From the start: what whole inputs left over the last time counts too.
+  total = jnp.sum(jnp.array(list(start.values()), jnp.int32) * neurons)
+  grown, missing = exact_growth(
+    total - jnp.sum(left), correction, share, sizes - left
+  )
+  return allocation.whole_fan_ins(left + grown, neurons), missing
 
 
 def num_to_drop(
@@ -276,7 +312,7 @@ def exact_growth(
   return grown, missing
 
 
-def corrected(memory: SparseMomentum, missing: jax.Array) -> SparseMomentum:
+def _corrected(memory: SparseMomentum, missing: jax.Array) -> SparseMomentum:
   """Step 5 of snfs."""
   residual = missing.astype(jnp.float32)
   residuals = memory.residuals + residual
@@ -290,8 +326,12 @@ def corrected(memory: SparseMomentum, missing: jax.Array) -> SparseMomentum:
 
 
 def _decayed(
-  memory: Tree, grads: Updates, decay: float, term: Any, select: Select
-) -> Any:
+  memory: Tree,
+  grads: Updates,
+  decay: float,
+  term: Callable[[jax.Array], jax.Array],
+  select: Select,
+) -> Tree:
   """decay · memory + term(grads), where that is finite; else without grads."""
 
   def visit(old: jax.Array, g: jax.Array) -> jax.Array:
@@ -302,7 +342,7 @@ def _decayed(
   return trees.map_selected(visit, select, memory, grads)
 
 
-def steadiness(memory: SparseMomentum, is_adaptive: bool) -> Any:
+def _steadiness(memory: SparseMomentum, is_adaptive: bool) -> Tree:
   """|m|, or |m|/(√v + ε): how steadily a connection is pulled one way."""
   if not is_adaptive:
     return scores.magnitude(memory.momentum)
@@ -313,12 +353,11 @@ def steadiness(memory: SparseMomentum, is_adaptive: bool) -> Any:
   )
 
 
-def importances(
-  steadiness: Any, masks: Masks, names: tuple[str, ...]
+def _importances(
+  steadiness: Tree, masks: Masks, names: tuple[str, ...]
 ) -> jax.Array:
   """Mean over the connections of each layer, float32[L], summing to 1."""
-  values = trees.by_path(steadiness)
-  active = trees.by_path(masks)
+  values, active = trees.by_path(steadiness), trees.by_path(masks)
   means = jnp.stack([_mean(values[name], active[name]) for name in names])
   total = jnp.sum(means)
   is_usable = (total > 0) & jnp.isfinite(total)
@@ -327,5 +366,5 @@ def importances(
 
 
 def _mean(values: jax.Array, mask: jax.Array) -> jax.Array:
-  count = jnp.maximum(layers.num_active(mask), 1)
+  count = jnp.maximum(counts.num_active(mask), 1)
   return jnp.sum(values, where=mask) / count.astype(jnp.float32)

@@ -5,7 +5,7 @@ B ⊃ A some more. The network computes with A; B is trained, so that weights
 just outside A can grow into it, and a penalty keeps those from lingering.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from powerprop_jax.core import distributions, ranking, scores, trees
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import select as select_lib
+from powerprop_jax.core.distributions import Distribution
 from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.schedules import When
 from powerprop_jax.core.trees import Params, Select, Updates
-from powerprop_jax.optim.topologies import layers
-from powerprop_jax.optim.topologies.layers import Distribution
+from powerprop_jax.optim.topologies.counts import Budget
 from powerprop_jax.optim.topology import Topology
 
 Norm = Literal['l1', 'l2']
@@ -44,7 +44,6 @@ def top_kast(
     norm: 'l2' for Σ θ²/2 over A plus Σ θ²/(2D) over the rest of B, with the
       forward density D of the leaf; 'l1' for Σ |θ| and Σ |θ|/D.
     distribution: shares both sparsities out between leaves.
-    select: which leaves are masked.
 
   Returns:
     A Topology whose masks are A and whose memory is B∖A. Weights outside B keep
@@ -77,11 +76,13 @@ def top_kast(
   if norm not in _NORMS:
     raise ValueError(f"norm must be 'l1' or 'l2', got {norm!r}.")
 
+  budgets = [
+    Budget(sparsity, distribution, select)
+    for sparsity in (forward_sparsity, backward_sparsity)
+  ]
+
   def counts(theta: Params) -> tuple[dict[str, int], dict[str, int]]:
-    forward = layers.kept_counts(theta, forward_sparsity, distribution, select)
-    backward = layers.kept_counts(
-      theta, backward_sparsity, distribution, select
-    )
+    forward, backward = (budget.counts(theta) for budget in budgets)
     for name, count in forward.items():
       if backward[name] < count:
         raise ValueError(
@@ -101,14 +102,19 @@ def top_kast(
 
   def penalise(
     grads: Updates, theta: Params, masks: Masks, extra: Masks
-  ) -> Any:
+  ) -> Updates:
     forward, _ = counts(theta)
     slope = jnp.sign if norm == 'l1' else lambda t: t
 
     def visit(
-      module: str, name: str, t: Any, g: Any, in_a: Any, in_rest: Any
-    ) -> Any:
-      path = trees.join_name(module, name)
+      module_name: str,
+      name: str,
+      t: jax.Array,
+      g: jax.Array,
+      in_a: jax.Array,
+      in_rest: jax.Array,
+    ) -> jax.Array:
+      path = trees.join_name(module_name, name)
       if path not in forward:
         return g
       t = t.astype(jnp.float32)

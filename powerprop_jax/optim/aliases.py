@@ -1,0 +1,488 @@
+"""Sparse training in one line: each is sparsify around a topology.
+
+    tx = rigl(powerprop(optax.sgd(0.1, momentum=0.9), 2.0), 0.9, stop=7_500)
+
+All take an Optax optimiser first, with or without powerprop around it, and the
+final sparsity second, {'module/name': sparsity} to give each leaf its own; what
+is left out has the value of the paper. They return a gradient transformation
+over φ, and refuse what is out of range with a ValueError. `topologies` has the
+parts to build others from.
+"""
+
+import operator
+from typing import TypedDict, Unpack
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from powerprop_jax.core import schedules
+from powerprop_jax.core.distributions import Distribution, Sparsity
+from powerprop_jax.core.masks import Masks
+from powerprop_jax.core.patterns import Structure
+from powerprop_jax.core.schedules import Schedule, When
+from powerprop_jax.core.trees import Select
+from powerprop_jax.optim.sparsify import sparsify
+from powerprop_jax.optim.topologies import (
+  counts,
+  drop_grow,
+  fixed,
+  gradual,
+)
+from powerprop_jax.optim.topologies import dsr as dsr_lib
+from powerprop_jax.optim.topologies import snfs as snfs_lib
+from powerprop_jax.optim.topologies import top_kast as top_kast_lib
+from powerprop_jax.optim.topologies.gradual import Scope
+from powerprop_jax.optim.topologies.neuron_ablation import Ablation
+from powerprop_jax.optim.topologies.top_kast import Norm
+from powerprop_jax.optim.topology import Regrow
+
+
+class Leaves(TypedDict, total=False):
+  """Which leaves are masked, and what each gets of the sparsity.
+
+  Attributes:
+    distribution: shares the sparsity out between leaves: erk for static, SET
+      and RigL, uniform for the others.
+    select: which leaves are masked; is_weight.
+  """
+
+  distribution: Distribution
+  select: Select
+
+
+class Patterned(Leaves, total=False):
+  """Likewise, and which connections of a leaf may exist together.
+
+  Attributes:
+    structure: 'unstructured', or 'constant_fan_in', which gives every neuron of
+      a layer as many inputs as any other, the sparsity rounded to that; see
+      core.patterns.
+  """
+
+  structure: Structure
+
+
+class Pruning(Patterned, total=False):
+  """How gradual_pruning and one_shot_pruning rank.
+
+  Attributes:
+    scope: 'layer', or 'global' to rank all weights together.
+    normalise: globally, divide scores by the norm of their leaf.
+  """
+
+  scope: Scope
+  normalise: bool
+
+
+class Moving(Patterned, total=False):
+  """How SET and RigL move connections.
+
+  Attributes:
+    ablation: with constant fan-in, when neurons lose all inputs; None is never.
+      See neuron_ablation.Ablation, which has to leave out the last layer.
+  """
+
+  ablation: Ablation | None
+
+
+def static(
+  inner: optax.GradientTransformation,
+  sparsity: Sparsity | None = None,
+  *,
+  masks: Masks | None = None,
+  key: int | jax.Array = 0,
+  **options: Unpack[Patterned],
+) -> optax.GradientTransformationExtraArgs:
+  """Trains a fixed set of connections: random ones, or those of given masks.
+
+  Args:
+    sparsity: of random masks.
+    masks: the masks, instead of a sparsity.
+    key: seed of the random masks, an int or a PRNG key.
+    **options: of random masks: structure, distribution, select; see Patterned.
+
+  Example:
+    >>> theta = {'linear': {'w': jnp.ones((4, 5))}}
+    >>> state = static(optax.sgd(0.1), 0.75).init(theta)
+    >>> int(state.masks['linear']['w'].sum())
+    5
+  """
+  if (sparsity is None) == (masks is None):
+    raise ValueError(
+      'static needs a sparsity or masks, one of the two, got '
+      + ('neither.' if masks is None else 'both.')
+    )
+  # Built in any case, for it checks the options.
+  at_random = fixed.at_random(0.0 if sparsity is None else sparsity, **options)
+  if masks is None:
+    return sparsify(inner, at_random, key=key)
+  if options.get('structure', 'unstructured') != 'unstructured':
+    raise ValueError(
+      "structure='constant_fan_in' draws random masks and needs a sparsity, "
+      'got masks. Leave structure out, these masks are taken as they are.'
+    )
+  return sparsify(inner, fixed.given(masks), key=key)
+
+
+def gradual_pruning(
+  inner: optax.GradientTransformation,
+  sparsity: Sparsity,
+  *,
+  start: int,
+  stop: int,
+  period: int = 100,
+  power: float = 3,
+  **options: Unpack[Pruning],
+) -> optax.GradientTransformationExtraArgs:
+  """Magnitude pruning along a polynomial, dense until start, sparse from stop.
+
+  Args:
+    start: the step at which the polynomial leaves 0, at least 0.
+    stop: the step at which the full sparsity is reached, after start.
+    period: weights are removed every so many steps after start, and at stop.
+    power: of the polynomial.
+    **options: scope, structure, distribution (uniform), normalise, select; see
+      Pruning.
+
+  Note:
+    At start itself nothing is removed yet. JaxPruner counts one step ahead and
+    removes the first weights there. A ramp of stop - start <= period steps has
+    nothing in between: all zeros come at once, at stop, as in one_shot_pruning.
+
+  Example:
+    >>> tx = gradual_pruning(optax.sgd(0.1), 0.8, start=1_000, stop=5_000)
+
+  Source:
+    Zhu & Gupta, To prune, or not to prune, 2017, equation 1
+    (https://arxiv.org/abs/1710.01878).
+  """
+  if period < 1:
+    raise ValueError(f'period must be at least 1, got {period}.')
+  curve = schedules.polynomial(0.5, start, stop, power)
+
+  def when(step: jax.typing.ArrayLike) -> jax.Array:
+    since = jnp.asarray(step) - start
+    is_between = (since > 0) & (since < stop - start)
+    return (is_between & (since % period == 0)) | (since == stop - start)
+
+  topology = gradual.gradual(
+    sparsity, lambda step: curve(step) / 0.5, when, **options
+  )
+  return sparsify(inner, topology)
+
+
+def one_shot_pruning(
+  inner: optax.GradientTransformation,
+  sparsity: Sparsity,
+  *,
+  step: int,
+  **options: Unpack[Pruning],
+) -> optax.GradientTransformationExtraArgs:
+  """Magnitude pruning at one step of training, and retraining from there.
+
+  Args:
+    step: the first update that is sparse, at least 0.
+    **options: scope, structure, distribution (uniform), normalise, select; see
+      Pruning.
+
+  Example:
+    >>> tx = one_shot_pruning(optax.sgd(0.1), 0.9, step=5_000)
+  """
+  done = lambda step: jnp.ones([], jnp.float32)
+  topology = gradual.gradual(sparsity, done, schedules.at(step), **options)
+  return sparsify(inner, topology)
+
+
+def sparse_evolution(
+  inner: optax.GradientTransformation,
+  sparsity: Sparsity,
+  *,
+  stop: int,
+  start: int | None = None,
+  period: int = 100,
+  drop_fraction: float | Schedule = 0.3,
+  replaces_step: bool = False,
+  regrow: Regrow | None = None,
+  key: int | jax.Array = 0,
+  **options: Unpack[Moving],
+) -> optax.GradientTransformationExtraArgs:
+  """SET: drops the smallest weights, grows as many at random.
+
+  Args:
+    stop: first step at which connections no longer move.
+    start: first step at which they may; None is the first period.
+    period: they move at multiples of it.
+    drop_fraction: share of each layer's connections that moves, in (0, 1); a
+      number falls along half a cosine to 0 at stop, f(t) = f₀ (1 + cos(π t /
+      stop)) / 2, a schedule is taken as it is.
+    replaces_step: whether weights stand still at these steps. Such updates do
+      not count in inner: learning-rate schedules there lag behind by as many.
+    **options: structure, ablation, distribution (erk), select; see Moving.
+
+  Note:
+    The code of RigL takes the gradient step too when SET rewires, as here;
+    JaxPruner skips it (replaces_step=True). The original drops a constant share
+    once an epoch: drop_fraction=constant(0.3), period=steps of an epoch.
+
+  Example:
+    >>> tx = sparse_evolution(optax.sgd(0.1), 0.9, stop=7_500)
+
+  Source:
+    Mocanu et al., Scalable training of artificial neural networks with adaptive
+    sparse connectivity, 2018 (https://arxiv.org/abs/1707.04780).
+  """
+  topology = drop_grow.drop_grow(
+    sparsity,
+    _when(start, stop, period),
+    _annealed(drop_fraction, stop),
+    drop_grow.at_random,
+    replaces_step=replaces_step,
+    **options,
+  )
+  return sparsify(inner, topology, regrow=regrow, key=key)
+
+
+def rigl(
+  inner: optax.GradientTransformation,
+  sparsity: Sparsity,
+  *,
+  stop: int,
+  start: int | None = None,
+  period: int = 100,
+  drop_fraction: float | Schedule = 0.3,
+  replaces_step: bool = True,
+  regrow: Regrow | None = None,
+  key: int | jax.Array = 0,
+  **options: Unpack[Moving],
+) -> optax.GradientTransformationExtraArgs:
+  """RigL: drops the smallest weights, grows where the gradient is largest.
+
+  Args:
+    stop: T_end, first step at which connections no longer move; the paper
+      stops after three quarters of training.
+    start: first step at which they may; None is the first period.
+    period: ΔT; they move at multiples of it.
+    drop_fraction: as for sparse_evolution.
+    replaces_step: whether weights stand still then, as in algorithm 1. Such
+      updates do not count in inner: learning-rate schedules there lag behind by
+      as many, 1 % at a period of 100. The authors' code counts them.
+    **options: structure, ablation, distribution (erk), select; see Moving.
+
+  Note:
+    The authors' code moves connections at step 0 already (start=0), lets stop
+    itself count, and anneals from start; PyTorch ports begin at ΔT, as here,
+    since at step 0 there is nothing to learn from magnitudes.
+
+  Example:
+    >>> tx = rigl(optax.sgd(0.1, momentum=0.9), 0.9, stop=7_500)
+
+  Source:
+    Evci et al., Rigging the lottery, 2020, algorithm 1
+    (https://arxiv.org/abs/1911.11134); with constant fan-in, Lasby et al.,
+    Dynamic sparse training with structured sparsity, 2024
+    (https://arxiv.org/abs/2305.02299).
+  """
+  topology = drop_grow.drop_grow(
+    sparsity,
+    _when(start, stop, period),
+    _annealed(drop_fraction, stop),
+    drop_grow.by_gradient,
+    replaces_step=replaces_step,
+    **options,
+  )
+  return sparsify(inner, topology, regrow=regrow, key=key)
+
+
+def snfs(
+  inner: optax.GradientTransformation,
+  sparsity: Sparsity,
+  *,
+  period: int,
+  stop: int,
+  start: int | None = None,
+  drop_fraction: float | Schedule = 0.5,
+  min_drop_fraction: float = 0.005,
+  momentum: float = 0.9,
+  second_moment: float | None = None,
+  redistribute: bool = True,
+  replaces_step: bool = False,
+  regrow: Regrow | None = None,
+  key: int | jax.Array = 0,
+  **options: Unpack[Patterned],
+) -> optax.GradientTransformationExtraArgs:
+  """SNFS, sparse momentum: moves connections to where momentum is largest.
+
+  It holds one dense float32 momentum, two with second_moment.
+
+  Args:
+    period: connections move at multiples of it; the steps of an epoch.
+    stop: first step at which they no longer move; the steps of all epochs, so
+      that the end of the last one does not count.
+    start: first step at which they may; None is the first period.
+    drop_fraction: share of a layer's connections that is dropped, in (0, 1); a
+      number falls along half a cosine to min_drop_fraction at stop, a schedule
+      is taken as it is.
+    min_drop_fraction: where the cosine ends, in [0, drop_fraction].
+    momentum: β of the topology's own momentum, m ← β m + g.
+    second_moment: β₂ to rank by |m|/√v, as with Adam; None ranks by |m|.
+    redistribute: whether connections change layers; see topologies.snfs.
+    replaces_step: as for sparse_evolution.
+    **options: structure, distribution (uniform, at the start), select; see
+      Patterned.
+
+  Note:
+    RigL's comparison with SNFS has redistribute=False and
+    distribution=distributions.erk. For a linear decay of the drop fraction,
+    pass optax.linear_schedule(0.5, 0, stop).
+
+  Example:
+    >>> tx = snfs(optax.sgd(0.1, 0.9), 0.95, period=600, stop=60_000)
+
+  Source:
+    Dettmers & Zettlemoyer, Sparse networks from scratch, 2019
+    (https://arxiv.org/abs/1907.04840).
+  """
+  when = _when(start, stop, period)
+  counts.check_fraction(drop_fraction, 'drop_fraction')
+  if not callable(drop_fraction):
+    if not 0 <= min_drop_fraction <= drop_fraction:
+      raise ValueError(
+        f'min_drop_fraction must be in [0, drop_fraction = {drop_fraction}], '
+        f'got {min_drop_fraction}.'
+      )
+    lowest = min_drop_fraction / drop_fraction
+    drop_fraction = optax.cosine_decay_schedule(drop_fraction, stop, lowest)
+  topology = snfs_lib.snfs(
+    sparsity,
+    when,
+    drop_fraction,
+    momentum=momentum,
+    second_moment=second_moment,
+    redistribute=redistribute,
+    replaces_step=replaces_step,
+    **options,
+  )
+  return sparsify(inner, topology, regrow=regrow, key=key)
+
+
+def dsr(
+  inner: optax.GradientTransformation,
+  sparsity: Sparsity,
+  *,
+  period: int,
+  stop: int,
+  start: int | None = None,
+  num_dropped: int = 600,
+  threshold: float = 1e-3,
+  replaces_step: bool = False,
+  regrow: Regrow | None = None,
+  key: int | jax.Array = 0,
+  **options: Unpack[Leaves],
+) -> optax.GradientTransformationExtraArgs:
+  """DSR: drops below a threshold for all layers, grows as many at random.
+
+  Args:
+    period: connections move at multiples of it.
+    stop: first step at which they no longer move.
+    start: first step at which they may; None is the first period.
+    num_dropped: how many should move each time; the threshold is halved if more
+      do, doubled if fewer. 400_000 for ResNet-50.
+    threshold: of |θ|, at the start; greater than 0.
+    replaces_step: as for sparse_evolution.
+    **options: distribution (uniform, at the start), select; see Leaves.
+
+  Raises:
+    ValueError: if an argument is out of range; from init, if there are not
+      num_dropped connections to drop.
+
+  Note:
+    The authors lengthen the period from 1,000 steps to 8,000 during training;
+    for that, build it from topologies.dsr with a `when` of your own.
+
+  Example:
+    >>> tx = dsr(optax.sgd(0.1, 0.9), 0.95, period=1_000, stop=57_000)
+
+  Source:
+    Mostafa & Wang, Parameter efficient training of deep convolutional neural
+    networks by dynamic sparse reparameterization, 2019
+    (https://arxiv.org/abs/1902.05967).
+  """
+  topology = dsr_lib.dsr(
+    sparsity,
+    _when(start, stop, period),
+    num_dropped=num_dropped,
+    threshold=threshold,
+    replaces_step=replaces_step,
+    **options,
+  )
+  return sparsify(inner, topology, regrow=regrow, key=key)
+
+
+def top_kast(
+  inner: optax.GradientTransformation,
+  sparsity: float,
+  backward_sparsity: float,
+  *,
+  stop: int | None = None,
+  period: int = 1,
+  penalty: float = 1e-4,
+  norm: Norm = 'l2',
+  **options: Unpack[Leaves],
+) -> optax.GradientTransformationExtraArgs:
+  """Top-KAST: computes with the largest weights, trains some more.
+
+  Args:
+    sparsity: share of zeros that the network computes with, in [0, 1).
+    backward_sparsity: share of weights that are not trained; at most sparsity.
+    stop: first step at which both sets no longer change; None is never.
+    period: both are chosen anew at multiples of it.
+    penalty: coefficient of the exploration penalty, at least 0.
+    norm: 'l1' or 'l2'; see topologies.top_kast.
+    **options: distribution (uniform, of both), select; see Leaves.
+
+  Note:
+    The paper chooses the sets at every step and reports that every 100 steps
+    do as well; that is much faster.
+
+  Example:
+    >>> tx = top_kast(optax.sgd(0.1), 0.9, 0.8, period=100)
+
+  Source:
+    Jayakumar et al., Top-KAST: Top-K Always Sparse Training, 2020
+    (https://arxiv.org/abs/2106.03517).
+  """
+  topology = top_kast_lib.top_kast(
+    sparsity,
+    backward_sparsity,
+    schedules.every(period, stop=stop),
+    penalty=penalty,
+    norm=norm,
+    **options,
+  )
+  return sparsify(inner, topology)
+
+
+def _when(start: int | None, stop: int, period: int) -> When:
+  """Multiples of period in [start, stop), of which there must be one."""
+  start = period if start is None else start
+  for name, value in (('start', start), ('stop', stop), ('period', period)):
+    least = 1 if name == 'period' else 0
+    if operator.index(value) < least:
+      raise ValueError(f'{name} must be at least {least}, got {value}.')
+  first = -(-start // period) * period
+  if first >= stop:
+    raise ValueError(
+      f'nothing would ever be rewired: the multiples of {period=} in '
+      f'[{start=}, {stop=}) are none. Choose a later stop or a shorter period.'
+    )
+  return schedules.every(period, start=start, stop=stop)
+
+
+def _annealed(drop_fraction: float | Schedule, stop: int) -> Schedule:
+  """A schedule as it is; a number falls along half a cosine to 0 at stop."""
+  counts.check_fraction(drop_fraction, 'drop_fraction')
+  if callable(drop_fraction):
+    return drop_fraction
+  cosine: Schedule = optax.cosine_decay_schedule(drop_fraction, stop)
+  return lambda step: jnp.asarray(cosine(step), jnp.float32)

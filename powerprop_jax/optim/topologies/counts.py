@@ -1,0 +1,189 @@
+"""How many connections each layer has, and maps over the layers.
+
+The pieces that topologies share. Counts are Python integers, worked out from
+shapes whenever a function is traced, so that they never travel in a state.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from powerprop_jax.core import (
+  distributions,
+  masks,
+  patterns,
+  ranking,
+  scores,
+  trees,
+)
+from powerprop_jax.core import select as select_lib
+from powerprop_jax.core.distributions import Distribution, Sparsity
+from powerprop_jax.core.masks import Masks
+from powerprop_jax.core.patterns import Pattern
+from powerprop_jax.core.schedules import Schedule
+from powerprop_jax.core.trees import NamedLeaf, Params, Select, Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+  """How many connections the selected leaves have, and masks of so many.
+
+  Attributes:
+    sparsity: over all selected leaves, to be shared out by distribution; or a
+      mapping {'module/name': sparsity}, which then is the distribution.
+    distribution: such as distributions.erk, or functools.partial of it with
+      overrides.
+    select: which leaves are masked.
+    pattern: which connections of a leaf may exist together.
+
+  Raises:
+    ValueError: if the sparsity is not in [0, 1).
+
+  Example:
+    >>> theta = {'a': {'w': jnp.ones((5, 4))}, 'b': {'w': jnp.ones((2, 5))}}
+    >>> budget = Budget(0.8, distributions.uniform)
+    >>> budget.counts(theta)
+    {'a/w': 4, 'b/w': 2}
+    >>> int(budget.random_masks(jax.random.key(0), theta)['a']['w'].sum())
+    4
+  """
+
+  sparsity: Sparsity
+  distribution: Distribution = distributions.erk
+  select: Select = select_lib.is_weight
+  pattern: Pattern = patterns.UNSTRUCTURED
+
+  def __post_init__(self) -> None:
+    if not isinstance(self.sparsity, Mapping):
+      masks.check_sparsity(self.sparsity)
+
+  def counts(self, theta: Params) -> dict[str, int]:
+    """How many connections each group of each selected leaf has.
+
+    Args:
+      theta: parameters, or their shapes.
+
+    Returns:
+      {'module/name': count}, each at least 1; empty for a tree without leaves.
+
+    Raises:
+      ValueError: if a leaf is left without a single weight, if the mapping does
+        not name the selected leaves, or from distribution.
+      TypeError: if distribution is no function.
+    """
+    shapes = {name: jnp.shape(x) for name, x in trees.by_path(theta).items()}
+    return self.pattern.kept(self._sparsities(theta), shapes)
+
+  def random_masks(self, key: jax.Array, theta: Params) -> Masks:
+    """Masks with these counts, drawn uniformly; the same on any devices."""
+    if not jax.tree.leaves(theta):
+      return theta
+    return ranking.masks_from_counts(
+      scores.random(key, theta),
+      self.counts(theta),
+      select=self.select,
+      pattern=self.pattern,
+    )
+
+  def _sparsities(self, theta: Params) -> Mapping[str, float]:
+    """The sparsity of each selected leaf."""
+    names = select_lib.selected_names(self.select, theta)
+    if not names:
+      return {}
+    if not callable(self.distribution):
+      raise TypeError(
+        'distribution must be a function such as pp.erk or pp.uniform, got '
+        f'{self.distribution!r}.'
+      )
+    by_leaf = (
+      self.sparsity
+      if isinstance(self.sparsity, Mapping)
+      else self.distribution(theta, self.sparsity, select=self.select)
+    )
+    if set(by_leaf) != set(names):
+      raise ValueError(
+        f'the sparsities name {", ".join(sorted(by_leaf))}; they must name '
+        f'exactly the selected leaves {", ".join(names)}.'
+      )
+    for name in names:
+      masks.check_sparsity(by_leaf[name], f'the sparsity of {name!r}')
+    if isinstance(by_leaf, distributions.Shares):
+      return by_leaf
+    return {name: by_leaf[name] for name in names}
+
+
+def map_masks(
+  fn: Callable[..., jax.Array],
+  select: Select,
+  theta: Params,
+  masks: Masks,
+  *rest: Tree,
+) -> Masks:
+  """New masks fn(leaf, mask, *rest) of selected leaves; keeps the others.
+
+  Args:
+    fn: from a NamedLeaf of theta, its mask and its values in rest to the new
+      mask.
+    select: which leaves are masked.
+    theta: parameters, by which select chooses.
+    masks: masks like theta.
+    *rest: more trees like theta.
+  """
+
+  def visit(
+    module_name: str, name: str, t: jax.Array, mask: jax.Array, *values: Any
+  ) -> jax.Array:
+    leaf = NamedLeaf(module_name, name, t)
+    return fn(leaf, mask, *values) if select(*leaf) else mask
+
+  return trees.map_named(visit, theta, masks, *rest)
+
+
+def held(masks: Masks, names: tuple[str, ...]) -> tuple[jax.Array, jax.Array]:
+  """How many connections some leaves have, and how many they could have.
+
+  Returns:
+    (counts, sizes), both int32[L] in the order of names.
+
+  Example:
+    >>> masks = {'a': {'w': jnp.array([[True, False]])}}
+    >>> held(masks, ('a/w',))
+    (Array([1], dtype=int32), Array([2], dtype=int32))
+  """
+  leaves = trees.by_path(masks)
+  counts = jnp.stack([num_active(leaves[name]) for name in names])
+  return counts, jnp.array([leaves[name].size for name in names], jnp.int32)
+
+
+def num_active(mask: jax.Array) -> jax.Array:
+  """How many connections a mask has, int32 scalar."""
+  return jnp.sum(mask, dtype=jnp.int32)
+
+
+def share(fraction: jax.Array, count: jax.Array) -> jax.Array:
+  """floor(fraction · count), int32, never more than count.
+
+  For a float32 fraction in [0, 1] and an int32 count; exact up to the rounding
+  of float32 above 2^24.
+  """
+  part = jnp.floor(fraction * count.astype(jnp.float32)).astype(jnp.int32)
+  return jnp.clip(part, 0, count)
+
+
+def check_fraction(value: float | Schedule, name: str) -> None:
+  """Refuses a number outside (0, 1); schedules and traced values pass."""
+  if callable(value) or isinstance(value, jax.core.Tracer):
+    return
+  if not 0 < value < 1:
+    raise ValueError(f'{name} must be in (0, 1), got {value}.')
+
+
+def as_schedule(drop_fraction: float | Schedule) -> Schedule:
+  """A schedule as it is, a number in (0, 1) as one that always says it."""
+  check_fraction(drop_fraction, 'drop_fraction')
+  if callable(drop_fraction):
+    return drop_fraction
+  return lambda step: jnp.asarray(drop_fraction, jnp.float32)

@@ -1,0 +1,83 @@
+"""Trees and training for methods that move connections between layers."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from powerprop_jax.optim import views
+from powerprop_jax.optim.topology import Rewiring
+
+# Compiles in half the time.
+jit = functools.partial(
+  jax.jit, compiler_options={'xla_backend_optimization_level': 0}
+)
+
+SHAPES = {'a': (12, 9), 'b': (9, 14), 'c': (3, 3, 2, 4), 'd': (14, 2)}
+always = lambda step: step >= 0
+
+
+def random_tree(seed, scale=1.0):
+  generator = np.random.default_rng(seed)
+  tree = {
+    name: {'w': scale * generator.normal(size=shape)}
+    for name, shape in SHAPES.items()
+  }
+  tree['a']['b'] = generator.normal(size=9)
+  return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
+
+
+def random_masks(densities, seed=0):
+  generator = np.random.default_rng(seed)
+  masks = {'a': {'b': jnp.ones(9, bool)}}
+  for name, density in zip(SHAPES, densities, strict=True):
+    size = math.prod(SHAPES[name])
+    flat = np.zeros(size, bool)
+    flat[generator.permutation(size)[: max(1, round(density * size))]] = True
+    masks.setdefault(name, {})['w'] = jnp.asarray(flat.reshape(SHAPES[name]))
+  return masks
+
+
+def flatten(tree):
+  return {name: np.asarray(tree[name]['w']).ravel() for name in SHAPES}
+
+
+def counts(masks):
+  return np.array([flat.sum() for flat in flatten(masks).values()])
+
+
+def rewiring(masks, theta, memory, seed=0):
+  key, step = jax.random.key(seed), jnp.asarray(0, jnp.int32)
+  return Rewiring(key, step, masks, memory, theta, theta)
+
+
+def small_tree(seed):
+  """A layer of 12 · 9 weights, and one of 9 · 5."""
+  tree = random_tree(seed, 0.5)
+  return {'a': tree['a'], 'out': {'w': tree['b']['w'][:, :5]}}
+
+
+def _loss(theta, x):
+  hidden = jnp.tanh(x @ theta['a']['w'] + theta['a']['b'][None])
+  return jnp.mean((hidden @ theta['out']['w'] - x[:, :5]) ** 2)
+
+
+def train(tx, theta, num_steps):
+  """The final φ and state; counts and losses of all steps."""
+  phi, state = views.init(tx, theta)
+
+  def step(carry, key):
+    phi, state = carry
+    x = jax.random.normal(key, (16, 12))
+    effective = views.effective_params(phi, state)
+    loss, grads = jax.value_and_grad(_loss)(effective, x)
+    updates, state = tx.update(grads, state, phi)
+    now = [jnp.sum(state.masks[n]['w'], dtype=jnp.int32) for n in ('a', 'out')]
+    return (optax.apply_updates(phi, updates), state), (jnp.stack(now), loss)
+
+  keys = jax.random.split(jax.random.key(0), num_steps)
+  (phi, state), (history, losses) = jax.lax.scan(step, (phi, state), keys)
+  return phi, state, history, losses
