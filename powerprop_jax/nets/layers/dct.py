@@ -25,6 +25,7 @@ import jax.typing
 import numpy as np
 
 from powerprop_jax.nets.layers import parts
+from powerprop_jax.sparse import kernel_choice
 from powerprop_jax.sparse.linear import Kernel
 from powerprop_jax.sparse.weight import Condensed, Support
 
@@ -33,6 +34,9 @@ _METHODS = ('auto', 'matrix', 'fft')
 # 'auto' in a layer: 'fft' for at least this many entries of the shorter side of
 # the weight per vector that is multiplied; see DctLinear.
 _ENTRIES_PER_VECTOR = 8
+
+# Kernels for 'fft', which saves the memory of a dense copy.
+_NOT_DENSE: tuple[Kernel, ...] = ('native', 'loops')
 
 # 'auto' for the transform alone: 'fft' from this length on.
 _FFT_LENGTH = 256
@@ -182,18 +186,21 @@ class DctLinear(hk.Linear):
     weight = _weight(self, shape, inputs.dtype, self._support)
     scale = _transform_scale(inputs.dtype, self._transform_init)
     method = self._method
+    product: Kernel = 'dense'
+    if isinstance(weight, Condensed) and method != 'matrix':
+      among = kernel_choice.KERNELS if method == 'auto' else _NOT_DENSE
+      product = weight.kernel(inputs, among=among)
     if method == 'auto':
       num_vectors = math.prod(inputs.shape[:-1])
       is_long = min(shape) >= _ENTRIES_PER_VECTOR * num_vectors
-      skips = isinstance(weight, Condensed) and weight.kernel(inputs) != 'dense'
-      method = 'fft' if is_long or skips else 'matrix'
+      method = 'fft' if is_long or product != 'dense' else 'matrix'
     if method == 'matrix':
       kernel = scale * cosine_weight(*shape, inputs.dtype) + _dense(weight)
       y = jnp.dot(inputs, kernel, precision=precision)
     else:
       y = scale * transform(inputs, self.output_size, method='fft')
       if isinstance(weight, Condensed):
-        y += weight.multiply(inputs, _kernel(weight, inputs))
+        y += weight.multiply(inputs, product, precision=precision)
       else:
         y += jnp.dot(inputs, weight, precision=precision)
     return parts.add_bias(self, y)
@@ -289,7 +296,7 @@ class DctConv2D(hk.Conv2D):
     by_product = isinstance(weight, Condensed) and num_groups == 1
     if isinstance(weight, Condensed) and by_product:
       x = patches[..., 0, :]
-      y += weight.multiply(x, _kernel(weight, x))
+      y += weight.multiply(x, weight.kernel(x, among=_NOT_DENSE))
     if self.channel_index != -1:
       y = jnp.moveaxis(y, -1, -3)
     if by_product:
@@ -312,11 +319,6 @@ def _weight(
 
 def _dense(weight: jax.Array | Condensed) -> jax.Array:
   return weight.dense() if isinstance(weight, Condensed) else weight
-
-
-def _kernel(weight: Condensed, x: jax.Array) -> Kernel:
-  # Not a dense copy: it is what 'fft' saves.
-  return weight.kernel(x, among=('native', 'loops'))
 
 
 def _transform_scale(dtype: jax.typing.DTypeLike, value: float) -> jax.Array:
