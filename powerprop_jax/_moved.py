@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 import importlib
-from importlib import machinery
+from importlib import abc, machinery, util
 import sys
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 import warnings
 
@@ -88,11 +88,22 @@ class _Finder:
     return None
 
   def exec_module(self, module: ModuleType) -> None:
-    old = module.__name__
-    new = f'{_PACKAGE}.{_MODULES[old.removeprefix(f"{_PACKAGE}.")]}'
-    warnings.warn(f'{old} is now {new}.', DeprecationWarning, stacklevel=2)
     # What is in sys.modules afterwards is what the import gives.
-    sys.modules[old] = importlib.import_module(new)
+    sys.modules[module.__name__] = importlib.import_module(
+      _new(module.__name__)
+    )
+
+  def get_code(self, name: str) -> CodeType | None:
+    """What python -m runs."""
+    spec = util.find_spec(_new(name))
+    assert spec is not None and isinstance(spec.loader, abc.InspectLoader)
+    return spec.loader.get_code(spec.name)
+
+
+def _new(old: str) -> str:
+  new = f'{_PACKAGE}.{_MODULES[old.removeprefix(f"{_PACKAGE}.")]}'
+  warnings.warn(f'{old} is now {new}.', DeprecationWarning, stacklevel=3)
+  return new
 
 
 def keep_modules() -> None:

@@ -80,9 +80,7 @@ def _programs():
 def test_powerprop_says_what_to_install(tmp_path):
   line = refusal(without(tmp_path, _EXTRA, '-c', _entry_point(), 'train'))
   assert 'tyro' in line
-  refusal(
-    without(tmp_path, ('tyro',), '-m', 'powerprop_jax.train.cli', '--help')
-  )
+  refusal(without(tmp_path, ('tyro',), '-m', 'powerprop_jax.train', '--help'))
 
 
 @pytest.mark.parametrize(

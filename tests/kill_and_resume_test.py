@@ -32,7 +32,7 @@ class Program(NamedTuple):
 
 PROGRAMS = {
   'train': Program(
-    'powerprop_jax.train.cli',
+    'powerprop_jax.train',
     # The state after 2,000 steps depends on every bit of the state before.
     'train --loop.num-steps 2000 --loop.eval-every 200',
     'checkpoints/200',

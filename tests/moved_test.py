@@ -2,6 +2,7 @@
 
 import importlib
 import operator
+import subprocess
 import sys
 
 import pytest
@@ -34,6 +35,16 @@ def test_modules_that_moved_are_the_new_ones(name):
     found = importlib.import_module(old)
   assert found.__name__ == f'powerprop_jax.{_moved._MODULES[name]}'
   assert found is sys.modules[found.__name__]
+
+
+def test_a_program_that_moved_runs():
+  done = subprocess.run(
+    [sys.executable, '-m', 'powerprop_jax.train.distributed', '--help'],
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert '--count' in done.stdout
 
 
 def test_what_never_was_is_no_attribute():

@@ -1,4 +1,4 @@
-"""Where `powerprop` starts, also as python -m powerprop_jax.train.cli."""
+"""Where `powerprop` starts, also as python -m powerprop_jax.train."""
 
 import sys
 
