@@ -6,13 +6,13 @@ batches, or stand for damaged files, and do not count.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import haiku as hk
 import jax
 import jax.numpy as jnp
 import optax
 
+from powerprop_jax.core.trees import Tree
 from powerprop_jax.train.data import splits
 from powerprop_jax.train.data.sources import Arrays
 from powerprop_jax.train.data.splits import Prepare
@@ -20,7 +20,7 @@ from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.state import TrainState
 
 Sums = dict[str, jax.Array]
-Score = Callable[[hk.Params, hk.State, Any, Any], Sums]
+Score = Callable[[hk.Params, hk.State, Tree, Tree], Sums]
 
 
 def cross_entropy(
@@ -127,15 +127,18 @@ def make_evaluate(
 
 
 def on_state(
-  net: hk.TransformedWithState, **options: Any
+  net: hk.TransformedWithState, *, prepare: Prepare = splits.to_float
 ) -> Callable[[TrainState, Arrays], dict[str, jax.Array]]:
   """make_evaluate over the state of a training, as loop.fit takes it."""
-  evaluate = make_evaluate(net, **options)
+  evaluate = make_evaluate(net, prepare=prepare)
   return lambda state, arrays: evaluate(state.theta, state.net_state, arrays)
 
 
 def evaluate(
-  score: Score, theta: hk.Params, net_state: hk.State, batches: Iterable[Arrays]
+  score: Score,
+  theta: hk.Params,
+  net_state: hk.State,
+  batches: Iterable[Arrays],
 ) -> dict[str, float]:
   """Means over all examples of a stream.
 

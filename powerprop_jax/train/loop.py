@@ -14,13 +14,13 @@ scale/stream_loop.py is for data that are read while training goes on.
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import statistics
-from typing import Any
+from typing import TypeVar
 
 import jax
 import numpy as np
 
 from powerprop_jax.core.trees import Tree
-from powerprop_jax.files.tables import Record, Row
+from powerprop_jax.files.tables import Row
 from powerprop_jax.train.checkpoints import checkpoint
 from powerprop_jax.train.data.sources import Arrays
 from powerprop_jax.train.data.splits import Splits
@@ -29,6 +29,8 @@ from powerprop_jax.train.runs.folder import RunFolder
 from powerprop_jax.train.scale import preemption
 
 Records = Sequence[Row]
+# The state of one network, or of many.
+S = TypeVar('S')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +52,7 @@ class LoopConfig:
     checks.positive(self, *names, prefix='')
 
 
-def record(trained: Record, scores: Tree, **name: Any) -> Row:
+def record(trained: Tree, scores: Tree, **name: float) -> Row:
   """What an evaluation of one network found, flat.
 
   Args:
@@ -67,20 +69,20 @@ def record(trained: Record, scores: Tree, **name: Any) -> Row:
 
 
 def fit(
-  state: Tree,
-  advance: Callable[[Any, Arrays, Any], tuple[Any, Any]],
-  evaluate: Callable[[Any, Arrays], Any],
+  state: S,
+  advance: Callable[[S, Arrays, jax.Array], tuple[S, Tree]],
+  evaluate: Callable[[S, Arrays], Tree],
   splits: Splits,
   config: LoopConfig,
   folder: RunFolder,
   *,
   indices: Callable[[int, int, int, int], np.ndarray],
-  records: Callable[[Any, Any], Records] = lambda *found: [record(*found)],
-  begin: Callable[[Any], None] | None = None,
+  records: Callable[[Tree, Tree], Records] = lambda *found: [record(*found)],
+  begin: Callable[[S], None] | None = None,
   description: str = 'training',
   show_progress: bool = True,
   tensorboard: bool = False,
-) -> Any:
+) -> S:
   """Trains from the state, or from the folder's last checkpoint, to the end.
 
   A line is printed, once, about each network of which a logged loss is not

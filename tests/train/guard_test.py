@@ -57,6 +57,29 @@ def counts(state):
   return int(state.num_skipped), int(state.num_in_a_row)
 
 
+@functools.cache
+def faulty_steps():
+  """A state, and a step whose images bring what goes wrong, guarded or not."""
+  net, _ = stream_runs.make_net()
+  tx = aliases.rigl(optax.adam(0.01), 0.5, period=2, stop=9)
+  real = step_lib.make_step(net, tx, prepare=stream_runs.prepare)
+
+  def gradient(state, given, labels):
+    images, grad, average, loss = given
+    grads, net_state, metrics = real.gradient(state, images, labels)
+    w = grads['hidden']['w'].at[1, 2].set(grad)
+    grads = {**grads, 'hidden': {**grads['hidden'], 'w': w}}
+    net_state = {**net_state, 'norm': {'average': jnp.full(3, average)}}
+    return grads, net_state, {**metrics, 'loss': loss}
+
+  state = create(net, tx)
+  net_state = {**state.net_state, 'norm': {'average': jnp.zeros(3)}}
+  step = step_lib.TrainStep(gradient, real.update)
+  compiled = functools.partial(jax.jit, compiler_options=OPTIONS)
+  state = state._replace(net_state=net_state)
+  return state, compiled(guard.guarded(step)), compiled(step)
+
+
 class GuardedTest:
   # Number 5, the sixth step, is one at which RigL rewires.
   @pytest.mark.parametrize(
@@ -149,28 +172,15 @@ class GuardedTest:
   def test_update_is_made_of_finite_numbers_only(
     self, grad, average, loss, is_made
   ):
-    net, _ = stream_runs.make_net()
-    tx = aliases.rigl(optax.adam(0.01), 0.5, period=2, stop=9)
-    real = step_lib.make_step(net, tx, prepare=stream_runs.prepare)
-
-    def gradient(state, images, labels):
-      grads, net_state, metrics = real.gradient(state, images, labels)
-      w = grads['hidden']['w'].at[1, 2].set(grad)
-      grads = {**grads, 'hidden': {**grads['hidden'], 'w': w}}
-      net_state = {**net_state, 'norm': {'average': jnp.full(3, average)}}
-      return grads, net_state, {**metrics, 'loss': jnp.float32(loss)}
-
-    state = create(net, tx)
-    net_state = {**state.net_state, 'norm': {'average': jnp.zeros(3)}}
-    state = state._replace(net_state=net_state)
+    state, guarded, alone = faulty_steps()
     before = stream_runs.to_host(state)
-    step = jax.jit(guard.guarded(step_lib.TrainStep(gradient, real.update)))
-    after, metrics = step(guard.create(state), *batch(0))
+    images, labels = batch(0)
+    given = images, *map(jnp.float32, (grad, average, loss))
+    after, metrics = guarded(guard.create(state), given, labels)
     assert counts(after) == (int(not is_made), int(not is_made))
     assert int(metrics['num_skipped']) == int(not is_made)
     if is_made:
-      alone = jax.jit(step_lib.TrainStep(gradient, real.update))
-      expected, _ = alone(state, *batch(0))
+      expected, _ = alone(state, given, labels)
       chex.assert_trees_all_close(
         stream_runs.to_host(after.train),
         stream_runs.to_host(expected),
@@ -199,6 +209,7 @@ class GuardedTest:
       assert int(state.train.step) == 1
       assert int(metrics['num_in_a_row']) == number + 1
 
+  @pytest.mark.slow
   @pytest.mark.parametrize('is_whole', [False, True])
   def test_compiled_program_stays_small(self, is_whole):
     # XLA copies what leads to the decision into each select if it can: twenty

@@ -144,6 +144,7 @@ class ResumeTest:
     with pytest.raises(UserError, match="its data is 'colours'"):
       stream_runs.run(config, open_run(tmp_path, True), batches=batches)
 
+  @pytest.mark.slow
   def test_fewer_devices(self, tmp_path):
     config = Config(loop=loop(), devices=8)
     with pytest.raises(preemption.Preempted):
@@ -237,6 +238,7 @@ class BadInputTest:
       stream_runs.run(Config(), open_run(tmp_path), batches=batches)
 
 
+@pytest.mark.slow
 class KillTest:
   def test_killed_at_any_moment_it_ends_the_same(self, tmp_path):
     config = Config(
@@ -286,6 +288,7 @@ def run_program(*arguments):
   )
 
 
+@pytest.mark.slow
 class FullDiskTest:
   def test_goes_on_and_tries_again(self, tmp_path):
     # From the evaluation at step 8 until that at step 24 files are limited.
