@@ -27,7 +27,7 @@ and did not help on MNIST: with EPL 94.0 % for 94.8 % at density 0.01, 76 % for
 
 Each finished combination is kept in a folder of its own under combinations/;
 with --resume they are not trained again, and those that were interrupted go on
-from their last look. results.json holds two kinds of records, all with network,
+from their last evaluation. results.json holds two kinds of records, all with network,
 support, density, alpha and key:
 
     accuracy, parameters, bytes_masked, bytes_condensed, …   of the network

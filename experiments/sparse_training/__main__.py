@@ -18,7 +18,7 @@ The recipe of SNFS on MNIST, and that of RigL on CIFAR-10, for an accelerator:
 
 Each finished combination of method, density and α is kept in a folder of its
 own under combinations/; with --resume they are not trained again, and those
-that were interrupted go on from their last look.
+that were interrupted go on from their last evaluation.
 
 Source: Dettmers & Zettlemoyer, Sparse networks from scratch, 2019; Evci et al.,
 Rigging the lottery, 2020; see published.py. The L2 penalty is on

@@ -1,4 +1,4 @@
-"""The loop visits every step once, looks when due, and resumes exactly."""
+"""The loop visits every step once, evaluates when due, and resumes exactly."""
 
 import json
 import signal
@@ -74,7 +74,7 @@ def measured(path):
 
 
 class FitTest:
-  def test_every_step_is_visited_once_and_no_dispatch_crosses_a_look(
+  def test_every_step_is_visited_once_and_no_dispatch_crosses_an_evaluation(
     self, tmp_path
   ):
     calls = []
@@ -85,7 +85,9 @@ class FitTest:
       (20, 3),
     ]
 
-  def test_measures_and_saves_at_every_look_and_at_the_end(self, tmp_path):
+  def test_measures_and_saves_at_every_evaluation_and_at_the_end(
+    self, tmp_path
+  ):
     state = fit(tmp_path)
     found = measured(tmp_path)
     assert [record['step'] for record in found] == [10, 20, 23]
@@ -111,7 +113,7 @@ class FitTest:
   @pytest.mark.parametrize(
     ('stop_at', 'watched', 'saved'),
     [(0, False, 4), (4, False, 8), (8, False, 10), (20, False, 23)]
-    # What is compared between looks begins with a look.
+    # What compares evaluations begins with one.
     + [(0, True, 10), (10, True, 20), (20, True, 23)],
   )
   def test_run_that_gets_a_signal_saves_stops_and_continues(
