@@ -27,8 +27,8 @@ and did not help on MNIST: with EPL 94.0 % for 94.8 % at density 0.01, 76 % for
 
 Each finished combination is kept in a folder of its own under combinations/;
 with --resume they are not trained again, and those that were interrupted go on
-from their last evaluation. results.json holds two kinds of records, all with network,
-support, density, alpha and key:
+from their last evaluation. results.json holds two kinds of records, all with
+network, support, density, alpha and key:
 
     accuracy, parameters, bytes_masked, bytes_condensed, …   of the network
     layer, layer_density, variance, gradient_norm            of each layer

@@ -85,7 +85,7 @@ class FitTest:
       (20, 3),
     ]
 
-  def test_measures_and_saves_at_every_evaluation_and_at_the_end(
+  def test_logs_and_saves_at_every_evaluation_and_at_the_end(
     self, tmp_path
   ):
     state = fit(tmp_path)
