@@ -83,7 +83,10 @@ def test_a_norm_is_not_part_of_the_layer_before_it():
   np.testing.assert_allclose(large.variance, 4 * small.variance, rtol=1e-5)
 
 
-@pytest.mark.parametrize('name', ['lenet_300_100', 'lenet_5_small'])
+@pytest.mark.parametrize(
+  'name',
+  ['lenet_300_100', pytest.param('lenet_5_small', marks=pytest.mark.slow)],
+)
 def test_a_cosine_transform_passes_on_what_almost_no_connections_cannot(name):
   images = jax.random.uniform(jax.random.key(1), (16, 28, 28, 1))
   last = {}

@@ -85,9 +85,7 @@ class FitTest:
       (20, 3),
     ]
 
-  def test_logs_and_saves_at_every_evaluation_and_at_the_end(
-    self, tmp_path
-  ):
+  def test_logs_and_saves_at_every_evaluation_and_at_the_end(self, tmp_path):
     state = fit(tmp_path)
     found = measured(tmp_path)
     assert [record['step'] for record in found] == [10, 20, 23]
