@@ -79,7 +79,7 @@ def test_what_is_read_is_what_the_views_of_the_state_say(part):
     w = np.asarray(leaves['w'])
     expected = np.sign(w) * np.abs(w) ** 2 * np.asarray(sparse[module]['w'])
     np.testing.assert_allclose(theta[module]['w'], expected, rtol=1e-6)
-  assert found.lanes.key.tolist() == [0, 3]
+  assert found.members.key.tolist() == [0, 3]
   assert len(found.splits.test.labels) == 100
 
 
@@ -142,7 +142,7 @@ def test_networks_of_other_programs_are_read(
   assert programs.run(program, *given) == 0
   found = load.load(out / part)
   assert found.step == 4
-  assert list(zip(*found.lanes, strict=True)) == pairs
+  assert list(zip(*found.members, strict=True)) == pairs
   # There is no other part.
   alone = load.load(out)
   jax.tree.map(np.testing.assert_array_equal, found.state.phi, alone.state.phi)

@@ -132,7 +132,7 @@ class ExportTest:
     self, sweep, tmp_path, capsys
   ):
     stored = load.load(sweep)
-    for lane, (alpha, key) in enumerate(zip(*stored.lanes, strict=True)):
+    for lane, (alpha, key) in enumerate(zip(*stored.members, strict=True)):
       path = tmp_path / f'{lane}'
       main('export', sweep, '--alpha', alpha, '--key', key, '--out', path)
       found = export.read(path)

@@ -48,9 +48,7 @@ def run(
       for the compiler's settings; sweeps do not. None leaves these alone.
 
   Returns:
-    The exit status: 0; 1 if every network diverged; 2 after a user's mistake;
-    75 after a signal that asked the run to make room, when it can be continued;
-    130 after an interruption.
+    The exit status; see folder.run_main.
   """
   if static_alpha is not None:
     fusing.set_cpu_flags(os.environ, static_alpha=static_alpha)

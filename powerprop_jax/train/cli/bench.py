@@ -82,10 +82,7 @@ def main(config: BenchConfig) -> None:
 
 def _check(config: BenchConfig) -> None:
   checks.several(config, 'batches')
-  checks.positive(config, 'repeats')
-  for batch in config.batches:
-    if batch < 1:
-      raise UserError(f'--batches must be at least 1, got {batch}.')
+  checks.positive(config, 'repeats', 'batches')
   if config.out:
     path = pathlib.Path(config.out).expanduser()
     export_lib.check_free(path, overwrite=config.overwrite)

@@ -241,7 +241,7 @@ def prune(config: PruneConfig) -> None:
   results = ensemble.prune(
     found.net,
     found.state,
-    found.lanes,
+    found.members,
     found.splits.test,
     [masks.density_to_sparsity(kept) for kept in config.kept],
     scope=config.scope,
@@ -288,15 +288,11 @@ _COMMANDS = {
 
 
 def main(args: Sequence[str] | None = None) -> int:
-  """Runs one of the commands.
+  """Runs one of the commands, and gives the exit status; see folder.run_main.
 
   Args:
     args: the command line, without the name of the program; None is that of
       this process.
-
-  Returns:
-    The exit status: 0; 1 if the network that was trained diverged; 2 after a
-    user's mistake; 130 after an interruption.
   """
   given = list(sys.argv[1:] if args is None else args)
   name = given[0] if given else ''

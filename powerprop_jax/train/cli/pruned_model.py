@@ -107,7 +107,7 @@ def from_run(path: str | pathlib.Path, pruning: PruneOnce) -> Exported:
   index = _chosen(path, found, pruning)
   state = jax.tree.map(lambda x: x[index], found.state)
   theta = state.theta
-  alpha, key = float(found.lanes.alpha[index]), int(found.lanes.key[index])
+  alpha, key = float(found.members.alpha[index]), int(found.members.key[index])
   divergence.refuse(path, (alpha, key), divergence.lost_leaf(theta))
   masks = _masks(state, theta, pruning)
   theta = masks_lib.apply_masks(theta, masks)
@@ -136,7 +136,7 @@ def _chosen(
   path: str | pathlib.Path, found: Trained, pruning: PruneOnce
 ) -> int:
   """Number of the one network that α and key choose."""
-  pairs = list(zip(*found.lanes, strict=True))
+  pairs = list(zip(*found.members, strict=True))
   fits = [
     index
     for index, (alpha, key) in enumerate(pairs)

@@ -39,7 +39,7 @@ class Trained(NamedTuple):
     net_name: what nets.make calls the network.
     net: the network.
     splits: the data; test images as the network sees them.
-    lanes: α and key of each network; one for a run of a single network.
+    members: α and key of each network; one for a run of a single network.
     state: states stacked along a leading axis over the networks. Of the
       optimiser they have what views need: α and the masks.
     step: training steps done.
@@ -50,7 +50,7 @@ class Trained(NamedTuple):
   net_name: str
   net: hk.TransformedWithState
   splits: data.Splits
-  lanes: Members
+  members: Members
   state: TrainState
   step: int
   num_steps: int
@@ -240,7 +240,7 @@ def check_any_finite(path: str | pathlib.Path, found: Trained) -> None:
   Raises:
     UserError: if a weight of every network is not finite; names one.
   """
-  leaves = ensemble.lost_leaves(found.lanes, found.state)
+  leaves = ensemble.lost_leaves(found.members, found.state)
   for network, leaf in leaves.items():
     if all(leaves.values()):
       divergence.refuse(path, network, leaf)
