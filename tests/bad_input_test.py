@@ -11,16 +11,10 @@ import re
 import shutil
 import sys
 
-import haiku as hk
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from powerprop_jax.files import json_files
-from powerprop_jax.optim import powerprop, views
-from powerprop_jax.prune import one_shot
 from powerprop_jax.train.cli import arguments, main
 
 TINY = ['--net=mlp', '--loop.num-steps=40', '--loop.eval-every=20']
@@ -651,31 +645,3 @@ class DamagedCheckpointTest:
     line = refusal('prune run', damaged, capsys, monkeypatch)
     assert 'has no checkpoint yet' in line
     assert '--resume' in line
-
-
-class LibraryTest:
-  def test_weights_that_start_at_zero_are_named(self):
-    net = hk.without_apply_rng(
-      hk.transform(lambda x: hk.Linear(3, w_init=jnp.zeros, name='out')(x))
-    )
-    theta = net.init(jax.random.key(0), jnp.ones((1, 4)))
-    tx = powerprop.powerprop(optax.sgd(0.1), 2.0)
-    with pytest.raises(ValueError, match='out/w'):
-      views.init(tx, theta)
-
-  def test_pattern_that_matches_nothing_lists_the_leaves(self):
-    theta = {'linear': {'w': jnp.ones((3, 2))}}
-    with pytest.raises(ValueError, match=r'logitz.*linear/w'):
-      one_shot.prune(theta, 0.5, overrides={'logitz/w$': 0.1})
-
-  @pytest.mark.parametrize('sparsity', [-0.1, 1.0, float('nan')])
-  def test_sparsity_out_of_range_is_refused(self, sparsity):
-    theta = {'linear': {'w': jnp.ones((3, 2))}}
-    with pytest.raises(ValueError, match=r'\[0, 1\)'):
-      one_shot.prune(theta, sparsity)
-
-  def test_tree_of_powers_that_does_not_fit_is_refused(self):
-    theta = {'linear': {'w': jnp.ones((3, 2))}}
-    tx = powerprop.powerprop(optax.sgd(0.1), {'linaer': {'w': 2.0}})
-    with pytest.raises(ValueError, match='linear/w'):
-      views.init(tx, theta)
