@@ -262,7 +262,6 @@ CASES = [
   ('train --alpha 0.5', 'alpha .*0.5', 'at least 1'),
   ('train --alpha nan', 'alpha .*nan', 'at least 1'),
   ('experiment --alphas 1 0.5', 'alpha .*0.5', 'at least 1'),
-  ('experiment --alphas 2 0.5', 'alpha .*0.5', 'at least 1'),
   ('experiment --alphas 1 nan', 'alpha .*nan', 'at least 1'),
   ('experiment --alphas', '--alphas', 'at least one'),
   ('prune run --kept 0', '--kept .*got 0', r'\(0, 1\]'),
@@ -271,11 +270,9 @@ CASES = [
   ('prune run --kept 1e-13', '--kept .*got 1e-13', r'\(0, 1\]'),
   ('prune run --kept', '--kept', 'at least one'),
   ('experiment --kept 0', '--kept .*got 0', r'\(0, 1\]'),
-  ('experiment --kept 1.5', '--kept .*got 1.5', r'\(0, 1\]'),
   ('prune run --output-factor nan', '--output-factor .*nan', 'positive'),
   ('prune run --output-factor 2 --scope global', '--output-factor', 'layer'),
   ('train --data.name mnits', "'mnits'", "did you mean 'mnist'"),
-  ('experiment --data.name mnits', "'mnits'", "did you mean 'mnist'"),
   ('train --data.name mnist --data.dir nowhere', 'nowhere', 'download_and'),
   ('train --data.name nothing.npz', 'nothing.npz', 'path of a .npz'),
   ('train --data.name keys.npz', 'x_test', 'expected are x_train'),
@@ -287,7 +284,6 @@ CASES = [
   ('train --data.name broken.npz', 'broken.npz', 'numpy.savez'),
   ('train --data.num-validation 5000', 'num_validation .*5000', '1436'),
   ('train --net lenet', "'lenet'", "mean 'lenet_5'"),
-  ('experiment --net lenet', "'lenet'", "mean 'lenet_5'"),
   ('train --key -1', 'key .*-1', 'at least 0'),
   ('experiment --keys 0 -1', 'key .*-1', 'at least 0'),
   ('experiment --lanes-at-once 0', 'lanes_at_once .*0', 'at least 1'),
@@ -300,7 +296,6 @@ CASES = [
   ('experiment --out run', 'run already holds a run', 'another --out'),
   ('experiment --out run --resume', 'not of one_shot', 'another --out'),
   ('experiment --out other', 'other .*thesis.tex', 'another --out'),
-  ('train --out other --resume', 'other .*thesis.tex', 'another --out'),
   ('train --out file', 'file is a file', 'another --out'),
   ('train --out file/below', 'file/below', 'another --out'),
   ('prune run', 'run_pruned already holds', 'another --out'),
@@ -590,13 +585,7 @@ def damage(run_path, step):
 @pytest.fixture
 def damaged(world, tmp_path):
   """A copy of the run whose latest checkpoint is cut off."""
-  for path, data in contents(world / 'run').items():
-    copy = tmp_path / path.relative_to(world)
-    if data is None:
-      copy.mkdir(parents=True, exist_ok=True)
-    else:
-      copy.parent.mkdir(parents=True, exist_ok=True)
-      copy.write_bytes(data)
+  shutil.copytree(world / 'run', tmp_path / 'run')
   damage(tmp_path / 'run', '40')
   return tmp_path
 
