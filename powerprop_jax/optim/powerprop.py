@@ -161,9 +161,8 @@ class Parts:
     is_naive = self.form == 'naive'
     if is_naive:
       grads = _times_slope(grads, phi, state)
-    seen = phi if is_naive else to_theta(phi, state)
-    if masks is not None:
-      seen = masks_lib.apply_masks(seen, masks)
+    shown = phi if masks is None else masks_lib.apply_masks(phi, masks)
+    seen = shown if is_naive else to_theta(shown, state)
     updates, inner_state = self.inner.update(
       grads, state.inner_state, seen, **extra_args
     )
