@@ -11,7 +11,7 @@ to which a cycle goes back, which a Rewind names.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import itertools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,15 +20,15 @@ import numpy as np
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import ranking, scores, trees
 from powerprop_jax.core import select as select_lib
-from powerprop_jax.core.distributions import Overrides
+from powerprop_jax.core.distributions import Overrides, Sparsity
 from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.trees import Params, Select, Tree
 from powerprop_jax.prune import one_shot
+from powerprop_jax.prune.one_shot import OverridesAt
 
-Sparsity = float | Mapping[str, float]
 # From effective weights that are zero where the masks are False, the masks and
 # the step at which schedules start, to trained weights with the same zeros.
-Train = Callable[[Any, Masks, int], Any]
+Train = Callable[[Params, Masks, int], Params]
 
 
 class Rewind(NamedTuple):
@@ -54,7 +54,7 @@ class Cycle(NamedTuple):
   """The network after one cycle of pruning and training.
 
   Attributes:
-    sparsity: what was asked for.
+    sparsity: the share of zeros it is for.
     masks: the connections that are left.
     theta: trained effective weights, zero where the masks are False.
   """
@@ -71,16 +71,16 @@ def iterative_pruning(
   rewind: Rewind,
   *,
   masks: Masks | None = None,
-  score: Callable[[Any], Any] = scores.magnitude,
+  score: Callable[[Params], Tree] = scores.magnitude,
   scope: str = 'layer',
   select: Select = select_lib.is_weight,
-  overrides: Overrides | Callable[[Any], Overrides | None] | None = None,
+  overrides: Overrides | OverridesAt | None = None,
 ) -> Iterator[Cycle]:
   """Prunes to each sparsity in turn, and trains after each pruning.
 
   A cycle ranks the trained weights that are left, removes the lowest, goes back
   to the point that rewind names and trains. What was pruned never returns.
-  Each cycle is computed when it is asked for:
+  A cycle is computed when the iterator comes to it:
 
       def train(theta, masks, step):
         tx = pp.static(make_optimizer(first_step=step), masks=masks)
@@ -105,8 +105,8 @@ def iterative_pruning(
     sparsities: at least one, strictly increasing, in [0, 1); each as for prune.
     rewind: where each cycle starts over; names the procedure.
     masks: connections that are left already; all by default.
-    score: theta -> tree of scores like theta, larger = keep; called with the
-      trained weights of the cycle before.
+    score: theta -> tree of scores like theta; called with the trained weights
+      of the cycle before.
     scope: 'layer' or 'global'.
     select: which leaves are pruned.
     overrides: as for prune, or a function of the sparsity that returns them;
@@ -161,7 +161,7 @@ def iterative_pruning(
   _check_order(sparsities, counts, existing, theta, select)
 
   @jax.jit
-  def rank(scores: Tree, existing: Masks, counts: dict[str, Any]) -> Masks:
+  def rank(scores: Tree, existing: Masks, counts: dict[str, int]) -> Masks:
     kept = ranking.masks_from_counts(
       scores, counts, among=existing, select=select
     )
@@ -173,7 +173,12 @@ def iterative_pruning(
       current_scores = score(current)
       masks_lib.check_same_shapes(current_scores, current, 'scores', 'theta')
       kept = rank(current_scores, kept, count)
-      _check_no_leaf_is_empty(kept, current, select, sparsity)
+      if empty := one_shot.empty_leaves(kept, current, select):
+        raise ValueError(
+          f'at sparsity {sparsity} no weight of {empty[0]!r} would be left. '
+          "Rank per layer with scope='layer', give this leaf a sparsity of its "
+          'own with overrides, or stop at a lower sparsity.'
+        )
       start = current if rewind.theta is None else rewind.theta
       # New arrays, so that train may donate them.
       start = masks_lib.apply_masks(start, kept)
@@ -189,19 +194,8 @@ def geometric_sparsities(
 ) -> tuple[float, ...]:
   """Sparsities of cycles that each remove the same share of what is left.
 
-  s_i = 1 - (1 - fraction)^i for i = 1 … num_cycles. To end at a sparsity s, let
-  fraction be 1 - (1 - s)^(1 / num_cycles).
-
-  Args:
-    num_cycles: number of cycles, at least 1.
-    fraction: share of the remaining weights that a cycle removes, in (0, 1).
-
-  Returns:
-    The sparsities, increasing, rounded to twelve places.
-
-  Raises:
-    ValueError: if an argument is out of its range, or so many cycles would
-      leave nothing.
+  s_i = 1 - (1 - fraction)^i for i = 1 … num_cycles, to twelve places. To end at
+  a sparsity s, let fraction be 1 - (1 - s)^(1 / num_cycles).
 
   Example:
     >>> geometric_sparsities(4)
@@ -274,11 +268,10 @@ def _check_order(
         f'{earlier}.'
       )
   left = dict.fromkeys(counts[0], 0)
-  names = select_lib.selected_names(select, theta)
-  for leaf in trees.named_leaves(existing):
-    if leaf.path in names:
-      name = leaf.path if leaf.path in left else ranking.SHARED
-      left[name] += int(np.count_nonzero(leaf.value))
+  leaves = trees.by_path(existing)
+  for name in select_lib.selected_names(select, theta):
+    group = name if name in left else ranking.SHARED
+    left[group] += int(np.count_nonzero(leaves[name]))
   for sparsity, count in zip(sparsities, counts, strict=True):
     if count.keys() != left.keys():
       raise ValueError(
@@ -296,21 +289,8 @@ def _check_order(
     left = dict(count)
 
 
-def _check_no_leaf_is_empty(
-  kept: Masks, theta: Params, select: Select, sparsity: Sparsity
-) -> None:
-  names = select_lib.selected_names(select, theta)
-  for leaf in trees.named_leaves(kept):
-    if leaf.path in names and leaf.value.size and not jnp.any(leaf.value):
-      raise ValueError(
-        f'at sparsity {sparsity} no weight of {leaf.path!r} would be left. '
-        "Rank per layer with scope='layer', give this leaf a sparsity of its "
-        'own with overrides, or stop at a lower sparsity.'
-      )
-
-
 def _check_trained(
-  trained: Any, start: Any, kept: Masks, sparsity: Sparsity
+  trained: Params, start: Params, kept: Masks, sparsity: Sparsity
 ) -> None:
   """Refuses what cannot be the trained weights of a masked network."""
   what = f'the weights that train returned at sparsity {sparsity}'

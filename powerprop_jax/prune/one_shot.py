@@ -10,26 +10,30 @@ sparsity.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 
-from powerprop_jax.core import distributions, masks, scores, trees
+from powerprop_jax.core import distributions, scores, trees
+from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import select as select_lib
-from powerprop_jax.core.distributions import Overrides
+from powerprop_jax.core.distributions import Overrides, Sparsity
 from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.ranking import SHARED, masks_from_counts
-from powerprop_jax.core.trees import Params, Select
+from powerprop_jax.core.trees import Params, Select, Tree
 
+T = TypeVar('T')
+# Of each of several sparsities.
+OverridesAt = Callable[[Any], Overrides | None]
 _SCOPES = ('layer', 'global')
 
 
 def prune(
   theta: Params,
-  sparsity: float | Mapping[str, float],
+  sparsity: Sparsity,
   *,
-  score: Callable[[Any], Any] = scores.magnitude,
+  score: Callable[[Params], Tree] = scores.magnitude,
   scope: str = 'layer',
   select: Select = select_lib.is_weight,
   overrides: Overrides | None = None,
@@ -48,10 +52,9 @@ def prune(
     score: theta -> tree of scores like theta, larger = keep.
     scope: 'layer' or 'global'.
     select: which leaves are pruned; the masks of others are all True.
-    overrides: {pattern: sparsity} of leaves pruned at a sparsity of their own;
-      regular expressions searched for in 'module/name', the first match
-      counts. With scope='global' such a leaf is ranked by itself, and sparsity
-      is that of the other leaves together.
+    overrides: {pattern: sparsity} of leaves pruned at a sparsity of their own.
+      With scope='global' such a leaf is ranked by itself, and sparsity is that
+      of the other leaves together.
 
   Returns:
     Masks with the structure and shapes of theta. A leaf or group of n weights
@@ -85,15 +88,7 @@ def prune(
 
 
 def check_finite(theta: Params, what: str) -> None:
-  """Refuses weights that are not finite, where they can be looked at.
-
-  Args:
-    theta: parameters.
-    what: what to call them in the message.
-
-  Raises:
-    ValueError: naming the first leaf that holds such a number.
-  """
+  """Refuses weights that are not finite, where they can be looked at."""
   for leaf in trees.named_leaves(theta):
     is_traced = isinstance(leaf.value, jax.core.Tracer)
     if not (is_traced or jnp.all(jnp.isfinite(leaf.value))):
@@ -103,28 +98,35 @@ def check_finite(theta: Params, what: str) -> None:
       )
 
 
+def empty_leaves(masks: Masks, theta: Params, select: Select) -> list[str]:
+  """Names of the selected leaves of which no weight is left."""
+  leaves = trees.by_path(masks)
+  names = select_lib.selected_names(select, theta)
+  return [n for n in names if leaves[n].size and not jnp.any(leaves[n])]
+
+
 def sweep(
-  evaluate: Callable[[Any], Any],
+  evaluate: Callable[[Params], T],
   theta: Params,
-  sparsities: Sequence[float | Mapping[str, float]],
+  sparsities: Sequence[Sparsity],
   *,
-  score: Callable[[Any], Any] = scores.magnitude,
+  score: Callable[[Params], Tree] = scores.magnitude,
   scope: str = 'layer',
   select: Select = select_lib.is_weight,
-  overrides: Overrides | Callable[[Any], Overrides | None] | None = None,
-) -> Any:
+  overrides: Overrides | OverridesAt | None = None,
+) -> T:
   """What evaluate says of theta pruned at each of several sparsities.
 
   One program, traced once: the counts are its arguments, and sparsities are
   taken one after another, so that memory does not grow with their number. Under
-  jax.vmap over a leading axis of theta it does the same for each lane. The
+  jax.vmap over a leading axis of theta it does the same for each network. The
   scores are computed once, before any pruning.
 
   Args:
     evaluate: pruned theta -> tree of scalars (or arrays); must be traceable.
     theta: effective parameters.
     sparsities: at least one; each as for prune.
-    score: theta -> tree of scores like theta, larger = keep.
+    score: as for prune, and scope and select likewise.
     scope: 'layer' or 'global'.
     select: which leaves are pruned.
     overrides: as for prune, or a function of the sparsity that returns them;
@@ -172,16 +174,16 @@ def sweep(
   }
   ranking = score(theta)
 
-  def evaluate_at(counts: dict[str, jax.Array]) -> Any:
+  def evaluate_at(counts: dict[str, jax.Array]) -> T:
     kept = masks_from_counts(ranking, counts, select=select)
-    return evaluate(masks.apply_masks(theta, kept))
+    return evaluate(masks_lib.apply_masks(theta, kept))
 
   return jax.lax.map(evaluate_at, stacked)
 
 
 def kept_counts(
   theta: Params,
-  sparsity: float | Mapping[str, float],
+  sparsity: Sparsity,
   *,
   scope: str = 'layer',
   select: Select = select_lib.is_weight,
@@ -189,19 +191,11 @@ def kept_counts(
 ) -> dict[str, int]:
   """How many weights each leaf keeps, and how many the others share.
 
-  Args:
-    theta: parameters, or their shapes.
-    sparsity: as for prune.
-    scope: 'layer' or 'global'.
-    select: which leaves are pruned.
-    overrides: as for prune.
+  Arguments are those of prune; shapes will do for theta.
 
   Returns:
     {'module/name': count} of the leaves that are ranked by themselves, and with
     scope='global' {SHARED: count} of all the others together.
-
-  Raises:
-    ValueError: as for prune.
 
   Example:
     >>> theta = {'a': {'w': jnp.ones((5, 4))}, 'b': {'w': jnp.ones((2, 5))}}
@@ -215,7 +209,7 @@ def kept_counts(
   if scope not in _SCOPES:
     raise ValueError(f"scope must be 'layer' or 'global', got {scope!r}.")
   names = select_lib.selected_names(select, theta)
-  sizes = {leaf.path: leaf.value.size for leaf in trees.named_leaves(theta)}
+  sizes = {path: leaf.size for path, leaf in trees.by_path(theta).items()}
   own = _sparsity_by_leaf(names, sparsity, scope)
   if fixed := distributions.match_overrides(names, overrides):
     own = {**own, **fixed}
@@ -224,16 +218,16 @@ def kept_counts(
   if others:
     assert not isinstance(sparsity, Mapping)
     together = sum(sizes[name] for name in others)
-    counts[SHARED] = masks.num_kept(together, sparsity)
+    counts[SHARED] = masks_lib.num_kept(together, sparsity)
   return counts
 
 
 def _sparsity_by_leaf(
-  names: Sequence[str], sparsity: float | Mapping[str, float], scope: str
+  names: Sequence[str], sparsity: Sparsity, scope: str
 ) -> Mapping[str, float]:
   """Sparsity of each leaf ranked by itself, before overrides."""
   if not isinstance(sparsity, Mapping):
-    masks.check_sparsity(sparsity)
+    masks_lib.check_sparsity(sparsity)
     return dict.fromkeys(names, sparsity) if scope == 'layer' else {}
   if scope == 'global':
     raise ValueError(
@@ -249,5 +243,5 @@ def _sparsity_by_leaf(
       f'not among them: {", ".join(unknown) or "none"}.'
     )
   for name, value in sparsity.items():
-    masks.check_sparsity(value, f'the sparsity of {name!r}')
+    masks_lib.check_sparsity(value, f'the sparsity of {name!r}')
   return sparsity

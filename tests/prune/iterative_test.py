@@ -111,26 +111,6 @@ class MasksTest(parameterized.TestCase):
       ):
         self.assertFalse(jnp.any(leaf & ~before))
 
-  def test_each_leaf_keeps_exactly_its_count(self):
-    theta = make_theta()
-    for cycle in iterative.iterative_pruning(
-      shake, theta, SPARSITIES, Rewind(0)
-    ):
-      for name, kept in by_name(cycle.masks).items():
-        weight = name.endswith('/w')
-        number = masks.num_kept(kept.size, cycle.sparsity if weight else 0.0)
-        self.assertEqual(kept.sum(), number, name)
-
-  def test_the_first_cycle_is_one_shot_pruning(self):
-    theta = make_theta()
-    for scope in ('layer', 'global'):
-      (cycle,) = iterative.iterative_pruning(
-        shake, theta, [0.7], Rewind(0), scope=scope
-      )
-      chex.assert_trees_all_equal(
-        cycle.masks, one_shot.prune(theta, 0.7, scope=scope)
-      )
-
   def test_any_score_ranks_the_trained_weights(self):
     theta, seen = make_theta(), []
 
@@ -371,10 +351,6 @@ class SparsitiesTest(parameterized.TestCase):
     ]
     published = {3: 51.3, 7: 21.1, 12: 7.0, 15: 3.6, 18: 1.9}
     self.assertEqual({i: left[i - 1] for i in published}, published)
-
-  def test_a_sparsity_is_reached_in_a_number_of_cycles(self):
-    sparsities = iterative.geometric_sparsities(5, 1 - 0.05 ** (1 / 5))
-    self.assertAlmostEqual(sparsities[-1], 0.95)
 
   @parameterized.parameters(
     (0, 0.2, 'num_cycles must be at least 1, got 0'),

@@ -5,7 +5,7 @@
     apply_fn ─────────▶ synflow ─────┘
 
     iterative_snip, force, synflow_masks: the same in many steps, from all
-    weights down to those asked for.
+    weights down to the sparsity.
 
 All of it is about effective weights θ: with powerpropagation pass
 effective_params(phi, opt_state). Train the masks with optim.aliases.static.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from powerprop_jax.core import distributions, ranking, trees
 from powerprop_jax.core import select as select_lib
-from powerprop_jax.core.distributions import Overrides
+from powerprop_jax.core.distributions import Overrides, Sparsity
 from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.trees import Params, Select, Tree
 from powerprop_jax.prune import one_shot
@@ -25,7 +25,7 @@ class LayerCollapseWarning(UserWarning):
 
 def masks_from_scores(
   scores: Tree,
-  sparsity: float | Mapping[str, float],
+  sparsity: Sparsity,
   *,
   scope: str = 'global',
   select: Select = select_lib.is_weight,
@@ -38,16 +38,12 @@ def masks_from_scores(
   ranking leaves nothing of a layer (unless inside jit).
 
   Args:
-    scores: tree of float32 like the parameters, larger = keep.
-    sparsity: share of zeros, in [0, 1); with scope='layer' also a mapping
-      {'module/name': sparsity}.
+    scores: tree of float32 like the parameters.
+    sparsity: share of zeros; with scope='layer' also a mapping.
     scope: 'global' or 'layer'.
     select: which leaves are pruned; the masks of others are all True.
     overrides: {pattern: sparsity} of leaves that are ranked by themselves; as
       for prune.
-
-  Returns:
-    Masks like scores with exactly as many connections as prune keeps.
 
   Raises:
     ValueError: as for prune; also if the sparsity leaves less than one weight
@@ -69,7 +65,7 @@ def masks_from_scores(
 
 def final_counts(
   theta: Params,
-  sparsity: float | Mapping[str, float],
+  sparsity: Sparsity,
   scope: str,
   select: Select,
   overrides: Overrides | None,
@@ -79,7 +75,7 @@ def final_counts(
     theta, sparsity, scope=scope, select=select, overrides=overrides
   )
   names = select_lib.selected_names(select, theta)
-  sizes = {leaf.path: leaf.value.size for leaf in trees.named_leaves(theta)}
+  sizes = {path: leaf.size for path, leaf in trees.by_path(theta).items()}
   own = (
     dict(sparsity)
     if isinstance(sparsity, Mapping)
@@ -110,13 +106,7 @@ def warn_of_collapse(
   """Warns of selected leaves whose masks are all False, unless traced."""
   if is_traced(masks):
     return
-  names = select_lib.selected_names(select, theta)
-  empty = [
-    leaf.path
-    for leaf in trees.named_leaves(masks)
-    if leaf.path in names and leaf.value.size and not jnp.any(leaf.value)
-  ]
-  if empty:
+  if empty := one_shot.empty_leaves(masks, theta, select):
     warnings.warn(
       f'no connection is left in {", ".join(empty)}. Lower the sparsity, prune '
       "in more steps, rank per layer with scope='layer', or give these leaves "

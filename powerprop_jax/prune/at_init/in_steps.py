@@ -1,23 +1,28 @@
 """Pruning at initialisation in many steps: scores of what earlier ones left.
 
-A step scores the pruned network anew and keeps fewer weights than the one
-before, by the same share each time ('exponential') or by the same number
-('linear'). The last one keeps exactly what was asked for.
+    iterative_snip   |θ ∂L/∂θ| of the pruned network
+    force            |θ ∂L/∂θ'| of the dense θ, θ' the pruned network
+    synflow_masks    SynFlow of the pruned network, without data
+
+A step scores the network anew and keeps fewer weights than the one before, by
+the same share each time ('exponential') or by the same number ('linear'). The
+last one keeps exactly as many as prune does.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TypedDict, Unpack
+
+import jax
 
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import ranking, scores, trees
 from powerprop_jax.core import select as select_lib
-from powerprop_jax.core.distributions import Overrides
+from powerprop_jax.core.distributions import Overrides, Sparsity
 from powerprop_jax.core.masks import Masks
-from powerprop_jax.core.trees import Params, Select
+from powerprop_jax.core.trees import Params, Select, Tree
 from powerprop_jax.prune.at_init import (
   from_scores,
   gradients,
-  sensitivity,
   synaptic_flow,
 )
 from powerprop_jax.prune.at_init.gradients import Batches, Loss
@@ -28,17 +33,32 @@ StepBatches = Batches | Callable[[int], Batches]
 _SCHEDULES = ('exponential', 'linear')
 
 
+class Steps(TypedDict, total=False):
+  """How many weights each of several steps keeps, and where.
+
+  Attributes:
+    schedule: 'exponential', the density after step k of T being ρ^((k + 1)/T),
+      or 'linear'.
+    scope: 'global' or 'layer'; global is the default.
+    select: which leaves are pruned.
+    overrides: {pattern: sparsity} of leaves that are ranked by themselves, as
+      for prune. Their density falls along the same schedule.
+  """
+
+  schedule: str
+  scope: str
+  select: Select
+  overrides: Overrides | None
+
+
 def iterative_snip(
   loss_fn: Loss,
   theta: Params,
   batches: StepBatches,
-  sparsity: float | Mapping[str, float],
+  sparsity: Sparsity,
   *,
   steps: int = 100,
-  schedule: str = 'exponential',
-  scope: str = 'global',
-  select: Select = select_lib.is_weight,
-  overrides: Overrides | None = None,
+  **options: Unpack[Steps],
 ) -> Masks:
   """Masks by SNIP in steps: a weight that is pruned never returns.
 
@@ -51,15 +71,10 @@ def iterative_snip(
     theta: effective parameters.
     batches: tuples of arrays, as for snip, which every step uses; or a function
       of the step, 0 … steps - 1, that returns fresh ones.
-    sparsity: share of zeros at the end, in [0, 1); with scope='layer' also a
-      mapping {'module/name': sparsity}.
+    sparsity: share of zeros at the end; with scope='layer' also a mapping
+      {'module/name': sparsity}.
     steps: number of steps, at least 1.
-    schedule: 'exponential', the density after step k of T being ρ^((k + 1)/T),
-      or 'linear'.
-    scope: 'global' or 'layer'.
-    select: which leaves are pruned; the masks of others are all True.
-    overrides: {pattern: sparsity} of leaves that are ranked by themselves; as
-      for prune. Their density falls along the same schedule.
+    **options: schedule, scope, select, overrides; see Steps.
 
   Returns:
     Masks like theta with exactly as many connections as prune keeps.
@@ -67,7 +82,6 @@ def iterative_snip(
   Raises:
     ValueError: if steps or schedule is unknown, from snip in any step, or as
       for masks_from_scores.
-    TypeError: as for snip.
 
   Example:
     >>> loss_fn = lambda theta, x: jnp.mean((x @ theta['linear']['w'] - 1) ** 2)
@@ -81,53 +95,24 @@ def iterative_snip(
     de Jorge et al., Progressive skeletonization: trimming more fat from a
     network at initialization, 2021 (https://arxiv.org/abs/2006.09081).
   """
-  at_step = _batches_at(batches)
-
-  def score(step: int, kept: Masks) -> Any:
-    pruned = masks_lib.apply_masks(theta, kept)
-    return sensitivity.snip(loss_fn, pruned, at_step(step), select=select)
-
-  return _in_steps(
-    score, theta, sparsity, steps, schedule, scope, select, overrides
-  )
+  score = _sensitivity('SNIP', loss_fn, batches, **options)
+  return _in_steps(score, theta, sparsity, steps, **options)
 
 
 def force(
   loss_fn: Loss,
   theta: Params,
   batches: StepBatches,
-  sparsity: float | Mapping[str, float],
+  sparsity: Sparsity,
   *,
   steps: int = 10,
-  schedule: str = 'exponential',
-  scope: str = 'global',
-  select: Select = select_lib.is_weight,
-  overrides: Overrides | None = None,
+  **options: Unpack[Steps],
 ) -> Masks:
   """Masks by FORCE: as iterative_snip, but pruned weights can return.
 
   Step k ranks |θ ∂L/∂θ'|, where θ are the dense weights and θ' those of the
   network that step k - 1 left, so that a weight is ranked by what it would do
-  if it came back.
-
-  Args:
-    loss_fn: as for iterative_snip.
-    theta: effective parameters.
-    batches: as for iterative_snip.
-    sparsity: as for iterative_snip.
-    steps: number of steps, at least 1; a single one is SNIP. The authors run 60
-      for their results.
-    schedule: 'exponential' or 'linear'.
-    scope: 'global' or 'layer'.
-    select: which leaves are pruned.
-    overrides: as for iterative_snip.
-
-  Returns:
-    Masks like theta with exactly as many connections as prune keeps.
-
-  Raises:
-    ValueError: as for iterative_snip.
-    TypeError: as for snip.
+  if it came back. A single step is SNIP; the authors run 60 for their results.
 
   Note:
     The code published with DCT-plus-sparse networks calls iterative SNIP by
@@ -145,64 +130,24 @@ def force(
     network at initialization, 2021, equation 7
     (https://arxiv.org/abs/2006.09081).
   """
-  at_step = _batches_at(batches)
-
-  def score(step: int, kept: Masks) -> Any:
-    pruned = masks_lib.apply_masks(theta, kept)
-    grads = gradients.mean_gradient(loss_fn, pruned, at_step(step))
-    ranked = scores.saliency(theta, grads)
-    from_scores.check_scores(ranked, 'FORCE', select)
-    return ranked
-
-  return _in_steps(
-    score,
-    theta,
-    sparsity,
-    steps,
-    schedule,
-    scope,
-    select,
-    overrides,
-    revives=True,
-  )
+  score = _sensitivity('FORCE', loss_fn, batches, dense=theta, **options)
+  return _in_steps(score, theta, sparsity, steps, revives=True, **options)
 
 
 def synflow_masks(
-  apply_fn: Callable[[Any, Any], Any],
+  apply_fn: Callable[[Params, jax.Array], jax.Array],
   theta: Params,
   input_shape: Sequence[int],
-  sparsity: float | Mapping[str, float],
+  sparsity: Sparsity,
   *,
   steps: int = 100,
-  schedule: str = 'exponential',
-  scope: str = 'global',
-  select: Select = select_lib.is_weight,
-  overrides: Overrides | None = None,
+  **options: Unpack[Steps],
 ) -> Masks:
-  """Masks by SynFlow in steps, without data.
+  """Masks by SynFlow in steps, without data; arguments as for synflow.
 
   In a chain of layers, a layer is not emptied as long as other layers have
   weights to lose and the steps are small: a single step is no safer than
-  other methods.
-
-  Args:
-    apply_fn: (theta, images) -> outputs; see synflow for norms.
-    theta: effective parameters.
-    input_shape: shape of the input, such as (1, 28, 28, 1).
-    sparsity: as for iterative_snip.
-    steps: number of steps, at least 1.
-    schedule: 'exponential' or 'linear'.
-    scope: 'global' or 'layer'.
-    select: which leaves are pruned.
-    overrides: as for iterative_snip.
-
-  Returns:
-    Masks like theta with exactly as many connections as prune keeps.
-
-  Raises:
-    ValueError: if steps or schedule is unknown, from synflow in any step, or as
-      for masks_from_scores.
-    TypeError: as for synflow.
+  other methods. Otherwise as iterative_snip.
 
   Example:
     >>> apply_fn = lambda theta, x: x @ theta['a']['w'] @ theta['b']['w']
@@ -217,36 +162,57 @@ def synflow_masks(
     conserving synaptic flow, 2020, algorithm 1
     (https://arxiv.org/abs/2006.05467).
   """
+  select = options.get('select', select_lib.is_weight)
 
-  def score(step: int, kept: Masks) -> Any:
+  def score(step: int, pruned: Params) -> Tree:
     del step
-    pruned = masks_lib.apply_masks(theta, kept)
     return synaptic_flow.synflow(apply_fn, pruned, input_shape, select=select)
 
-  return _in_steps(
-    score, theta, sparsity, steps, schedule, scope, select, overrides
-  )
+  return _in_steps(score, theta, sparsity, steps, **options)
+
+
+def _sensitivity(
+  name: str,
+  loss_fn: Loss,
+  batches: StepBatches,
+  *,
+  dense: Params = None,
+  **options: Unpack[Steps],
+) -> Callable[[int, Params], Tree]:
+  """|θ ∂L/∂θ'| of the pruned θ' of a step, for θ the dense weights or θ'."""
+  kept = batches if callable(batches) else list(batches)
+  select = options.get('select', select_lib.is_weight)
+
+  def score(step: int, pruned: Params) -> Tree:
+    at_step = kept(step) if callable(kept) else kept
+    grads = gradients.mean_gradient(loss_fn, pruned, at_step)
+    ranked = scores.saliency(pruned if dense is None else dense, grads)
+    from_scores.check_scores(ranked, name, select)
+    return ranked
+
+  return score
 
 
 def _in_steps(
-  score: Callable[[int, Masks], Any],
+  score: Callable[[int, Params], Tree],
   theta: Params,
-  sparsity: float | Mapping[str, float],
+  sparsity: Sparsity,
   steps: int,
-  schedule: str,
-  scope: str,
-  select: Select,
-  overrides: Overrides | None,
   *,
+  schedule: str = 'exponential',
+  scope: str = 'global',
+  select: Select = select_lib.is_weight,
+  overrides: Overrides | None = None,
   revives: bool = False,
 ) -> Masks:
-  """Masks after steps that each rank score(step, masks so far)."""
+  """Masks after steps that each rank score(step, θ that earlier ones left)."""
   final = from_scores.final_counts(theta, sparsity, scope, select, overrides)
   kept = masks_lib.full_masks(theta)
   plan = _counts_of_steps(theta, final, steps, schedule, select)
   for step, counts in enumerate(plan):
+    ranked = score(step, masks_lib.apply_masks(theta, kept))
     kept = ranking.masks_from_counts(
-      score(step, kept), counts, among=None if revives else kept, select=select
+      ranked, counts, among=None if revives else kept, select=select
     )
   # The caller of the public function.
   from_scores.warn_of_collapse(kept, select, theta, stacklevel=4)
@@ -268,11 +234,10 @@ def _counts_of_steps(
       f"schedule must be 'exponential' or 'linear', got {schedule!r}."
     )
   sizes = dict.fromkeys(final, 0)
-  names = select_lib.selected_names(select, theta)
-  for leaf in trees.named_leaves(theta):
-    if leaf.path in names:
-      group = leaf.path if leaf.path in final else ranking.SHARED
-      sizes[group] += leaf.value.size
+  leaves = trees.by_path(theta)
+  for name in select_lib.selected_names(select, theta):
+    group = name if name in final else ranking.SHARED
+    sizes[group] += leaves[name].size
 
   def count(size: int, last: int, share: float) -> int:
     if not last:
@@ -288,10 +253,3 @@ def _counts_of_steps(
     }
     for step in range(steps)
   ]
-
-
-def _batches_at(batches: StepBatches) -> Callable[[int], Batches]:
-  if callable(batches):
-    return batches
-  every_step = list(batches)
-  return lambda step: every_step

@@ -4,8 +4,6 @@ Both are trees of float32 like θ, larger = keep, to be ranked over the whole
 network. Leaves that select does not choose score 0.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -22,7 +20,7 @@ def snip(
   batches: Batches,
   *,
   select: Select = select_lib.is_weight,
-) -> Any:
+) -> Tree:
   """|θ ∂L/∂θ|, how much the loss changes as a weight is taken away.
 
   Args:
@@ -34,13 +32,9 @@ def snip(
       a sequence.
     select: which leaves are scored.
 
-  Returns:
-    float32 scores like theta, at least 0.
-
   Raises:
     ValueError: if there is no data, or the scores are not finite or all zero
       (which is not checked inside jit).
-    TypeError: if a batch is not a tuple.
 
   Note:
     The paper divides by the sum of the scores, which does not change the order.
@@ -69,7 +63,7 @@ def grasp(
   batches: Batches,
   *,
   select: Select = select_lib.is_weight,
-) -> Any:
+) -> Tree:
   """θ · (H g), how much the norm of the gradient falls without a weight.
 
   With g = ∂L/∂θ and H the second derivative, -θ · (H g) is the first-order
@@ -84,13 +78,9 @@ def grasp(
       H g; those of an iterator are kept in a list.
     select: which leaves are scored; g and H are those of these leaves.
 
-  Returns:
-    float32 scores like theta.
-
   Raises:
     ValueError: as for snip; also if H g is zero everywhere, for instance
       because the loss is piecewise linear in the weights.
-    TypeError: as for snip.
 
   Note:
     The authors initialise linear layers again before scoring; here the weights
@@ -128,7 +118,7 @@ def grasp(
   return flow
 
 
-def _only(select: Select, tree: Tree) -> Any:
+def _only(select: Select, tree: Tree) -> Tree:
   """The tree with zeros in place of the leaves that are not selected."""
   return trees.map_named(
     lambda module_name, name, value: (

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 import contextlib
 import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,12 +23,12 @@ _TOLERANCE = 1e-6
 
 
 def synflow(
-  apply_fn: Callable[[Any, jax.Array], jax.Array],
+  apply_fn: Callable[[Params, jax.Array], jax.Array],
   theta: Params,
   input_shape: Sequence[int],
   *,
   select: Select = select_lib.is_weight,
-) -> Any:
+) -> Tree:
   """|θ| ∂R/∂|θ|, how much of the flow through the network a weight carries.
 
   For a network that is monotone in its weights once they are positive: linear
@@ -108,14 +107,8 @@ def neutral_norm_state(net_state: Tree) -> Tree:
 
   Before the first step of training the running statistics of Haiku's BatchNorm
   are all 0, and it divides by the square root of its epsilon. With these, it is
-  the identity up to epsilon, its scale and its offset.
-
-  Args:
-    net_state: state of a Haiku network.
-
-  Returns:
-    The state with the averages of each 'mean_ema' at 0 and of each 'var_ema' at
-    1; all else unchanged.
+  the identity up to epsilon, its scale and its offset: the averages of each
+  'mean_ema' are 0 and of each 'var_ema' 1. All else is unchanged.
 
   Example:
     >>> state = {'norm/~/var_ema': {'average': jnp.zeros(2)}}
@@ -134,16 +127,16 @@ def neutral_norm_state(net_state: Tree) -> Tree:
 
 @functools.partial(jax.jit, static_argnums=(0, 2, 3))
 def _flow(
-  apply_fn: Callable[[Any, jax.Array], jax.Array],
+  apply_fn: Callable[[Params, jax.Array], jax.Array],
   theta: Params,
   input_shape: tuple[int, ...],
   select: Select,
-) -> tuple[Any, jax.Array, dict[str, jax.Array]]:
+) -> tuple[Tree, jax.Array, dict[str, jax.Array]]:
   """Scores, R, and the lowest slope of each leaf relative to its largest."""
   dtype = jnp.result_type(float)
   magnitudes = jax.tree.map(lambda t: jnp.abs(t.astype(dtype)), theta)
 
-  def total(magnitudes: Any) -> jax.Array:
+  def total(magnitudes: Params) -> jax.Array:
     outputs = apply_fn(magnitudes, jnp.ones(input_shape, dtype))
     if not isinstance(outputs, jax.Array):
       raise TypeError(
