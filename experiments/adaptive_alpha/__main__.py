@@ -3,10 +3,10 @@ r"""The power α: fixed, steered by the weights near zero, or raced.
 The published controller raises α while the share of weights near zero grows and
 lowers it when that share falls. Here it is compared with fixed powers, with
 itself when φ is kept as α changes, without a cap on α, with an α for each
-layer, and with two races that look at the accuracy after pruning to a target:
-of powers from the start, and of branches with larger powers in the middle of a
-run. All take the same number of training steps, those of a race being counted
-over all its lanes.
+layer, and with two races by the accuracy after pruning to a target: of powers
+from the start, and of branches with larger powers in the middle of a run. All
+take the same number of training steps, those of a race being counted over all
+its networks.
 
     python -m experiments.adaptive_alpha --out runs/adaptive_alpha --workers 2
 
@@ -32,10 +32,11 @@ with five kinds of records, all with net, method, alpha (of 'fixed' alone), key:
 
     sparsity, density, accuracy, loss    test split, after one-shot pruning
     leaf, epsilon, size, near_zero       share of weights with |θ| ≤ ε
-    step, leaf, power, near_zero, jump, validation_accuracy, …    a look, power
-                             being α at that moment; jump as mechanical below
-    rung, candidate, accuracy, loss, survives    a lane of the race, validation
-                             split, after one-shot pruning
+    step, leaf, power, near_zero, jump, validation_accuracy, …    an evaluation,
+                             power being α at that moment; jump as mechanical
+                             below
+    rung, candidate, accuracy, loss, survives    a network of the race,
+                             validation split, after one-shot pruning
     steps, own_steps, near_zero, gain, mechanical, …    the whole run; gain is
                              what near_zero grew by, mechanical what the changes
                              of α added to it by themselves, without a step
@@ -50,10 +51,9 @@ import sys
 
 import numpy as np
 
-from experiments.adaptive_alpha import combination as combination_lib
-from experiments.adaptive_alpha import report, runs
-from experiments.adaptive_alpha.combination import Combination
+from experiments.adaptive_alpha import methods, report, runs
 from experiments.adaptive_alpha.config import PRESETS, Config
+from experiments.adaptive_alpha.runs import Combination
 from experiments.common import combinations as combination_runs
 from powerprop_jax.core import masks, reparam
 from powerprop_jax.files.tables import Row
@@ -69,13 +69,13 @@ def main(config: Config) -> None:
   combinations = _checked_combinations(config)
   settings = combination_runs.settings(config)
   folder = RunFolder(
-    config.out, settings, program=combination_lib.PROGRAM, resume=config.resume
+    config.out, settings, program=runs.PROGRAM, resume=config.resume
   )
   found = combination_runs.run_all(
-    functools.partial(combination_lib.train, config),
+    functools.partial(runs.train_or_read, config),
     combinations,
     config,
-    combination_lib.make_problem(config, config.nets[0]).loop.num_steps,
+    runs.make_problem(config, config.nets[0]).loop.num_steps,
     functools.partial(_print, config),
   )
   results = [
@@ -89,7 +89,7 @@ def main(config: Config) -> None:
     config,
     settings,
     results,
-    {c: combination_lib.read_weights(config, c) for c in combinations},
+    {c: runs.read_weights(config, c) for c in combinations},
   )
   folder.mark_complete()
   print(f'\nFigures and report: {folder.path / "report.html"}')
@@ -114,16 +114,10 @@ def _checked_combinations(config: Config) -> list[Combination]:
     reparam.check_alpha(alpha)
     reparam.check_invertible(alpha)
   ensemble.product([1.0], config.keys)
-  divergence.say_scale(combination_lib.load_splits(config.data))
+  divergence.say_scale(runs.load_splits(config.data))
   optimizers.make_tx(config.optimizer, 1.0, 1)
   for net in config.nets:
-    runs.check(
-      combination_lib.make_problem(config, net),
-      config.methods,
-      config.control,
-      config.race,
-      config.branch,
-    )
+    methods.check(config, runs.make_problem(config, net))
   return [
     Combination(net, method, alpha)
     for net in config.nets
@@ -135,19 +129,12 @@ def _checked_combinations(config: Config) -> list[Combination]:
 def _print(
   config: Config, combination: Combination, results: list[Row]
 ) -> None:
-  pruned = [record for record in results if 'sparsity' in record]
-  words = ', '.join(
-    f'{100 * np.mean(accuracies):.2f} at {kept:g}'
-    for kept in config.kept
-    for accuracies in [
-      [
-        record['accuracy']
-        for record in pruned
-        if record['sparsity'] == masks.density_to_sparsity(kept)
-      ]
-    ]
-  )
-  print(f'{combination.name}: {words} kept', flush=True)
+  words = []
+  for kept in config.kept:
+    sparsity = masks.density_to_sparsity(kept)
+    found = [r['accuracy'] for r in results if r.get('sparsity') == sparsity]
+    words.append(f'{100 * np.mean(found):.2f} at {kept:g}')
+  print(f'{combination.name}: {", ".join(words)} kept', flush=True)
 
 
 if __name__ == '__main__':
@@ -155,7 +142,7 @@ if __name__ == '__main__':
     arguments.run(
       main,
       PRESETS,
-      prog=f'python -m experiments.{combination_lib.PROGRAM}',
+      prog=f'python -m experiments.{runs.PROGRAM}',
       description=str(__doc__).split('\n', maxsplit=1)[0],
     )
   )

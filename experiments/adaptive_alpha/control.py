@@ -1,4 +1,4 @@
-"""Training lanes whose power α may change between two dispatches.
+"""Training networks whose power α may change between two dispatches.
 
 α is an array in the state, so that all runs take the same step. A controller
 acts at the end of every so many epochs, with the pure functions of
@@ -17,6 +17,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from experiments.adaptive_alpha import evaluation
 from experiments.adaptive_alpha.evaluation import Records
@@ -26,9 +27,8 @@ from powerprop_jax.core.trees import Tree
 from powerprop_jax.files.tables import Row
 from powerprop_jax.optim import views
 from powerprop_jax.optim.alpha import AlphaController
-from powerprop_jax.train import ensemble as lanes_lib
+from powerprop_jax.train import ensemble, loop, optimizers
 from powerprop_jax.train import evaluate as evaluate_lib
-from powerprop_jax.train import loop, optimizers
 from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.data import splits as data
 from powerprop_jax.train.data.sources import Arrays
@@ -49,10 +49,10 @@ class Problem(NamedTuple):
     net: the network.
     splits: the data.
     optimizer: the optimiser; its schedule ends with the run.
-    loop: lengths; an epoch is a dispatch, and looks come after whole epochs.
+    loop: lengths; a dispatch is an epoch, and evaluations follow whole ones.
     keys: seeds.
     epsilon: a weight with |θ| < epsilon is near zero.
-    at_once: lanes computed side by side; None is all of them.
+    at_once: networks computed side by side; None is all of them.
   """
 
   net: hk.TransformedWithState
@@ -98,40 +98,32 @@ class Controlled(NamedTuple):
 
 
 def check_start(problem: Problem, control: Control, alpha: float) -> None:
-  """Refuses an α from which a controller cannot start.
-
-  Args:
-    problem: what is to be trained.
-    control: with the controller.
-    alpha: the α of every lane before the first step.
-
-  Raises:
-    ValueError: from the controller.
-  """
+  """Refuses an α from which a controller cannot start, with its ValueError."""
   start = _by_leaf(problem, alpha) if control.per_leaf else jnp.float32(alpha)
   control.controller.init(start)
 
 
 def initial_state(
-  problem: Problem, lanes: Members, horizon: int, control: Control | None = None
+  problem: Problem,
+  members: Members,
+  horizon: int,
+  control: Control | None = None,
 ) -> Controlled:
   """Stacked states before the first step.
 
   Args:
     problem: what is trained.
-    lanes: the keys, and the α from which each starts.
+    members: the keys, and the α from which each starts.
     horizon: length of the run, for the schedule.
     control: what changes α, if anything does.
-
-  Returns:
-    A state whose every leaf has a leading axis over lanes.
 
   Raises:
     ValueError: if powerprop refuses an α. For a controller see check_start:
       here it sees traced values.
   """
   make_tx = _tx_maker(problem, horizon, control)
-  train = lanes_lib.create(problem.net, make_tx, lanes, problem.splits.example)
+  images = problem.splits.example
+  train = ensemble.create(problem.net, make_tx, members, images)
   memory: Tree = ()
   if control is not None:
     memory = jax.vmap(control.controller.init)(
@@ -139,13 +131,13 @@ def initial_state(
     )
     # No array may be there twice, or it could not be donated.
     memory = jax.tree.map(lambda x: jnp.array(x, copy=True), memory)
-  return Controlled(train, memory, jnp.zeros(len(lanes.key), jnp.float32))
+  return Controlled(train, memory, jnp.zeros(len(members.key), jnp.float32))
 
 
 def fit(
   problem: Problem,
   state: Controlled,
-  lanes: Members,
+  members: Members,
   folder: RunFolder,
   *,
   num_steps: int,
@@ -154,12 +146,12 @@ def fit(
   control: Control | None = None,
   description: str = '',
 ) -> tuple[Controlled, Records]:
-  """Trains lanes for a stretch, or goes on where the folder stopped.
+  """Trains for a stretch, or goes on where the folder stopped.
 
   Args:
     problem: what is trained.
     state: stacked states; they are donated.
-    lanes: the runs.
+    members: the runs.
     folder: where metrics and checkpoints go.
     num_steps: length of the stretch.
     horizon: steps of the whole run, for the schedule. There is no control point
@@ -169,33 +161,32 @@ def fit(
     description: what is being trained, for the progress; '' for no progress.
 
   Returns:
-    The stacked states at the end, and the records of all looks, those of
-    alpha_looks.look_records with step; with start = 0 there is one before the
-    first step.
+    The stacked states at the end, and evaluation.records with step; with
+    start = 0 there is one before the first step.
   """
-  look = _make_look(problem)
-  looks: Records = []
+  evaluate = ensemble.mapped(_make_evaluate(problem), problem.at_once)
+  advance = _make_advance(problem, horizon, control)
+  records = functools.partial(evaluation.records, members)
+  before: Records = []
   if not start:
-    look_once = jax.jit(lanes_lib.mapped(look, problem.at_once))
-    found = look_once(state, problem.splits.validation)
-    first = evaluation.look_records(lanes, {}, found)
-    looks = [{'step': 0, **record} for record in first]
+    found = jax.jit(evaluate)(state, problem.splits.validation)
+    before = [{'step': 0, **record} for record in records({}, found)]
   state = loop.fit(
     state,
-    lanes_lib.mapped(_make_advance(problem, horizon, control), problem.at_once),
-    lanes_lib.mapped(look, problem.at_once),
+    ensemble.mapped(advance, problem.at_once),
+    evaluate,
     problem.splits,
     dataclasses.replace(problem.loop, num_steps=num_steps),
     folder,
-    indices=lambda first, *rest: lanes_lib.batch_indices(
-      lanes, start + first, *rest
+    indices=lambda first, *rest: ensemble.batch_indices(
+      members, start + first, *rest
     ),
-    records=functools.partial(evaluation.look_records, lanes),
+    records=records,
     description=description,
     show_progress=bool(description),
   )
   logged = metrics.read_metrics(folder.metrics_path)
-  return state, looks + [{**r, 'step': start + r['step']} for r in logged]
+  return state, before + [{**r, 'step': start + r['step']} for r in logged]
 
 
 def change_alpha(
@@ -204,7 +195,7 @@ def change_alpha(
   """A control point: asks for a new α and reads the weights before and after.
 
   Args:
-    state: the state of one lane.
+    state: the state of one network.
     control: the rule, and what stays.
     epsilon: the distance from zero for the readings.
 
@@ -226,32 +217,32 @@ def change_alpha(
 def branch(
   problem: Problem,
   state: Controlled,
-  lanes: Members,
+  members: Members,
   candidates: Sequence[float],
 ) -> tuple[Controlled, Members]:
-  """Copies of every lane that go on with other powers, and the same φ.
+  """Copies of every network that go on with other powers, and the same φ.
 
   Args:
     problem: what is trained.
-    state: stacked states of the lanes, which have no controller.
-    lanes: the runs, one for each key.
+    state: stacked states, which have no controller.
+    members: the runs, one for each key.
     candidates: the powers.
 
   Returns:
     The stacked states of the branches, key by key within each power; and what
     they are, with the power of each as its α.
   """
-  size = len(lanes.key)
+  size = len(members.key)
   alpha = np.repeat(np.asarray(candidates, np.float64), size)
   places = np.tile(np.arange(size), len(candidates))
   copies = jax.tree.map(lambda x: x[places], state)
   change = jax.vmap(lambda s, a: _with_alpha(s, a, 'phi', problem.epsilon))
   branches = jax.jit(change)(copies, jnp.asarray(alpha, jnp.float32))
-  return branches, Members(alpha, lanes.key[places])
+  return branches, Members(alpha, members.key[places])
 
 
 def _with_alpha(
-  state: Controlled, alpha: Any, hold: Hold, epsilon: float
+  state: Controlled, alpha: Tree, hold: Hold, epsilon: float
 ) -> Controlled:
   """The state with another α, and the jump of the near-zero mass added up."""
   train = state.train
@@ -268,10 +259,10 @@ def _with_alpha(
 
 def _tx_maker(
   problem: Problem, horizon: int, control: Control | None
-) -> Callable[[Any], Any]:
+) -> Callable[[Any], optax.GradientTransformation]:
   """From a scalar α to the gradient transformation that every run has."""
 
-  def make_tx(alpha: Any) -> Any:
+  def make_tx(alpha: Any) -> optax.GradientTransformation:
     if control is not None and control.per_leaf:
       alpha = _by_leaf(problem, alpha)
     return optimizers.make_tx(problem.optimizer, alpha, horizon)
@@ -279,11 +270,10 @@ def _tx_maker(
   return make_tx
 
 
-def _by_leaf(problem: Problem, alpha: Any) -> Any:
+def _by_leaf(problem: Problem, alpha: Any) -> Tree:
   """A tree of the selected leaves that has the same α for each."""
-  images = data.to_float(problem.splits.train.images[:1])
   theta, _ = jax.eval_shape(
-    lambda key: problem.net.init(key, images, is_training=True),
+    lambda key: problem.net.init(key, problem.splits.example, is_training=True),
     jax.random.key(0),
   )
   tree: dict[str, Row] = {}
@@ -293,31 +283,31 @@ def _by_leaf(problem: Problem, alpha: Any) -> Any:
   return tree
 
 
-def _make_look(problem: Problem) -> Callable[[Controlled, Arrays], Any]:
-  score = evaluate_lib.make_evaluate(problem.net)
+def _make_evaluate(problem: Problem) -> Callable[[Controlled, Arrays], Row]:
+  score = evaluate_lib.on_state(problem.net)
 
-  def look(state: Controlled, arrays: Arrays) -> Row:
+  def evaluate(state: Controlled, arrays: Arrays) -> Row:
     train = state.train
     return {
-      'scores': score(train.theta, train.net_state, arrays),
+      'scores': score(train, arrays),
       'near_zero': evaluation.share_near_zero(train.theta, problem.epsilon),
       'jump': state.jump,
       'power': evaluation.power_of(train.opt_state),
     }
 
-  return look
+  return evaluate
 
 
 def _make_advance(
   problem: Problem, horizon: int, control: Control | None
-) -> Callable[..., Any]:
+) -> Callable[[Controlled, Arrays, jax.Array], tuple[Controlled, Row]]:
   # The update reads α from the state, so any α builds the same step.
   make_tx = _tx_maker(problem, horizon, control)
   train_steps = step_lib.make_advance(problem.net, make_tx(jnp.float32(2)))
 
   def advance(
     state: Controlled, arrays: Arrays, indices: jax.Array
-  ) -> tuple[Controlled, Any]:
+  ) -> tuple[Controlled, Row]:
     train, found = train_steps(state.train, arrays, indices)
     state = state._replace(train=train)
     if control is None:

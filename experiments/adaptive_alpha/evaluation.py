@@ -1,6 +1,4 @@
-"""What can be seen of lanes whose power α may change, while they train."""
-
-from typing import Any
+"""What can be seen of networks whose power α may change, while they train."""
 
 import jax
 import jax.numpy as jnp
@@ -11,50 +9,48 @@ from powerprop_jax.core.trees import OptState, Params, Tree
 from powerprop_jax.files.tables import Row
 from powerprop_jax.optim.powerprop import PowerState
 from powerprop_jax.report.analysis import TOTAL
+from powerprop_jax.train import ensemble, loop
 from powerprop_jax.train.ensemble import Members
 
 Records = list[Row]
 
 
-def look_records(lanes: Members, trained: Any, found: Tree) -> Records:
-  """Flat records of what a look at the lanes found.
+def records(members: Members, trained: Tree, found: Tree) -> Records:
+  """Flat records of what an evaluation of the members found.
 
   Args:
-    lanes: the runs.
-    trained: stacked loss and accuracy, means since the last look.
-    found: what the look found, stacked.
+    members: the runs.
+    trained: stacked loss and accuracy, means since the last evaluation.
+    found: what the evaluation found, stacked.
 
   Returns:
-    For each lane a record with key, start_alpha, leaf 'total', the metrics,
+    For each member a record with key, start_alpha, leaf 'total', the metrics,
     validation_loss, validation_accuracy, near_zero, jump, and power, the α of
     the moment; where leaves have an α each, that is in records of their own
     with leaf and power.
   """
   trained, found = jax.device_get((trained, found))
-  records: Records = []
-  for lane, (alpha, key) in enumerate(zip(*lanes, strict=True)):
+  rows: Records = []
+  for index, (alpha, key) in enumerate(zip(*members, strict=True)):
     place = {'key': int(key), 'start_alpha': float(alpha)}
+    seen = ensemble.take(found, index)
+    means = ensemble.take(trained, index)
     total = {
-      **place,
+      **loop.record(means, seen['scores'], **place),
       'leaf': TOTAL,
-      **{name: float(value[lane]) for name, value in trained.items()},
-      **{
-        f'validation_{name}': float(value[lane])
-        for name, value in found['scores'].items()
-      },
-      'near_zero': float(found['near_zero'][lane]),
-      'jump': float(found['jump'][lane]),
+      'near_zero': float(seen['near_zero']),
+      'jump': float(seen['jump']),
     }
-    power = found['power']
+    power = seen['power']
     if isinstance(power, dict):
-      records.append(total)
-      records += [
-        {**place, 'leaf': leaf.path, 'power': float(leaf.value[lane])}
-        for leaf in trees.named_leaves(power)
+      rows.append(total)
+      rows += [
+        {**place, 'leaf': path, 'power': float(value)}
+        for path, value in trees.by_path(power).items()
       ]
     else:
-      records.append({**total, 'power': float(power[lane])})
-  return records
+      rows.append({**total, 'power': float(power)})
+  return rows
 
 
 def power_of(opt_state: OptState) -> Tree:
@@ -66,12 +62,7 @@ def power_of(opt_state: OptState) -> Tree:
 def share_near_zero(theta: Params, epsilon: float) -> jax.Array:
   """Share of the selected weights with |θ| < ε, all layers together.
 
-  Args:
-    theta: effective parameters.
-    epsilon: the distance from zero.
-
-  Returns:
-    float32 scalar; NaN if a weight is not finite.
+  float32 scalar; NaN if a weight is not finite.
 
   Example:
     >>> theta = {'linear': {'w': jnp.array([[0.5, -0.001]])}}

@@ -1,4 +1,4 @@
-"""How α was chosen, and what came of it: one look for each way to choose.
+"""How α was chosen, and what came of it: a line for each way to choose.
 
 Records have method and, where α is fixed, alpha. Fixed powers have the colours
 that they have everywhere; the other methods a colour and marker of their own.
@@ -48,16 +48,10 @@ def alpha_over_steps(
   """α against the training step, one line for each method that changes it.
 
   Args:
-    records: looks with method, step, power and, if there are several, key; leaf
-      tells layers apart that have an α each, analysis.TOTAL is the network.
+    records: with method, step, power and, if there are several, key; leaf tells
+      layers apart that have an α each, analysis.TOTAL is the network.
     title: what was trained on what.
     cap: a level to draw, the largest α of the methods that have one.
-
-  Returns:
-    A figure with one pair of axes, α on a logarithmic scale.
-
-  Raises:
-    ValueError: if no record has these fields.
   """
   points = records_lib.usable(records, 'method', 'step', 'power')
   leaves = dict.fromkeys(
@@ -100,17 +94,8 @@ def near_zero_over_steps(
 ) -> Figure:
   """Share of the weights near zero against the training step.
 
-  Args:
-    records: looks with method, alpha (None where it is not fixed), step,
-      near_zero and, if there are several, key.
-    title: what was trained on what.
-    epsilon: the distance from zero, for the label.
-
-  Returns:
-    A figure with a pair of axes for the fixed powers and one for the others.
-
-  Raises:
-    ValueError: if no record has these fields.
+  Records have method, alpha (None where it is not fixed), step, near_zero and,
+  if there are several, key.
   """
   points = records_lib.usable(records, 'method', 'step', 'near_zero')
 
@@ -132,13 +117,6 @@ def accuracy_by_method(
       fixed), sparsity, accuracy and, if there are several, key.
     title: what was trained on what.
     best: a fixed power to show beside the other methods.
-
-  Returns:
-    A figure with a pair of axes for the fixed powers and one for the others,
-    the share of weights left falling to the right.
-
-  Raises:
-    ValueError: if no record has these fields.
   """
   points = records_lib.usable(records, 'method', 'sparsity', 'accuracy')
   lowest = min(1 - point['sparsity'] for point in points)
@@ -157,18 +135,7 @@ def accuracy_by_method(
 def histograms_by_method(
   histograms: Mapping[str, Mapping[str, analysis.Histogram]], *, title: str = ''
 ) -> Figure:
-  """Histograms of the weights: a row for each layer, a column for each method.
-
-  Args:
-    histograms: what analysis.weight_histograms returns, by method.
-    title: what was trained on what.
-
-  Returns:
-    A figure like that of weight_histograms.
-
-  Raises:
-    ValueError: if there is no histogram.
-  """
+  """Histograms of weights: a row for each layer, a column for each method."""
   # Columns there are in the order of numbers; 1 would look like the baseline.
   numbered = {
     float(number): histogram

@@ -3,19 +3,19 @@
 Which power is best for pruning to a given density is not known beforehand, and
 the share of weights near zero does not tell. So several powers start together
 from the same weights. After each rung of a ladder the better half goes on,
-judged by what is wanted in the end: the accuracy on validation data after
+judged by what matters in the end: the accuracy on validation data after
 one-shot pruning to the target density. The last one gets what is left of the
-budget. All lanes together take as many training steps as one run with a fixed
-power, so that the final network trains on a part of the budget only: with six
+budget. All networks together take as many training steps as one run with a
+fixed power, so that the final one trains on a part of the budget only: with six
 candidates and final_share = 0.6 on 0.73 of it. That is the price of not being
 told the power.
 
 Early on, small powers are ahead even after pruning, because they learn faster;
 later they fall behind. Powers that start together are therefore judged too
 early where training is short. Branches of one trained network are not: see
-alpha_runs.
+methods.py.
 
-    rungs ──▶ train every lane ──▶ prune and score ──survivors──▶ take ──▶ …
+    rungs ──▶ train every network ──▶ prune and score ──survivors──▶ …
 
 Source: successive halving, Karnin et al., Almost optimal exploration in
 multi-armed bandits, 2013; for training, Jamieson & Talwalkar, Non-stochastic
@@ -35,8 +35,7 @@ from powerprop_jax.files.tables import Row
 from powerprop_jax.train.ensemble import Members
 from powerprop_jax.train.runs.errors import UserError
 
-T = TypeVar('T')
-# Stacked states of lanes.
+# Stacked states of networks, or what distinguishes them.
 S = TypeVar('S')
 
 
@@ -44,11 +43,11 @@ class Rung(NamedTuple):
   """One stretch of a race.
 
   Attributes:
-    num_lanes: powers that take part.
+    num_members: powers that take part.
     num_steps: training steps of each of them.
   """
 
-  num_lanes: int
+  num_members: int
   num_steps: int
 
 
@@ -56,13 +55,13 @@ class Outcome(NamedTuple, Generic[S]):
   """How a race ended.
 
   Attributes:
-    lanes: the power that won for each key, in the order of their powers.
+    members: the power that won for each key, in the order of their powers.
     state: their stacked final states.
-    verdicts: a record for each rung but the last, and lane: rung, candidate
+    verdicts: a record for each rung but the last, and network: rung, candidate
       (its power), key, accuracy and loss after pruning, and survives.
   """
 
-  lanes: Members
+  members: Members
   state: S
   verdicts: list[Row]
 
@@ -70,22 +69,22 @@ class Outcome(NamedTuple, Generic[S]):
 def rungs(
   num_candidates: int, num_steps: int, final_share: float = 0.6
 ) -> tuple[Rung, ...]:
-  """The ladder: how many lanes train for how many steps, rung by rung.
+  """The ladder: how many networks train for how many steps, rung by rung.
 
-  The number of lanes is halved, rounded up, until one is left. What is not set
-  aside for the last rung is shared equally between the others.
+  Their number is halved, rounded up, until one is left. What is not set aside
+  for the last rung is shared equally between the others.
 
   Args:
     num_candidates: powers at the start, at least 1.
-    num_steps: training steps of all lanes together, at least 1.
+    num_steps: training steps of all networks together, at least 1.
     final_share: share of them that the last rung gets at least, in (0, 1).
 
   Returns:
-    The rungs; num_lanes · num_steps of all of them add up to num_steps.
+    The rungs; num_members · num_steps of all of them add up to num_steps.
 
   Raises:
     UserError: if an argument is out of range, or the budget has not a step for
-      each lane.
+      each network.
 
   Example:
     >>> [tuple(rung) for rung in rungs(6, 900)]
@@ -97,22 +96,22 @@ def rungs(
     )
   if not 0 < final_share < 1:
     raise UserError(f'final_share must be in (0, 1), got {final_share:g}.')
-  lanes = []
+  sizes = []
   left = num_candidates
   while left > 1:
-    lanes.append(left)
+    sizes.append(left)
     left = -(-left // 2)
   # Rounded, because (1 - 0.9) · 900 is a little less than 90.
   explored = math.floor(round((1 - final_share) * num_steps, 6))
-  share = explored // max(1, len(lanes))
-  if num_steps < 1 or (lanes and share < num_candidates):
+  share = explored // max(1, len(sizes))
+  if num_steps < 1 or (sizes and share < num_candidates):
     raise UserError(
       f'{num_steps} training steps are too few for a race of {num_candidates} '
-      f'powers with final_share {final_share:g}: each of {len(lanes)} rungs '
+      f'powers with final_share {final_share:g}: each of {len(sizes)} rungs '
       f'would have {share}. Train longer, or with fewer candidates.'
     )
-  ladder = [Rung(num, share // num) for num in lanes]
-  spent = sum(rung.num_lanes * rung.num_steps for rung in ladder)
+  ladder = [Rung(size, share // size) for size in sizes]
+  spent = sum(rung.num_members * rung.num_steps for rung in ladder)
   return (*ladder, Rung(1, num_steps - spent))
 
 
@@ -131,21 +130,15 @@ def survivors(
   losses: Sequence[float] | np.ndarray,
   num: int,
 ) -> np.ndarray:
-  """The lanes that go on: those with the highest scores.
+  """Which networks go on, int[num], ascending: those with the highest scores.
 
-  Of equal scores the lower loss is better, of equal losses the lower index. A
-  lane whose score or loss is not finite comes last.
+  Of equal scores the lower loss is better, of equal losses the lower index. One
+  whose score or loss is not finite comes last.
 
   Args:
-    scores: [lanes], larger is better.
-    losses: [lanes].
-    num: how many go on, from 1 to the number of lanes.
-
-  Returns:
-    int[num], their indices, ascending.
-
-  Raises:
-    ValueError: if num is out of range, or the lengths differ.
+    scores: one for each network, larger is better.
+    losses: likewise.
+    num: how many go on, from 1 to the number of networks.
 
   Example:
     >>> survivors([0.5, 0.9, 0.5, 0.9], [2.0, 1.0, 1.0, float('nan')], 2)
@@ -154,7 +147,7 @@ def survivors(
   score, loss = np.asarray(scores, float), np.asarray(losses, float)
   if score.shape != loss.shape or not 1 <= num <= score.size:
     raise ValueError(
-      f'survivors needs a score and a loss for each lane and num from 1 to '
+      f'survivors needs a score and a loss for each network and num from 1 to '
       f'their number, got {score.size} scores, {loss.size} losses, num {num}.'
     )
   lost = ~(np.isfinite(score) & np.isfinite(loss))
@@ -162,68 +155,58 @@ def survivors(
   return np.sort(order[:num])
 
 
-def take(tree: T, indices: np.ndarray) -> T:
-  """Some lanes of a tree of stacked arrays, such as a TrainState or Members.
-
-  Example:
-    >>> take({'step': np.array([5, 6, 7])}, np.array([0, 2]))
-    {'step': array([5, 7])}
-  """
-  return jax.tree.map(lambda x: x[indices], tree)
-
-
 def run(
   state: S,
-  lanes: Members,
+  members: Members,
   ladder: Sequence[Rung],
   *,
   train: Callable[[S, Members, int, int], S],
   score: Callable[[S, Members], tuple[np.ndarray, np.ndarray]],
 ) -> Outcome[S]:
-  """Runs the race, once for every key that the lanes hold.
+  """Runs the race, once for every key that the members hold.
 
   Args:
     state: stacked states before the first step; they may be donated.
-    lanes: the powers and keys, every power with every key.
+    members: the powers and keys, every power with every key.
     ladder: what rungs gave for the number of powers.
-    train: (state, lanes, number of the rung, its num_steps) -> state.
-    score: (state, lanes) -> scores and losses, [lanes] each.
-
-  Returns:
-    What came out.
+    train: (state, members, number of the rung, its num_steps) -> state.
+    score: (state, members) -> scores and losses, one for each.
 
   Raises:
-    ValueError: if a key has another number of lanes than the first rung.
+    ValueError: if a key has another number of networks than the first rung.
   """
   verdicts: list[Row] = []
   for number, rung in enumerate(ladder):
-    counts = {int(key): int(np.sum(lanes.key == key)) for key in lanes.key}
-    if set(counts.values()) != {rung.num_lanes}:
+    counts = {int(key): int(np.sum(members.key == key)) for key in members.key}
+    if set(counts.values()) != {rung.num_members}:
       raise ValueError(
-        f'rung {number} is for {rung.num_lanes} lanes of each key, got '
+        f'rung {number} is for {rung.num_members} networks of each key, got '
         f'{counts} by key.'
       )
-    state = train(state, lanes, number, rung.num_steps)
+    state = train(state, members, number, rung.num_steps)
     if number + 1 == len(ladder):
       break
-    scores, losses = score(state, lanes)
-    chosen = [
-      places[survivors(scores[places], losses[places], num)]
-      for num in [ladder[number + 1].num_lanes]
-      for key in counts
-      for places in [np.flatnonzero(lanes.key == key)]
-    ]
+    scores, losses = score(state, members)
+    chosen = []
+    for key in counts:
+      places = np.flatnonzero(members.key == key)
+      num = ladder[number + 1].num_members
+      chosen.append(places[survivors(scores[places], losses[places], num)])
     indices = np.sort(np.concatenate(chosen))
     verdicts += [
       {
         'rung': number,
-        'candidate': float(lanes.alpha[lane]),
-        'key': int(lanes.key[lane]),
-        'accuracy': float(scores[lane]),
-        'loss': float(losses[lane]),
-        'survives': lane in indices,
+        'candidate': float(members.alpha[index]),
+        'key': int(members.key[index]),
+        'accuracy': float(scores[index]),
+        'loss': float(losses[index]),
+        'survives': index in indices,
       }
-      for lane in range(len(lanes.key))
+      for index in range(len(members.key))
     ]
-    state, lanes = take(state, indices), take(lanes, indices)
-  return Outcome(lanes, state, verdicts)
+    state, members = _take(state, indices), _take(members, indices)
+  return Outcome(members, state, verdicts)
+
+
+def _take(tree: S, indices: np.ndarray) -> S:
+  return jax.tree.map(lambda x: x[indices], tree)

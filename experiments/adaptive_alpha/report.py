@@ -3,24 +3,22 @@
 from collections.abc import Mapping, Sequence
 import pathlib
 import statistics
-from typing import Any
-
-import numpy as np
 
 from experiments.adaptive_alpha import figures as plots
 from experiments.adaptive_alpha.config import Config
+from experiments.adaptive_alpha.runs import Combination
 from experiments.sparse_training.report import markdown, mean_and_deviation
 from powerprop_jax.core import masks as masks_lib
-from powerprop_jax.core import trees
-from powerprop_jax.core.trees import Tree
+from powerprop_jax.core.trees import Params
 from powerprop_jax.files import whole
 from powerprop_jax.files.tables import Row
 from powerprop_jax.report import analysis, html
 from powerprop_jax.report import records as records_lib
 from powerprop_jax.report.plotting import style
 from powerprop_jax.report.plotting import weights as weight_plots
+from powerprop_jax.train.runs import divergence
 
-_Records = Sequence[dict[str, Any]]
+_Records = Sequence[Row]
 # A method, and its α if that is fixed.
 _Way = tuple[str, float | None]
 
@@ -30,16 +28,12 @@ def write(
   config: Config,
   settings: Row,
   results: _Records,
-  weights: Mapping[Any, Any],
+  weights: Mapping[Combination, Params],
 ) -> None:
   """Prints the tables; writes them, the figures and report.html.
 
-  Args:
-    path: the folder of the run.
-    config: the settings of the run.
-    settings: the same for the page.
-    results: the records of results.json.
-    weights: trees of the weights of the first key by (net, method, alpha).
+  settings are those of the run for the page, results the records of
+  results.json, and weights trees of the first key by (net, method, alpha).
   """
   text, sections = '', []
   for net in config.nets:
@@ -106,16 +100,10 @@ def _file_name(config: Config, net: str, name: str) -> str:
 
 
 def accuracy_table(results: _Records, kept: Sequence[float]) -> list[Row]:
-  """Rows with a way to choose α and its accuracy at each share kept.
+  """A row for each way to choose α, with its accuracy at each share kept.
 
-  Args:
-    results: records of one network.
-    kept: the shares.
-
-  Returns:
-    One row for each way, in the order of the results, with training steps (of
-    all lanes together), own steps (of the network that is left), α at the end,
-    and accuracies in words.
+  Training steps are those of all networks of a race together, own steps those
+  of the network that is left.
 
   Example:
     >>> record = {'method': 'race', 'alpha': None, 'key': 0}
@@ -145,18 +133,12 @@ def accuracy_table(results: _Records, kept: Sequence[float]) -> list[Row]:
 
 
 def artefact_table(results: _Records) -> list[Row]:
-  """Rows with the growth of the near-zero mass, and what of it is mechanical.
+  """A row for each way: the growth of the near-zero mass, what is mechanical.
 
   When φ is kept, every change of α moves all weights, with no training. What
   these moves add to the share of weights near zero, summed over all control
   points, is mechanical; training may undo a part of it, so that it can be more
   than the whole.
-
-  Args:
-    results: records of one network.
-
-  Returns:
-    One row for each way, means ± standard deviations over keys.
   """
   rows = []
   for way in _ways(results):
@@ -184,13 +166,7 @@ def artefact_table(results: _Records) -> list[Row]:
 def verdicts(results: _Records, kept: float) -> list[str]:
   """Sentences on who is best after pruning to the target of the race.
 
-  Args:
-    results: records of one network.
-    kept: the share of weights that the race aims at.
-
-  Returns:
-    A sentence on the best fixed power, if that share was measured; one more for
-    each other method, with the difference.
+  There is none if that share was not measured.
   """
   best = best_fixed(results, kept)
   if best is None:
@@ -216,30 +192,25 @@ def verdicts(results: _Records, kept: float) -> list[str]:
 
 def _on_the_artefact(results: _Records) -> list[str]:
   """What of the published rule's gain comes from keeping φ."""
+  rows = {row['method']: row for row in artefact_table(results) if row['gain']}
   sentences = []
-  for row in artefact_table(results):
-    if row['gain'] and row['method'] == plots.name_of('published_phi'):
-      sentences.append(
-        f'Published rule, φ kept: of {row["gain"]} points by which the weights '
-        f'near zero grew, {row["mechanical"]} came with the changes of α, '
-        'without any training.'
-      )
-    if row['gain'] and row['method'] == plots.name_of('published_theta'):
-      sentences.append(
-        f'Published rule, θ kept: they grew by {row["gain"]} points.'
-      )
+  if row := rows.get(plots.name_of('published_theta')):
+    sentences.append(
+      f'Published rule, θ kept: they grew by {row["gain"]} points.'
+    )
+  if row := rows.get(plots.name_of('published_phi')):
+    sentences.append(
+      f'Published rule, φ kept: of {row["gain"]} points by which the weights '
+      f'near zero grew, {row["mechanical"]} came with the changes of α, '
+      'without any training.'
+    )
   return sentences
 
 
 def best_fixed(results: _Records, kept: float) -> float | None:
   """The fixed power with the highest mean accuracy at a share kept.
 
-  Args:
-    results: records of one network.
-    kept: the share.
-
-  Returns:
-    The power, the smallest of equals; None if nothing was measured there.
+  The smallest of equals; None if nothing was measured there.
 
   Example:
     >>> best_fixed([{'method': 'fixed', 'alpha': a, 'sparsity': 0.95, 'key': 0,
@@ -270,10 +241,10 @@ def _accuracies(results: _Records, kept: float) -> list[float]:
 
 
 def _figures(
-  title: str, config: Config, results: _Records, weights: Mapping[_Way, Any]
+  title: str, config: Config, results: _Records, weights: Mapping[_Way, Params]
 ) -> Row:
-  looks = [record for record in results if 'step' in record]
-  moving = [r for r in looks if r['alpha'] is None and 'power' in r]
+  logged = [record for record in results if 'step' in record]
+  moving = [r for r in logged if r['alpha'] is None and 'power' in r]
   epsilon = config.control.epsilon
   figures = {}
   if moving:
@@ -283,7 +254,7 @@ def _figures(
       cap=config.control.alpha_max,
     )
   figures['near_zero'] = plots.near_zero_over_steps(
-    [record for record in looks if 'near_zero' in record],
+    [record for record in logged if 'near_zero' in record],
     title=f'Weights near zero, {title}',
     epsilon=epsilon,
   )
@@ -293,7 +264,11 @@ def _figures(
     best=best_fixed(results, config.race.kept),
   )
   # One weight of a network that diverged would stretch the axes of all.
-  finite = {way: tree for way, tree in weights.items() if _is_finite(tree)}
+  finite = {
+    way: tree
+    for way, tree in weights.items()
+    if divergence.lost_leaf(tree) is None
+  }
   fixed = {a: tree for (_, a), tree in finite.items() if a is not None}
   others = {m: tree for (m, a), tree in finite.items() if a is None}
   if fixed:
@@ -307,7 +282,3 @@ def _figures(
       title=f'Weights, {title}',
     )
   return figures
-
-
-def _is_finite(tree: Tree) -> bool:
-  return all(np.isfinite(leaf.value).all() for leaf in trees.named_leaves(tree))

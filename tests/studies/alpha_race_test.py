@@ -12,21 +12,21 @@ from powerprop_jax.train.runs.errors import UserError
 
 class RungsTest(parameterized.TestCase):
   @parameterized.product(
-    num_candidates=(1, 2, 3, 6, 7, 16),
-    num_steps=(900, 1_801, 41_265),
-    final_share=(0.1, 0.6, 0.75, 0.9),
+    num_candidates=(1, 2, 6, 7, 16),
+    num_steps=(900, 41_265),
+    final_share=(0.1, 0.6, 0.9),
   )
-  def test_all_lanes_together_take_the_budget(
+  def test_all_networks_together_take_the_budget(
     self, num_candidates, num_steps, final_share
   ):
     ladder = race.rungs(num_candidates, num_steps, final_share)
-    spent = [rung.num_lanes * rung.num_steps for rung in ladder]
+    spent = [rung.num_members * rung.num_steps for rung in ladder]
     self.assertEqual(sum(spent), num_steps)
     self.assertGreaterEqual(spent[-1], round(final_share * num_steps, 6))
-    self.assertEqual(ladder[0].num_lanes, num_candidates)
-    self.assertEqual(ladder[-1].num_lanes, 1)
+    self.assertEqual(ladder[0].num_members, num_candidates)
+    self.assertEqual(ladder[-1].num_members, 1)
     for before, after in itertools.pairwise(ladder):
-      self.assertEqual(after.num_lanes, -(-before.num_lanes // 2))
+      self.assertEqual(after.num_members, -(-before.num_members // 2))
     for rung in ladder:
       self.assertGreaterEqual(rung.num_steps, 1)
 
@@ -54,27 +54,22 @@ class RungsTest(parameterized.TestCase):
 
 
 class SurvivorsTest(parameterized.TestCase):
-  @parameterized.parameters(range(20))
-  def test_they_are_the_first_of_a_sorted_list(self, seed):
-    generator = np.random.default_rng(seed)
-    size = int(generator.integers(1, 9))
-    # Few values, so that there are many ties; some lanes diverged.
-    scores = generator.choice([0.1, 0.5, 0.9, np.nan], size)
-    losses = generator.choice([1.0, 2.0, np.inf, np.nan], size)
-    num = int(generator.integers(1, size + 1))
+  def test_they_are_the_first_of_a_sorted_list(self):
+    generator = np.random.default_rng(0)
+    for _ in range(50):
+      size = int(generator.integers(1, 9))
+      # Few values, so that there are many ties; some networks diverged.
+      scores = generator.choice([0.1, 0.5, 0.9, np.nan], size)
+      losses = generator.choice([1.0, 2.0, np.inf, np.nan], size)
+      num = int(generator.integers(1, size + 1))
+      found = race.survivors(scores, losses, num)
+      is_lost = ~(np.isfinite(scores) & np.isfinite(losses))
 
-    def place(i):
-      if not (np.isfinite(scores[i]) and np.isfinite(losses[i])):
-        return (1, 0.0, 0.0, i)
-      return (0, -scores[i], losses[i], i)
+      def place(i, is_lost=is_lost, scores=scores, losses=losses):
+        return (1, i) if is_lost[i] else (0, -scores[i], losses[i], i)
 
-    expected = sorted(sorted(range(size), key=place)[:num])
-    found = race.survivors(scores, losses, num)
-    np.testing.assert_array_equal(found, expected)
-
-  def test_a_diverged_lane_loses_to_the_worst(self):
-    found = race.survivors([1.0, 0.0], [np.nan, 9.0], 1)
-    np.testing.assert_array_equal(found, [1])
+      expected = sorted(sorted(range(size), key=place)[:num])
+      np.testing.assert_array_equal(found, expected)
 
   @parameterized.parameters(
     ([0.5], [1.0], 0), ([0.5], [1.0], 2), ([0.5], [], 1)
@@ -85,30 +80,29 @@ class SurvivorsTest(parameterized.TestCase):
 
 
 class RaceTest(parameterized.TestCase):
-  def test_each_key_keeps_the_lanes_that_score_best(self):
-    # A lane's state is its number and its steps; key 1 likes a large α, key 0
-    # one near 2.
-    runs = ensemble.product([1.0, 2.0, 3.0, 4.0], [0, 1])
-    state = {'lane': np.arange(8), 'steps': np.zeros(8, int)}
+  def test_each_key_keeps_what_scores_best(self):
+    # A network's state is its number and its steps; key 1 likes a large α, key
+    # 0 one near 2.
+    members = ensemble.product([1.0, 2.0, 3.0, 4.0], [0, 1])
+    state = {'number': np.arange(8), 'steps': np.zeros(8, int)}
     ladder = race.rungs(4, 100, 0.6)
     used = {0: 0, 1: 0}
 
-    def train(state, runs, number, num_steps):
+    def train(state, members, number, num_steps):
       self.assertEqual(num_steps, ladder[number].num_steps)
-      for key in runs.key.tolist():
+      for key in members.key.tolist():
         used[key] += num_steps
       return {**state, 'steps': state['steps'] + num_steps}
 
-    def score(state, runs):
-      by_key = {0: -np.abs(runs.alpha - 2), 1: runs.alpha}
-      return np.where(runs.key == 0, by_key[0], by_key[1]), np.ones(
-        len(runs.key)
-      )
+    def score(state, members):
+      near_two = -np.abs(members.alpha - 2)
+      scores = np.where(members.key == 0, near_two, members.alpha)
+      return scores, np.ones(len(scores))
 
-    found = race.run(state, runs, ladder, train=train, score=score)
-    np.testing.assert_array_equal(found.lanes.alpha, [2.0, 4.0])
-    np.testing.assert_array_equal(found.lanes.key, [0, 1])
-    np.testing.assert_array_equal(found.state['lane'], [2, 7])
+    found = race.run(state, members, ladder, train=train, score=score)
+    np.testing.assert_array_equal(found.members.alpha, [2.0, 4.0])
+    np.testing.assert_array_equal(found.members.key, [0, 1])
+    np.testing.assert_array_equal(found.state['number'], [2, 7])
     own = race.own_steps(ladder)
     np.testing.assert_array_equal(found.state['steps'], [own, own])
     self.assertEqual(used, {0: 100, 1: 100})
@@ -118,7 +112,7 @@ class RaceTest(parameterized.TestCase):
     # 1 and 3 are equally far from 2: the lower index goes on.
     self.assertEqual(kept, [1.0, 2.0])
 
-  def test_a_ladder_for_other_lanes_is_refused(self):
-    runs = ensemble.product([1.0, 2.0, 3.0], [0])
-    with self.assertRaisesRegex(ValueError, 'rung 0 is for 2 lanes'):
-      race.run({}, runs, race.rungs(2, 100), train=None, score=None)
+  def test_a_ladder_for_others_is_refused(self):
+    members = ensemble.product([1.0, 2.0, 3.0], [0])
+    with self.assertRaisesRegex(ValueError, 'rung 0 is for 2 networks'):
+      race.run({}, members, race.rungs(2, 100), train=None, score=None)
