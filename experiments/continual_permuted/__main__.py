@@ -22,7 +22,6 @@ each:
 
 Each run of a method, α and key is kept in a folder of its own under
 combinations/ and saved after every task; with --resume it goes on from there.
-Its state.npz holds the network with all its tasks.
 
 What comes out: accuracy.png, capacity.png, weights.png, table.md, report.html,
 and results.json with one record for

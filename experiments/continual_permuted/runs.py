@@ -1,9 +1,9 @@
 """One run of a method, α and key: it goes through the stream, or is read.
 
-The file state.npz of a run holds what the method needs to go on, by name (that
-of the two PackNets is what continual.from_arrays takes), and in `about` what
-was measured so far. It is replaced in one step after each task: wherever a run
-is stopped, it continues after the last task that it learned.
+After each task a checkpoint is saved: what the method needs to go on, as arrays
+by name (of the two PackNets what continual.to_arrays gives), and what was
+measured so far. Wherever a run is stopped, it continues after the last task
+that it learned.
 """
 
 import dataclasses
@@ -24,9 +24,9 @@ from experiments.continual_permuted import (
 from experiments.continual_permuted.config import Config
 from experiments.continual_permuted.methods import Approach, MethodName, Problem
 from powerprop_jax.continual import metrics as continual_metrics
-from powerprop_jax.export import npz
-from powerprop_jax.files import json_files, whole
 from powerprop_jax.files.tables import Row
+from powerprop_jax.train.checkpoints import checkpoint
+from powerprop_jax.train.checkpoints.checkpoint import Checkpoints
 from powerprop_jax.train.data.sources import Arrays
 from powerprop_jax.train.runs import metrics
 from powerprop_jax.train.runs.errors import UserError
@@ -34,7 +34,6 @@ from powerprop_jax.train.runs.folder import RunFolder
 
 Records = list[Row]
 PROGRAM = 'continual_permuted'
-STATE = 'state.npz'
 
 
 class Combination(NamedTuple):
@@ -127,49 +126,48 @@ def run(
     or training diverged, a record has the reason as 'stopped', and the metrics
     that need its accuracy are NaN.
   """
-  path = folder.path / STATE
-  if path.exists():
-    state, records, done = _restore(path, approach)
-  else:
-    state, done = approach.init(), 0
-    records = _entries(
-      approach, problem, state, 0, range(1, len(problem.stream))
-    )
-  stopped = any('stopped' in record for record in records)
-  learns = [n for n in approach.learns if n >= done and not stopped]
-  epochs = approach.epochs
-  with (
-    metrics.MetricsWriter(folder.metrics_path, start=done) as writer,
-    metrics.Progress(
-      description,
-      epochs * len(approach.learns),
-      unit='epochs',
-      start=epochs * (len(approach.learns) - len(learns)),
-      enabled=bool(description),
-    ) as progress,
-  ):
-    for number in learns:
-      began = time.monotonic()
-      task = training.prepare(problem.stream[number], number, problem.sizes)
-      report = _counter(progress, epochs * approach.learns.index(number))
-      try:
-        state, said = approach.learn(state, task, report)
-      except training.StoppedError as error:
-        records.append({'tasks_learned': number, 'stopped': str(error)})
-        _save(path, approach, state, records, number)
-        break
-      learned = number + 1
-      said = {'tasks_learned': learned, **said}
-      seconds = time.monotonic() - began
-      writer.write(learned, {**said, 'seconds': seconds})
-      records.append(said)
-      is_last = learned == len(problem.stream)
-      looks_back = is_last or learned % measure_every == 0
-      # Earlier tasks, this one and, for the transfer, the next.
-      others = range(0 if looks_back else number, learned + (not is_last))
-      records += _entries(approach, problem, state, learned, others, records)
-      _save(path, approach, state, records, learned)
-  return [*records, _summary(records, len(problem.stream))]
+  num_tasks, epochs = len(problem.stream), approach.epochs
+  with checkpoint.Checkpoints(folder.checkpoints_path) as checkpoints:
+    restored = _restore(checkpoints, folder.path, approach)
+    if restored is None:
+      state, done = approach.init(), 0
+      records = _entries(approach, problem, state, 0, range(1, num_tasks))
+    else:
+      state, records, done = restored
+    learns = [number for number in approach.learns if number >= done]
+    with (
+      metrics.MetricsWriter(folder.metrics_path, start=done) as writer,
+      metrics.Progress(
+        description,
+        epochs * len(approach.learns),
+        unit='epochs',
+        start=epochs * (len(approach.learns) - len(learns)),
+        enabled=bool(description),
+      ) as progress,
+    ):
+      for number in learns:
+        began = time.monotonic()
+        task = training.prepare(problem.stream[number], number, problem.sizes)
+        report = _counter(progress, epochs * approach.learns.index(number))
+        try:
+          state, said = approach.learn(state, task, report)
+        except training.StoppedError as error:
+          records.append({'tasks_learned': number, 'stopped': str(error)})
+          break
+        learned = number + 1
+        said = {'tasks_learned': learned, **said}
+        seconds = time.monotonic() - began
+        writer.write(learned, {**said, 'seconds': seconds})
+        records.append(said)
+        is_last = learned == num_tasks
+        looks_back = is_last or learned % measure_every == 0
+        # Earlier tasks, this one and, for the transfer, the next.
+        others = range(0 if looks_back else number, learned + (not is_last))
+        records += _entries(approach, problem, state, learned, others, records)
+        arrays = approach.to_arrays(state)
+        # A copy: it is written in the background.
+        checkpoints.save(learned, arrays, {'records': [*records]})
+  return [*records, _summary(records, num_tasks)]
 
 
 def _counter(progress: metrics.Progress, done: int) -> methods.Report:
@@ -240,32 +238,26 @@ def _summary(records: Records, num_tasks: int) -> Row:
   }
 
 
-def _save(
-  path: pathlib.Path,
-  approach: Approach,
-  state: Any,
-  records: Records,
-  done: int,
-) -> None:
-  about = {'records': json_files.to_json(records), 'done': done}
-  content = npz.pack(approach.to_arrays(state), about, is_sparse=False)
-  whole.write_bytes(path, content)
+def _restore(
+  checkpoints: Checkpoints, path: pathlib.Path, approach: Approach
+) -> tuple[Any, Records, int] | None:
+  """State, records and number of tasks learned; None before any."""
+  restored = checkpoints.restore_latest(None)
+  if restored is None:
+    if (path / 'state.npz').exists():
+      raise UserError(
+        f'{path} is a run of version 0.1.0, which kept its state in state.npz. '
+        'Remove it to learn this stream again, or choose another --out.'
+      )
+    return None
+  named, done, metadata = restored
+  # A checkpoint calls the leaf 'a' of a dictionary "['a']".
+  arrays = {name[2:-2]: array for name, array in named.leaves.items()}
+  return approach.from_arrays(arrays), metadata['records'], done
 
 
 def read_state(path: pathlib.Path, approach: Approach) -> Any:
-  """The state of a finished run, in its folder, after the last task."""
-  return _restore(path / STATE, approach)[0]
-
-
-def _restore(
-  path: pathlib.Path, approach: Approach
-) -> tuple[Any, Records, int]:
-  try:
-    arrays, about, _ = npz.unpack(path.read_bytes())
-    return approach.from_arrays(arrays), about['records'], about['done']
-  except (OSError, ValueError, LookupError) as error:
-    raise UserError(
-      f'cannot read {path}: {error}. It is damaged, or of version 0.1.0, which '
-      'named its arrays otherwise. Remove it to learn this stream again, or '
-      'choose another --out.'
-    ) from error
+  """The state of a run, in its folder, after the last task that it learned."""
+  with checkpoint.Checkpoints(path / 'checkpoints') as checkpoints:
+    restored = _restore(checkpoints, path, approach)
+  return approach.init() if restored is None else restored[0]

@@ -205,7 +205,7 @@ def learn(
     raise CapacityError(
       f'no room for task {task_id!r}: {total:,} shared weights are free, and '
       f'it needs at least {config.min_free:,}. {len(state.tasks)} tasks did '
-      f'fit, {state_lib.listed(state.task_ids)}; they stay as they are. Use a '
+      f'fit, {state.listed}; they stay as they are. Use a '
       'wider network, smaller densities or a smaller gamma.',
       state.task_ids,
     )
@@ -272,7 +272,7 @@ def _checked_id(state: PackState, task_id: Any) -> TaskId:
   if task_id in state.task_ids:
     raise ValueError(
       f'task {task_id!r} is in this network already; it holds '
-      f'{state_lib.listed(state.task_ids)}. Give each task a name of its own.'
+      f'{state.listed}. Give each task a name of its own.'
     )
   return task_id
 

@@ -164,6 +164,11 @@ class PackState:
     """The names of the tasks in their order."""
     return tuple(task.report.task_id for task in self.tasks)
 
+  @property
+  def listed(self) -> str:
+    """The same as messages show them."""
+    return ', '.join(map(repr, self.task_ids)) or 'none'
+
 
 class CapacityError(ValueError):
   """No room for another task.
@@ -272,8 +277,7 @@ def find_task(state: PackState, task_id: TaskId) -> PackedTask:
     if task.report.task_id == task_id:
       return task
   raise ValueError(
-    f'there is no task {task_id!r} in this network; it holds '
-    f'{listed(state.task_ids)}.'
+    f'there is no task {task_id!r} in this network; it holds {state.listed}.'
   )
 
 
@@ -290,16 +294,6 @@ def alphas(power: OptState) -> list[float]:
     for state in trees.find_states(power, PowerState)
     for alpha in jax.tree.leaves(state.alpha, is_leaf=is_static)
   ]
-
-
-def listed(task_ids: tuple[TaskId, ...]) -> str:
-  """Names of tasks as messages show them.
-
-  Example:
-    >>> listed(('mnist', 2)), listed(())
-    ("'mnist', 2", 'none')
-  """
-  return ', '.join(map(repr, task_ids)) or 'none'
 
 
 def with_leaves(tree: Tree, leaves: Mapping[str, Any]) -> Tree:

@@ -246,12 +246,6 @@ def test_filled_up_examples_do_not_count():
     assert found == pytest.approx(expected)
 
 
-def test_a_row_of_logits_belongs_to_its_task():
-  logits = jnp.arange(12.0).reshape(2, 6)
-  own = training._own_block(logits, jnp.array([1, 4]), 3)
-  np.testing.assert_array_equal(own, [[0, 1, 2], [9, 10, 11]])
-
-
 def test_the_network_is_as_wide_as_it_is_told():
   net = training.make_net(10, (2000, 2000))
   shape = jax.ShapeDtypeStruct((1, 28, 28, 1), jnp.float32)
@@ -342,24 +336,20 @@ class TestEwc:
       )
 
 
-def test_the_state_is_a_file_that_the_library_reads(tmp_path):
+def test_a_damaged_checkpoint_costs_one_task(tmp_path, capsys):
   given = problem(net=NetConfig((8,), epochs=1, batch_size=50))
   approach = make('packnet', given)
-  run(approach, given, tmp_path)
-  with np.load(tmp_path / runs.STATE) as arrays:
-    state = continual.from_arrays(arrays, approach.init())
-  assert state.task_ids == ('permuted_1', 'permuted_2', 'permuted_3')
+  expected = run(approach, given, tmp_path)
+  (tmp_path / 'checkpoints' / '3' / 'powerprop_jax.json').write_text('{')
+  assert runs.read_state(tmp_path, approach).task_ids[-1] == 'permuted_2'
+  assert 'is damaged' in capsys.readouterr().err
+  assert without_nan(run(approach, given, tmp_path)) == without_nan(expected)
 
 
-def test_a_state_that_cannot_be_read_is_reported(tmp_path):
+def test_a_run_of_an_earlier_version_is_refused_in_one_line(tmp_path):
   given = problem(net=NetConfig((8,), epochs=1, batch_size=50))
   approach = make('fine_tuning', given)
-  run(approach, given, tmp_path)
-  path = tmp_path / runs.STATE
-  path.write_bytes(path.read_bytes()[:1000])
-  with pytest.raises(UserError, match=r'cannot read .*state\.npz: .*damaged'):
-    run(approach, given, tmp_path)
-  # As version 0.1.0 wrote it.
-  np.savez(path, **{'0': np.ones(1), 'index': np.array('{}')})
-  with pytest.raises(UserError, match=r'state\.npz: .*of version 0\.1\.0'):
+  RunFolder(tmp_path, {}, program='test')
+  (tmp_path / 'state.npz').write_bytes(b'')
+  with pytest.raises(UserError, match=r'a run of version 0\.1\.0.* --out'):
     run(approach, given, tmp_path)
