@@ -33,19 +33,11 @@ Sparsities: TypeAlias = Tree
 
 
 class Counts(NamedTuple):
-  """What a network, or a layer, holds and does for one example.
+  """What a network, or a layer, holds and does for one example."""
 
-  Attributes:
-    weights: entries of the weights, zeros included.
-    nonzeros: expected number of weights that are left.
-    biases: entries of the biases that are counted.
-    multiplications: for one example.
-    additions: for one example.
-  """
-
-  weights: int
-  nonzeros: float
-  biases: int
+  weights: int  # Zeros included.
+  nonzeros: float  # Expected.
+  biases: int  # Those that are counted.
   multiplications: float
   additions: float
 
@@ -69,18 +61,13 @@ def inference_counts(
   ReLU n further multiplications.
 
   Args:
-    costs: from layer_costs.
-    sparsities: sparsity of each leaf that is not dense, {'module/name':
-      sparsity}; or masks. None is the dense network.
+    sparsities: of each leaf that is not dense; or masks. None is the dense
+      network.
     count_bias: count a bias for every layer, as RigL does for ResNet-50.
     count_relu: count a ReLU for every layer, the last one included, likewise.
 
   Returns:
     Sums over all layers, not rounded.
-
-  Raises:
-    ValueError: if a sparsity is outside [0, 1), a mask does not fit its weight,
-      or weights are taken from a leaf that is no layer.
 
   Note:
     RigL counts this with both flags for ResNet-50, without count_bias for wide
@@ -234,18 +221,13 @@ def flops_rows(
     10
   """
   densities = _densities(costs, sparsities)
-  counts = [
-    _count(cost, density, count_bias, count_relu)
-    for cost, density in zip(costs, densities, strict=True)
-  ]
-  macs = [
-    density * cost.macs for cost, density in zip(costs, densities, strict=True)
-  ]
-  rows = []
-  for cost, sparse_macs, count in zip(costs, macs, counts, strict=True):
+  rows, macs, counts = [], [], []
+  for cost, density in zip(costs, densities, strict=True):
+    macs.append(density * cost.macs)
+    counts.append(_count(cost, density, count_bias, count_relu))
     shape = '×'.join(map(str, cost.shape))
     name = cost.leaf or 'activations'
-    rows.append(_row(name, cost.kind, shape, sparse_macs, count))
+    rows.append(_row(name, cost.kind, shape, macs[-1], counts[-1]))
   return [*rows, _row('total', '', '', sum(macs), _total(counts))]
 
 

@@ -46,7 +46,7 @@ class LayerCost(NamedTuple):
 def layer_costs(
   net: Network, *inputs: Any, **kwargs: Any
 ) -> tuple[LayerCost, ...]:
-  """The layers of a network in the order of their first use.
+  """The layers of a network, from Haiku's transforms, in order of first use.
 
   The network is traced on shapes, so that nothing is computed and no memory is
   needed for its parameters. Each convolution and matrix product is tied to the
@@ -55,16 +55,11 @@ def layer_costs(
   layer.
 
   Args:
-    net: from hk.transform or hk.transform_with_state, with or without
-      hk.without_apply_rng.
     *inputs: what net.init takes after the key; arrays or jax.ShapeDtypeStruct,
       and anything else, such as is_training=True (which init needs where there
       is a batch norm), as it is. The first axis of the first array counts the
       examples.
     **kwargs: likewise, by name.
-
-  Returns:
-    The costs for one example.
 
   Raises:
     ValueError: if there is no array among the inputs, the products are not

@@ -84,22 +84,17 @@ def write(
   select: Select = select_lib.is_weight,
   overwrite: bool = False,
 ) -> pathlib.Path:
-  """Writes the file, whole or not at all.
+  """Writes the file, whole or not at all; over another one with overwrite.
 
   Args:
-    path: the file; its folder must exist.
     exported: the network, in the memory of this host. What its masks remove is
       written as zero, whatever its value.
     format: one of FORMATS.
     select: for 'scipy', which leaves become matrices.
-    overwrite: replace a file that is there; it stays until the new one is
-      complete.
 
   Raises:
     ImportError: for 'safetensors', without the package of that name.
-    ValueError: if the format is unknown, the file exists, cannot be written, or
-      masks are not like theta.
-    TypeError: if the description holds what JSON cannot.
+    ValueError: if the file exists or cannot be written.
 
   Example:
     >>> import tempfile
@@ -118,11 +113,7 @@ def write(
 def write_bytes(
   path: str | os.PathLike[str], data: bytes, *, overwrite: bool
 ) -> pathlib.Path:
-  """Writes a file in one step, over another one only with overwrite.
-
-  Raises:
-    ValueError: if the file exists, or cannot be written.
-  """
+  """Writes a file in one step, over another one only with overwrite."""
   check_free(path, overwrite=overwrite)
   try:
     return whole.write_bytes(path, data)
@@ -150,17 +141,12 @@ def check_free(path: str | os.PathLike[str], *, overwrite: bool) -> None:
 def read(path: str | os.PathLike[str], *, masks: Tree = None) -> Exported:
   """Reads a file of any format; its content says which.
 
-  Args:
-    path: the file.
-    masks: those that the network is expected to have, if they are known, as
-      when it was trained on after it was written.
-
-  Returns:
-    The network, as NumPy arrays.
+  The network has NumPy arrays. If the masks that it should have are known, as
+  when it was trained on after it was written, others are refused.
 
   Raises:
-    ValueError: if there is no such file, it is damaged or none that write
-      wrote, or its masks are not those expected.
+    ValueError: if there is no such file, it is damaged, or none that write
+      wrote.
   """
   data = read_bytes(path)
   try:

@@ -43,12 +43,7 @@ def on_host(exported: Exported) -> Exported:
   """The network as NumPy arrays and JSON, with zeros where no connection is.
 
   What a mask removes becomes zero, whatever its value: the file is of θ ⊙ M.
-  Dtypes are kept.
-
-  Raises:
-    ValueError: if a tree is not {module: {name: array}}, or masks are not
-      booleans of the shapes of theta.
-    TypeError: if about holds what JSON cannot, naming its key.
+  Dtypes are kept; what a file cannot hold is refused.
 
   Example:
     >>> theta, masks = {'a': {'w': jnp.ones(2)}}, {'a': {'w': np.eye(2)[0] > 0}}
@@ -107,11 +102,7 @@ def put(tree: dict[str, dict[str, Array]], path: str, value: Array) -> None:
 
 
 def check_masks(found: Tree, expected: Tree) -> None:
-  """Refuses masks of a file that are not those that the caller holds.
-
-  Raises:
-    ValueError: naming the first leaf with other connections and how many of
-      them differ, or other shapes.
+  """Refuses masks of a file that are not those that the caller holds, by leaf.
 
   Example:
     >>> check_masks({'w': np.array([True, False])}, {'w': np.ones(2, bool)})

@@ -28,10 +28,8 @@ Make: TypeAlias = Callable[..., hk.TransformedWithState]
 class Form(NamedTuple):
   """A network and what it computes with.
 
-  Attributes:
-    run: (parameters, images) -> logits, to be jitted. Images are floats
-      [N, H, W, C], logits [N, classes].
-    parameters: a tree of arrays.
+  run, to be jitted, takes parameters and images [N, H, W, C] to logits
+  [N, classes].
   """
 
   run: Callable[[Params, jax.Array], jax.Array]
@@ -81,11 +79,6 @@ def condensed(
   The parameters of the form are the condensed theta and net_state. A leaf with
   more connections than zeros stays dense, and so all of a network without
   zeros.
-
-  Args:
-    make: makes the network.
-    exported: its parameters and masks.
-    image_shape: of one image, (height, width, channels).
   """
   select = sparse_leaves(exported.masks)
   if select is None:
@@ -107,17 +100,10 @@ def condensed(
 def sparse_leaves(
   masks: Tree, max_density: float = 0.5, select: Select = select_lib.is_weight
 ) -> Select | None:
-  """The weights that are worth storing by their connections.
+  """The weights that are worth storing by their connections; None for none.
 
-  A value and its position take twice the memory of a value.
-
-  Args:
-    masks: concrete masks.
-    max_density: share of connections up to which it pays.
-    select: which leaves to look at.
-
-  Returns:
-    A predicate for them, or None if there is none.
+  A value and its position take twice the memory of a value: a share of at most
+  max_density of the weights must exist.
 
   Example:
     >>> masks = {'a': {'w': np.eye(3) > 0}, 'b': {'w': np.ones((3, 3)) > 0}}

@@ -74,13 +74,9 @@ def pack(
   *,
   is_sparse: bool = True,
 ) -> bytes:
-  """An .npz file of arrays and what they are about.
+  """An .npz file of arrays and what they are about, compressed if is_sparse.
 
-  Args:
-    arrays: by name.
-    about: what JSON holds.
-    dtypes: of arrays that are held in another one.
-    is_sparse: whether compression pays.
+  dtypes are those of arrays that are held in another one.
   """
   texts = {'about': np.array(json.dumps(about))}
   if dtypes:
@@ -92,11 +88,7 @@ def pack(
 
 
 def unpack(data: bytes) -> tuple[dict[str, Array], Row, dict[str, str]]:
-  """Undoes pack: (arrays, about, dtypes).
-
-  Raises:
-    ValueError: if the file is damaged, or none that pack wrote.
-  """
+  """Undoes pack: (arrays, about, dtypes)."""
   try:
     with np.load(io.BytesIO(data)) as opened:
       arrays = {name: opened[name] for name in opened.files}
@@ -113,11 +105,7 @@ def unpack(data: bytes) -> tuple[dict[str, Array], Row, dict[str, str]]:
 
 
 def from_bytes(data: bytes) -> Exported:
-  """Undoes to_bytes, to the last bit.
-
-  Raises:
-    ValueError: if the file is damaged, or is none that to_bytes wrote.
-  """
+  """Undoes to_bytes, to the last bit."""
   arrays, about, dtypes = unpack(data)
   found: dict[str, dict[str, dict[str, Array]]] = {
     part: {} for part in ('theta', 'masks', 'net_state')

@@ -42,13 +42,10 @@ PLATFORMS = ('cpu', 'cuda', 'tpu')
 
 
 class Program(NamedTuple):
-  """A function read from a file.
+  """A function read from a file, and what was written about it.
 
-  Attributes:
-    run: images [N, H, W, C], float32 in [0, 1], to logits [N, classes], jitted.
-    image_shape: (H, W, C).
-    batch: the N that it is for; None for any.
-    about: what was written beside it.
+  run, jitted, takes images [N, H, W, C], float32 in [0, 1], to logits
+  [N, classes]; batch is the N that it is for, None for any.
   """
 
   run: Callable[[jax.Array], jax.Array]
@@ -67,24 +64,18 @@ def write(
   platforms: Sequence[str] = PLATFORMS,
   overwrite: bool = False,
 ) -> pathlib.Path:
-  """Writes the network as a function of images.
+  """Writes the network as a function of images, each (height, width, channels).
 
   Args:
-    path: the file; its folder must exist.
     make: makes the network, e.g. functools.partial(nets.make, 'mlp', 10).
-    exported: its parameters and masks.
-    image_shape: of one image, (height, width, channels).
     batch: how many images a call gets. None leaves it open: the program then
       multiplies by dense weights, which the compiler makes once. With a number
       the condensed layers choose how to multiply, and compute connection by
       connection where that is faster.
-    platforms: what to compile for, of jax.export's names.
-    overwrite: replace a file that is there.
 
   Raises:
     ImportError: without flatbuffers, which jax.export serialises with.
-    ValueError: if the file exists, the shapes do not fit the network, batch is
-      less than 1, or it is None and the network is one with cosine transforms,
+    ValueError: if batch is None and the network is one with cosine transforms,
       which are done in different ways for few images and for many.
   """
   if batch is not None and batch < 1:

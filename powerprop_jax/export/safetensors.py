@@ -44,12 +44,7 @@ _KNOWN = {jnp.dtype(dtype) for dtype in _DTYPES.values()}
 
 
 def to_bytes(exported: Exported) -> bytes:
-  """The file of a network from exported.on_host.
-
-  Raises:
-    ImportError: without safetensors.
-    ValueError: if a leaf has a dtype that safetensors does not.
-  """
+  """The file of a network from exported.on_host."""
   tensors: dict[str, Array] = {}
   shapes = {}
   for leaf in trees.named_leaves(exported.theta):
@@ -109,13 +104,7 @@ def _checksum(tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> str:
 
 
 def from_bytes(data: bytes) -> Exported:
-  """Undoes to_bytes, to the last bit.
-
-  Raises:
-    ImportError: without safetensors.
-    ValueError: if the file is damaged, is none that to_bytes wrote, or holds a
-      mask that does not fit its values.
-  """
+  """Undoes to_bytes, to the last bit."""
   tensors, metadata = _parse(data)
   if metadata.get('format') != _FORMAT:
     raise ValueError(

@@ -32,28 +32,15 @@ M = TypeVar('M')
 
 
 class Rows(NamedTuple):
-  """A matrix [out, in] row by row, as CSR.
+  """A matrix [out, in] row by row, as CSR."""
 
-  Attributes:
-    data: values, [nnz].
-    indices: column of each, ascending within a row, int32 [nnz].
-    indptr: where each row starts and the last one ends, int32 [out + 1].
-  """
-
-  data: Array
-  indices: Array
-  indptr: Array
+  data: Array  # [nnz]
+  indices: Array  # Column of each, ascending within a row, int32 [nnz].
+  indptr: Array  # Where rows start and the last one ends, int32 [out + 1].
 
 
 def rows(weight: npt.ArrayLike, mask: npt.ArrayLike) -> Rows:
-  """The connections of a weight, output by output.
-
-  Args:
-    weight: [..., out], at least two axes.
-    mask: concrete booleans of its shape.
-
-  Returns:
-    Rows of the matrix [out, in], in the dtype of the weight.
+  """The connections of a weight [..., out] of two axes or more, by output.
 
   Example:
     >>> rows(np.array([[1., 2.], [3., 4.]]), np.array([[1, 0], [1, 1]]) > 0)
@@ -82,9 +69,6 @@ def _matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
 
 def from_rows(found: Rows, shape: tuple[int, ...]) -> tuple[Array, Array]:
   """Undoes rows: the dense weight of that shape, and its mask.
-
-  Raises:
-    ValueError: if the rows are not those of such a weight.
 
   Example:
     >>> from_rows(Rows(np.ones(1), np.array([1]), np.array([0, 1])), (2, 1))[0]
@@ -140,8 +124,7 @@ def csr(weight: npt.ArrayLike, mask: npt.ArrayLike) -> Any:
 def bcsr(weight: npt.ArrayLike, mask: npt.ArrayLike) -> sparse.BCSR:
   """A weight [..., out] for JAX, fast as `bcsr(w, mask) @ x` in float32.
 
-  Raises:
-    ValueError: if JAX would round a weight of 64 bits.
+  One of 64 bits that JAX would round is refused.
 
   Example:
     >>> w = jnp.array([[1., 2.], [3., 4.]])
@@ -166,9 +149,6 @@ def bcsr(weight: npt.ArrayLike, mask: npt.ArrayLike) -> sparse.BCSR:
 def dense(matrix: Any, shape: tuple[int, ...]) -> tuple[Array, Array]:
   """Undoes csr and bcsr: the weight of that shape, and its mask.
 
-  Raises:
-    ValueError: if the matrix is not that of a weight of this shape.
-
   Example:
     >>> w = jnp.array([[1., 2.], [3., 4.]])
     >>> dense(bcsr(w, w != 2), w.shape)[0]
@@ -188,16 +168,7 @@ def matrices(
   *,
   select: Select = select_lib.is_weight,
 ) -> dict[str, M]:
-  """The selected weights of a network as matrices, by 'module/name'.
-
-  Args:
-    theta: effective parameters.
-    masks: concrete masks.
-    form: csr or bcsr.
-    select: which leaves.
-
-  Raises:
-    ValueError: if shapes differ, or select selects nothing.
+  """The selected weights as matrices of a form, csr or bcsr, by 'module/name'.
 
   Example:
     >>> theta = {'linear': {'w': jnp.ones((3, 2)), 'b': jnp.ones(2)}}

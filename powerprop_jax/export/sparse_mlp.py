@@ -24,10 +24,8 @@ _MAX_DENSITY = 0.2
 class Layer(NamedTuple):
   """A fully connected layer, features first: weight @ x + bias.
 
-  Attributes:
-    weight: [out, in], a scipy.sparse.csr_array, or a NumPy array where few
-      weights are zero.
-    bias: [out].
+  The weight [out, in] is a scipy.sparse.csr_array, or a NumPy array where few
+  are zero.
   """
 
   weight: Any
@@ -102,9 +100,6 @@ def from_params(theta: Params, masks: Tree) -> SparseMLP:
   those of nets.OneHiddenMLP and nets.LeNet300100 do. A layer with more than a
   fifth of its weights stays dense, and half precision becomes float32, which
   SciPy computes with.
-
-  Raises:
-    ValueError: if the parameters are not those of such a network.
 
   Example:
     >>> w = np.array([[2., 0.], [0., 0.], [0., 0.], [0., 0.], [0., 0.]])

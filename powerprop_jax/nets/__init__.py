@@ -1,4 +1,10 @@
-"""Networks in Haiku, layers for sparse weights, and ψ inside a function."""
+"""Networks in Haiku, layers for sparse weights, and ψ inside a function.
+
+A network is a Haiku module, made with num_classes, the size of the last axis of
+its logits, and perhaps the name of the module; calling it with images
+[N, H, W, C] and is_training gives logits [N, num_classes]. `make` has them
+ready, by name.
+"""
 
 from powerprop_jax.nets.alexnet import AlexNetS
 from powerprop_jax.nets.cnn import CifarCNN, MnistCNN

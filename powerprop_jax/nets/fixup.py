@@ -35,9 +35,7 @@ class FixUpResNet(hk.Module):
   bias_1.
 
   Args:
-    num_classes: size of the last axis of the logits.
     depth: number of layers, 6n + 2 for n blocks in a group.
-    name: name of the module, by default e.g. 'fixup_resnet_110'.
 
   Source:
     Zhang et al., Fixup initialization, 2019 (https://arxiv.org/abs/1901.09321),

@@ -38,11 +38,8 @@ class LeNet5(hk.Module):
   nothing would be left of smaller ones after the second pooling.
 
   Args:
-    num_classes: size of the last axis of the logits.
     conv_relu: whether a ReLU follows each convolution. Caffe's example and SNIP
       have none, SNFS has.
-    w_init: initialiser of the weights; None is that of all our networks.
-    name: name of the module.
 
   Source:
     The 'lenet' example of Caffe, as in Lee et al., SNIP, 2019

@@ -14,11 +14,6 @@ class MLP(hk.Module):
   At 28×28×1 with hidden layers of 2,000 and 2,000: 5,588,000 weights and 4,010
   biases. Its layers are linear_0, linear_1, … and logits.
 
-  Args:
-    num_classes: size of the last axis of the logits.
-    hidden: width of each hidden layer, at least 1.
-    name: name of the module.
-
   Example:
     >>> net = hk.transform(lambda x: MLP(10, hidden=(8,))(x))
     >>> sorted(net.init(jax.random.key(0), jax.numpy.zeros((1, 2, 2, 1))))

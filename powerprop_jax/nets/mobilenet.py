@@ -10,19 +10,12 @@ from powerprop_jax.nets import layers
 
 
 class _Group(NamedTuple):
-  """Blocks of one number of channels.
+  """Blocks of one number of channels."""
 
-  Attributes:
-    expansion: channels inside a block, as a multiple of those of its input.
-    channels: of its output.
-    num_blocks: how many there are.
-    stride: of the first of them.
-  """
-
-  expansion: int
+  expansion: int  # Channels inside a block, as a multiple of its input's.
   channels: int
   num_blocks: int
-  stride: int
+  stride: int  # Of the first block.
 
 
 _GROUPS = (

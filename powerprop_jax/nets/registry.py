@@ -70,7 +70,8 @@ def make(
   The function transformed is forward(images, is_training) -> logits:
   init(key, images, is_training) gives (theta, net_state), and
   apply(theta, net_state, key, images, is_training) gives (logits, net_state).
-  Images are floats in [0, 1], [N, H, W, C].
+  Images are floats in [0, 1], [N, H, W, C]. The layer that computes the logits
+  is called 'logits' in every network.
 
   | names | what they are |
   |---|---|
@@ -93,22 +94,17 @@ def make(
   be evaluated.
 
   Args:
-    name: one of NAMES.
-    num_classes: size of the last axis of the logits, at least 1. The layer
-      that computes them is called 'logits' in every network.
     dct: whether every linear and convolutional layer adds the fixed cosine
-      transform of layers/dct.py, times a scale that is trained. The parameters
-      are those of the plain network and 'transform_scale' for each layer, which
-      select.is_weight does not choose, so masks and everything that goes with
-      them concern the weights alone. These then start at 0.
+      transform of layers/dct.py, times a scale that is trained. That is the
+      parameter 'transform_scale', which select.is_weight does not choose: masks
+      concern the weights alone. These then start at 0. method is how the
+      transform is computed: 'auto', 'matrix' or 'fft'.
     w_init: initialiser of the weights in place of the usual one. With dct and
       powerpropagation give one, since a weight at 0 never moves under α > 1;
       likewise for fixup_resnet_110, some of whose weights start at 0.
-    supports: {'module/name': Support}, as nets.supports gives it: the weights
-      that are held without their zeros, in theta as 'values' instead of 'w',
-      and in net_state as an index of their connections (sparse/index.py). Other
-      weights stay dense.
-    method: how the transform is applied, with dct: 'auto', 'matrix' or 'fft'.
+    supports: of the weights that are held without their zeros, as nets.supports
+      gives them: in theta as 'values' instead of 'w', and in net_state as an
+      index of their connections (sparse/index.py). Others stay dense.
 
   Raises:
     ValueError: from init and apply too, if a support is for a weight that the

@@ -15,16 +15,10 @@ _STEMS = ('imagenet', 'cifar')
 
 
 class _Convolution(NamedTuple):
-  """One convolution of a block.
-
-  Attributes:
-    size: height and width of its kernel.
-    expansion: its channels, as a multiple of those of the group.
-    has_stride: whether it is the one that has the stride of the block.
-  """
+  """One convolution of a block."""
 
   size: int
-  expansion: int
+  expansion: int  # Of its channels, as a multiple of those of the group.
   has_stride: bool
 
 
@@ -74,16 +68,13 @@ class ResNet(hk.Module):
   group_1/block_0 and so on; logits.
 
   Args:
-    num_classes: size of the last axis of the logits.
     depth: number of layers, 18 or 50; or 10, a ResNet-18 with one block in each
       group, to try things out.
-    stem: 'imagenet' or 'cifar'.
     width: number of channels, as a multiple of the usual one, rounded; more
       than 0. Less than 1 gives the small dense networks that sparse ones are
       compared with.
     remat: whether to compute the activations inside the blocks once more for
       their gradients, not to keep them: less memory, about a third more time.
-    name: name of the module, by default e.g. 'resnet_50' or 'resnet_50_cifar'.
 
   Source:
     He et al., Deep Residual Learning, 2016 (https://arxiv.org/abs/1512.03385),

@@ -30,10 +30,6 @@ def power_scope(
   nor with sparse training, since a weight at φ = 0 gets no gradient and cannot
   be told from one that is worth growing. Wrap the optimiser in powerprop then.
 
-  Args:
-    alpha: a number or a scalar array, possibly traced.
-    select: which parameters.
-
   Raises:
     ValueError: if alpha is known and not a finite number of at least 1, or
       if a selected parameter is seen to be initialised to zeros under α > 1,

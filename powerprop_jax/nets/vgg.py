@@ -14,15 +14,10 @@ _GROUPS_19 = ((64,) * 2, (128,) * 2, (256,) * 4, (512,) * 4, (512,) * 4)
 
 
 class _Variant(NamedTuple):
-  """What the variants differ in.
+  """What the variants differ in."""
 
-  Attributes:
-    has_small_kernels: whether the third convolution of a group is 1×1.
-    num_hidden: fully connected layers of 512 units before the logits.
-  """
-
-  has_small_kernels: bool
-  num_hidden: int
+  has_small_kernels: bool  # The third convolution of a group is 1×1.
+  num_hidden: int  # Fully connected layers of 512 units before the logits.
 
 
 _VARIANTS = {

@@ -30,11 +30,8 @@ class WideResNet(hk.Module):
   and so on; logits.
 
   Args:
-    num_classes: size of the last axis of the logits.
     depth: number of layers, 6n + 4 for n blocks in a group.
-    width: how many times 16, 32 and 64 channels.
     dropout: share of activations dropped inside a block in training, in [0, 1).
-    name: name of the module, by default e.g. 'wrn_22_2'.
 
   Source:
     Zagoruyko & Komodakis, Wide Residual Networks, 2016

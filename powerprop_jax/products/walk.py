@@ -44,7 +44,7 @@ def find_products(
   origins: Sequence[Origin],
   sizes: Mapping[str, int],
 ) -> list[Product]:
-  """All products of a jaxpr that depend on the data, in order.
+  """All products of a jaxpr that depend on the data, by first execution.
 
   Follows calls (jit, checkpoint, functions with their own derivative) and the
   turns of scans; of the branches of a conditional the one with the most
@@ -52,13 +52,9 @@ def find_products(
   once for any number of examples, and is left out.
 
   Args:
-    closed: what jax.make_jaxpr returns.
     origins: of each flat argument; None for data.
     sizes: number of entries of each parameter. Of a weight made of several
       parameters, such as a kernel and its scale, the largest is the leaf.
-
-  Returns:
-    The products in the order of their first execution.
 
   Raises:
     ValueError: if a product is inside a while loop, whose number of turns is

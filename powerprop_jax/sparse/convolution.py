@@ -17,18 +17,11 @@ from powerprop_jax.sparse.plain_convolution import Pads
 
 
 class Window(NamedTuple):
-  """How a kernel moves over an image.
-
-  Attributes:
-    height: of the kernel.
-    width: of the kernel.
-    stride: step, the same in both directions.
-    pads: zeros before and after, for the height and for the width.
-  """
+  """How a kernel of this height and width moves over an image."""
 
   height: int
   width: int
-  stride: int
+  stride: int  # The same in both directions.
   pads: Pads
 
   def out_shape(self, x: tuple[int, ...], channels: int) -> tuple[int, ...]:
@@ -46,23 +39,12 @@ class Window(NamedTuple):
 def convolve(
   x: jax.Array, values: jax.Array, index: Index, window: Window
 ) -> jax.Array:
-  """Convolution of images with a sparse kernel.
+  """Convolution of images [N, H, W, C] with a sparse kernel, [N, H', W', D].
 
+  All are float32. The values [nnz] of the connections are sorted by output
+  channel, the index is one of the kernel as a matrix [height * width * C, D].
   It can be differentiated in reverse mode, once, with respect to x and values.
   Under vmap it goes through the batch one by one.
-
-  Args:
-    x: images [N, H, W, C], float32.
-    values: the connections of the kernel sorted by output channel, [nnz],
-      float32.
-    index: of the kernel [height * width * C, D].
-    window: how the kernel moves.
-
-  Returns:
-    Images [N, H', W', D].
-
-  Raises:
-    ValueError: if there are no compiled kernels.
   """
   shape = window.out_shape(x.shape, index.shape[1])
   call = _call('powerprop_convolve', shape, window)

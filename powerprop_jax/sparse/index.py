@@ -45,9 +45,7 @@ class Index(NamedTuple):
 def from_positions(positions: npt.ArrayLike, shape: tuple[int, int]) -> Index:
   """The index of connections that are known when the program is written.
 
-  Args:
-    positions: o * in + i of each connection, ascending, concrete.
-    shape: [in, out] of the matrix.
+  Positions are o * in + i of each connection, ascending; shape is [in, out].
 
   Example:
     >>> index = from_positions(np.array([1, 2]), (2, 2))
@@ -69,16 +67,11 @@ def from_positions(positions: npt.ArrayLike, shape: tuple[int, int]) -> Index:
 
 
 def from_mask(mask: jax.Array, size: int) -> Index:
-  """The index of a mask that a compiled program chooses.
+  """The index of a mask [in, out] that a compiled program chooses.
 
-  Args:
-    mask: booleans [in, out], traced or not.
-    size: room for this many connections; a mask must not have more. Compiled
-      kernels notice when the program runs and end it with an error.
-
-  Returns:
-    An Index whose arrays have this size. Where the mask has fewer connections
-    the offsets end before the arrays do.
+  Its arrays have room for this many connections. Where the mask has fewer, the
+  offsets end before the arrays do; it must not have more, which compiled
+  kernels notice when the program runs and end it with an error.
 
   Example:
     >>> index = from_mask(jnp.eye(2, dtype=bool), 3)

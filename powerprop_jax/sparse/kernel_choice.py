@@ -61,21 +61,13 @@ class _Trial(NamedTuple):
 
 
 class Product(NamedTuple):
-  """What decides how long a product takes.
+  """What decides how long a product takes."""
 
-  Attributes:
-    num_in: length of the vectors.
-    num_out: length of their products.
-    num_connections: of the matrix.
-    num_vectors: that are multiplied at once.
-    dtype: name of the dtype of the vectors.
-  """
-
-  num_in: int
+  num_in: int  # The matrix is [num_in, num_out].
   num_out: int
   num_connections: int
-  num_vectors: int
-  dtype: str = 'float32'
+  num_vectors: int  # Multiplied at once.
+  dtype: str = 'float32'  # Of the vectors.
 
   @property
   def work(self) -> int:
@@ -93,21 +85,13 @@ class Product(NamedTuple):
 
 
 class Convolution(NamedTuple):
-  """What decides how long a convolution takes; there are no loops for it.
+  """What decides how long a convolution takes; there are no loops for it."""
 
-  Attributes:
-    images: [N, H, W, C].
-    num_out: channels that come out.
-    num_connections: of the kernel.
-    window: how the kernel moves.
-    dtype: name of the dtype of the images.
-  """
-
-  images: tuple[int, ...]
-  num_out: int
+  images: tuple[int, ...]  # [N, H, W, C]
+  num_out: int  # Channels that come out.
   num_connections: int
   window: Window
-  dtype: str = 'float32'
+  dtype: str = 'float32'  # Of the images.
 
   @property
   def num_in(self) -> int:
@@ -154,12 +138,7 @@ _ALLOWED: contextvars.ContextVar[Sequence[Kernel]] = contextvars.ContextVar(
 def use(*kernels: Kernel) -> Iterator[None]:
   """Lets programs that are traced in this context choose among these kernels.
 
-  Args:
-    *kernels: 'native', 'loops', 'dense', at least one. use('loops', 'dense')
-      makes a program that other machines can run.
-
-  Raises:
-    ValueError: if there is none, or an unknown one.
+  use('loops', 'dense') makes a program that other machines can run.
 
   Example:
     >>> with use('loops'):
@@ -182,16 +161,10 @@ def use(*kernels: Kernel) -> Iterator[None]:
 def choose(
   task: Task, *, name: str = '', among: Sequence[Kernel] = KERNELS
 ) -> Kernel:
-  """The kernel for a product or a convolution.
+  """The fastest kernel of those that are allowed here and can compute the task.
 
-  Args:
-    task: what is to be computed.
-    name: of the weight, 'module/name', if it may as well be held dense: see
-      recorded.
-    among: kernels to choose from; use may allow fewer.
-
-  Returns:
-    The fastest of those that are allowed here and can compute it.
+  The name of the weight, 'module/name', says that it may as well be held dense:
+  see recorded. Of the kernels among, use may allow fewer.
   """
   record = _RECORD.get()
   if record is not None:
@@ -214,9 +187,8 @@ def choose(
 def recorded() -> Iterator[dict[str, Task]]:
   """Finds out what the layers of a network compute, without measuring it.
 
-  Yields:
-    A dictionary; whatever is traced in this context adds what each layer would
-    have to choose a kernel for, by the name that it gives.
+  Whatever is traced in this context adds to the dictionary what each layer
+  would have to choose a kernel for, by the name that it gives.
   """
   found: dict[str, Task] = {}
   token = _RECORD.set(found)
@@ -229,14 +201,9 @@ def recorded() -> Iterator[dict[str, Task]]:
 def pays(task: Task, *, backward: bool = True) -> bool:
   """Whether a layer without its zeros is faster than one that has them.
 
-  Args:
-    task: the product or convolution.
-    backward: whether its gradients are taken too, as in training.
-
-  Returns:
-    True if the best kernel took less than 0.95 of the time of one with a weight
-    that is held dense. False on other backends than CPUs, and for what is too
-    small to be measured.
+  The best kernel must take less than 0.95 of the time of a weight that is held
+  dense, gradients included with backward. Never on other backends than CPUs,
+  nor where there is too little to be measured.
   """
   if jax.default_backend() != 'cpu' or task.work < _WORTH_MEASURING:
     return False
@@ -246,16 +213,10 @@ def pays(task: Task, *, backward: bool = True) -> bool:
 
 
 def times(task: Task, *, backward: bool = True) -> Mapping[str, float]:
-  """Median seconds of every kernel and of a weight that is held dense.
+  """Median seconds of every kernel that can compute it, and 'held dense'.
 
-  Measured once on a machine, where files can be kept: native/cache.py.
-
-  Args:
-    task: what is computed.
-    backward: whether its gradients are taken too.
-
-  Returns:
-    {kernel: seconds}, of those that can compute it, and 'held dense'.
+  With backward, gradients included. Measured once on a machine, where files can
+  be kept: native/cache.py.
   """
   return _times(_bucket(task), native.is_available(), backward)
 

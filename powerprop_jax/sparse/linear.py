@@ -29,23 +29,12 @@ _UNROLLED = 4
 def product(
   x: jax.Array, values: jax.Array, index: Index, kernel: Kernel
 ) -> jax.Array:
-  """x times a sparse matrix.
+  """Vectors x [..., in] times a sparse matrix, [..., out] in the dtype of x.
 
-  It can be differentiated in reverse mode, once, with respect to x and values;
-  the gradients take the same kernel. Sums of half precision numbers are made in
+  The values [nnz] of the connections are sorted by output. It can be
+  differentiated in reverse mode, once, with respect to x and values; the
+  gradients take the same kernel. Sums of half precision numbers are made in
   float32. Under vmap 'native' goes through the batch one by one.
-
-  Args:
-    x: vectors [..., in].
-    values: the connections sorted by output, [nnz].
-    index: where they are.
-    kernel: how to compute it.
-
-  Returns:
-    Vectors [..., out], in the dtype of x.
-
-  Raises:
-    ValueError: if shapes do not fit, or there is no such kernel.
 
   Example:
     >>> from powerprop_jax.sparse import index

@@ -16,21 +16,15 @@ from typing import Any
 import jax
 from jax import lax
 
+# Zeros before and after, for the height and for the width.
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def convolve(x: jax.Array, w: jax.Array, stride: int, pads: Pads) -> jax.Array:
-  """Convolution of images with a kernel; without forward-mode derivative.
+  """Images [N, H, W, C] convolved with a kernel [height, width, C, D].
 
-  Args:
-    x: activations [N, H, W, C].
-    w: kernel [height, width, C, D].
-    stride: step of the kernel, the same in both directions.
-    pads: zeros before and after, for the height and for the width.
-
-  Returns:
-    Activations [N, H', W', D].
+  The stride is the same in both directions. It has no forward-mode derivative.
   """
   return _conv(x, w, (stride, stride), pads)
 

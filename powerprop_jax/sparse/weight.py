@@ -55,12 +55,10 @@ MakeNet: TypeAlias = Callable[[Mapping[str, Support]], Any]
 
 
 class Condensed(NamedTuple):
-  """A weight as its connections, inside a layer.
+  """A weight of this shape as its connections, inside a layer.
 
-  Attributes:
-    values: the weights of the connections, sorted by output, [nnz].
-    where: in the weight as a matrix [..., out].
-    shape: shape of the dense weight.
+  Values [nnz] are sorted by output; where they are is said for the weight as a
+  matrix [..., out].
   """
 
   values: jax.Array
@@ -99,16 +97,7 @@ class Condensed(NamedTuple):
   def convolve(
     self, x: jax.Array, window: Window, *, name: str
   ) -> jax.Array | None:
-    """Images [N, H, W, C] convolved without a dense kernel, if that pays.
-
-    Args:
-      x: the images.
-      window: how the kernel moves.
-      name: as in kernel_choice.choose.
-
-    Returns:
-      Images [N, H', W', D], or None if a dense kernel is to be used.
-    """
+    """Images [N, H, W, C] convolved by connections; None if dense is faster."""
     is_pointwise = window.height == window.width == 1
     if is_pointwise and not any(map(any, window.pads)):
       x = x[:, :: window.stride, :: window.stride]
@@ -129,13 +118,7 @@ def gather(weight: jax.Array, where: Support) -> jax.Array:
 
 
 def support(mask: npt.ArrayLike) -> Support:
-  """Where a mask is True.
-
-  Args:
-    mask: concrete booleans in the shape of the weight.
-
-  Returns:
-    The support; a mask that is False everywhere has an empty one.
+  """Where a mask, concrete and in the shape of the weight, is True.
 
   Raises:
     TypeError: if the mask is traced or not boolean.
@@ -195,19 +178,14 @@ def faster_supports(
   """The supports whose layers are faster here without their zeros.
 
   A layer with many connections is faster dense: hold what this leaves out
-  dense, and condense the rest. Each shape is timed once on a machine
-  (kernel_choice.py), and as right as such a measurement is.
+  dense, and condense the rest. Each shape is timed once on a machine, gradients
+  included unless backward is False (kernel_choice.py), and as right as such a
+  measurement is. On other processors than CPUs nothing is faster.
 
   Args:
-    supports: of the layers in question, by 'module/name'.
-    make_net: makes the network whose layers hold these supports.
     *inputs: of the network, or their shapes: what is faster depends on the
       batch.
-    backward: whether gradients are taken too; False for inference.
     **options: other arguments of the network, e.g. is_training.
-
-  Returns:
-    Those of the supports that are worth it, none on other processors than CPUs.
 
   Example:
     >>> from powerprop_jax import nets
@@ -233,11 +211,8 @@ def products(
 ) -> dict[str, Task]:
   """What the condensed layers of a network compute, without computing it.
 
-  The arguments are those of faster_supports.
-
-  Returns:
-    A product or a convolution for each layer that may as well be held dense, by
-    'module/w'.
+  The arguments are those of faster_supports. There is a task for each layer
+  that may as well be held dense, by 'module/w'.
   """
   net = make_net(supports)
   with kernel_choice.recorded() as tasks:
@@ -256,16 +231,8 @@ def condense(
 
   Each selected leaf becomes the leaf 'values' of the same module; the others
   stay. The positions are state, not parameters: init of the network with
-  supports(masks) gives a state that holds them.
-
-  Args:
-    theta: effective parameters, as Haiku has them; what a mask removes is left
-      out, whatever its value.
-    masks: concrete masks.
-    select: which leaves.
-
-  Returns:
-    The condensed parameters.
+  supports(masks) gives a state that holds them. What a mask removes is left
+  out, whatever its value.
 
   Raises:
     TypeError: if a selected mask is traced or not boolean.
@@ -295,9 +262,7 @@ def expand(
 ) -> dict[str, dict[str, jax.Array]]:
   """Undoes condense: dense parameters, zero where there is no connection.
 
-  Args:
-    theta: condensed parameters.
-    supports: those of the masks that they were condensed with.
+  The supports are those of the masks that theta was condensed with.
 
   Raises:
     ValueError: if a support has no values, or another number of them.

@@ -49,17 +49,9 @@ def linear(
   w_init: hk.initializers.Initializer | None = None,
   transform_init: float = 1.0,
 ) -> _Layer:
-  """A fully connected layer, x W + b.
+  """A fully connected layer, x W + b, of the form in use (forms.py).
 
-  Args:
-    num_units: size of the last axis of its output.
-    name: name of the module.
-    with_bias: whether to add a bias.
-    w_init: initialiser of the weights; None is that of all our networks.
-    transform_init: first scale of the transform, in a form that has one.
-
-  Returns:
-    The Haiku module, of the form in use; use it inside a transformed function.
+  transform_init is the first scale of the transform, in a form that has one.
   """
   form, support = forms.take(name)
   settings: dict[str, Any] = dict(
@@ -88,17 +80,10 @@ def conv(
   """A convolution over height and width; see linear.
 
   Args:
-    num_channels: size of the last axis of its output.
-    kernel_size: height and width of the kernel.
-    name: name of the module.
-    stride: step of the kernel, the same in both directions.
-    padding: 'SAME' or 'VALID'.
     groups: number of groups of channels that are convolved apart from each
       other; it divides the channels of the input and of the output. As many as
       the input has channels is a depthwise convolution.
     with_bias: whether to add a bias; one that a norm follows has no use.
-    w_init: initialiser of the kernel; None is that of all our networks.
-    transform_init: first scale of the transform, in a form that has one.
   """
   form, support = forms.take(name)
   settings: dict[str, Any] = dict(
@@ -136,10 +121,6 @@ def norm(name: str) -> hk.BatchNorm:
   of SNFS uses. The running statistics leave out their starting value (they are
   unbiased after one step), so a network that has not taken a step in training
   has none, and cannot be evaluated.
-
-  Returns:
-    The Haiku module, with a scale that starts at 1 and an offset at 0; call it
-    with (x, is_training).
   """
   return hk.BatchNorm(True, True, decay_rate=0.9, eps=1e-5, name=name)
 
@@ -148,9 +129,6 @@ def dropout(x: jax.Array, rate: float) -> jax.Array:
   """Zeroes a random share of x and scales the rest to keep the mean.
 
   In init it does nothing, so that the weights a key gives do not depend on it.
-
-  Raises:
-    ValueError: if apply was called without a key.
   """
   if hk.running_init():
     return x

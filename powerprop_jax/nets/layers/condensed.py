@@ -24,10 +24,7 @@ class CondensedLinear(hk.Linear):
   The network must be transformed with hk.transform_with_state; the init of
   hk.transform refuses modules with a state.
 
-  Args:
-    *args: as hk.Linear.
-    support: where the connections are, of shape [in, out].
-    **kwargs: as hk.Linear.
+  The arguments are those of hk.Linear, and support, of shape [in, out].
 
   Example:
     >>> where = pp.nets.supports({'a': {'w': jnp.eye(2, dtype=bool)}})['a/w']
@@ -65,11 +62,8 @@ class CondensedConv2D(hk.Conv2D):
   Elsewhere the layer makes a transient dense copy of its kernel. On a CPU it
   cannot be differentiated in forward mode.
 
-  Args:
-    *args: as hk.Conv2D.
-    support: where the connections are, of the shape of the kernel, [height,
-      width, in / groups, out].
-    **kwargs: as hk.Conv2D, but no mask.
+  The arguments are those of hk.Conv2D, but no mask, and support, of the shape
+  of the kernel, [height, width, in / groups, out].
 
   Example:
     >>> mask = jnp.ones((3, 3, 1, 2), bool).at[0].set(False)

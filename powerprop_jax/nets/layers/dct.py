@@ -8,6 +8,9 @@ where D is a fixed orthonormal cosine transform, which connects every input with
 every output at no cost in parameters, s a trainable number and S the sparse
 layer, which starts at zero.
 
+By Price and Tanner, Dense for the Price of Sparse, 2021
+(https://arxiv.org/abs/2102.07655).
+
 The transform can be applied in two ways, equal up to rounding. 'matrix' has D
 as a constant of the size of the dense weight: since everything is linear, the
 layer is then one product with S + s D. 'fft' computes D(x) in O(n log n), next
@@ -60,8 +63,7 @@ def cosine_weight(
            [ 0.707, -0.707]], dtype=float32)
 
   Source:
-    Price and Tanner, Dense for the Price of Sparse, 2021
-    (https://arxiv.org/abs/2102.07655).
+    Price & Tanner, 2021: see the top of this file.
   """
   n = max(num_in, num_out)
   # The angle is a multiple of π/2n; whole turns are left out while it is an
@@ -74,18 +76,14 @@ def cosine_weight(
 
 
 def transform(x: jax.Array, num_out: int, *, method: str = 'auto') -> jax.Array:
-  """First coefficients of the orthonormal cosine transform of vectors.
+  """First num_out coefficients of the orthonormal cosine transform of vectors.
 
   Args:
-    x: vectors [..., num_in].
     num_out: number of coefficients; if it is more than num_in, x is padded with
       zeros to that length first.
     method: 'matrix' multiplies by cosine_weight; 'fft' computes the transform
       in O(n log n), in float32 for half precision; 'auto' is 'fft' from length
       256 on, where it becomes faster on a CPU.
-
-  Returns:
-    [..., num_out], in the dtype of x.
 
   Example:
     >>> transform(jnp.array([1.0, 2.0, 3.0, 4.0]), 1)
@@ -130,9 +128,10 @@ def _fast_transform(x: jax.Array, num_out: int) -> jax.Array:
 class DctLinear(hk.Linear):
   """A linear layer plus a fixed cosine transform: y = s D(x) + x W + b.
 
-  Use it in place of hk.Linear. Its parameters are 'w', 'b' and
-  'transform_scale', s, a scalar. With a support it holds only the connections
-  of W, as CondensedLinear does, and the network needs hk.transform_with_state.
+  Use it in place of hk.Linear; w_init is zeros by default. Its parameters are
+  'w', 'b' and 'transform_scale', s, a scalar. With a support it holds only the
+  connections of W, as CondensedLinear does, and the network needs
+  hk.transform_with_state.
 
   'auto' chooses 'fft' if the connections of W are multiplied without a dense
   copy (kernel_choice.py), or if the shorter side of W is at least 8 times the
@@ -143,14 +142,12 @@ class DctLinear(hk.Linear):
   The rule has not been measured on other backends, where it is the same.
 
   Args:
-    *args: as hk.Linear.
     transform_init: initial value of s. 0 gives a plain sparse layer, to which
       training may add the transform.
     method: 'matrix', 'fft' or 'auto'. 'fft' never makes an array of the size of
       W if there is a support.
     support: where the connections of W are, of shape [in, out]; None for a
       dense W, which the training loop masks.
-    **kwargs: as hk.Linear, but w_init is zeros by default.
 
   Example:
     >>> net = hk.without_apply_rng(hk.transform(lambda x: DctLinear(2)(x)))
@@ -160,8 +157,7 @@ class DctLinear(hk.Linear):
            [ 0.707, -0.707]], dtype=float32)
 
   Source:
-    Price and Tanner, Dense for the Price of Sparse, 2021
-    (https://arxiv.org/abs/2102.07655).
+    Price & Tanner, 2021: see the top of this file.
   """
 
   def __init__(
@@ -209,7 +205,8 @@ class DctLinear(hk.Linear):
 class DctConv2D(hk.Conv2D):
   """A convolution plus a fixed cosine transform of each patch.
 
-  Use it in place of hk.Conv2D; s, method and support are those of DctLinear.
+  Use it in place of hk.Conv2D; w_init is zeros by default, and a mask acts on
+  the kernel, not on the transform. s, method and support as in DctLinear.
   What the transform sees at each place is the patch under the kernel in the
   order (row, column, channel), channel fastest, padded with zeros to length
   n = max(height * width * in / groups, out). Output channel o gets coefficient
@@ -222,14 +219,10 @@ class DctConv2D(hk.Conv2D):
   the layer cannot be differentiated in forward mode (plain_convolution.py).
 
   Args:
-    *args: as hk.Conv2D.
-    transform_init: initial value of s.
     method: 'matrix', 'fft' or 'auto'. 'fft' never makes an array of the size of
       the kernel if there are a support and no groups.
     support: where the connections of the kernel are, of its shape [height,
       width, in / groups, out]; None for a dense kernel.
-    **kwargs: as hk.Conv2D, but w_init is zeros by default. A mask acts on the
-      kernel, not on the transform.
 
   Note:
     The dilation of the layer is that of the patches too. The published code
@@ -242,8 +235,7 @@ class DctConv2D(hk.Conv2D):
     Array([2.], dtype=float32)
 
   Source:
-    Price and Tanner, Dense for the Price of Sparse, 2021
-    (https://arxiv.org/abs/2102.07655).
+    Price & Tanner, 2021: see the top of this file.
   """
 
   def __init__(

@@ -16,16 +16,10 @@ from powerprop_jax.sparse.weight import Support
 
 
 class Form(NamedTuple):
-  """How the layers of a network hold their weights.
+  """How the layers of a network hold their weights: arguments of nets.make.
 
-  Attributes:
-    has_transform: whether every layer adds the fixed cosine transform of
-      layers/dct.py to what its weights compute.
-    w_init: initialiser of all weights; None is that of each layer or, with the
-      transform, zeros.
-    supports: {'module/name': Support} of the weights that are held without
-      their zeros; None for none.
-    method: how the transform is applied: 'auto', 'matrix' or 'fft'.
+  With has_transform every layer adds the fixed cosine transform of
+  layers/dct.py to what its weights compute.
   """
 
   has_transform: bool = False
@@ -86,9 +80,6 @@ def take(name: str) -> tuple[Form, Support | None]:
   """The form in use, and the support of a layer that is about to be built.
 
   Outside of any context the form is the plain one.
-
-  Args:
-    name: name of the layer's module, inside the module that builds it.
   """
   context = _CONTEXT.get()
   if context is None:

@@ -39,16 +39,9 @@ def condensed_weight(
   connections, not with the dense weight.
 
   Args:
-    shape: shape of the dense weight.
-    dtype: dtype of the weight.
     init: initialiser of the dense weight; in init one is made, and the values
       are gathered from it, so that both forms of a network start the same from
       the same key.
-    support: where the connections are.
-
-  Raises:
-    ValueError: if the support does not fit the shape, or in apply if the state
-      of the network does not have the positions.
   """
   module = hk.current_name()
   _check_support(support, shape, module)
@@ -108,12 +101,7 @@ def _check_support(
 def kernel_shape(
   module: hk.Conv2D, inputs: jax.Array
 ) -> tuple[int, int, int, int]:
-  """Shape [height, width, in / groups, out] of the kernel for these inputs.
-
-  Raises:
-    ValueError: if inputs have another rank than 3 or 4, or if the groups do not
-      divide the channels that come in and those that go out.
-  """
+  """Shape [height, width, in / groups, out] of the kernel for these inputs."""
   if inputs.ndim not in (3, 4):
     raise ValueError(
       f'{module.module_name} needs an image or a batch of images, of rank 3 or '
@@ -132,11 +120,7 @@ def kernel_shape(
 
 
 def masked(module: hk.Conv2D, kernel: jax.Array) -> jax.Array:
-  """The kernel times the mask that the module was built with, if any.
-
-  Raises:
-    ValueError: if the mask has another shape.
-  """
+  """The kernel times the mask that the module was built with, if any."""
   if module.mask is None:
     return kernel
   if module.mask.shape != kernel.shape:
@@ -166,9 +150,6 @@ def convolve(
 
   On a CPU it is plain_convolution.convolve where that is the same, which cannot
   be differentiated in forward mode.
-
-  Returns:
-    Activations without bias, of the rank and format of the inputs.
   """
   x = inputs[jnp.newaxis] if inputs.ndim == 3 else inputs
   on_cpu = jax.default_backend() == 'cpu'

@@ -72,15 +72,7 @@ def status() -> str:
 
 
 def call(name: str, results: Any) -> Callable[..., Any]:
-  """A compiled function inside of a JAX program.
-
-  Args:
-    name: one of _FUNCTIONS.
-    results: shapes of what it returns.
-
-  Raises:
-    ValueError: if there are no compiled kernels.
-  """
+  """One of _FUNCTIONS inside of a JAX program; results are shapes."""
   if not is_available():
     raise ValueError(
       f'there are no compiled kernels: {status()}. Use other kernels '
@@ -105,11 +97,7 @@ def machine() -> str:
 
 @functools.cache
 def source() -> bytes:
-  """Source of the kernels, headers and all.
-
-  Raises:
-    OSError: if it cannot be read.
-  """
+  """Source of the kernels, headers and all."""
   here = pathlib.Path(__file__).parent
   return b''.join((here / name).read_bytes() for name in _SOURCES + _HEADERS)
 
