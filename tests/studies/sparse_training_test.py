@@ -87,6 +87,7 @@ def test_what_is_finished_is_not_trained_again(finished):
   assert programs.results(finished) == found
 
 
+@pytest.mark.slow
 def test_workers_give_the_same_results_and_may_change_on_resuming(
   finished, tmp_path
 ):
