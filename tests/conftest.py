@@ -1,5 +1,6 @@
 """Eight simulated devices, strict promotion rules, and warnings as errors."""
 
+import gc
 import os
 import pathlib
 
@@ -84,12 +85,19 @@ def _fresh_trace_counts():
   chex.clear_trace_counter()
 
 
-@pytest.fixture(autouse=True, scope='module')
+_clears_above = 1.25 * 2**30  # bytes
+
+
+@pytest.fixture(autouse=True)
 def _forgotten_programs():
-  # Compiled programs that no other module runs come to many gigabytes.
+  # Compiled programs of many tests come to many gigabytes.
+  global _clears_above
   yield
-  if _resident_bytes() > 4 * 2**30:
+  if _resident_bytes() > _clears_above:
     jax.clear_caches()
+    gc.collect()
+    # What is not given back by now never is.
+    _clears_above = max(_clears_above, _resident_bytes() + 2**28)
 
 
 def _resident_bytes():

@@ -1,6 +1,7 @@
 """The optimisers that transformations are tried around."""
 
 import optax
+import pytest
 
 _WEIGHTS = lambda tree: {'m': {'w': True, 'b': False}, 'n': {'w': True}}
 
@@ -23,3 +24,13 @@ INNERS = {
     optax.sgd(optax.cosine_decay_schedule(0.05, 100), momentum=0.9),
   ),
 }
+
+
+def cases(table):
+  """Its rows (transformation, inner, …), the many marked as slow."""
+  return [
+    row
+    if row[1] == 'adam' or row[1:] == ('masked_chain', 'multi_steps')
+    else pytest.param(*row, marks=pytest.mark.slow)
+    for row in table
+  ]

@@ -32,6 +32,7 @@ def test_constant_channel_becomes_zero():
   np.testing.assert_array_equal(splits.normalise(images)(images), 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('name', 'mean', 'deviation'),
   [

@@ -36,6 +36,7 @@ def _num_programs():
   return sum(function._cache_size() for function in functions)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('alpha', [1.0, 2.0])
 @pytest.mark.parametrize('inner', inners.INNERS)
 def test_earlier_tasks_keep_their_bits_and_nothing_compiles_again(inner, alpha):

@@ -8,6 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from powerprop_jax.core import masks, select
 
@@ -111,6 +112,7 @@ class MeasureTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, 'linear/b'):
       masks.density(m, select=select.by_regex('nothing'))
 
+  @pytest.mark.slow
   def test_more_than_two_to_the_31_entries(self):
     block = jnp.arange(2**22) % 4 == 0
     many = {str(i): block for i in range(520)}

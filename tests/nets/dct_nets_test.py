@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import powerprop_jax as pp
 from powerprop_jax import nets
@@ -90,6 +91,7 @@ def grouped_net(has_transform):
 
 
 class FormTest(parameterized.TestCase):
+  @pytest.mark.slow
   @parameterized.parameters(*nets.NAMES)
   def test_every_network_has_a_scale_more_for_each_weight(self, name):
     plain, _ = shapes_of(nets.make(name, 10))
@@ -179,6 +181,7 @@ def _random_masks(net, density, select=select_lib.is_weight):
 
 
 class SupportsTest(parameterized.TestCase):
+  @pytest.mark.slow
   @parameterized.parameters(True, False)
   def test_starts_and_computes_as_the_masked_network(self, with_dct):
     make = functools.partial(nets.make, 'lenet_5_small', 10, dct=with_dct)
@@ -203,6 +206,7 @@ class SupportsTest(parameterized.TestCase):
       grads, sparse_weight.condense(expected, masks), atol=1e-5
     )
 
+  @pytest.mark.slow
   @parameterized.parameters('mobilenet_v2', 'mnist_cnn')
   def test_no_network_holds_a_dense_weight_beside_its_supports(self, name):
     for with_dct in (True, False):

@@ -225,6 +225,7 @@ class ConvTest(parameterized.TestCase):
     )
     np.testing.assert_allclose(y, expected, atol=1e-6)
 
+  @pytest.mark.slow
   @parameterized.product(
     settings=(
       dict(padding='SAME'),

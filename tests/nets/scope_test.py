@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from powerprop_jax import nets
 from powerprop_jax.core import reparam, trees
@@ -162,6 +163,7 @@ class PowerScopeTest(parameterized.TestCase):
 
 
 class SecondDerivativeTest(parameterized.TestCase):
+  @pytest.mark.slow
   @parameterized.product(alpha=(1.3, 2.6), static=(True, False))
   def test_grasp_inside_the_scope_agrees_with_double_precision(
     self, alpha, static

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 import optax
+import pytest
 
 import powerprop_jax as pp
 from powerprop_jax.core import masks as masks_lib
@@ -72,6 +73,7 @@ class CompiledTest(parameterized.TestCase):
     )
     np.testing.assert_allclose(alphas.alpha_of(after), [2.0, 3.0])
 
+  @pytest.mark.slow
   @parameterized.parameters(True, False)
   def test_eight_devices_do_as_one(self, explicit):
     theta = {
@@ -122,6 +124,7 @@ def _sparse(inner, mode='keep', **kwargs):
 
 
 class SparseTest(parameterized.TestCase):
+  @pytest.mark.slow
   @parameterized.parameters(('keep', 3.0), ('redraw', 3.0), ('smallest', 1.6))
   def test_alpha_and_connections_change_in_one_step(self, mode, new):
     """Masks and θ, behind the masks too, are those at the old α."""

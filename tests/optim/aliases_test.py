@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from powerprop_jax import nets
 from powerprop_jax.core import distributions, schedules
@@ -212,6 +213,7 @@ class AliasesTest(parameterized.TestCase):
 
 
 class StreamsTest(parameterized.TestCase):
+  @pytest.mark.slow
   @parameterized.parameters('lenet_300_100', 'lenet_5')
   def test_masks_do_not_depend_on_weights_of_the_same_key(self, name):
     # From one stream, the tenth that is kept would be the largest weights.

@@ -7,7 +7,6 @@ it promises, the number of connections after each update, to PROMISES.
 import functools
 import itertools
 
-from absl.testing import parameterized
 import chex
 import inners
 import jax
@@ -242,8 +241,10 @@ def test_what_cannot_be_right_is_refused(transformation):
       views.init(flat, _theta())
 
 
-class ContractTest(parameterized.TestCase):
-  @parameterized.parameters(*CASES)
+class ContractTest:
+  @pytest.mark.parametrize(
+    ('transformation', 'inner', 'wrapper'), inners.cases(CASES)
+  )
   def test_compiles_once_donates_keeps_types_promises_and_descends(
     self, transformation, inner, wrapper
   ):
@@ -270,7 +271,7 @@ class ContractTest(parameterized.TestCase):
       phi, opt_state, loss = step(phi, opt_state)
       losses.append(float(loss))
     after = jax.tree.map(lambda x: (x.shape, x.dtype), (phi, opt_state))
-    self.assertEqual(before, after)
+    assert before == after
     # New connections may start with any value, and so cost something: steps
     # between two networks of different connections do not count.
     gained = [
@@ -280,16 +281,18 @@ class ContractTest(parameterized.TestCase):
       )
       if _are_equal(old, new)
     ]
-    self.assertGreater(sum(gained), 0)
+    assert sum(gained) > 0
 
-  @parameterized.parameters(*_EVERY_PAIR)
+  @pytest.mark.parametrize(('transformation', 'inner'), _EVERY_PAIR)
   def test_states_can_be_mapped_like_parameters(self, transformation, inner):
     tx = _build(transformation, inner)
     _, opt_state = views.init(tx, _theta())
     mapped = optax.tree.map_params(tx, jnp.copy, opt_state, is_leaf=None)
     chex.assert_trees_all_equal(mapped, opt_state)
 
-  @parameterized.parameters(*_FEWER_PAIRS)
+  @pytest.mark.parametrize(
+    ('transformation', 'inner'), inners.cases(_FEWER_PAIRS)
+  )
   def test_scans_and_batches(self, transformation, inner):
     tx = _build(transformation, inner)
 
@@ -315,8 +318,10 @@ class ContractTest(parameterized.TestCase):
 
 @pytest.mark.parametrize(
   ('transformation', 'inner', 'wrapper'),
-  [case for case in CASES if case[0] in SPARSE and case[1] in _FEW]
-  + [(row, 'adam', 'bare') for row in SPARSE],
+  inners.cases(
+    [case for case in CASES if case[0] in SPARSE and case[1] in _FEW]
+    + [(row, 'adam', 'bare') for row in SPARSE]
+  ),
 )
 def test_an_update_that_is_written_twice_is_the_same(
   transformation, inner, wrapper
@@ -385,7 +390,9 @@ def test_slots_of_weights_that_come_or_go_start_anew(inner):
   chex.assert_trees_all_equal_structs(after.inner_state, fresh)
 
 
-@pytest.mark.parametrize(('transformation', 'inner'), _FEWER_PAIRS)
+@pytest.mark.parametrize(
+  ('transformation', 'inner'), inners.cases(_FEWER_PAIRS)
+)
 def test_state_survives_a_checkpoint(transformation, inner, tmp_path):
   tx = _build(transformation, inner)
   state = views.init(tx, _theta())

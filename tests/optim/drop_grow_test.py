@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from powerprop_jax.core import distributions, masks, schedules
 from powerprop_jax.core import select as select_lib
@@ -142,6 +143,7 @@ class RiglTest(parameterized.TestCase):
       np.testing.assert_array_equal(after.masks[name]['w'], expected)
     self.assertTrue(after.masks['a']['b'].all())
 
+  @pytest.mark.slow
   def test_the_number_dropped_follows_the_cosine(self):
     """k = f(t) (1 - s) N, as many as do not come back at most."""
     stop, period = 20, 4

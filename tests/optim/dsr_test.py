@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from powerprop_jax.core import scores
 from powerprop_jax.optim import aliases
@@ -49,6 +50,7 @@ def oracle(masks, theta, threshold, target, drawn):
 
 
 class RuleTest(parameterized.TestCase):
+  @pytest.mark.slow
   @parameterized.parameters(
     (0.8, 0.5, 10), (0.8, 0.05, 10), (0.5, 0.3, 20), (0.9, 1.5, 5)
   )

@@ -119,6 +119,7 @@ RIGHT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('alpha', [None, 2.0])
 @pytest.mark.parametrize('wrapper', RIGHT)
 def test_wrappers_that_are_right(wrapper, alpha):
@@ -189,6 +190,7 @@ def test_a_step_computes_with_the_masks_whatever_is_around(alpha, around):
     assert (phi['a']['w'] != seen['a']['w']).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('around', [scaled, in_a_pair, without_a_trace])
 def test_a_compiled_step_of_ours_does(around):
   net = nets.make('lenet_300_100', num_classes=3)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.optim import aliases, powerprop
@@ -83,6 +84,7 @@ class FanInsLeftTest(parameterized.TestCase):
 
 
 class TrainingTest(parameterized.TestCase):
+  @pytest.mark.slow
   @parameterized.product(
     make=(aliases.rigl, aliases.sparse_evolution), alpha=(1.0, 2.0)
   )

@@ -164,6 +164,7 @@ class ProgramTest(parameterized.TestCase):
       )
     self.assertEqual(_largest_array(program), 3 * 3 * 16 * 32 // 8)
 
+  @pytest.mark.slow
   @parameterized.parameters(*METHODS)
   def test_a_device_updates_its_part_alone(self, method):
     self.assert_parts_only(method)

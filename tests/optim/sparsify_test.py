@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from powerprop_jax.core import masks, schedules
 from powerprop_jax.optim import aliases, powerprop, sparsify, views
@@ -236,6 +237,7 @@ class LanesTest(parameterized.TestCase):
     jax.effects_barrier()
     self.assertEmpty(calls)
 
+  @pytest.mark.slow
   def test_seeds_as_lanes_equal_each_alone(self):
     def train(key):
       tx = aliases.sparse_evolution(

@@ -101,6 +101,7 @@ def by_numpy(state, template):
   return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('make', 'select'), CASES)
 @pytest.mark.parametrize('store', [by_pickle, by_flax, by_equinox, by_numpy])
 def test_a_stored_state_goes_on(make, select, store):

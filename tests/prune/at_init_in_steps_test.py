@@ -242,6 +242,7 @@ def digits_masks(method, loss_fn, net, theta, batches):
   )
 
 
+@pytest.mark.slow
 class DigitsTest(parameterized.TestCase):
   @parameterized.parameters(
     ('snip', 1.0),

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from powerprop_jax.core import distributions, masks, scores, trees
 from powerprop_jax.core import select as select_lib
@@ -299,6 +300,7 @@ def make_digits_run(alpha):
 
 
 class DigitsTest(parameterized.TestCase):
+  @pytest.mark.slow
   @parameterized.parameters(1.0, 2.0)
   def test_every_procedure_beats_pruning_in_one_shot(self, alpha):
     theta_0, train, accuracy = make_digits_run(alpha)
@@ -328,6 +330,7 @@ class SparsitiesTest(parameterized.TestCase):
     left = 1 - sparsities
     np.testing.assert_allclose(left[1:] / left[:-1], 1 - fraction, rtol=1e-2)
 
+  @pytest.mark.slow
   def test_lottery_tickets_of_the_paper(self):
     """The shares of weights left for which the paper plots LeNet-300-100."""
     theta = {

@@ -247,6 +247,7 @@ def test_two_programs_may_compile_at_once(place):
   assert path.read_bytes() == whole and os.listdir(path.parent) == [path.name]
 
 
+@pytest.mark.slow
 def test_what_others_may_have_written_is_not_loaded(place):
   folder, path = place / 'kept', _kept(place)
   folder.chmod(0o777)

@@ -84,6 +84,7 @@ class IndexTest(parameterized.TestCase):
     np.testing.assert_array_equal(np.diff(index.offsets), mask.sum(0))
     np.testing.assert_array_equal(np.diff(index.in_offsets), mask.sum(1))
 
+  @pytest.mark.slow
   @parameterized.product(shape=tuple(_SHAPES), room=(0, 3))
   def test_connections_go_into_a_dense_matrix_and_back(self, shape, room):
     mask, w, _, _, _ = _draw(*_SHAPES[shape])
