@@ -1,8 +1,8 @@
 """Compositions of the library with Optax: refused by us, or right.
 
 `pytest tests/optim/compositions_test.py -m slow --compositions 2000` draws
-others, as many each time, and prints how to draw the same again. A failure is cut down
-to few parts and ends with a line for `composition_checks`.
+others, as many each time, and prints how to draw the same again. A failure is
+cut down to few parts and ends with a line for `composition_checks`.
 """
 
 import functools
