@@ -58,16 +58,13 @@ def inference_counts(
 
   A layer of density d with outputs n and multiply-adds m has d m
   multiplications and d m - n additions; a bias is n further additions, and a
-  ReLU n further multiplications.
+  ReLU n further multiplications. Sums over all layers, not rounded.
 
   Args:
     sparsities: of each leaf that is not dense; or masks. None is the dense
       network.
     count_bias: count a bias for every layer, as RigL does for ResNet-50.
     count_relu: count a ReLU for every layer, the last one included, likewise.
-
-  Returns:
-    Sums over all layers, not rounded.
 
   Note:
     RigL counts this with both flags for ResNet-50, without count_bias for wide

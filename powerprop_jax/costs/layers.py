@@ -19,15 +19,13 @@ Network: TypeAlias = hk.Transformed | hk.TransformedWithState
 class LayerCost(NamedTuple):
   """What one layer costs, for one example, while it is dense.
 
-  A layer is a weight. If the network applies it several times, its outputs and
-  multiply-adds add up.
+  A layer is a weight, of this shape and as many entries. If the network applies
+  it several times, its outputs and multiply-adds add up.
 
   Attributes:
     leaf: the weight, 'module/name'; None for the products of activations with
       each other or with constants, all in one entry.
     kind: 'conv', 'depthwise', 'linear', or 'activations' without a leaf.
-    shape: shape of the weight.
-    weights: number of its entries.
     biases: number of output channels: what a bias has, whether the network has
       one, or a normalisation with an offset in its place, or neither.
     outputs: numbers the layer computes for one example.
@@ -59,7 +57,6 @@ def layer_costs(
       and anything else, such as is_training=True (which init needs where there
       is a batch norm), as it is. The first axis of the first array counts the
       examples.
-    **kwargs: likewise, by name.
 
   Raises:
     ValueError: if there is no array among the inputs, the products are not

@@ -25,11 +25,10 @@ def summary(
   """One row per leaf of a network, then its selected weights and all together.
 
   Args:
-    theta: effective parameters θ; or latent ones φ, if alpha is given.
+    theta: effective parameters θ; or latent ones φ, if alpha is given. Leaves
+      that are not selected count as dense.
     masks: without them a selected weight counts as kept if it is not exactly
       zero.
-    select: leaves it does not choose count as dense.
-    alpha: the power that takes φ to θ in the selected leaves.
     epsilon: a kept weight with |θ| ≤ epsilon is near zero.
 
   Returns:

@@ -30,7 +30,7 @@ def training_flops(
   period: int = 100,
   backward: float | None = None,
 ) -> float:
-  """FLOPs of training on one example, averaged over training.
+  """FLOPs of training on one example with one of METHODS, on average.
 
   With f_D for inference of the dense network and f_S for the sparse one, the
   forward pass is one f; the backward pass is two, one for the gradient of the
@@ -47,16 +47,11 @@ def training_flops(
   dense gradient of snip.
 
   Args:
-    method: one of METHODS.
-    dense: f_D, from inference_flops.
     sparse: f_S; f_A, that of the forward masks, for 'top_kast'. For 'pruning',
       f_t at equally spaced times, a sequence over all of training. 'dense'
       needs none.
     period: ΔT of 'rigl', steps between updates of the masks, at least 1.
     backward: f_B of 'top_kast', that of the masks of weights that are trained.
-
-  Returns:
-    The number, not rounded.
 
   Note:
     The source gives no formula for DSR; it moves connections between layers, so

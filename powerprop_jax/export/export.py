@@ -84,12 +84,11 @@ def write(
   select: Select = select_lib.is_weight,
   overwrite: bool = False,
 ) -> pathlib.Path:
-  """Writes the file, whole or not at all; over another one with overwrite.
+  """Writes a file in one of FORMATS, over another one only with overwrite.
 
   Args:
     exported: the network, in the memory of this host. What its masks remove is
       written as zero, whatever its value.
-    format: one of FORMATS.
     select: for 'scipy', which leaves become matrices.
 
   Raises:

@@ -15,19 +15,12 @@ Array = np.ndarray[Any, Any]
 
 
 class Exported(NamedTuple):
-  """A trained network.
-
-  Attributes:
-    theta: effective parameters {module: {name: array}}, as Haiku has them.
-    masks: which connections exist, booleans like them.
-    net_state: state of the network, to evaluate it with; {} for none.
-    about: settings, step, scores: what json_files.to_json takes.
-  """
+  """A trained network; theta is {module: {name: array}}, as Haiku has it."""
 
   theta: Params
   masks: Tree
   net_state: Tree
-  about: Row
+  about: Row  # Settings, step, scores: what json_files.to_json takes.
 
 
 def parts(exported: Exported) -> Mapping[str, Tree]:

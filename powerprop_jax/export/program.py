@@ -67,7 +67,6 @@ def write(
   """Writes the network as a function of images, each (height, width, channels).
 
   Args:
-    make: makes the network, e.g. functools.partial(nets.make, 'mlp', 10).
     batch: how many images a call gets. None leaves it open: the program then
       multiplies by dense weights, which the compiler makes once. With a number
       the condensed layers choose how to multiply, and compute connection by

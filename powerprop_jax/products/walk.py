@@ -23,13 +23,12 @@ _Atom = jax_core.Var | jax_core.Literal
 class Product(NamedTuple):
   """A convolution or a matrix product, as often as it is carried out.
 
+  It computes so many outputs, each with fan_in of the multiply-adds macs.
+
   Attributes:
     leaf: name of the parameter that is one of its operands; None if none is, as
       for the products of activations in attention.
     kind: 'conv', 'depthwise', 'linear', or 'activations' without a leaf.
-    macs: multiply-adds.
-    outputs: numbers it computes.
-    fan_in: multiply-adds for one of these numbers.
   """
 
   leaf: str | None

@@ -151,10 +151,6 @@ def supports(
 ) -> dict[str, Support]:
   """Supports of the selected leaves, by 'module/name', in their order.
 
-  Raises:
-    TypeError: if a selected mask is traced or not boolean.
-    ValueError: if select selects nothing.
-
   Example:
     >>> supports({'linear': {'w': jnp.eye(2, dtype=bool)}})
     {'linear/w': Support(positions=array([0, 3], dtype=int32), shape=(2, 2))}

@@ -119,14 +119,10 @@ class LayerCostsTest(parameterized.TestCase):
       layers.layer_costs(net, {'image': _images(9, 3)}),
     )
 
-  @parameterized.parameters(
-    (lambda net: net,),
-    (hk.without_apply_rng,),
-  )
+  @parameterized.parameters((lambda net: net,), (hk.without_apply_rng,))
   def test_apply_may_want_a_key_or_not(self, change):
-    forward = lambda x: hk.Linear(2)(x)
     for transform in (hk.transform, hk.transform_with_state):
-      net = change(transform(forward))
+      net = change(transform(lambda x: hk.Linear(2)(x)))
       (cost,) = layers.layer_costs(net, _images(4, 3))
       self.assertEqual(cost.macs, 6)
 

@@ -33,16 +33,9 @@ _MASKS = {
 class SummaryTest(parameterized.TestCase):
   def test_rows_are_the_leaves_then_selected_and_total(self):
     rows = summary.summary(_THETA)
+    leaves = [f'net/~/linear_{i}/{name}' for i in (0, 1) for name in 'bw']
     self.assertEqual(
-      [row['leaf'] for row in rows],
-      [
-        'net/~/linear_0/b',
-        'net/~/linear_0/w',
-        'net/~/linear_1/b',
-        'net/~/linear_1/w',
-        'selected',
-        'total',
-      ],
+      [row['leaf'] for row in rows], [*leaves, 'selected', 'total']
     )
     self.assertEqual(
       [row['selected'] for row in rows], [False, True, False, True, True, None]
@@ -77,21 +70,23 @@ class SummaryTest(parameterized.TestCase):
     self.assertEqual(rows[1]['norm'], 2.0)
     self.assertTrue(math.isnan(rows[0]['sparsity']))
 
-  def test_masks_of_another_shape_are_refused(self):
-    masks = {
-      **_MASKS,
-      'net/~/linear_1': {'b': np.ones(1), 'w': np.ones((1, 2))},
-    }
-    with self.assertRaisesRegex(ValueError, r'net/~/linear_1/w.*\(1, 2\)'):
-      summary.summary(_THETA, masks)
-
-  def test_masks_of_another_structure_are_refused(self):
-    with self.assertRaisesRegex(ValueError, 'same structure'):
-      summary.summary(_THETA, {'net/~/linear_0': _MASKS['net/~/linear_0']})
-
-  def test_a_select_that_chooses_nothing_is_refused(self):
-    with self.assertRaisesRegex(ValueError, 'net/~/linear_0/w'):
-      summary.summary(_THETA, select=select_lib.by_regex('embeddings'))
+  @parameterized.parameters(
+    (
+      dict(
+        masks=_MASKS
+        | {'net/~/linear_1': {'b': np.ones(1), 'w': np.ones((1, 2))}}
+      ),
+      r'net/~/linear_1/w.*\(1, 2\)',
+    ),
+    (
+      dict(masks={'net/~/linear_0': _MASKS['net/~/linear_0']}),
+      'same structure',
+    ),
+    (dict(select=select_lib.by_regex('embeddings')), 'net/~/linear_0/w'),
+  )
+  def test_what_does_not_fit_is_refused(self, settings, message):
+    with self.assertRaisesRegex(ValueError, message):
+      summary.summary(_THETA, **settings)
 
 
 class TextTest(parameterized.TestCase):

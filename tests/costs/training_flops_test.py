@@ -34,13 +34,6 @@ class TrainingFlopsTest(parameterized.TestCase):
     rare = training.training_flops('rigl', 10, 2, period=10**9)
     self.assertAlmostEqual(rare, training.training_flops('static', 10, 2))
 
-  def test_pruning_costs_the_mean_over_training(self):
-    found = training.training_flops('pruning', 10, [10, 6, 2, 2])
-    self.assertEqual(found, 15.0)
-
-  def test_longer_training_costs_in_proportion(self):
-    self.assertEqual(training.training_multiplier('set', 10, 2, length=5), 1.0)
-
   @parameterized.parameters(
     (('adam', 10, 2), {}, "unknown method 'adam'. There are: dense, static"),
     (('rigl', 0, 0), {}, 'dense must be a positive'),

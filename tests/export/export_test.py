@@ -16,11 +16,11 @@ from powerprop_jax.export.exported import Exported
 from powerprop_jax.prune import one_shot
 
 FORMATS = export.FORMATS
-MATRICES = ('npz', 'scipy')
 
 
-def network(rng, dtype=np.float32, density=0.2):
+def network(dtype=np.float32, density=0.2):
   """A network with every shape of leaf and every kind of mask."""
+  rng = np.random.default_rng(0)
   shapes = {
     'net/linear_0': {'w': (7, 5), 'b': (5,)},
     'net/conv': {'w': (3, 3, 2, 4), 'b': (4,)},
@@ -75,6 +75,13 @@ def rewrite(path, change):
   path.write_bytes(safetensors_io.save(tensors, metadata))
 
 
+@pytest.fixture(params=FORMATS)
+def written(request, tmp_path):
+  """A network, and the file of each format that holds it."""
+  given = network()
+  return given, export.write(tmp_path / 'net', given, format=request.param)
+
+
 class RoundTripTest:
   @pytest.mark.parametrize('format', FORMATS)
   @pytest.mark.parametrize(
@@ -87,7 +94,7 @@ class RoundTripTest:
   def test_everything_comes_back_to_the_last_bit(
     self, tmp_path, format, dtype, density
   ):
-    expected = network(np.random.default_rng(0), dtype, density)
+    expected = network(dtype, density)
     path = export.write(tmp_path / 'net', expected, format=format)
     assert_same(export.read(path), expected)
 
@@ -185,7 +192,7 @@ class OtherReadersTest:
     np.testing.assert_array_equal(weight, given.theta[name]['w'])
 
   def test_npz_is_read_by_numpy(self, tmp_path):
-    given = network(np.random.default_rng(0), jnp.bfloat16)
+    given = network(jnp.bfloat16)
     path = export.write(tmp_path / 'net.npz', given, format='npz')
     with np.load(path) as arrays:
       w = arrays['theta/net/linear_0/w']
@@ -196,20 +203,16 @@ class OtherReadersTest:
 
 
 class DamageTest:
-  @pytest.mark.parametrize('format', FORMATS)
-  def test_a_file_that_is_cut_off_is_refused(self, tmp_path, format):
-    given = network(np.random.default_rng(0))
-    path = export.write(tmp_path / 'net', given, format=format)
+  def test_a_file_that_is_cut_off_is_refused(self, written):
+    _, path = written
     data = path.read_bytes()
     for share in (0.0, 0.1, 0.5, 0.9, 0.999):
       path.write_bytes(data[: int(share * len(data))])
       with pytest.raises(ValueError, match=r'cannot read .*net as an exported'):
         export.read(path)
 
-  @pytest.mark.parametrize('format', FORMATS)
-  def test_no_changed_byte_gives_another_network(self, tmp_path, format):
-    given = network(np.random.default_rng(0))
-    path = export.write(tmp_path / 'net', given, format=format)
+  def test_no_changed_byte_gives_another_network(self, written):
+    given, path = written
     data = path.read_bytes()
     for place in np.random.default_rng(0).integers(0, len(data), 150):
       changed = bytearray(data)
@@ -248,9 +251,7 @@ class DamageTest:
 class ChangedMaskTest:
   @pytest.fixture
   def path(self, tmp_path):
-    return export.write(
-      tmp_path / 'net', network(np.random.default_rng(0)), format='safetensors'
-    )
+    return export.write(tmp_path / 'net', network(), format='safetensors')
 
   @pytest.mark.parametrize(
     ('move', 'message'),
@@ -290,10 +291,8 @@ class ChangedMaskTest:
     with pytest.raises(ValueError, match='cannot read'):
       export.read(path)
 
-  @pytest.mark.parametrize('format', FORMATS)
-  def test_connections_that_moved_since_are_found(self, tmp_path, format):
-    given = network(np.random.default_rng(0))
-    path = export.write(tmp_path / 'a', given, format=format)
+  def test_connections_that_moved_since_are_found(self, written):
+    given, path = written
     assert_same(export.read(path, masks=given.masks), given)
     masks = jax.tree.map(np.copy, given.masks)
     masks['net/conv']['w'][0, 0, 0, :2] ^= True
@@ -306,16 +305,14 @@ class ChangedMaskTest:
 
 class WriteTest:
   def test_unknown_format_gets_a_suggestion(self, tmp_path):
-    given = network(np.random.default_rng(0))
     with pytest.raises(ValueError, match=r"'safetensor'. Did you mean 'safe"):
-      export.write(tmp_path / 'net', given, format='safetensor')
+      export.write(tmp_path / 'net', network(), format='safetensor')
     with pytest.raises(ValueError, match=r"'onnx'\. There are: safe"):
-      export.write(tmp_path / 'net', given, format='onnx')
+      export.write(tmp_path / 'net', network(), format='onnx')
     assert not list(tmp_path.iterdir())
 
   def test_replaces_a_file_only_on_request(self, tmp_path):
-    given = network(np.random.default_rng(0))
-    path = tmp_path / 'net'
+    given, path = network(), tmp_path / 'net'
     path.write_text('mine')
     with pytest.raises(ValueError, match=r'net exists\. Choose another'):
       export.write(path, given)
@@ -328,7 +325,7 @@ class WriteTest:
 
   def test_missing_folder_is_named(self, tmp_path):
     with pytest.raises(ValueError, match=r'cannot write .*none/net'):
-      export.write(tmp_path / 'none' / 'net', network(np.random.default_rng(0)))
+      export.write(tmp_path / 'none' / 'net', network())
 
   def test_masks_of_another_network_are_refused(self, tmp_path):
     theta = {'net/a': {'w': jnp.ones((2, 3))}}
@@ -352,19 +349,12 @@ class WriteTest:
       export.write(tmp_path / 'net', given)
 
   def test_biases_are_no_matrices(self, tmp_path):
-    given = network(np.random.default_rng(0))
-    with pytest.raises(
-      ValueError, match=r'two axes or more, got shape \(\d,\)'
-    ):
-      export.write(
-        tmp_path / 'net',
-        given,
-        format='scipy',
-        select=lambda module, name, value: True,
-      )
+    every = lambda module, name, value: True
+    with pytest.raises(ValueError, match=r'two axes or more, got shape \(\d,'):
+      export.write(tmp_path / 'net', network(), format='scipy', select=every)
 
 
-@pytest.mark.parametrize('format', export.FORMATS)
+@pytest.mark.parametrize('format', FORMATS)
 def test_description_may_hold_what_json_can_and_arrays(tmp_path, format):
   theta = {'a': {'w': np.ones((2, 3), np.float32)}}
   about = {

@@ -1,5 +1,7 @@
 """power_scope: ψ inside a Haiku function."""
 
+import contextlib
+
 from absl.testing import parameterized
 import chex
 import haiku as hk
@@ -40,14 +42,18 @@ def loss(net, params):
   return jnp.mean((net.apply(params, X) - Y) ** 2)
 
 
+def assert_starts_as_plain(net):
+  theta, phi = plain.init(KEY, X), net.init(KEY, X)
+  chex.assert_trees_all_close(
+    net.apply(phi, X), plain.apply(theta, X), rtol=1e-4, atol=1e-6
+  )
+  return theta, phi
+
+
 class PowerScopeTest(parameterized.TestCase):
   @parameterized.parameters(1.0, 1.5, 2.0, 3.7)
   def test_the_network_at_step_0_does_not_depend_on_alpha(self, alpha):
-    net = inside_scope(alpha)
-    theta, phi = plain.init(KEY, X), net.init(KEY, X)
-    chex.assert_trees_all_close(
-      net.apply(phi, X), plain.apply(theta, X), rtol=1e-4, atol=1e-6
-    )
+    theta, phi = assert_starts_as_plain(inside_scope(alpha))
     latent = trees.map_selected(
       lambda x: reparam.psi_inverse(x, alpha), select_lib.is_weight, theta
     )
@@ -96,17 +102,14 @@ class PowerScopeTest(parameterized.TestCase):
     chex.assert_trees_all_equal(phi, theta)
 
   def test_effect_ends_with_the_context(self):
-    def half(x):
-      with nets.power_scope(2.0):
+    def half(x, scope):
+      with scope:
         x = hk.Linear(4, name='inside')(x)
       return hk.Linear(1, name='outside')(x)
 
-    def none(x):
-      x = hk.Linear(4, name='inside')(x)
-      return hk.Linear(1, name='outside')(x)
-
-    phi = hk.transform(half).init(KEY, X)
-    theta = hk.transform(none).init(KEY, X)
+    init = hk.transform(half).init
+    phi = init(KEY, X, nets.power_scope(2.0))
+    theta = init(KEY, X, contextlib.nullcontext())
     chex.assert_trees_all_equal(phi['outside'], theta['outside'])
     chex.assert_trees_all_close(
       reparam.psi(phi['inside']['w'], 2.0), theta['inside']['w'], rtol=1e-6
@@ -117,11 +120,7 @@ class PowerScopeTest(parameterized.TestCase):
       with nets.power_scope(2.0), nets.power_scope(1.5):
         return forward(x)
 
-    net = hk.without_apply_rng(hk.transform(nested))
-    theta, phi = plain.init(KEY, X), net.init(KEY, X)
-    chex.assert_trees_all_close(
-      net.apply(phi, X), plain.apply(theta, X), rtol=1e-4, atol=1e-6
-    )
+    assert_starts_as_plain(hk.without_apply_rng(hk.transform(nested)))
 
   def test_alpha_can_be_traced(self):
     @jax.jit

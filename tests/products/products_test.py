@@ -9,7 +9,7 @@ from powerprop_jax.sparse import plain_convolution
 
 _X = jnp.ones((2, 3))
 _W = jnp.ones((3, 3))
-_SIZES = {'w': 9, 'scale': 3}
+_PRODUCT = Product('w', 'linear', 18, 6, 3)  # _X @ _W
 
 
 def _find(fn, theta, x=_X):
@@ -101,7 +101,7 @@ class ProductsTest(parameterized.TestCase):
   )
   def test_a_weight_is_known_after(self, change):
     found = _find(lambda t, x: x @ change(t['w']), {'w': _W})
-    self.assertEqual(found, [Product('w', 'linear', 18, 6, 3)])
+    self.assertEqual(found, [_PRODUCT])
 
   @parameterized.named_parameters(
     ('jit', jax.jit(jnp.matmul)),
@@ -112,7 +112,7 @@ class ProductsTest(parameterized.TestCase):
   )
   def test_products_are_found_inside(self, product):
     found = _find(lambda t, x: product(x, t['w']), {'w': _W})
-    self.assertEqual(found, [Product('w', 'linear', 18, 6, 3)])
+    self.assertEqual(found, [_PRODUCT])
 
   def test_a_convolution_with_a_derivative_of_its_own_counts_once(self):
     convolve = lambda t, x: plain_convolution.convolve(
@@ -123,25 +123,21 @@ class ProductsTest(parameterized.TestCase):
     )
     self.assertEqual(found, [Product('w', 'conv', 1800, 100, 18)])
 
-  def test_of_a_kernel_with_a_scale_the_kernel_is_the_leaf(self):
-    theta = {'w': _W, 'scale': jnp.ones(3)}
-    found = _find(lambda t, x: x @ (t['w'] * t['scale'][None]), theta)
-    self.assertEqual([product.leaf for product in found], ['w'])
-
-  def test_products_of_activations_have_no_leaf(self):
-    found = _find(lambda t, x: (x @ t['w']) @ x.T, {'w': _W})
-    self.assertEqual(found[1], Product(None, 'activations', 12, 4, 3))
-
-  def test_products_with_constants_have_no_leaf(self):
-    fixed = jnp.arange(9.0).reshape(3, 3)
-    found = _find(
-      lambda t, x: (x @ fixed) * t['scale'][None], {'scale': jnp.ones(3)}
-    )
-    self.assertEqual(found, [Product(None, 'activations', 18, 6, 3)])
-
-  def test_products_without_data_are_left_out(self):
-    found = _find(lambda t, x: x + (t['w'] @ t['w']).sum(), {'w': _W})
-    self.assertEqual(found, [])
+  @parameterized.named_parameters(
+    # The larger one of a kernel and its scale.
+    ('scale', lambda t, x: x @ (t['w'] * t['s'][None]), [_PRODUCT]),
+    (
+      *('activations', lambda t, x: (x @ t['w']) @ x.T),
+      [_PRODUCT, Product(None, 'activations', 12, 4, 3)],
+    ),
+    (
+      *('constants', lambda t, x: (x @ jnp.ones((3, 3))) * t['s'][None]),
+      [Product(None, 'activations', 18, 6, 3)],
+    ),
+    ('without_data', lambda t, x: x + (t['w'] @ t['w']).sum(), []),
+  )
+  def test_a_leaf_is_a_weight_that_meets_data(self, fn, expected):
+    self.assertEqual(_find(fn, {'w': _W, 's': jnp.ones(3)}), expected)
 
   def test_turns_of_a_scan_add_up(self):
     def recurrent(t, xs):
@@ -160,8 +156,7 @@ class ProductsTest(parameterized.TestCase):
       last = lax.scan(turn, start, length=4)[0][-1]
       return last @ t['w']
 
-    found = _find(shifted, {'w': _W})
-    self.assertEqual(found, [Product('w', 'linear', 18, 6, 3)])
+    self.assertEqual(_find(shifted, {'w': _W}), [_PRODUCT])
 
   def test_stacked_layers_are_one_leaf(self):
     layers = lambda t, x: lax.scan(lambda h, w: (h @ w, None), x, t['w'])[0]
@@ -177,16 +172,11 @@ class ProductsTest(parameterized.TestCase):
     found = _find(branches, {'w': _W})
     self.assertEqual(sum(product.macs for product in found), 36)
 
-  def test_a_product_in_a_while_loop_is_refused(self):
-    def loop(t, x):
-      return lax.while_loop(lambda x: x.sum() < 9, lambda x: x @ t['w'], x)
+  def test_only_a_product_in_a_while_loop_is_refused(self):
+    def loop(turn, x):
+      return lax.while_loop(lambda x: x.sum() < 9, turn, x)
 
     with self.assertRaisesRegex(ValueError, 'with w inside a while loop'):
-      _find(loop, {'w': _W})
-
-  def test_a_while_loop_without_products_is_no_obstacle(self):
-    def loop(t, x):
-      x = lax.while_loop(lambda x: x.sum() < 9, lambda x: 2 * x, x)
-      return x @ t['w']
-
-    self.assertLen(_find(loop, {'w': _W}), 1)
+      _find(lambda t, x: loop(lambda x: x @ t['w'], x), {'w': _W})
+    doubled = lambda t, x: loop(lambda x: 2 * x, x) @ t['w']
+    self.assertEqual(_find(doubled, {'w': _W}), [_PRODUCT])
