@@ -476,7 +476,7 @@ CASES = [
   ('experiment --scopes local', "'local'"),
   ('sparse_training: --alphas 1e6', 'alpha must be at most 64'),
   ('sparse_training: --densities 1.5', 'densities .*got 1.5'),
-  ('sparse_training: --densities 0.1 0.1', '--densities must differ'),
+  ('sparse_training: --densities 0.1 0.1', r'ities must .*, got \(0.1, 0.1\)'),
   ('sparse_training: --loop.batch-size 2000', '2,000 .*1,197'),
   ('sparse_training: --sparse.drop-fraction nan', 'drop_fraction .*got nan'),
   ('sparse_training: --sparse.ablation 0.5', 'constant_fan_in'),

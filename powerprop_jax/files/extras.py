@@ -13,10 +13,7 @@ _OF_PROGRAMS = ('matplotlib', 'orbax', 'rich', 'tyro')
 
 
 def lack(*packages: str) -> str:
-  """What is missing, and what to install; '' where nothing is.
-
-  Args:
-    *packages: of the extra 'train', as they are imported.
+  """Which packages are missing, and what to install; '' where none is.
 
   Example:
     >>> lack('json')

@@ -30,8 +30,6 @@ def to_json(value: Any, name: str = '') -> Any:
   an enumeration their names. JSON has no NaN and no infinity: both become null.
 
   Args:
-    value: anything made of the above, and of dicts, lists, strings, numbers,
-      booleans and None.
     name: what to call it in the message.
 
   Raises:
@@ -71,8 +69,9 @@ def to_json(value: Any, name: str = '') -> Any:
 def from_json(kind: type[T], value: Any, name: str = '') -> T:
   """The settings that to_json turned into JSON: its inverse for dataclasses.
 
+  Their fields are dataclasses, tuples and what JSON holds.
+
   Args:
-    kind: a dataclass whose fields are dataclasses, tuples and what JSON holds.
     value: what to_json gave. A field that it lacks takes its default.
     name: what to call it in the message.
 

@@ -18,11 +18,8 @@ Record = Mapping[str, Any]
 def text_table(rows: Sequence[Record]) -> str:
   """Rows as plain text: words to the left, numbers to the right.
 
-  Args:
-    rows: flat dicts; a key that a row lacks is written like None, as '-'.
-
-  Returns:
-    A heading and one line a row, without trailing spaces; '' for no rows.
+  A heading and one line a row, without trailing spaces; '' for no rows. A key
+  that a row lacks is written like None, as '-'.
 
   Example:
     >>> print(text_table([{'alpha': 1.0, 'net_name': 'mlp'},

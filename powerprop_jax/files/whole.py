@@ -6,18 +6,7 @@ import tempfile
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> pathlib.Path:
-  """Writes a file in one step: the old content stays until the new is complete.
-
-  Args:
-    path: the file; its folder must exist.
-    data: the content.
-
-  Returns:
-    The path.
-
-  Raises:
-    OSError: if the folder is missing or not writable.
-  """
+  """Writes a file in one step: the old one stays until the new is complete."""
   path = pathlib.Path(path)
   descriptor, temporary = tempfile.mkstemp(
     dir=path.parent, prefix=f'.{path.name}.'

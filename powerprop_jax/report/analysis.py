@@ -46,16 +46,14 @@ def weight_histogram(
   range: Range | Mapping[str, Range] | None = None,
   select: Select = select_lib.is_weight,
 ) -> dict[str, Histogram]:
-  """Histogram of each selected leaf, over ranges that outliers do not stretch.
+  """Histogram of each selected leaf, by its name 'module/name'.
 
   Args:
     bins: number of bins of equal width; odd, so that zero lies in the middle
       of one when the range is symmetric.
     range: (lowest, highest) for all leaves, or one for each leaf name, as
-      common_range gives; by default common_range of this tree alone.
-
-  Returns:
-    The histogram of each selected leaf by its name, 'module/name'.
+      common_range gives; by default that of this tree alone, which outliers
+      do not stretch.
 
   Example:
     >>> theta = {'linear': {'w': np.array([[-0.5, 0.1], [0.2, 9.0]])}}
@@ -88,14 +86,11 @@ def weight_histograms(
   bins: int = 101,
   select: Select = select_lib.is_weight,
 ) -> dict[float, dict[str, Histogram]]:
-  """Histograms of several networks over common bins, one range for each leaf.
+  """For each α, weight_histogram over bins that all networks share.
 
   Args:
     thetas: effective parameters by α (or by anything else that tells the
       networks apart); all with the same leaves.
-
-  Returns:
-    For each α, what weight_histogram gives; ready for plotting.
 
   Example:
     >>> theta = {'linear': {'w': np.array([[-0.5, 0.1], [0.2, 0.4]])}}
@@ -118,16 +113,14 @@ def common_range(
 ) -> dict[str, Range]:
   """Symmetric range of each leaf that holds nearly all weights of every tree.
 
+  (-r, r) for each selected leaf by its name, r at most the largest float32. A
+  leaf without a finite weight other than zero gets (-1, 1).
+
   Args:
-    thetas: effective parameters of several networks with the same leaves.
     coverage: share of a leaf's weights that lie within the range, in (0, 1];
       in each network, not only on average. Only weights that are finite and
       not zero are asked, and the count is rounded down: below 1, a single
       extreme weight never sets the range.
-
-  Returns:
-    (-r, r) for each selected leaf by its name, r at most the largest float32. A
-    leaf without a finite weight other than zero gets (-1, 1).
 
   Example:
     >>> common_range([{'linear': {'w': np.array([[-2.0, 1.0]])}}], coverage=1)
@@ -154,13 +147,8 @@ def fraction_near_zero(
 ) -> list[Row]:
   """Share of the weights with |θ| ≤ ε, per selected leaf and over all of them.
 
-  Args:
-    epsilons: one or several distances from zero, each at least 0.
-
-  Returns:
-    Records with the keys leaf ('total' for all selected leaves together),
-    epsilon, size and near_zero. NaN is not near zero. The share of a leaf
-    without entries is NaN.
+  Records with leaf ('total' for all selected leaves together), epsilon, size
+  and near_zero. NaN is not near zero. The share of an empty leaf is NaN.
 
   Example:
     >>> theta = {'linear': {'w': np.array([[0.0, 0.001], [-0.02, 1.0]])}}
@@ -210,11 +198,6 @@ def mask_overlap(
 
   Agreement counts weights that both masks remove, so it is high at high
   sparsity whatever happens; intersection is not.
-
-  Args:
-    theta_before: effective parameters, e.g. at initialisation.
-    theta_after: the same network later.
-    sparsities: one or several, each in [0, 1).
 
   Returns:
     Records with the keys leaf ('total' for all selected leaves together: their

@@ -62,12 +62,7 @@ def write_report(
 ) -> pathlib.Path:
   """Writes a page that needs nothing but itself, in one step.
 
-  Args:
-    path: the file to write, usually report.html; its folder must exist.
-    title: heading of the page.
-    sections: what it says, in order.
-    subtitle: a line below the heading.
-    config: settings of the run, possibly nested, for a last section.
+  The settings in config, which may be nested, are its last section.
 
   Example:
     >>> import tempfile

@@ -22,18 +22,11 @@ def pivot(
 ) -> list[Row]:
   """Means of flat records, one field down and another across.
 
-  Args:
-    records: flat dicts with at least the three fields named below; records
-      without one of them, or where the value is None, are left out.
-    rows: the field whose values become rows.
-    columns: the field whose values become columns.
-    value: the field that is averaged, e.g. over keys. A NaN among the values
-      makes their mean NaN: one diverged run is not hidden by the others.
-
-  Returns:
-    One row for each value of rows, in ascending order. Its keys are rows and,
-    for each value of columns in ascending order, 'columns value'; a combination
-    that was not measured is None.
+  One row for each value of rows, in ascending order. Its keys are rows and,
+  for each value of columns in ascending order, 'columns value'; a combination
+  that was not measured is None. Records without one of the three fields, or
+  with None for it, are left out. A NaN makes its mean NaN: one diverged run is
+  not hidden by the others.
 
   Example:
     >>> records = [{'alpha': 1.0, 'sparsity': 0.9, 'key': 0, 'accuracy': 0.5},
@@ -52,15 +45,10 @@ def pivot(
     row: Row = {rows: down}
     for across in sorted({key[1] for key in cells}):
       values = cells.get((down, across))
-      row[f'{columns} {_heading(across)}'] = (
-        sum(values) / len(values) if values else None
-      )
+      name = f'{across:g}' if isinstance(across, (int, float)) else across
+      row[f'{columns} {name}'] = sum(values) / len(values) if values else None
     table.append(row)
   return table
-
-
-def _heading(value: Any) -> str:
-  return f'{value:g}' if isinstance(value, (int, float)) else str(value)
 
 
 def usable(records: Sequence[Record], *fields: str) -> list[Record]:
@@ -90,15 +78,8 @@ def group(
 ) -> dict[float, list[float]]:
   """Finite values of y for each x, x ascending.
 
-  An x where no value of y is finite keeps its place, with an empty list.
-
-  Args:
-    records: those without the field y are passed over.
-    x: a field, or a function of the record.
-    y: a field.
-
-  Returns:
-    The values of y by x.
+  Records without the field y are passed over; an x where no value of y is
+  finite keeps its place, with an empty list.
 
   Example:
     >>> group([{'step': 2, 'loss': None}, {'step': 1, 'loss': 0.5}],
@@ -150,8 +131,7 @@ def short_names(leaves: Sequence[str]) -> dict[str, str]:
   for part in (-1, 0):
     while _is_shared(parts, part):
       parts = [p[:-1] if part else p[1:] for p in parts]
-  names = ['/'.join(p) for p in parts]
-  return dict(zip(leaves, names, strict=True))
+  return dict(zip(leaves, map('/'.join, parts), strict=True))
 
 
 def _is_shared(parts: Sequence[Sequence[str]], part: int) -> bool:

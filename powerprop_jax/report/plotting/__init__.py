@@ -1,7 +1,9 @@
 """Figures; the only folder that imports matplotlib. No global state is kept.
 
 Functions take the flat records of results.json or metrics.jsonl and return a
-matplotlib Figure; `save` writes it. How they all look is in style.py.
+matplotlib Figure; `save` writes it. `title` says what was trained on what. A
+record may have a key beside what a function names: lines are means over keys.
+How they all look is in style.py.
 """
 
 from powerprop_jax.files import extras

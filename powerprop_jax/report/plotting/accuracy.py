@@ -28,8 +28,8 @@ def accuracy_against_sparsity(
       records with alpha, sparsity, accuracy and, for the legend, label.
 
   Returns:
-    A figure with one pair of axes; the share of weights left falls to the right
-    on a logarithmic scale, with the sparsity written above.
+    A figure with the share of weights left, falling to the right on a
+    logarithmic scale, and the sparsity written above.
   """
   points = records_lib.usable(records, 'alpha', 'sparsity', 'accuracy')
   scheme = style.by_alpha([*points, *published])

@@ -24,10 +24,7 @@ def lines(
   """Draws the means over keys of each line, and a band where keys differ.
 
   Args:
-    axes: where to.
-    records: points; those without the field y are passed over.
-    x: a field, or a function of the record.
-    y: a field.
+    records: points; see records.group, also for x and y.
     scheme: which records belong to one line, and its look.
   """
   for key, look in scheme.looks.items():

@@ -20,11 +20,8 @@ def learning_curves(
   Args:
     records: those of metrics.jsonl, with step, alpha (and key); a record may
       lack some of the fields.
-    fields: what to draw, one pair of axes each. Names that end in 'loss' get a
-      logarithmic scale, names that end in 'accuracy' are shown in per cent.
-
-  Returns:
-    A figure with one pair of axes for each field that occurs.
+    fields: what to draw, one pair of axes for each that occurs. Names that end
+      in 'loss' get a logarithmic scale, in 'accuracy' are shown in per cent.
   """
   drawn = [f for f in fields if any(f in record for record in records)]
   if not drawn:
@@ -86,14 +83,11 @@ def mask_churn(records: Sequence[Record], *, title: str = '') -> Figure:
   """Share of the connections that changed, a line for each method.
 
   Args:
-    records: one per evaluation, of all layers together, with method, step and
-      one or both of churn and churn_from_start: the share of the connections
-      that were not there at the evaluation before, and at the start. If there
-      are several, key and alpha. Give those of one density: others would be
+    records: one per evaluation, of all layers together, with method, step,
+      perhaps alpha, and one or both of churn and churn_from_start: the share of
+      the connections that were not there at the evaluation before, and at the
+      start; a pair of axes each. Give those of one density: others would be
       averaged with them.
-
-  Returns:
-    A figure with a pair of axes for each of the two fields that occurs.
   """
   points = records_lib.usable(records, 'method', 'step')
   drawn = [f for f in _CHURN if any(f in point for point in points)]

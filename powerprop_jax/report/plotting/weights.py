@@ -19,14 +19,10 @@ def weight_histograms(
   *,
   title: str = '',
 ) -> Figure:
-  """Histograms of the weights: a row for each layer, a column for each α.
+  """What analysis.weight_histograms gives: layers downwards, powers across.
 
-  Args:
-    histograms: what analysis.weight_histograms returns.
-
-  Returns:
-    A figure with layers × powers axes. Layers share neither axis; within a row
-    both are shared, and the first column's outline is repeated in grey.
+  Layers share neither axis; within a row both are shared, and the first
+  column's outline is repeated in grey.
   """
   alphas = sorted(histograms)
   leaves = list(histograms[alphas[0]]) if alphas else []
@@ -69,8 +65,7 @@ def near_zero(records: Sequence[Record], *, title: str = '') -> Figure:
   """Share of the weights within ε of zero, against ε, one line for each α.
 
   Args:
-    records: those of analysis.fraction_near_zero, each with alpha (and key)
-      added: leaf, epsilon, near_zero.
+    records: those of analysis.fraction_near_zero, each with alpha added.
 
   Returns:
     A figure with one pair of axes for each leaf; 'total' comes first.
@@ -79,9 +74,8 @@ def near_zero(records: Sequence[Record], *, title: str = '') -> Figure:
   scheme = style.by_alpha(points)
   leaves = list(dict.fromkeys(point['leaf'] for point in points))
   leaves.sort(key=lambda leaf: leaf != analysis.TOTAL)
-  names = records_lib.short_names(
-    [leaf for leaf in leaves if leaf != analysis.TOTAL]
-  )
+  layers = [leaf for leaf in leaves if leaf != analysis.TOTAL]
+  names = records_lib.short_names(layers)
   names[analysis.TOTAL] = 'all layers'
   with style.house_style():
     figure, grid = style.panels(len(leaves))
@@ -104,13 +98,8 @@ def mask_overlap(
 ) -> Figure:
   """Agreement and intersection of magnitude masks before and after training.
 
-  Args:
-    records: those of analysis.mask_overlap, each with alpha (and key) added.
-    leaf: the layer to show; by default all of them together.
-
-  Returns:
-    A figure with two pairs of axes, each with the level of chance as a dotted
-    line.
+  The records of analysis.mask_overlap, each with alpha added, that are about
+  the leaf: both measures, with the level of chance as a dotted line.
   """
   fields = ('agreement', 'intersection')
   points = records_lib.usable(records, 'alpha', 'leaf', 'sparsity', *fields)

@@ -55,13 +55,7 @@ class SaveError(UserError):
 
 
 class Restored(NamedTuple):
-  """What a checkpoint held.
-
-  Attributes:
-    state: arrays in the structure of the template.
-    step: the step it was saved at.
-    metadata: what was saved beside the state.
-  """
+  """What a checkpoint held, in the structure of the template."""
 
   state: Tree
   step: int
@@ -106,9 +100,8 @@ class Checkpoints:
     """Looks at a folder; writes nothing before the first save.
 
     Args:
-      folder: where the checkpoints lie; made by the first save.
-      max_to_keep: how many to keep; saving one more deletes the oldest. Two or
-        more, or there is nothing to fall back to.
+      max_to_keep: saving one more deletes the oldest. Two or more, or there is
+        nothing to fall back to.
       report: called with a line for each damaged checkpoint.
     """
     if max_to_keep < 1:
@@ -133,11 +126,9 @@ class Checkpoints:
 
     Returns once the arrays are copied: they may be donated at once. The
     checkpoint is on disk after wait, close or the next save. A checkpoint of
-    this step that exists already is left as it is.
+    this step that exists already is left as it is; an earlier step is refused.
 
     Args:
-      step: number of training steps done; must be later than the latest.
-      state: any tree of arrays: typed PRNG keys, masks, scalars, …
       metadata: what else to keep, made of what JSON holds.
 
     Raises:

@@ -49,11 +49,7 @@ def _whole(leaf: Any) -> Any:
 
 
 def unpacked(arrays: Row, described: Row) -> Row:
-  """Undoes to_stored, on the host; of keys there are their data.
-
-  Args:
-    arrays: what was stored, by name.
-    described: what describe says of the state.
+  """Undoes to_stored, on the host, by what describe says; of keys their data.
 
   Example:
     >>> state = {'masks': np.array([True, False, True])}
@@ -78,9 +74,7 @@ def unpacked(arrays: Row, described: Row) -> Row:
 def placed(leaves: Row, template: Tree) -> Any:
   """A state of JAX arrays in memory of their own, which may be donated.
 
-  Args:
-    leaves: as from unpacked.
-    template: the state, or its shapes; its shardings are followed.
+  The leaves are as from unpacked; the shardings of the template are followed.
   """
 
   def place(value: Any, leaf: Any) -> jax.Array:
@@ -120,12 +114,8 @@ def describe(tree: Tree) -> dict[str, Row]:
 def describe_static(tree: Tree) -> Row:
   """What must agree although it is no leaf: α, and how it was made.
 
-  Args:
-    tree: a state, or its shapes.
-
-  Returns:
-    The values of its Static parts by name, made of what JSON holds; instead of
-    a predicate, such as select, the names of the leaves that it chooses.
+  The values of its Static parts by name, made of what JSON holds; instead of a
+  predicate, such as select, the names of the leaves that it chooses.
 
   Example:
     >>> describe_static({'alpha': Static(2.0), 'w': np.ones(3)})
@@ -158,15 +148,10 @@ def _chosen(select: Any, tree: Tree) -> list[str]:
 
 
 def check_same(leaves: Row, static: Row, template: Tree) -> None:
-  """Refuses a checkpoint of another state than the template.
+  """Raises a MismatchError if a checkpoint is not of the template's state.
 
-  Args:
-    leaves: description of the leaves that were saved.
-    static: description of the static parts, from which the leaves may follow.
-    template: the state that is needed, or its shapes.
-
-  Raises:
-    MismatchError: naming the first part or leaf that differs.
+  It names the first part or leaf that differs. The static parts come first, as
+  the leaves may follow from them.
   """
   needed = describe_static(template)
   for name in static | needed:

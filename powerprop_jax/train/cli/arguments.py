@@ -38,11 +38,8 @@ def run(
   """Parses a command line, runs the program, and reports mistakes in one line.
 
   Args:
-    main: the program.
     presets: settings by name; the first is the default, and '--preset NAME'
       chooses another one to start from.
-    prog: how the program is called, for the help.
-    description: what it does, for the help.
     args: the command line; None is that of this process.
     static_alpha: whether the program trains with an α that is a Python number,
       for the compiler's settings; sweeps do not. None leaves these alone.

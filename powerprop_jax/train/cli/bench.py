@@ -112,19 +112,14 @@ def _describe(config: BenchConfig, exported: Exported) -> Row:
 def measure(
   exported: Exported, batches: tuple[int, ...], repeats: int
 ) -> list[Row]:
-  """Times of every form of a network.
-
-  Args:
-    exported: a network whose description says what it is of.
-    batches: numbers of images in a call.
-    repeats: runs of each form, in turns.
+  """Times of every form of a network, in turns.
 
   Returns:
     One row for each batch and form: batch, form, ms of a call (median) and
     speed_up, the median of the ratios to neighbouring dense calls.
 
   Raises:
-    UserError: if the description does not say what network it is.
+    UserError: if its description does not say what network it is.
     ValueError: if a form computes other logits than the dense one.
   """
   model = pruned_model.model_of(exported.about)

@@ -38,6 +38,7 @@ from powerprop_jax.train.data.splits import DataConfig
 from powerprop_jax.train.loop import LoopConfig
 from powerprop_jax.train.optimizers import OptimizerConfig
 from powerprop_jax.train.runs import (
+  checks,
   contents,
   divergence,
   load,
@@ -209,7 +210,9 @@ def _contents(config: TrainConfig) -> Contents:
 
 def prune(config: PruneConfig) -> None:
   """Prunes the networks of a run and writes their test accuracies."""
-  _check_prune(config)
+  checks.several(config, 'kept', differ=False)
+  sparsities = [masks.density_to_sparsity(k, '--kept') for k in config.kept]
+  pruned_model.check_output_factor(config.scope, config.output_factor)
   run = pathlib.Path(config.run).expanduser()
   found = load.load(run)
   load.check_any_finite(run, found)
@@ -243,7 +246,7 @@ def prune(config: PruneConfig) -> None:
     found.state,
     found.members,
     found.splits.test,
-    [masks.density_to_sparsity(kept) for kept in config.kept],
+    sparsities,
     scope=config.scope,
     overrides=ensemble.keep_more_outputs(factor) if factor != 1 else None,
   )
@@ -260,14 +263,6 @@ def prune(config: PruneConfig) -> None:
   print(f'\nFigures and report: {report}')
 
 
-def _check_prune(config: PruneConfig) -> None:
-  if not config.kept:
-    raise UserError('--kept needs at least one value.')
-  for kept in config.kept:
-    masks.density_to_sparsity(kept, '--kept')
-  pruned_model.check_output_factor(config.scope, config.output_factor)
-
-
 def report(config: ReportConfig) -> None:
   """Rebuilds the figures and the page of a run."""
   print(f'Figures and report: {run_report.write(config.run)}')
@@ -276,6 +271,11 @@ def report(config: ReportConfig) -> None:
 class _Command(NamedTuple):
   main: Callable[[Any], None]
   defaults: Any
+
+  @property
+  def about(self) -> str:
+    """What it does, in a line."""
+    return str(type(self.defaults).__doc__)
 
 
 _COMMANDS = {
@@ -288,12 +288,7 @@ _COMMANDS = {
 
 
 def main(args: Sequence[str] | None = None) -> int:
-  """Runs one of the commands, and gives the exit status; see folder.run_main.
-
-  Args:
-    args: the command line, without the name of the program; None is that of
-      this process.
-  """
+  """Runs one of the commands; gives the exit status, see folder.run_main."""
   given = list(sys.argv[1:] if args is None else args)
   name = given[0] if given else ''
   if name in ('-h', '--help'):
@@ -311,19 +306,15 @@ def main(args: Sequence[str] | None = None) -> int:
     chosen.main,
     {'default': chosen.defaults},
     prog=f'powerprop {name}',
-    description=_about(chosen),
+    description=chosen.about,
     args=given[1:],
     # Flags that make powerprop fast make a dense network slower.
     static_alpha=None if name == 'bench' else name == 'train',
   )
 
 
-def _about(chosen: _Command) -> str:
-  return str(type(chosen.defaults).__doc__)
-
-
 def _help() -> str:
-  lines = [f'  {name:8}{_about(c)}' for name, c in _COMMANDS.items()]
+  lines = [f'  {name:8}{c.about}' for name, c in _COMMANDS.items()]
   return '\n'.join(
     [
       'usage: powerprop COMMAND [OPTIONS]',

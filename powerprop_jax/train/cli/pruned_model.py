@@ -15,7 +15,6 @@ import jax
 from powerprop_jax import nets
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import select as select_lib
-from powerprop_jax.core.trees import Params, Tree
 from powerprop_jax.export import export
 from powerprop_jax.export import exported as exported_lib
 from powerprop_jax.export.exported import Exported
@@ -89,10 +88,6 @@ def check_output_factor(scope: str, factor: float) -> None:
 def from_run(path: str | pathlib.Path, pruning: PruneOnce) -> Exported:
   """A network of a run, pruned once; nothing in the run is changed.
 
-  Args:
-    path: folder of a run, see runs.load.
-    pruning: which network, and how much of it to keep.
-
   Returns:
     The network on the host. Its description has `model` (see Model), `run`
     (settings), step, alpha, key, the pruning, the density of the weights and
@@ -109,7 +104,13 @@ def from_run(path: str | pathlib.Path, pruning: PruneOnce) -> Exported:
   theta = state.theta
   alpha, key = float(found.members.alpha[index]), int(found.members.key[index])
   divergence.refuse(path, (alpha, key), divergence.lost_leaf(theta))
-  masks = _masks(state, theta, pruning)
+  sparsity = masks_lib.density_to_sparsity(pruning.kept)
+  factor = pruning.output_factor
+  more = ensemble.keep_more_outputs(factor)(sparsity) if factor != 1 else None
+  masks = masks_lib.intersect(
+    one_shot.prune(theta, sparsity, scope=pruning.scope, overrides=more),
+    views.current_masks(state.phi, state.opt_state),
+  )
   theta = masks_lib.apply_masks(theta, masks)
   evaluate = evaluate_lib.make_evaluate(found.net)
   scores = jax.jit(evaluate)(theta, state.net_state, found.splits.test)
@@ -152,29 +153,10 @@ def _chosen(
   )
 
 
-def _masks(state: Tree, theta: Params, pruning: PruneOnce) -> Tree:
-  factor = pruning.output_factor
-  sparsity = masks_lib.density_to_sparsity(pruning.kept)
-  overrides = (
-    ensemble.keep_more_outputs(factor)(sparsity) if factor != 1 else None
-  )
-  masks = one_shot.prune(
-    theta, sparsity, scope=pruning.scope, overrides=overrides
-  )
-  return masks_lib.intersect(
-    masks, views.current_masks(state.phi, state.opt_state)
-  )
-
-
 def load(path: str | pathlib.Path, pruning: PruneOnce) -> Exported:
-  """A network from a run or from an exported file.
+  """A network, on the host, from a run or from a file that export.write wrote.
 
-  Args:
-    path: folder of a run, or a file that export.write wrote.
-    pruning: for a run; the default for a file, which is what it is.
-
-  Returns:
-    The network on the host.
+  Of a file the pruning must be the default, as it is what it is.
 
   Raises:
     UserError: as from_run; if there is nothing at the path, the pruning of a
@@ -201,14 +183,7 @@ def load(path: str | pathlib.Path, pruning: PruneOnce) -> Exported:
 
 
 def model_of(about: Row) -> Model:
-  """The network that a description is of.
-
-  Args:
-    about: as from from_run.
-
-  Raises:
-    UserError: if the description does not say.
-  """
+  """The network that a description, as from from_run, is of."""
   model = about.get('model') if isinstance(about, dict) else None
   if not isinstance(model, dict) or not set(Model._fields) <= set(model):
     raise UserError(

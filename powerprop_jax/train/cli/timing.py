@@ -47,12 +47,7 @@ def take_turns(
   where it takes less than a millisecond.
 
   Args:
-    programs: by name.
-    repeats: runs of each that count; one more before them does not.
     on_run: is told after each run how many have been made.
-
-  Returns:
-    The times of each program, in the order of programs.
   """
   num_runs = itertools.count(1)
   found = {}
@@ -78,14 +73,7 @@ def run_once(program: Program) -> tuple[float, float]:
 
 
 def median_ratio(times: Sequence[float], base: Sequence[float]) -> float:
-  """Median of the ratios of neighbouring runs.
-
-  Args:
-    times: seconds, run by run.
-    base: seconds of what to compare with, in the same rounds.
-
-  Returns:
-    The median of times[i] / base[i].
+  """Median of times[i] / base[i], the ratios of neighbouring runs.
 
   Example:
     >>> median_ratio([2.0, 3.0, 8.0], [1.0, 2.0, 2.0])
@@ -98,9 +86,6 @@ def environment() -> str:
   """One line about the versions and the machine.
 
   It starts JAX, and so must come after everything that sets flags.
-
-  Returns:
-    Text for the heading of a table.
   """
   device = jax.devices()[0]
   return (

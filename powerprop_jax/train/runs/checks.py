@@ -11,6 +11,7 @@ def several(settings: Any, *names: str, differ: bool = True) -> None:
   Example:
     >>> import types
     >>> several(types.SimpleNamespace(keys=(0, 1)), 'keys')
+    >>> several(types.SimpleNamespace(kept=(1, 1)), 'kept', differ=False)
   """
   for name in names:
     values, option = getattr(settings, name), _option(name)
@@ -24,9 +25,7 @@ def positive(settings: Any, *names: str, prefix: str = '--') -> None:
   """Refuses numbers below 1, alone or in tuples; None may pass.
 
   Args:
-    settings: the settings of a program, or a part of them.
-    *names: which of its fields.
-    prefix: what stands in front of a name, such as '--'; '' for a part of the
+    prefix: what stands in front of a name in messages; '' for a part of the
       settings, which does not know what the options of a program are called.
 
   Example:

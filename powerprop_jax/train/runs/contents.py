@@ -137,11 +137,7 @@ class Contents:
 
 
 def read(path: pathlib.Path, stored: Row) -> Contents:
-  """What config.json of a run says of its contents.
-
-  Args:
-    path: the folder of the run.
-    stored: what folder.read_config gives for it.
+  """What folder.read_config gave for a run, of its contents.
 
   Raises:
     UserError: if they are spoilt, or were not written, as by version 0.1.0.

@@ -42,10 +42,6 @@ class Diverged(Exception):  # noqa: N818
 
   run_folder.run_main turns it into one line and EXIT_STATUS.
 
-  Args:
-    path: the folder of the run.
-    count: how many networks it has.
-
   Example:
     >>> print(Diverged('runs/train', 1))
     error: the network of runs/train diverged; its results and report are
@@ -86,8 +82,7 @@ def say_weights(path: Path, network: Network, leaf: str, step: int) -> None:
 def lost(logged: Sequence[Record]) -> dict[Network, bool]:
   """Whether a loss of each network was not finite at the last step logged.
 
-  Args:
-    logged: records of metrics.jsonl.
+  The records are those of metrics.jsonl.
 
   Example:
     >>> lost([{'step': 20, 'alpha': 2.0, 'key': 0, 'loss': None}])

@@ -67,12 +67,9 @@ class RunFolder:
     is said if it was to be resumed. All checks come before the first write.
 
     Args:
-      out: the folder.
       config: the settings, a dataclass; its fields 'out' and 'resume', where
         it has them, are left out of the record and of the comparison.
-      program: name of the program, e.g. 'train'; another program
-        cannot continue the run.
-      resume: continue the run that the folder holds.
+      program: its name, e.g. 'train'; another cannot continue the run.
       is_part: the folder is of a part of a run that may not have come to it, so
         that there is nothing to say.
       contents: what `powerprop export`, `report` and their like need to know of
@@ -87,11 +84,15 @@ class RunFolder:
     try:
       self.is_resumed = _holds_run(self.path)
       if self.is_resumed:
-        self._check_same_run(program, settings, resume)
+        stored = read_config(self.path)
+        self._check_same_run(stored, program, settings, resume)
       else:
         self.path.mkdir(parents=True, exist_ok=True)
-        self.write_json('config.json', _describe(program, settings))
-      self._write_contents(contents or Contents())
+        stored = _describe(program, settings)
+      # A run of version 0.1.0 lacks them too.
+      if 'contents' not in stored:
+        stored['contents'] = contents or Contents()
+        self.write_json('config.json', stored)
     except OSError as error:
       raise UserError(
         f'cannot use {self.path} as the output folder: {error}. Choose another '
@@ -104,14 +105,9 @@ class RunFolder:
         file=sys.stderr,
       )
 
-  def _write_contents(self, contents: Contents) -> None:
-    """Adds them where they are not written down, as by version 0.1.0."""
-    stored = read_config(self.path)
-    if 'contents' not in stored:
-      self.write_json('config.json', {**stored, 'contents': contents})
-
-  def _check_same_run(self, program: str, settings: Row, resume: bool) -> None:
-    stored = read_config(self.path)
+  def _check_same_run(
+    self, stored: Row, program: str, settings: Row, resume: bool
+  ) -> None:
     if not resume:
       raise UserError(
         f'{self.path} already holds a run of {stored["program"]}; pass '
@@ -264,10 +260,6 @@ def run_main(main: Callable[..., None], *args: Any) -> int:
   its message goes to the standard error, without a traceback. One that comes
   out of another library is a defect and keeps its traceback. A file that cannot
   be read or written, whoever tried, is named in one line too.
-
-  Args:
-    main: the program.
-    *args: what to call it with.
 
   Returns:
     The exit status: 0; 2 after a mistake; 130 after an interruption (Ctrl-C);

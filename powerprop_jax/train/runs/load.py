@@ -63,14 +63,8 @@ def load(
 ) -> Trained:
   """Reads the networks in the latest checkpoint of a run.
 
-  Args:
-    path: the folder of the run. If its latest checkpoint is damaged, the one
-      before it is read, with a warning on the standard error.
-    alpha: of a run whose networks lie in its parts, the α of the part to read.
-    key: likewise a key.
-
-  Returns:
-    The networks and what they were trained on.
+  If that is damaged, the one before it is read, with a warning on the standard
+  error. Where the networks of a run lie in its parts, alpha and key choose one.
 
   Raises:
     UserError: if the folder holds no run, a run without networks to read, no
@@ -168,13 +162,11 @@ def _state(leaves: Row, static: Row) -> TrainState:
   Args:
     leaves: arrays by their names in the state, such as ".phi['linear']['w']".
     static: what is no array, likewise.
-
-  Returns:
-    A TrainState whose optimiser has a PowerState and a SparseState at most.
   """
   starts = [name.partition('.phi[')[0] for name in leaves if '.phi[' in name]
   start = min(starts, key=len)
   of = lambda name: _node(leaves, static, name)
+  # Whatever trained them: a PowerState and a SparseState at most.
   opt_state: OptState = ()
   for power in _states_with(static, '.form'):
     chosen = static[f'{power}.select']
@@ -232,10 +224,6 @@ def check_any_finite(path: str | pathlib.Path, found: Trained) -> None:
   """Refuses a run that has no network to work with.
 
   A line is printed about each network that diverged, where others did not.
-
-  Args:
-    path: the folder of the run, for the message.
-    found: its networks.
 
   Raises:
     UserError: if a weight of every network is not finite; names one.

@@ -123,13 +123,8 @@ class Progress:
     """Starts the clock.
 
     Args:
-      description: what is being done.
-      total: how many units there are to do.
-      unit: what they are.
       start: how many are done already; they do not count for the speed.
       interval: seconds between two lines, where there is no terminal.
-      enabled: False says nothing at all.
-      stream: where to write; None is the standard error.
     """
     self._task = description, total, unit, start
     self._interval = interval
@@ -147,12 +142,7 @@ class Progress:
     return self
 
   def update(self, done: int, metrics: Record | None = None) -> None:
-    """Reports progress.
-
-    Args:
-      done: how many units are done, those before the start included.
-      metrics: numbers to show; what is no number is left out.
-    """
+    """Reports how many units are done, and numbers of metrics."""
     now = time.monotonic()
     self._text = self._line(done, now - self._began, metrics or {})
     if self._bar is not None:
@@ -209,11 +199,7 @@ def _bar(stream: IO[str]) -> Any:
 
 
 def check_tensorboard(enabled: bool) -> None:
-  """Refuses to write for TensorBoard without its package; call it early.
-
-  Raises:
-    UserError: saying what to install.
-  """
+  """Refuses to write for TensorBoard without its package; call it early."""
   if enabled and importlib.util.find_spec('tensorboardX') is None:
     raise UserError(
       'TensorBoard files are written with tensorboardX; install it with: pip '
@@ -231,10 +217,8 @@ class TensorBoardWriter:
   def write(self, step: int, metrics: Record) -> None:
     """Writes the numbers of one measurement.
 
-    Args:
-      step: number of training steps done.
-      metrics: from names to values. The curves of several networks are told
-        apart by 'alpha' and 'key', as 'loss/alpha_2_key_0'.
+    The curves of several networks are told apart by 'alpha' and 'key', as
+    'loss/alpha_2_key_0'.
     """
     if self._summary is None:
       return
@@ -251,13 +235,11 @@ class TensorBoardWriter:
 def tensorboard_writer(
   run: str | os.PathLike[str], start: int, enabled: bool
 ) -> Iterator[TensorBoardWriter]:
-  """TensorBoard files of a run, or a writer that does nothing.
+  """TensorBoard files in the folder of a run, or a writer that does nothing.
 
   Args:
-    run: the folder of the run; the files go into its folder 'tensorboard'.
     start: steps that are done already; TensorBoard hides what an interrupted
       run wrote for later ones.
-    enabled: whether to write anything; needs the extra [tensorboard].
 
   Raises:
     UserError: if it is enabled and tensorboardX is not installed.

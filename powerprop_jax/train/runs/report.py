@@ -12,19 +12,14 @@ from powerprop_jax.files import json_files
 from powerprop_jax.files.tables import Row
 from powerprop_jax.report import html, plotting, records
 from powerprop_jax.train.runs import contents, folder, metrics
-from powerprop_jax.train.runs.contents import Figure, Records, Section, Table
+from powerprop_jax.train.runs.contents import Figure, Records, Section
 from powerprop_jax.train.runs.errors import UserError
 
 
 def write(path: str | pathlib.Path) -> pathlib.Path:
-  """Draws the figures of a run again and writes its report.html.
+  """Draws the figures of a run, complete or not, and writes its report.html.
 
-  Args:
-    path: the folder of a run, complete or not.
-
-  Returns:
-    The path of report.html. It and the figures that are drawn are replaced,
-    nothing else.
+  Both are replaced, nothing else.
 
   Raises:
     UserError: if the folder holds no run, or one that says nothing of a report,
@@ -75,16 +70,13 @@ def _filled(
       drawn[figure.name] = _draw(path, figure, found)
     if figure.name in drawn or (path / f'{figure.name}.png').exists():
       figures.append(figure)
-  rows = [(table, _read(path, table.records)) for table in part.tables]
-  return figures, [
-    html.Table(_rows(table, found), table.caption)
-    for table, found in rows
-    if found
-  ]
-
-
-def _rows(table: Table, found: list[Row]) -> list[Row]:
-  return found if table.pivot is None else records.pivot(found, **table.pivot)
+  tables = []
+  for table in part.tables:
+    if found := _read(path, table.records):
+      pivot = table.pivot
+      rows = found if pivot is None else records.pivot(found, **pivot)
+      tables.append(html.Table(rows, table.caption))
+  return figures, tables
 
 
 def _draw(path: pathlib.Path, figure: Figure, found: list[Row]) -> Any:
