@@ -43,14 +43,10 @@ def part(run):
   return run / 'combinations' / 'set_density_0.2_alpha_2'
 
 
-def contents(folder):
-  return {p: p.read_bytes() for p in folder.rglob('*') if p.is_file()}
-
-
 def test_networks_of_a_combination_are_exported_as_they_were_scored(
   run, part, tmp_path
 ):
-  before = contents(part)
+  before = programs.contents(part)
   for record in programs.results(run):
     if (record['method'], record['alpha']) != ('set', 2):
       continue
@@ -68,7 +64,7 @@ def test_networks_of_a_combination_are_exported_as_they_were_scored(
       *map(jax.tree.leaves, (found.masks, found.theta)), strict=True
     ):
       assert not theta[~mask].any()
-  assert contents(part) == before
+  assert programs.contents(part) == before
 
 
 def test_what_is_read_is_what_the_views_of_the_state_say(part):
@@ -93,11 +89,11 @@ def test_a_combination_is_benched_and_pruned(part, tmp_path, capsys):
 
 
 def test_reports_of_run_and_combination_are_drawn_again(run, part, capsys):
-  before = contents(run)
+  before = programs.contents(run)
   for name in ('accuracy.png', 'layers_density_0.2.png', 'report.html'):
     (run / name).unlink()
   assert main('report', run) == 0
-  assert contents(run) == before
+  assert programs.contents(run) == before
   assert main('report', part) == 0
   page = (part / 'report.html').read_text()
   assert page.count('data:image/png') == 3

@@ -88,28 +88,10 @@ def world(tmp_path_factory):
   (path / 'other').mkdir()
   (path / 'other' / 'thesis.tex').write_text('do not lose this')
   (path / 'file').write_text('a file')
-  good = {
-    'x_train': np.zeros((40, 4, 4), np.uint8),
-    'y_train': np.arange(40) % 3,
-    'x_test': np.zeros((6, 4, 4), np.uint8),
-    'y_test': np.arange(6) % 3,
-  }
-  for name, changed in {
-    'keys': {'images': (x := good.pop('x_test'))},
-    'shapes': {'x_test': np.zeros((6, 5, 5), np.uint8)},
-    'rank': {'x_test': np.zeros(6, np.uint8)},
-    'lengths': {'x_test': np.zeros((5, 4, 4), np.uint8)},
-    'labels': {
-      'x_test': np.zeros((6, 4, 4), np.uint8),
-      'y_test': np.array([0, 1, 2, 7, 1, 1]),
-    },
-    'negative': {
-      'x_test': np.zeros((6, 4, 4), np.uint8),
-      'y_train': np.full(40, -1),
-    },
-    **{name: {'x_test': x, **changed} for name, changed in ODD_DATA.items()},
-  }.items():
-    np.savez(path / f'{name}.npz', **{**good, **changed})
+  for name, changed in ODD_DATA.items():
+    np.savez(path / f'{name}.npz', **GOOD_DATA | changed)
+  images = {k: v for k, v in GOOD_DATA.items() if k != 'x_test'}
+  np.savez(path / 'keys.npz', images=GOOD_DATA['x_test'], **images)
   (path / 'broken.npz').write_bytes(b'PK not an archive')
   return path
 
@@ -199,7 +181,18 @@ SPOILT_FILES = {
   'huge_header': ('net.npz', lambda _: (2**62).to_bytes(8, 'little') + b'{}'),
   'empty': ('net.npz', lambda _: b''),
 }
+GOOD_DATA = {
+  'x_train': np.zeros((40, 4, 4), np.uint8),
+  'y_train': np.arange(40) % 3,
+  'x_test': np.zeros((6, 4, 4), np.uint8),
+  'y_test': np.arange(6) % 3,
+}
 ODD_DATA = {
+  'shapes': {'x_test': np.zeros((6, 5, 5), np.uint8)},
+  'rank': {'x_test': np.zeros(6, np.uint8)},
+  'lengths': {'x_test': np.zeros((5, 4, 4), np.uint8)},
+  'labels': {'y_test': np.array([0, 1, 2, 7, 1, 1])},
+  'negative': {'y_train': np.full(40, -1)},
   'onehot': {'y_train': np.eye(3, dtype=int)[np.arange(40) % 3]},
   'float_labels': {'y_train': np.zeros(40)},
   'text_labels': {'y_train': np.array(['a'] * 40)},
@@ -273,7 +266,8 @@ CASES = [
   ('prune run --output-factor nan', '--output-factor .*nan', 'positive'),
   ('prune run --output-factor 2 --scope global', '--output-factor', 'layer'),
   ('train --data.name mnits', "'mnits'", "did you mean 'mnist'"),
-  ('train --data.name mnist --data.dir nowhere', 'nowhere', 'download_and'),
+  ('train --data.name mnist --data.dir nowhere', '--data.dir', 'nowhere',
+   'download_and'),
   ('train --data.name nothing.npz', 'nothing.npz', 'path of a .npz'),
   ('train --data.name keys.npz', 'x_test', 'expected are x_train'),
   ('train --data.name shapes.npz', r'\(5, 5, 1\)', 'must agree'),
@@ -353,7 +347,6 @@ CASES = [
   ('TRAIN', "unknown command 'TRAIN'"),
   ('--alpha 2', "unknown command '--alpha'"),
   # Data.
-  ('train --data.name mnist --data.dir nowhere', '--data.dir'),
   ('train --data.name mnist --data.dir file', 'mnist is not prepared in file'),
   ('train --data.name imagenet2012', 'train/images reads it in batches'),
   ('train --data imagenet2012', 'meant: .*--data.name'),

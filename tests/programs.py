@@ -23,6 +23,11 @@ def results(out):
   return json.loads((out / 'results.json').read_text())
 
 
+def contents(folder):
+  """What is in each file of a folder."""
+  return {p: p.read_bytes() for p in folder.rglob('*') if p.is_file()}
+
+
 def times(folder):
   """When each file of a folder was written."""
   files = (path for path in folder.rglob('*') if path.is_file())

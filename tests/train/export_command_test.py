@@ -14,25 +14,13 @@ from powerprop_jax.export import export
 from powerprop_jax.export import program as export_program
 from powerprop_jax.export.exported import Exported
 from powerprop_jax.prune import one_shot
-from powerprop_jax.train.cli import (
-  bench as bench_command,
-)
-from powerprop_jax.train.cli import (
-  main as cli,
-)
-from powerprop_jax.train.cli import (
-  pruned_model,
-  timing,
-)
+from powerprop_jax.train.cli import bench, pruned_model, timing
+from powerprop_jax.train.cli import main as cli
 from powerprop_jax.train.cli.pruned_model import PruneOnce
 from powerprop_jax.train.runs import load
 
 TINY = ['--loop.num-steps', '60', '--loop.eval-every', '30']
 FORMATS = ['safetensors', 'npz', 'scipy', 'jax']
-
-
-def contents(folder):
-  return {p: p.read_bytes() for p in folder.rglob('*') if p.is_file()}
 
 
 def main(*args):
@@ -68,11 +56,11 @@ class ExportTest:
   def test_writes_what_pruning_by_hand_gives(
     self, run, tmp_path, format, scope
   ):
-    before = contents(run)
+    before = programs.contents(run)
     path = tmp_path / 'net'
     args = ['--format', format, '--kept', 0.1, '--scope', scope]
     main('export', run, *args, '--out', path)
-    assert contents(run) == before
+    assert programs.contents(run) == before
     found = export.read(path)
     state = jax.tree.map(lambda x: x[0], load.load(run).state)
     masks = one_shot.prune(state.theta, 0.9, scope=scope)
@@ -189,10 +177,10 @@ class BenchTest:
       assert row['form'] != 'dense' or row['speed_up'] == 1
 
   def test_times_a_run_pruned_on_the_way(self, run, capsys):
-    before = contents(run)
+    before = programs.contents(run)
     main('bench', run, '--kept', 0.2, *self.FAST)
     assert 'sparsity: 0.8' in capsys.readouterr().out
-    assert contents(run) == before
+    assert programs.contents(run) == before
 
   def test_convolutions_have_no_row_for_scipy(self, tmp_path, capsys):
     shape = (8, 8, 1)
@@ -213,7 +201,7 @@ class BenchTest:
     wrong = jax.tree.map(lambda mask: mask & False, found.masks)
     found = found._replace(masks=wrong)
     with pytest.raises(ValueError, match="the form 'masked' of this network"):
-      bench_command.measure(found, (2,), 1)
+      bench.measure(found, (2,), 1)
 
   def test_files_that_do_not_say_what_they_hold_are_refused(
     self, tmp_path, capsys
@@ -263,6 +251,3 @@ class TimingTest:
     }
     assert list(found) == ['a', 'b', 'c']
     assert [len(times.wall) for times in found.values()] == [9, 9, 9]
-
-  def test_ratio_is_that_of_neighbours(self):
-    assert timing.median_ratio([1.0, 9.0, 4.0], [1.0, 3.0, 2.0]) == 2.0

@@ -1,7 +1,6 @@
 """What a run reports is complete, in order, and not in the way."""
 
 import io
-import json
 import os
 import signal
 import subprocess
@@ -48,6 +47,9 @@ class MetricsWriterTest:
     assert steps_in(path) == [0, 10, 10, 20, 30]
     write(path, [30, 40], start=20)
     assert steps_in(path) == [0, 10, 10, 20, 30, 40]
+    # No start is a new file.
+    write(path, [0])
+    assert steps_in(path) == [0]
 
   def test_resumed_file_equals_an_uninterrupted_one(self, path, tmp_path):
     whole = tmp_path / 'whole.jsonl'
@@ -58,11 +60,6 @@ class MetricsWriterTest:
       done = kept[-1] if kept else 0
       write(path, range(done + 10 if done else 0, 50, 10), start=done)
       assert path.read_bytes() == whole.read_bytes()
-
-  def test_start_zero_is_a_new_file(self, path):
-    write(path, [0, 10])
-    write(path, [0], start=0)
-    assert steps_in(path) == [0]
 
   def test_line_without_its_end_counts_as_cut(self, path):
     path.write_text('{"step": 1}\n{"step": 2}')
@@ -144,13 +141,11 @@ class ProgressTest:
       progress.update(2)
     assert stream.getvalue() == ('a: 2/10 runs, 0.00025 runs/s, 8:53:20 left\n')
 
-  def test_nothing_done_says_nothing(self):
+  def test_disabled_or_nothing_done_says_nothing(self, clock):
     stream = io.StringIO()
     with metrics.Progress('a', 10, stream=stream):
       pass
     assert stream.getvalue() == ''
-
-  def test_disabled_says_nothing(self, clock):
     for stream in (io.StringIO(), Terminal()):
       with metrics.Progress('a', 2, enabled=False, stream=stream) as progress:
         clock.now += 100
@@ -193,8 +188,3 @@ class TensorBoardTest:
     monkeypatch.setitem(sys.modules, 'tensorboardX', None)
     with pytest.raises(UserError, match=r"'powerprop_jax\[tensorboard\]'"):
       metrics.tensorboard_writer(tmp_path, 0, True).__enter__()
-
-
-def test_lines_are_json(path):
-  write(path, [0])
-  assert json.loads(path.read_text()) == {'step': 0, 'loss': 1.0}
