@@ -21,12 +21,10 @@ import optax
 
 from experiments.adaptive_alpha import evaluation
 from experiments.adaptive_alpha.evaluation import Records
-from powerprop_jax.core import select as select_lib
+import powerprop_jax as pp
 from powerprop_jax.core import trees
 from powerprop_jax.core.trees import Tree
 from powerprop_jax.files.tables import Row
-from powerprop_jax.optim import views
-from powerprop_jax.optim.alpha import AlphaController
 from powerprop_jax.train import ensemble, loop, optimizers
 from powerprop_jax.train import evaluate as evaluate_lib
 from powerprop_jax.train import step as step_lib
@@ -75,7 +73,7 @@ class Control(NamedTuple):
     per_leaf: whether each selected leaf has an α of its own.
   """
 
-  controller: AlphaController
+  controller: pp.AlphaController
   period: int
   warm_up: int = 0
   hold: Hold = 'theta'
@@ -206,7 +204,7 @@ def change_alpha(
   train = state.train
   alpha, memory = control.controller.update(
     train.theta,
-    views.current_masks(train.phi, train.opt_state),
+    pp.current_masks(train.phi, train.opt_state),
     evaluation.power_of(train.opt_state),
     state.memory,
   )
@@ -246,9 +244,7 @@ def _with_alpha(
 ) -> Controlled:
   """The state with another α, and the jump of the near-zero mass added up."""
   train = state.train
-  phi, opt_state = views.with_alpha(
-    train.phi, train.opt_state, alpha, hold=hold
-  )
+  phi, opt_state = pp.with_alpha(train.phi, train.opt_state, alpha, hold=hold)
   changed = train._replace(phi=phi, opt_state=opt_state)
   before, after = (
     evaluation.share_near_zero(t.theta, epsilon) for t in (train, changed)
@@ -278,7 +274,7 @@ def _by_leaf(problem: Problem, alpha: Any) -> Tree:
   )
   tree: dict[str, Row] = {}
   for leaf in trees.named_leaves(theta):
-    if select_lib.is_weight(*leaf):
+    if pp.is_weight(*leaf):
       tree.setdefault(leaf.module_name, {})[leaf.name] = jnp.float32(alpha)
   return tree
 

@@ -3,11 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from powerprop_jax.core import select as select_lib
+import powerprop_jax as pp
 from powerprop_jax.core import trees
 from powerprop_jax.core.trees import OptState, Params, Tree
 from powerprop_jax.files.tables import Row
-from powerprop_jax.optim.powerprop import PowerState
 from powerprop_jax.report.analysis import TOTAL
 from powerprop_jax.train import ensemble, loop
 from powerprop_jax.train.ensemble import Members
@@ -55,7 +54,7 @@ def records(members: Members, trained: Tree, found: Tree) -> Records:
 
 def power_of(opt_state: OptState) -> Tree:
   """α as the optimiser state holds it: a scalar, or a tree by leaf."""
-  (power,) = trees.find_states(opt_state, PowerState)
+  (power,) = trees.find_states(opt_state, pp.PowerState)
   return power.alpha
 
 
@@ -70,9 +69,7 @@ def share_near_zero(theta: Params, epsilon: float) -> jax.Array:
     Array(0.5, dtype=float32)
   """
   chosen = [
-    leaf.value
-    for leaf in trees.named_leaves(theta)
-    if select_lib.is_weight(*leaf)
+    leaf.value for leaf in trees.named_leaves(theta) if pp.is_weight(*leaf)
   ]
   # Counts are exact integers; their sum is divided once.
   near = jnp.stack([jnp.sum(jnp.abs(value) < epsilon) for value in chosen])

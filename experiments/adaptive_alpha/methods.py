@@ -29,9 +29,9 @@ from experiments.adaptive_alpha.config import (
 from experiments.adaptive_alpha.control import Control, Controlled, Problem
 from experiments.adaptive_alpha.evaluation import Records
 from experiments.adaptive_alpha.race import Rung
+import powerprop_jax as pp
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import reparam
-from powerprop_jax.optim import alpha as alpha_lib
 from powerprop_jax.train import ensemble
 from powerprop_jax.train.ensemble import Members
 from powerprop_jax.train.runs import folder as run_folder
@@ -109,7 +109,7 @@ def control_of(
   if method in ('fixed', 'race', 'branch'):
     return None
   is_uncapped = method.startswith('uncapped')
-  controller = alpha_lib.near_zero_controller(
+  controller = pp.near_zero_controller(
     config.epsilon,
     growth=config.growth,
     increment=config.increment,

@@ -13,9 +13,9 @@ from experiments.adaptive_alpha.control import Problem
 from experiments.adaptive_alpha.evaluation import Records
 from experiments.adaptive_alpha.methods import Trained
 from experiments.common import combinations as combination_runs
+import powerprop_jax as pp
 from powerprop_jax import nets
 from powerprop_jax.core import masks as masks_lib
-from powerprop_jax.core import select as select_lib
 from powerprop_jax.core import trees
 from powerprop_jax.core.trees import Params
 from powerprop_jax.export import npz
@@ -165,7 +165,7 @@ def _selected_weights(trained: Trained, key: int) -> dict[str, np.ndarray]:
   return {
     leaf.path: np.asarray(leaf.value)
     for leaf in trees.named_leaves(jax.device_get(state.theta))
-    if select_lib.is_weight(*leaf)
+    if pp.is_weight(*leaf)
   }
 
 

@@ -33,11 +33,11 @@ import numpy as np
 import optax
 
 from experiments.benchmarks import timing
+import powerprop_jax as pp
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.files import tables
 from powerprop_jax.nets import layers
 from powerprop_jax.nets.layers import forms
-from powerprop_jax.optim import aliases, views
 from powerprop_jax.sparse import weight as sparse_weight
 from powerprop_jax.sparse.weight import Support
 from powerprop_jax.train.cli import arguments
@@ -205,7 +205,7 @@ def make_step(
   if form == 'masked':
     masks = masks_lib.full_masks(theta)
     masks['layer']['w'] = jnp.asarray(mask)
-    tx = aliases.static(tx, masks=masks)
+    tx = pp.static(tx, masks=masks)
 
   def step(carry: Carry, inputs: jax.Array) -> tuple[Carry, jax.Array]:
     phi, opt_state, net_state = carry
@@ -216,14 +216,14 @@ def make_step(
       y, after = net.apply(theta, net_state, None, inputs)
       return 0.5 * jnp.mean(y**2), after
 
-    theta = views.effective_params(phi, opt_state)
+    theta = pp.effective_params(phi, opt_state)
     differentiate = jax.grad(loss_fn, (0, 1), has_aux=True)
     (grads, to_inputs), net_state = differentiate(theta, inputs)
     updates, opt_state = tx.update(grads, opt_state, phi)
     phi = optax.apply_updates(phi, updates)
     return (phi, opt_state, net_state), to_inputs
 
-  return step, (*views.init(tx, theta), net_state)
+  return step, (*pp.init(tx, theta), net_state)
 
 
 def _module(

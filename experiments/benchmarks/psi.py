@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.benchmarks import timing
+import powerprop_jax as pp
 from powerprop_jax.core import reparam
 from powerprop_jax.files import tables
 from powerprop_jax.train.cli import arguments
@@ -43,14 +44,14 @@ def main(config: Config) -> None:
     reparam.check_alpha(alpha)
   phi = 0.05 * jax.random.normal(jax.random.key(0), (config.size,))
   traced = jnp.float32(1.7)
-  of_traced = jax.jit(reparam.psi)
+  of_traced = jax.jit(pp.psi)
   general = jax.jit(lambda x, a: jnp.sign(x) * jnp.abs(x) ** a)
   functions: dict[str, Callable[[jax.Array], jax.Array]] = {
     'scaled copy': jax.jit(lambda x: 0.5 * x)
   }
   for alpha in config.alphas:
     functions[f'ψ, α = {alpha:g}'] = jax.jit(
-      lambda x, alpha=alpha: reparam.psi(x, alpha)
+      lambda x, alpha=alpha: pp.psi(x, alpha)
     )
   functions['ψ, α traced'] = lambda x: of_traced(x, traced)
   functions['sign · abs ** α, traced'] = lambda x: general(x, traced)

@@ -34,12 +34,12 @@ import numpy as np
 import optax
 
 from experiments.benchmarks import timing
+import powerprop_jax as pp
 from powerprop_jax import nets
 from powerprop_jax.core import masks, schedules, trees
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.trees import NamedLeaf, Params, Updates
 from powerprop_jax.files import tables
-from powerprop_jax.optim import sparsify
 from powerprop_jax.optim.topologies import (
   counts,
   drop_grow,
@@ -48,18 +48,17 @@ from powerprop_jax.optim.topologies import (
   snfs,
   top_kast,
 )
-from powerprop_jax.optim.topology import Rewiring, SparseState, Topology
 from powerprop_jax.train.cli import arguments
 from powerprop_jax.train.runs.errors import UserError
 
 # A topology's function that changes the masks.
-_Rewire = Callable[[Rewiring], tuple[Any, Any]]
+_Rewire = Callable[[pp.Rewiring], tuple[Any, Any]]
 
 
 class _Method(NamedTuple):
   """A way to rewire, and the same by sorting."""
 
-  topology: Topology
+  topology: pp.Topology
   by_sorting: _Rewire | None = None
 
 
@@ -173,7 +172,7 @@ def _measure(config: Config, name: str) -> tuple[tables.Row, str]:
   }
   if config.by_sorting and method.by_sorting is not None:
     topologies['sorting'] = method.topology._replace(rewire=method.by_sorting)
-  states: dict[str, SparseState] = {}
+  states: dict[str, pp.SparseState] = {}
   programs = {
     variant: _updates(topology, theta, grads, states, variant)
     for variant, topology in topologies.items()
@@ -220,14 +219,14 @@ def _weights_and_gradients(net_name: str) -> tuple[Any, Any]:
 
 
 def _updates(
-  topology: Topology,
+  topology: pp.Topology,
   phi: Params,
   grads: Updates,
-  states: dict[str, SparseState],
+  states: dict[str, pp.SparseState],
   variant: str,
 ) -> timing.Program:
   """A program that runs one update; states[variant] is where it has got to."""
-  tx = sparsify.sparsify(optax.sgd(0.1, momentum=0.9), topology)
+  tx = pp.sparsify(optax.sgd(0.1, momentum=0.9), topology)
   states[variant] = tx.init(phi)
   update = jax.jit(tx.update, donate_argnums=1)
 
@@ -252,10 +251,10 @@ def _sorted_drop_grow(growth: drop_grow.Growth, fraction: float) -> _Rewire:
     survivors = sorted_top_k(jnp.abs(leaf.value), active - moved, mask)
     return survivors | sorted_top_k(grow, moved, ~survivors)
 
-  def rewire(rewiring: Rewiring) -> tuple[Any, Any]:
+  def rewire(rewiring: pp.Rewiring) -> tuple[Any, Any]:
     moved = counts.map_masks(
       move,
-      select_lib.is_weight,
+      pp.is_weight,
       rewiring.theta,
       rewiring.masks,
       growth(rewiring),
@@ -278,10 +277,10 @@ def _sorted_pruning(
     count = size - counts.share(done, jnp.int32(removed))
     return sorted_top_k(jnp.abs(theta), count, mask)
 
-  def rewire(rewiring: Rewiring) -> tuple[Any, Any]:
+  def rewire(rewiring: pp.Rewiring) -> tuple[Any, Any]:
     done = progress(rewiring.step)
     if scope == 'global':
-      names = select_lib.selected_names(select_lib.is_weight, rewiring.theta)
+      names = select_lib.selected_names(pp.is_weight, rewiring.theta)
       values, held = (
         trees.by_path(tree) for tree in (rewiring.theta, rewiring.masks)
       )
@@ -297,7 +296,7 @@ def _sorted_pruning(
       return trees.map_named(pick, rewiring.masks), rewiring.memory
     pruned = counts.map_masks(
       lambda leaf, mask: smaller(mask, leaf.value, done),
-      select_lib.is_weight,
+      pp.is_weight,
       rewiring.theta,
       rewiring.masks,
     )

@@ -44,13 +44,13 @@ import optax
 import scipy.sparse
 
 from experiments.benchmarks import figures_speed, mkl, timing
+import powerprop_jax as pp
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core.trees import Tree
 from powerprop_jax.files import tables
 from powerprop_jax.files.tables import Row
 from powerprop_jax.nets import layers
 from powerprop_jax.nets.layers import forms
-from powerprop_jax.optim import aliases
 from powerprop_jax.report import plotting
 from powerprop_jax.sparse import index as sparse_index
 from powerprop_jax.sparse import kernel_choice, linear, native
@@ -265,7 +265,7 @@ def _trainings(
   net = _make_net(width, 1 - sparsity)
   make_net = lambda supports: _make_net(width, 1 - sparsity, supports)
   inner = optax.sgd(learning_rate, momentum=0.9)
-  masked = aliases.static(
+  masked = pp.static(
     inner, {'linear_0/w': sparsity, 'linear_1/w': sparsity, 'logits/w': 0.0}
   )
   key = jax.random.key(0)

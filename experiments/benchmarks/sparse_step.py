@@ -40,10 +40,10 @@ import jax.numpy as jnp
 import optax
 
 from experiments.benchmarks import timing
+import powerprop_jax as pp
 from powerprop_jax import nets
 from powerprop_jax.core import masks
 from powerprop_jax.files import tables
-from powerprop_jax.optim import aliases, powerprop, views
 from powerprop_jax.train.cli import arguments
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.scale import fusing
@@ -74,21 +74,19 @@ METHODS: dict[
   str,
   Callable[[optax.GradientTransformation, float], optax.GradientTransformation],
 ] = {
-  'static': aliases.static,
+  'static': pp.static,
   'gradual': functools.partial(
-    aliases.gradual_pruning, start=0, stop=2 * _NEVER, period=_NEVER
+    pp.gradual_pruning, start=0, stop=2 * _NEVER, period=_NEVER
   ),
-  'set': functools.partial(
-    aliases.sparse_evolution, stop=2 * _NEVER, period=_NEVER
+  'set': functools.partial(pp.sparse_evolution, stop=2 * _NEVER, period=_NEVER),
+  'rigl': functools.partial(pp.rigl, stop=2 * _NEVER, period=_NEVER),
+  'rigl_alpha_2': lambda inner, sparsity: pp.rigl(
+    pp.powerprop(inner, 2.0), sparsity, stop=2 * _NEVER, period=_NEVER
   ),
-  'rigl': functools.partial(aliases.rigl, stop=2 * _NEVER, period=_NEVER),
-  'rigl_alpha_2': lambda inner, sparsity: aliases.rigl(
-    powerprop.powerprop(inner, 2.0), sparsity, stop=2 * _NEVER, period=_NEVER
-  ),
-  'snfs': functools.partial(aliases.snfs, stop=2 * _NEVER, period=_NEVER),
-  'dsr': functools.partial(aliases.dsr, stop=2 * _NEVER, period=_NEVER),
+  'snfs': functools.partial(pp.snfs, stop=2 * _NEVER, period=_NEVER),
+  'dsr': functools.partial(pp.dsr, stop=2 * _NEVER, period=_NEVER),
   # Chooses once, at the first step, which is not timed.
-  'top_kast': lambda inner, sparsity: aliases.top_kast(
+  'top_kast': lambda inner, sparsity: pp.top_kast(
     inner, sparsity, max(sparsity - 0.1, 0), period=_NEVER
   ),
 }
@@ -213,7 +211,7 @@ def _prepare(config: Config, net_name: str, way: Way, with_flags: bool) -> None:
 
   def program(tx: optax.GradientTransformation, view: _View) -> timing.Program:
     """Goes some steps on with a network of its own."""
-    carry = (*views.init(tx, theta), jax.tree.map(jnp.array, net_state))
+    carry = (*pp.init(tx, theta), jax.tree.map(jnp.array, net_state))
     step = make_step(net, tx, view)
     if way == 'own':
       return _own(step, carry, [(images[row], labels[row]) for row in rows])
@@ -226,7 +224,7 @@ def _prepare(config: Config, net_name: str, way: Way, with_flags: bool) -> None:
   if not with_flags:
     for name in ('dense', 'dense, again'):
       _PROGRAMS[name] = program(inner, lambda phi, opt_state: phi)
-  view = functools.partial(views.effective_params, pinned=way != 'own')
+  view = functools.partial(pp.effective_params, pinned=way != 'own')
   for name in config.methods:
     tx = METHODS[name](inner, config.sparsity)
     if not with_flags:

@@ -27,11 +27,11 @@ import numpy as np
 import optax
 
 from experiments.benchmarks import timing
+import powerprop_jax as pp
 from powerprop_jax import nets
 from powerprop_jax.core import reparam
 from powerprop_jax.core.trees import Tree
 from powerprop_jax.files import tables
-from powerprop_jax.optim import powerprop
 from powerprop_jax.train import state
 from powerprop_jax.train.cli import arguments
 from powerprop_jax.train.data.sources import Arrays
@@ -158,7 +158,7 @@ def _dense(arrays: Arrays) -> Run:
 def _powerprop(arrays: Arrays, alpha: Any) -> Run:
   """What the programs of this library run."""
   net = nets.make('lenet_300_100', 10)
-  tx = powerprop.powerprop(optax.sgd(0.1), alpha)
+  tx = pp.powerprop(optax.sgd(0.1), alpha)
   images = jnp.asarray(arrays.images[:1] / 255.0)
   current = state.create(net, tx, jax.random.key(0), images)
   advance = jax.jit(

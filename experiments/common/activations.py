@@ -11,7 +11,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from powerprop_jax.core import select as select_lib
+import powerprop_jax as pp
 from powerprop_jax.core import trees
 from powerprop_jax.core.trees import Params
 
@@ -55,7 +55,7 @@ def layer_outputs(
   layers = dict.fromkeys(
     leaf.module_name
     for leaf in trees.named_leaves(theta)
-    if select_lib.is_weight(*leaf)
+    if pp.is_weight(*leaf)
   )
   found: dict[str, list[jax.Array]] = {}
   # A layer's output by identity, until a normalisation takes its place. The

@@ -3,10 +3,10 @@
 import jax
 import numpy as np
 
-from powerprop_jax.core import select as select_lib
+import powerprop_jax as pp
 from powerprop_jax.core import trees
 from powerprop_jax.files.tables import Row
-from powerprop_jax.optim import topology, views
+from powerprop_jax.optim import topology
 from powerprop_jax.train import ensemble
 from powerprop_jax.train.ensemble import Members
 from powerprop_jax.train.state import TrainState
@@ -23,12 +23,12 @@ def masks_of(state: TrainState) -> MasksByLeaf:
   """
   if topology.find_sparse_state(state.opt_state) is None:
     return {}
-  masks = views.current_masks(state.phi, state.opt_state)
+  masks = pp.current_masks(state.phi, state.opt_state)
   weights, found = map(trees.named_leaves, (state.phi, masks))
   return {
     weight.path: mask.value
     for weight, mask in zip(weights, found, strict=True)
-    if select_lib.is_weight(*weight)
+    if pp.is_weight(*weight)
   }
 
 

@@ -18,10 +18,10 @@ import optax
 
 from experiments.common import mask_watch
 from experiments.common.combinations import Named
+import powerprop_jax as pp
 from powerprop_jax import nets
 from powerprop_jax.core.trees import Params, Tree
 from powerprop_jax.files.tables import Row
-from powerprop_jax.optim import views
 from powerprop_jax.train import condensed, ensemble, loop, methods, optimizers
 from powerprop_jax.train import evaluate as evaluate_lib
 from powerprop_jax.train import step as step_lib
@@ -187,7 +187,7 @@ def check_combinations(
 def check_starts(make_tx: MakeTx, theta: Params, what: str) -> None:
   """Refuses a transformation that cannot start with parameters of a shape."""
   try:
-    init = functools.partial(views.init, make_tx(jax.random.key(0)))
+    init = functools.partial(pp.init, make_tx(jax.random.key(0)))
     jax.eval_shape(init, theta)
   except UserError:
     raise

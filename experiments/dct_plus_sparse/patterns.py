@@ -20,13 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+import powerprop_jax as pp
 from powerprop_jax.core import distributions, scores, trees
 from powerprop_jax.core import masks as masks_lib
-from powerprop_jax.core import select as select_lib
-from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.trees import Params
-from powerprop_jax.optim import aliases, sparsify, views
-from powerprop_jax.optim.topology import Topology
 from powerprop_jax.prune import at_init
 from powerprop_jax.train import methods
 from powerprop_jax.train import step as step_lib
@@ -54,16 +51,16 @@ SupportName = Literal[
 NAMES = get_args(SupportName)
 
 _BUDGETS = {
-  'uniform': distributions.uniform,
+  'uniform': pp.uniform,
   'epf': distributions.equal_per_filter,
   'epl': distributions.equal_per_layer,
-  'er': distributions.er,
-  'erk': distributions.erk,
+  'er': pp.er,
+  'erk': pp.erk,
 }
 MOVING = ('set', 'rigl')
-_IN_STEPS: dict[str, Callable[..., Masks]] = {
+_IN_STEPS: dict[str, Callable[..., pp.Masks]] = {
   'iterative_snip': at_init.iterative_snip,
-  'force': at_init.force,
+  'force': pp.force,
 }
 SCORED = tuple(n for n in NAMES if n not in _BUDGETS and n not in MOVING)
 
@@ -180,11 +177,11 @@ def make_tx(
   """
   sparsity = masks_lib.density_to_sparsity(density)
   if name in _BUDGETS:
-    return aliases.static(inner, sparsity, distribution=_BUDGETS[name], key=key)
+    return pp.static(inner, sparsity, distribution=_BUDGETS[name], key=key)
   if name == 'set' or name == 'rigl':
     return methods.make_tx(inner, name, density, config, lengths, key)
   full = lambda key, theta: (masks_lib.full_masks(theta), ())
-  return sparsify.sparsify(inner, Topology(full, regrow='zero'), key=key)
+  return pp.sparsify(inner, pp.Topology(full, regrow='zero'), key=key)
 
 
 def check_density(
@@ -201,9 +198,7 @@ def check_density(
   if name not in SCORED:
     return
   sizes = [
-    leaf.value.size
-    for leaf in trees.named_leaves(theta)
-    if select_lib.is_weight(*leaf)
+    leaf.value.size for leaf in trees.named_leaves(theta) if pp.is_weight(*leaf)
   ]
   sparsity = masks_lib.density_to_sparsity(density)
   kept = masks_lib.num_kept(sum(sizes), sparsity)
@@ -220,7 +215,7 @@ def find(
   theta: Params,
   density: float,
   key: jax.Array,
-) -> Masks:
+) -> pp.Masks:
   """The masks of a scored support, of all layers ranked together.
 
   Args:
@@ -251,9 +246,9 @@ def find(
       scorer.loss_fn, theta, batches, sparsity, steps=config.rounds
     )
   if name == 'snip':
-    found = at_init.snip(scorer.loss_fn, theta, batches(0))
+    found = pp.snip(scorer.loss_fn, theta, batches(0))
   elif name == 'grasp':
-    found = at_init.grasp(scorer.grasp_loss_fn, theta, batches(0))
+    found = pp.grasp(scorer.grasp_loss_fn, theta, batches(0))
   else:
     found = scores.magnitude(theta)
   return at_init.masks_from_scores(found, sparsity)
@@ -273,7 +268,7 @@ def _batches(
   ]
 
 
-def install(state: TrainState, masks: Masks) -> TrainState:
+def install(state: TrainState, masks: pp.Masks) -> TrainState:
   """The states of all members with other connections.
 
   Args:
@@ -285,10 +280,10 @@ def install(state: TrainState, masks: Masks) -> TrainState:
     Stacked states with these connections, and φ zero without one.
   """
 
-  def one(state: TrainState, masks: Masks) -> TrainState:
+  def one(state: TrainState, masks: pp.Masks) -> TrainState:
     return state._replace(
-      phi=masks_lib.apply_masks(state.phi, masks),
-      opt_state=views.with_masks(state.opt_state, masks),
+      phi=pp.apply_masks(state.phi, masks),
+      opt_state=pp.with_masks(state.opt_state, masks),
     )
 
   return jax.jit(jax.vmap(one), donate_argnums=0)(state, masks)

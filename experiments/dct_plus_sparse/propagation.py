@@ -13,10 +13,9 @@ import jax.numpy as jnp
 
 from experiments.common import activations
 from experiments.common.activations import Apply
+import powerprop_jax as pp
 from powerprop_jax.core import masks as masks_lib
-from powerprop_jax.core import select as select_lib
 from powerprop_jax.core import trees
-from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.trees import Params
 from powerprop_jax.files.tables import Row
 
@@ -43,7 +42,7 @@ def signal_propagation(
   theta: Params,
   inputs: Any,
   *,
-  masks: Masks | None = None,
+  masks: pp.Masks | None = None,
 ) -> dict[str, Signal]:
   """The signal in every layer of a Haiku network, forward and backward.
 
@@ -79,15 +78,15 @@ def signal_propagation(
     1.4142135
   """
   masks = masks_lib.full_masks(theta) if masks is None else masks
-  theta = masks_lib.apply_masks(theta, masks)
+  theta = pp.apply_masks(theta, masks)
   outputs = activations.layer_outputs(apply, theta, inputs, with_norms=False)
   grads = jax.grad(lambda t: loss_fn(apply(t, inputs)))(theta)
-  grads = masks_lib.apply_masks(grads, masks)
+  grads = pp.apply_masks(grads, masks)
   squares: Row = {}
   for leaf, value in zip(
     trees.named_leaves(theta), jax.tree.leaves(grads), strict=True
   ):
-    if leaf.module_name in outputs and select_lib.is_weight(*leaf):
+    if leaf.module_name in outputs and pp.is_weight(*leaf):
       square = jnp.sum(jnp.square(value.astype(jnp.float32)))
       squares[leaf.module_name] = squares.get(leaf.module_name, 0.0) + square
   return {

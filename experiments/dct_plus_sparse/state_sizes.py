@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import optax
 
-from powerprop_jax.core import select as select_lib
+import powerprop_jax as pp
 from powerprop_jax.core import trees
 from powerprop_jax.core.trees import Params, Tree
 
@@ -91,5 +91,5 @@ def num_trained(phi: Params, num_connections: int) -> int:
   return num_connections + sum(
     leaf.value.size
     for leaf in trees.named_leaves(phi)
-    if not select_lib.is_weight(*leaf)
+    if not pp.is_weight(*leaf)
   )

@@ -15,10 +15,10 @@ from experiments.common.sparse_runs import MakeTx, Trained
 from experiments.dct_plus_sparse import patterns, propagation, state_sizes
 from experiments.dct_plus_sparse.config import Config, Network
 from experiments.dct_plus_sparse.patterns import SupportName
+import powerprop_jax as pp
 from powerprop_jax import nets
 from powerprop_jax.core.trees import Params, Tree
 from powerprop_jax.files.tables import Row
-from powerprop_jax.optim import views
 from powerprop_jax.prune import at_init
 from powerprop_jax.train import ensemble, evaluate, optimizers
 from powerprop_jax.train.data import splits as data
@@ -199,7 +199,7 @@ def _signals(
       key = jax.random.key(0)  # of dropout, where the network has it
       return net.apply(theta, state.net_state, key, prepare(images), True)[0]
 
-    masks = views.current_masks(state.phi, state.opt_state)
+    masks = pp.current_masks(state.phi, state.opt_state)
     found = propagation.signal_propagation(
       apply,
       lambda logits: jnp.mean(evaluate.cross_entropy(logits, labels)),

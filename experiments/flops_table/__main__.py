@@ -28,10 +28,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.flops_table import published as flops_published
+import powerprop_jax as pp
 from powerprop_jax import nets
-from powerprop_jax.core import distributions, masks, schedules
-from powerprop_jax.core import select as select_lib
-from powerprop_jax.core.trees import Select
+from powerprop_jax.core import masks, schedules
 from powerprop_jax.costs import flops
 from powerprop_jax.costs import layers as layer_costs
 from powerprop_jax.costs import training as training_flops
@@ -192,14 +191,14 @@ def share_out(
       module_name, _, name = cost.leaf.rpartition('/')
       leaf = jax.ShapeDtypeStruct(cost.shape, jnp.float32)
       shapes.setdefault(module_name, {})[name] = leaf
-  select: Select = select_lib.is_weight
+  select: pp.Select = pp.is_weight
   if distribution in ('uniform', 'erk_first_dense'):
-    select = select_lib.exclude(select, f'^{re.escape(leaves[0])}$')
+    select = pp.exclude(select, f'^{re.escape(leaves[0])}$')
   functions: dict[str, Callable[..., dict[str, float]]] = {
-    'uniform': distributions.uniform,
-    'er': distributions.er,
+    'uniform': pp.uniform,
+    'er': pp.er,
   }
-  function = functions.get(distribution, distributions.erk)
+  function = functions.get(distribution, pp.erk)
   return function(shapes, sparsity, select=select)
 
 

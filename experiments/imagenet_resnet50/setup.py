@@ -23,13 +23,12 @@ from experiments.imagenet_resnet50.config import (
   NetConfig,
   RecipeConfig,
 )
-from powerprop_jax.core import distributions, masks, trees
-from powerprop_jax.core import select as select_lib
+import powerprop_jax as pp
+from powerprop_jax.core import trees
 from powerprop_jax.core.trees import Params, Tree
 from powerprop_jax.files.tables import Row
 from powerprop_jax.nets import resnet
-from powerprop_jax.optim import decay, ema, powerprop, views
-from powerprop_jax.prune import one_shot
+from powerprop_jax.optim import ema
 from powerprop_jax.train import methods, optimizers
 from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.methods import Lengths
@@ -117,12 +116,12 @@ def make_tx(
     recipe.nesterov and recipe.momentum > 0,
   )
   if recipe.decay_theta:
-    inner = optax.chain(decay.decay_theta(recipe.decay_theta), inner)
+    inner = optax.chain(pp.decay_theta(recipe.decay_theta), inner)
   if config.alpha != 1:
-    inner = powerprop.powerprop(inner, config.alpha)
+    inner = pp.powerprop(inner, config.alpha)
   is_dense = config.method in ('dense', 'one_shot')
   weights_of = (
-    leaf for leaf in trees.named_leaves(theta) if select_lib.is_weight(*leaf)
+    leaf for leaf in trees.named_leaves(theta) if pp.is_weight(*leaf)
   )
   tx = methods.make_tx(
     inner,
@@ -149,7 +148,7 @@ _DISTRIBUTIONS: Row = {
 }
 _ALLOCATE: dict[str, Callable[..., dict[str, float]]] = {
   'uniform': methods.uniform_dense_stem,
-  'erk': distributions.erk,
+  'erk': pp.erk,
 }
 
 
@@ -187,13 +186,13 @@ def weights(
     config: the settings.
     mean: take the running mean of θ.
   """
-  read = ema.average if mean else views.effective_params
+  read = ema.average if mean else pp.effective_params
   theta = read(state.phi, state.opt_state)
-  held = views.current_masks(state.phi, state.opt_state)
+  held = pp.current_masks(state.phi, state.opt_state)
   if config.method == 'one_shot':
     allocated = _ALLOCATE[config.allocation](theta, config.sparsity)
-    held = one_shot.prune(theta, allocated)
-    theta = masks.apply_masks(theta, held)
+    held = pp.prune(theta, allocated)
+    theta = pp.apply_masks(theta, held)
   return Weights(theta, held, state.net_state)
 
 
@@ -211,7 +210,7 @@ def density(found: Weights) -> float:
     trees.named_leaves(found.masks),
     strict=True,
   )
-  chosen = [mask.value for leaf, mask in pairs if select_lib.is_weight(*leaf)]
+  chosen = [mask.value for leaf, mask in pairs if pp.is_weight(*leaf)]
   kept = sum(int(jnp.sum(mask)) for mask in chosen)
   return kept / sum(mask.size for mask in chosen)
 
