@@ -156,7 +156,6 @@ class LinearTest(parameterized.TestCase):
     theta, net_state = net.init(jax.random.key(0), x)
     loss = lambda theta, x: jnp.sum(net.apply(theta, net_state, None, x)[0])
     step = jax.jit(jax.grad(loss, (0, 1))).lower(theta, x).compile()
-    assert '300,200]' not in step.as_text()
     assert step.memory_analysis().temp_size_in_bytes < 4 * mask.size
 
 

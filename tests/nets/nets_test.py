@@ -49,6 +49,13 @@ def outputs_of(name, image_shape):
   return shapes
 
 
+def evaluated(name, images):
+  """Parameters of a network at the start, and its logits."""
+  net = nets.make(name, 10)
+  theta, state = net.init(jax.random.key(0), images, True)
+  return theta, net.apply(theta, state, None, images, False)[0]
+
+
 def small_wrn(dropout=0.3):
   def forward(images, is_training):
     return nets.WideResNet(3, depth=10, width=1, dropout=dropout)(
@@ -122,12 +129,13 @@ class SizeTest(parameterized.TestCase):
     sizes = [leaf.value.size for leaf in trees.named_leaves(theta)]
     self.assertEqual(sizes, [450, 2400, 48_000, 9840, 820])
 
-  def test_some_networks_have_a_bias_in_the_output_layer_alone(self):
-    names = ('wrn_22_2', 'resnet_18', 'resnet_50', 'vgg_19', 'mobilenet_v2')
-    for name in names:
-      theta, _ = shapes_of(name)
-      biases = [n.path for n in trees.named_leaves(theta) if n.name == 'b']
-      self.assertEqual(biases, [f'{name}/logits/b'])
+  @parameterized.parameters(
+    *('wrn_22_2', 'resnet_18', 'resnet_50', 'vgg_19', 'mobilenet_v2')
+  )
+  def test_bias_is_in_the_output_layer_alone(self, name):
+    theta, _ = shapes_of(name)
+    biases = [n.path for n in trees.named_leaves(theta) if n.name == 'b']
+    self.assertEqual(biases, [f'{name}/logits/b'])
 
   def test_layers_are_called_by_group_and_block(self):
     theta, _ = shapes_of('wrn_22_2')
@@ -166,10 +174,8 @@ class ForwardTest(parameterized.TestCase):
 
   @parameterized.parameters('lenet_300_100', 'mlp', 'mnist_cnn', 'cifar_cnn')
   def test_logits_start_finite_and_of_order_one(self, name):
-    net = nets.make(name, 10)
     images = jax.random.uniform(jax.random.key(1), (16, *DIGITS))
-    theta, state = net.init(jax.random.key(0), images, True)
-    logits, _ = net.apply(theta, state, None, images, True)
+    _, logits = evaluated(name, images)
     chex.assert_tree_all_finite(logits)
     self.assertBetween(float(jnp.std(logits)), 0.01, 3.0)
 
@@ -199,19 +205,15 @@ class ForwardTest(parameterized.TestCase):
     ('lenet_5', lambda x: x), ('lenet_5_relu', jax.nn.relu)
   )
   def test_lenet_5_has_activations_where_it_says(self, name, activation):
-    net = nets.make(name, 10)
     images = jax.random.normal(jax.random.key(1), (2, *MNIST))
-    theta, state = net.init(jax.random.key(0), images, True)
-    logits, _ = net.apply(theta, state, None, images, False)
+    theta, logits = evaluated(name, images)
     chex.assert_trees_all_close(
       logits, _lenet_5(theta, images, activation), rtol=1e-4, atol=1e-5
     )
 
   def test_lenet_5_small_is_three_convolutions_and_average_pools(self):
-    net = nets.make('lenet_5_small', 10)
     images = jax.random.normal(jax.random.key(1), (2, *MNIST))
-    theta, state = net.init(jax.random.key(0), images, True)
-    logits, _ = net.apply(theta, state, None, images, False)
+    theta, logits = evaluated('lenet_5_small', images)
     w = {name.split('/')[-1]: leaf['w'] for name, leaf in theta.items()}
     x = jnp.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
     for i in range(3):
@@ -426,17 +428,14 @@ class InitialiserTest(parameterized.TestCase):
 
 
 class ErrorTest(parameterized.TestCase):
-  def test_unknown_name_lists_the_names_and_suggests_the_closest(self):
-    with self.assertRaisesRegex(
-      ValueError, "unknown network 'lenet300'.*mean 'lenet_.*There are: lenet_3"
-    ):
-      nets.make('lenet300', 10)
-    with self.assertRaisesRegex(ValueError, "network 'xyz'. There are"):
-      nets.make('xyz', 10)
-
-  def test_no_classes_is_refused(self):
-    with self.assertRaisesRegex(ValueError, 'num_classes.*got 0'):
-      nets.make('mlp', 0)
+  @parameterized.parameters(
+    ('lenet300', 10, "network 'lenet300'.*mean 'lenet_.*There are: lenet_3"),
+    ('xyz', 10, "network 'xyz'. There are"),
+    ('mlp', 0, 'num_classes.*got 0'),
+  )
+  def test_what_cannot_be_made_is_refused(self, name, num_classes, message):
+    with self.assertRaisesRegex(ValueError, message):
+      nets.make(name, num_classes)
 
   @parameterized.parameters(*nets.NAMES)
   def test_images_of_wrong_rank_or_type_are_refused(self, name):
