@@ -52,15 +52,11 @@ class TrainingTest:
   @pytest.mark.parametrize('count', [2, 3])
   def test_hosts_share_one_batch(self, images, count):
     alone = image_files.made(image_files.training(images, batch_size=6), 5)
-    parts = [
-      image_files.made(
-        image_files.training(
-          images, 6 // count, host_index=i, host_count=count
-        ),
-        5,
-      )
+    shares = (
+      image_files.training(images, 6 // count, host_index=i, host_count=count)
       for i in range(count)
-    ]
+    )
+    parts = [image_files.made(share, 5) for share in shares]
     together = jax.tree.map(lambda *each: np.concatenate(each), *parts)
     image_files.assert_equal(together, alone)
 

@@ -39,10 +39,6 @@ each = pytest.mark.parametrize('decoder', decoders(*decode.DECODERS))
 faster = pytest.mark.parametrize('decoder', decoders('nvimgcodec', 'opencv'))
 
 
-def whole(height, width):
-  return Crop(0, 0, height, width)
-
-
 def difference(a, b):
   assert a.shape == b.shape and a.dtype == b.dtype == np.uint8
   return np.abs(a.astype(int) - b).max()
@@ -50,12 +46,18 @@ def difference(a, b):
 
 class CropsTest:
   @pytest.mark.parametrize('size', SIZES)
-  def test_random_crops_lie_in_the_image(self, size):
+  def test_crops_lie_in_the_image_central_ones_in_the_centre(self, size):
     for draws in image_crops.random_draws(0, 0, 200):
       crop = image_crops.random_crop(draws, *size)
       assert min(crop[:2]) >= 0 and min(crop[2:4]) >= 1
       assert crop.top + crop.height <= size[0]
       assert crop.left + crop.width <= size[1]
+    crop = image_crops.central_crop(*size)
+    assert crop.height == crop.width == max(1, round(0.875 * min(size)))
+    below = size[0] - crop.top - crop.height
+    right = size[1] - crop.left - crop.width
+    assert 0 <= below - crop.top <= 1 and 0 <= right - crop.left <= 1
+    assert not crop.is_mirrored
 
   def test_random_crops_have_the_distribution_asked_for(self):
     draws = image_crops.random_draws(0, 0, 4000)
@@ -84,21 +86,10 @@ class CropsTest:
 
   def test_what_never_fits_is_taken_from_the_centre(self):
     [draws] = image_crops.random_draws(0, 0, 1)
-    for size, expected in (
-      ((10, 400), (0, 193, 10, 13)),
-      ((400, 10), (193, 0, 13, 10)),
-    ):
-      crop = image_crops.random_crop(draws, *size, scale=(1, 1))
-      assert crop[:4] == expected
-
-  @pytest.mark.parametrize('size', SIZES)
-  def test_central_crop_is_a_centred_square(self, size):
-    crop = image_crops.central_crop(*size)
-    assert crop.height == crop.width == max(1, round(0.875 * min(size)))
-    below = size[0] - crop.top - crop.height
-    right = size[1] - crop.left - crop.width
-    assert 0 <= below - crop.top <= 1 and 0 <= right - crop.left <= 1
-    assert not crop.is_mirrored
+    wide = image_crops.random_crop(draws, 10, 400, scale=(1, 1))
+    assert wide[:4] == (0, 193, 10, 13)
+    high = image_crops.random_crop(draws, 400, 10, scale=(1, 1))
+    assert high[:4] == (193, 0, 13, 10)
 
 
 @pytest.mark.parametrize('size', SIZES)
@@ -142,7 +133,7 @@ class DecodeTest:
     file = image_files.encode(pixels, mode='CMYK', quality=100, subsampling=0)
     assert difference(decode.decode(file, decoder), pixels) <= 6
     file = image_files.encode(pixels, mode='L')
-    square = decode.decode_crop(file, whole, 16, decoder)
+    square = decode.decode_crop(file, image_crops.central_crop, 16, decoder)
     assert square.shape == (16, 16, 3)
     assert (square == square[..., :1]).all()
 

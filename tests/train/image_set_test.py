@@ -54,8 +54,6 @@ class SetTest:
     ):
       with pytest.raises(UserError, match=message):
         image_set.open_set(name, str(where), split)
-
-  def test_empty_set_is_refused(self, tmp_path):
     with pytest.raises(UserError, match=r'train of tiny in .* has no examples'):
       image_files.make_set(tmp_path, [])
 

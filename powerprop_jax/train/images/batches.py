@@ -73,7 +73,6 @@ def training_batches(
   host_count: int = 1,
   scale: tuple[float, float] = (0.08, 1.0),
   ratio: tuple[float, float] = (3 / 4, 4 / 3),
-  decoder: Decoder | None = None,
 ) -> Batches:
   """Endless batches of random crops, mirrored half of the time.
 
@@ -86,22 +85,18 @@ def training_batches(
   the order of the files. With nvImageCodec damage below the crop is no damage.
 
   Args:
-    images: what to train on.
     batch_size: examples in a batch of one host.
-    image_size: side of the square images.
-    key: seed of orders and crops, at least 0; the same on all hosts.
+    key: a seed of orders and crops, the same on all hosts.
     host_index: which part is ours, in [0, host_count).
-    host_count: number of hosts.
     scale: smallest and largest share of an image's area; see random_crop.
     ratio: smallest and largest width / height of a crop.
-    decoder: with what to decode; None is the fastest there is.
   """
   _check_sizes(batch_size, image_size, key, host_index, host_count)
   if not 0 < scale[0] <= scale[1] <= 1:
     raise ValueError(f'scale must be in (0, 1] and ordered, got {scale}.')
   if not 0 < ratio[0] <= ratio[1]:
     raise ValueError(f'ratio must be positive and ordered, got {ratio}.')
-  decoder = decoder or decode.fastest()
+  decoder = decode.fastest()
   total = batch_size * host_count
   first = host_index * batch_size
 
@@ -117,7 +112,13 @@ def training_batches(
       tries = 0
       while not _put(example, choose, decoder, batch, row, skipped):
         tries += 1
-        _check_skips(images, tries, skipped)
+        if tries == min(_MAX_SKIPS, images.num_examples):
+          name, defect = skipped[-1]
+          raise UserError(
+            f'{tries} files in a row of {images.name} {images.split} are no '
+            f'images, the last one being {name}: {defect} Prepare the data set '
+            'again.'
+          )
         following = (indices[row] + tries) % images.num_examples
         [example] = image_set.read(images, [following])
     return skipped
@@ -134,7 +135,6 @@ def evaluation_batches(
   host_index: int = 0,
   host_count: int = 1,
   fraction: float = 0.875,
-  decoder: Decoder | None = None,
 ) -> Batches:
   """Batches with every example once, in the order of the files.
 
@@ -142,20 +142,13 @@ def evaluation_batches(
   hosts have as many batches, all of them full. A file that is no image, or a
   damaged one, becomes a black image of label -1 too.
 
-  Args:
-    images: what to evaluate on.
-    batch_size: see training_batches, as for what is not listed.
-    image_size: side of the square images.
-    host_index: which part is ours.
-    host_count: number of hosts.
-    fraction: side of the square cut out of the centre as a share of the shorter
-      side, in (0, 1]; 0.875 is 224 of 256.
-    decoder: with what to decode.
+  The settings are those of training_batches, but for fraction: the side of the
+  square cut out of the centre; see central_crop.
   """
   _check_sizes(batch_size, image_size, 0, host_index, host_count)
   if not 0 < fraction <= 1:
     raise ValueError(f'fraction must be in (0, 1], got {fraction}.')
-  decoder = decoder or decode.fastest()
+  decoder = decode.fastest()
   choose = functools.partial(crops.central_crop, fraction=fraction)
   total = batch_size * host_count
 
@@ -262,12 +255,3 @@ def _put(
     return False
   batch.labels[row] = example.label
   return True
-
-
-def _check_skips(images: ImageSet, tries: int, skipped: Skipped) -> None:
-  if tries == min(_MAX_SKIPS, images.num_examples):
-    name, defect = skipped[-1]
-    raise UserError(
-      f'{tries} files in a row of {images.name} {images.split} are no images, '
-      f'the last one being {name}: {defect} Prepare the data set again.'
-    )

@@ -26,18 +26,11 @@ class Crop(NamedTuple):
 
 
 def random_draws(key: int, start: int, count: int) -> list[list[float]]:
-  """Random numbers for random_crop, for the images of a part of a stream.
+  """Numbers for random_crop, for count images of a stream, from start on.
 
-  They depend on the key and on the number of the image alone. Drawing for many
-  images at once takes a twentieth of the time that a generator for each takes.
-
-  Args:
-    key: seed of the stream, at least 0.
-    start: number of the first image.
-    count: number of images.
-
-  Returns:
-    For each image, numbers uniform in [0, 1).
+  They are uniform in [0, 1), and depend on the key and on the number of the
+  image alone. Drawing for many images at once takes a twentieth of the time
+  that a generator for each takes.
 
   Example:
     >>> random_draws(0, 3, 2) == random_draws(0, 0, 5)[3:]
@@ -62,14 +55,7 @@ def random_crop(
   The share of the area is uniform in scale and the logarithm of width / height
   uniform in that of ratio; the place is uniform among those that fit. If ten
   such rectangles do not fit, the largest one in the centre whose width / height
-  is in ratio is taken.
-
-  Args:
-    draws: random numbers of the image, one of random_draws.
-    height: of the image.
-    width: of the image.
-    scale: smallest and largest share of the area, in (0, 1].
-    ratio: smallest and largest width / height.
+  is in ratio is taken. The draws are those of one image, from random_draws.
 
   Example:
     >>> [draws] = random_draws(key=0, start=0, count=1)
@@ -100,13 +86,9 @@ def random_crop(
 def central_crop(height: int, width: int, *, fraction: float = 0.875) -> Crop:
   """The square in the centre, to evaluate on.
 
-  Resized to 224 × 224, the default is what is left of an image whose shorter
-  side was resized to 256 when its central 224 × 224 pixels are cut out.
-
-  Args:
-    height: of the image.
-    width: of the image.
-    fraction: side of the square as a share of the shorter side, in (0, 1].
+  Its side is a fraction, in (0, 1], of the shorter side of the image. Resized
+  to 224 × 224, the default is what is left of an image whose shorter side was
+  resized to 256 when its central 224 × 224 pixels are cut out.
 
   Example:
     >>> central_crop(256, 512)

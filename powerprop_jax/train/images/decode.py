@@ -11,7 +11,7 @@ from collections.abc import Callable
 import functools
 import importlib.util
 import io
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from powerprop_jax.train.runs.errors import UserError
 
 Decoder = Literal['nvimgcodec', 'opencv', 'pillow']
 # The fastest one first.
-DECODERS: tuple[Decoder, ...] = ('nvimgcodec', 'opencv', 'pillow')
+DECODERS: tuple[Decoder, ...] = get_args(Decoder)
 
 _MODULES = {'nvimgcodec': 'cv2', 'opencv': 'cv2', 'pillow': 'PIL'}
 # JPEG markers that carry the size: start of frame, of any kind of coding.
@@ -87,15 +87,10 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 
 def decode(data: bytes, decoder: Decoder | None = None) -> np.ndarray:
-  """All pixels of an image file.
+  """All pixels of an image file, as uint8 [H, W, 3], red, green and blue.
 
-  Args:
-    data: a JPEG file, or any other that the decoder reads.
-    decoder: with what; None is fastest(). nvImageCodec is faster than OpenCV
-      with parts alone, so that it is OpenCV that decodes here.
-
-  Returns:
-    uint8 [H, W, 3], red, green and blue; grayscale and CMYK are converted.
+  Grayscale and CMYK are converted. No decoder is fastest(); but nvImageCodec is
+  faster than OpenCV with parts alone, so that OpenCV decodes in its place.
 
   Raises:
     CorruptImageError: if it is not an image, or a damaged one.
@@ -112,19 +107,18 @@ def decode_crop(
   decoder: Decoder | None = None,
   out: np.ndarray | None = None,
 ) -> np.ndarray:
-  """A part of an image file, resized to a square.
+  """A part of an image file, resized to uint8 [size, size, 3].
+
+  The pixels are interpolated bilinearly. Where some are left out in resizing,
+  Pillow takes the mean of more of them than OpenCV does. nvImageCodec does not
+  notice damage below the part.
 
   Args:
     data: a JPEG file, or any other that the decoder reads.
     choose: gives the part from the height and the width of the image.
     size: side of the square.
-    decoder: with what; None is fastest(). Where pixels are left out in
-      resizing, Pillow takes the mean of more of them than OpenCV does.
-      nvImageCodec does not notice damage below the part.
+    decoder: with what; None is fastest().
     out: where to write the result; None is a new array.
-
-  Returns:
-    uint8 [size, size, 3], red, green and blue, bilinearly interpolated.
 
   Raises:
     CorruptImageError: if it is not an image, or a damaged one.
@@ -159,13 +153,20 @@ def decode_crop(
   else:
     image = _decode_opencv(data, reduction)
     found = image.shape[:2]
-  _check_size(found, stated, reduction)
+  if stated and found != tuple(-(-side // reduction) for side in stated):
+    raise CorruptImageError(
+      f'its header states {stated[0]} × {stated[1]} pixels, but it has '
+      f'{found[0]} × {found[1]} when divided by {reduction}.'
+    )
   crop = crop or choose(*found)
   top, left, bottom, right = _box(crop, reduction)
   if decoder == 'pillow':
+    from PIL import Image
+
     # Cut out first, or pixels beyond its edge would show in it.
     part = image.crop((left, top, right, bottom))
-    _resize_pillow(part, crop.is_mirrored, out)
+    square = np.asarray(part.resize((size, size), Image.Resampling.BILINEAR))
+    out[:] = square[:, ::-1] if crop.is_mirrored else square
   else:
     _resize_opencv(image[top:bottom, left:right], crop.is_mirrored, out)
   return out
@@ -190,43 +191,20 @@ def _resize_opencv(
   cv2.resize(part, out.shape[:2], dst=out, interpolation=cv2.INTER_LINEAR)
 
 
-def _resize_pillow(part: Any, is_mirrored: bool, out: np.ndarray) -> None:
-  from PIL import Image
-
-  square = part.resize(out.shape[:2], Image.Resampling.BILINEAR)
-  if is_mirrored:
-    square = square.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-  out[:] = np.asarray(square)
-
-
 def _decode_opencv(data: bytes, reduction: int) -> np.ndarray:
   import cv2
 
-  flags = _opencv_flags()[reduction]
+  flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+  if reduction > 1:
+    # By itself it says nothing of colours; that for colours gives blue first.
+    flags |= getattr(cv2, f'IMREAD_REDUCED_GRAYSCALE_{reduction}')
   try:
     image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-  except cv2.error as error:
-    raise CorruptImageError(_not_an_image(data)) from error
+  except cv2.error:
+    image = None
   if image is None:
     raise CorruptImageError(_not_an_image(data))
   return image
-
-
-@functools.cache
-def _opencv_flags() -> dict[int, int]:
-  """How to decode at full size, a half, a quarter and an eighth."""
-  import cv2
-
-  # The flags of these names that reduce say nothing of colours by themselves;
-  # those for colour images would give blue first.
-  reductions = {
-    1: 0,
-    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
-    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
-    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
-  }
-  flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-  return {by: flags | reduction for by, reduction in reductions.items()}
 
 
 def _decode_pillow(
@@ -243,19 +221,6 @@ def _decode_pillow(
   # Which of many exceptions it raises depends on the kind of file.
   except Exception as error:
     raise CorruptImageError(_not_an_image(data)) from error
-
-
-def _check_size(
-  found: tuple[int, ...], stated: tuple[int, int] | None, reduction: int
-) -> None:
-  if stated is None:
-    return
-  expected = tuple(-(-side // reduction) for side in stated)
-  if found != expected:
-    raise CorruptImageError(
-      f'its header states {stated[0]} × {stated[1]} pixels, but it has '
-      f'{found[0]} × {found[1]} when divided by {reduction}.'
-    )
 
 
 def _not_an_image(data: bytes) -> str:

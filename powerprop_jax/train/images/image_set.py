@@ -134,11 +134,7 @@ def write(
 ) -> None:
   """Writes image files as TFDS would, without TensorFlow.
 
-  Args:
-    folder: where data sets lie.
-    name: of the data set, which must not be there.
-    splits: the examples of each split, neither images nor labels checked.
-    num_classes: number of classes.
+  The data set must not be in the folder. Neither images nor labels are checked.
   """
   from array_record.python import array_record_module
   import tensorflow_datasets as tfds

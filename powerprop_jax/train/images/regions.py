@@ -10,11 +10,12 @@ import contextlib
 import os
 import sys
 import threading
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-# A decoder must not be used by two threads at once.
+# Of each thread: the module, how to decode, and a decoder, which must not be
+# used by two at once.
 _of_thread = threading.local()
 _opening = threading.Lock()
 
@@ -55,38 +56,24 @@ def decode(data: bytes, box: tuple[int, int, int, int]) -> np.ndarray | None:
   return None if image is None else np.asarray(image)
 
 
-class _Codec(NamedTuple):
-  """The module, a decoder for the calling thread, and how to decode."""
-
-  module: Any
-  decoder: Any
-  params: Any
-
-
-def _codec() -> _Codec:
-  """That of the calling thread."""
-  codec: _Codec | None = getattr(_of_thread, 'codec', None)
-  if codec is None:
-    codec = _of_thread.codec = _open()
-  return codec
-
-
-def _open() -> _Codec:
+def _codec() -> Any:
+  """The module, the decoder and the params of the calling thread."""
+  if hasattr(_of_thread, 'params'):
+    return _of_thread
   # A file that cannot be decoded is reported by those who ask for it.
   os.environ.setdefault('PYNVIMGCODEC_VERBOSITY', '0')
   with _opening, _quiet():
     from nvidia import nvimgcodec
-  return _Codec(
-    nvimgcodec,
-    nvimgcodec.Decoder(
-      device_id=nvimgcodec.NVIMGCODEC_DEVICE_CPU_ONLY,
-      max_num_cpu_threads=1,
-      backends=[nvimgcodec.Backend(nvimgcodec.BackendKind.CPU_ONLY)],
-    ),
-    nvimgcodec.DecodeParams(
-      apply_exif_orientation=False, color_spec=nvimgcodec.ColorSpec.SRGB
-    ),
+  _of_thread.module = nvimgcodec
+  _of_thread.decoder = nvimgcodec.Decoder(
+    device_id=nvimgcodec.NVIMGCODEC_DEVICE_CPU_ONLY,
+    max_num_cpu_threads=1,
+    backends=[nvimgcodec.Backend(nvimgcodec.BackendKind.CPU_ONLY)],
   )
+  _of_thread.params = nvimgcodec.DecodeParams(
+    apply_exif_orientation=False, color_spec=nvimgcodec.ColorSpec.SRGB
+  )
+  return _of_thread
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from powerprop_jax.files.tables import Row
 from powerprop_jax.train.images import batches, image_set
 from powerprop_jax.train.images.batches import Batches
+from powerprop_jax.train.runs import checks
 from powerprop_jax.train.runs.errors import UserError
 
 # Batches that an evaluation on random images takes.
@@ -48,8 +49,8 @@ class Images(NamedTuple):
   Attributes:
     num_examples: of the training split.
     num_classes: labels are below it.
-    train: endless batches.
-    test: batches with every example of the other split once.
+    train: endless.
+    test: every example of the other split once.
   """
 
   num_examples: int
@@ -68,12 +69,7 @@ def open_images(
 ) -> Images:
   """Finds the data set and describes the batches of this host.
 
-  Args:
-    config: the settings.
-    batch_size: examples in a batch, on all hosts together.
-    key: seed of orders and crops.
-    host_index: which host this is.
-    host_count: how many there are.
+  The batch_size counts the examples of all hosts together.
 
   Example:
     >>> config = ImagesConfig(synthetic=True, image_size=8)
@@ -126,17 +122,13 @@ def _share(batch_size: int, host_count: int) -> int:
 
 
 def _check(config: ImagesConfig) -> None:
-  for name, least in (
-    ('image_size', 1),
-    ('workers', 0),
-    ('test_batch', 1),
-    ('synthetic_classes', 1),
-    ('synthetic_examples', 1),
-  ):
-    value = getattr(config, name)
-    if value is not None and value < least:
-      option = name.replace('_', '-')
-      raise UserError(f'--data.{option} must be at least {least}, got {value}.')
+  checks.positive(
+    config,
+    *('image_size', 'test_batch', 'synthetic_classes', 'synthetic_examples'),
+    prefix='--data.',
+  )
+  if config.workers < 0:
+    raise UserError(f'--data.workers must be at least 0, got {config.workers}.')
   if not 0 < config.smallest_crop <= 1:
     raise UserError(
       f'--data.smallest-crop must be in (0, 1], got {config.smallest_crop:g}.'

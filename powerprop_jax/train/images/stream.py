@@ -54,10 +54,8 @@ class Stream:
     position: where to begin; None is the first batch.
 
   Attributes:
-    batches: what is given.
-    number: how many of them were given.
-    skipped: name and defect of each image file that batches given so far had to
-      do without.
+    number: how many batches were given.
+    skipped: name and defect of each image file that they had to do without.
     num_skipped: how often they had to; a file may be met more than once.
 
   Example:
@@ -198,11 +196,7 @@ class Stream:
 class _Made:
   """A batch on its way; grain would take a tuple of arrays apart.
 
-  Attributes:
-    images: of the batch; None if they are in the slot.
-    labels: of the batch.
-    skipped: files left out.
-    slot: which one that is.
+  The images are None if they are in the slot.
   """
 
   images: np.ndarray | None
