@@ -1,6 +1,5 @@
 """Several processes train as one; run as a program, this file is one."""
 
-import contextlib
 import dataclasses
 import os
 import pathlib
@@ -33,11 +32,9 @@ def train(mesh, folder):
   The state is saved in the folder and restored on the way.
   """
   net, tx, create, arrays = mesh_training_test.make_problem(NUM_STEPS, period=2)
-  quickly = {'compiler_options': mesh_training_test.OPTIONS}
-  state = sharding.create_sharded(create, mesh, min_size=16, **quickly)
+  state = sharding.create_sharded(create, mesh, min_size=16)
   shardings = sharding.state_shardings(state, mesh, min_size=16)
-  step = step_lib.make_step(net, tx)
-  step = sharding.on_mesh(step, shardings, mesh, **quickly)
+  step = sharding.on_mesh(step_lib.make_step(net, tx), shardings, mesh)
   whole = mesh_training_test.BATCH
   size = whole // jax.process_count()
   losses = []
@@ -52,25 +49,23 @@ def train(mesh, folder):
   with checkpoint.Checkpoints(folder) as checkpoints:
     checkpoints.save(NUM_STEPS, state)
     restored = checkpoints.restore_latest(sharding.template(state, shardings))
-  for part in ('phi', 'opt_state'):
-    # Keys are not numbers.
-    found, expected = (
-      [x for x in jax.tree.leaves(getattr(s, part)) if is_number(x)]
-      for s in (restored.state, state)
-    )
-    chex.assert_trees_all_equal(*on_every_host((found, expected)))
+  # Keys are not numbers.
+  numbers = lambda state: [
+    leaf
+    for leaf in jax.tree.leaves((state.phi, state.opt_state))
+    if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+  ]
+  chex.assert_trees_all_equal(
+    *on_every_host((numbers(restored.state), numbers(state)))
+  )
   # Random growth: half of the connections of an update are drawn anew.
   tx = aliases.sparse_evolution(
     optax.sgd(0.1), 0.7, stop=2, period=1, drop_fraction=0.5
   )
   shardings = sharding.state_shardings(state.phi, mesh, min_size=16)
   masks_of = lambda phi: tx.update(phi, tx.init(phi), phi)[1].masks
-  grown = jax.jit(masks_of, out_shardings=shardings, **quickly)(state.phi)
+  grown = jax.jit(masks_of, out_shardings=shardings)(state.phi)
   return losses, on_every_host((state.opt_state.masks, grown))
-
-
-def is_number(leaf):
-  return not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def on_every_host(tree):
@@ -111,6 +106,7 @@ def run_hosts(tmp_path):
     processes.run(
       *(*processes.TWO_HOSTS, '--devices', '2', '--'),
       *(sys.executable, __file__, '--out', tmp_path, *arguments),
+      XLA_FLAGS=os.environ['XLA_FLAGS'],
     )
     return tmp_path
 
@@ -137,23 +133,21 @@ class TwoProcessesTest:
   @pytest.mark.slow
   def test_hosts_learn_from_slurm_who_they_are(self, tmp_path):
     port = str(processes.free_port())
-    with contextlib.ExitStack() as stack:
-      hosts = [
-        stack.enter_context(
-          processes.started(
-            *(__file__, '--out', tmp_path, '--odd', '1'),
-            *('--hosts.coordinator', 'cluster'),
-            SLURM_JOB_ID='7',
-            SLURM_STEP_NODELIST='localhost',
-            SLURM_NTASKS='2',
-            SLURM_PROCID=index,
-            SLURM_LOCALID=index,
-            JAX_COORDINATOR_PORT=port,
-          )
-        )
-        for index in '01'
-      ]
-      assert [host.wait(120) for host in hosts] == [0, 0]
+    first, second = (
+      processes.started(
+        *(__file__, '--out', tmp_path, '--odd', '1'),
+        *('--hosts.coordinator', 'cluster'),
+        SLURM_JOB_ID='7',
+        SLURM_STEP_NODELIST='localhost',
+        SLURM_NTASKS='2',
+        SLURM_PROCID=index,
+        SLURM_LOCALID=index,
+        JAX_COORDINATOR_PORT=port,
+      )
+      for index in '01'
+    )
+    with first as one, second as other:
+      assert [one.wait(120), other.wait(120)] == [0, 0]
     assert_disagree(tmp_path)
 
 
@@ -169,10 +163,7 @@ class SettingsTest:
   @pytest.mark.parametrize(
     ('config', 'message'),
     [
-      (
-        HostsConfig('somewhere', 2, 0),
-        "'address:port' or 'cluster', got 'some",
-      ),
+      (HostsConfig('somewhere', 2, 0), "'address:port' or 'cluster', got 'so"),
       (HostsConfig('here:1', 2), 'needs hosts.count and hosts.index.*2 and No'),
       (HostsConfig('here:1', 2, 2), 'from 0 to hosts.count - 1, got 2 of 2'),
       (HostsConfig('here:1', 0, 0), 'hosts.count must be at least 1, got 0'),

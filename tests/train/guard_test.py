@@ -245,9 +245,7 @@ class GuardedTest:
   @pytest.mark.parametrize('explicit', [False, True])
   def test_all_devices_agree(self, explicit):
     mesh = sharding.make_mesh(4, 2, explicit=explicit)
-    state = sharding.create_sharded(
-      stream_runs.create, mesh, min_size=16, compiler_options=OPTIONS
-    )
+    state = sharding.create_sharded(stream_runs.create, mesh, min_size=16)
     lies = sharding.state_shardings(state, mesh, min_size=16)
     step = sharding.on_mesh(
       guard.guarded(
@@ -255,7 +253,6 @@ class GuardedTest:
       ),
       lies,
       mesh,
-      compiler_options=OPTIONS,
     )
     assert not state.train.phi['hidden']['w'].sharding.is_fully_replicated
     put = lambda number, bad=(): jax.device_put(

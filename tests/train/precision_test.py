@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,6 @@ from powerprop_jax.nets import resnet
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.scale import precision
 
-# Compiled with little optimisation, which takes half the time.
-OPTIONS = {'xla_backend_optimization_level': 0}
 CONVOLUTION = 'conv_general_dilated'
 SMALL = {'depth': 10, 'width': 1 / 16}
 FULL = setup.make_net(NetConfig(**SMALL), 10)
@@ -31,19 +30,13 @@ def loss(net, theta, net_state, images):
 
 @functools.cache
 def initial(net):
-  init = jax.jit(
-    lambda key: net.init(key, IMAGES, True), compiler_options=OPTIONS
-  )
-  return init(jax.random.key(0))
+  return jax.jit(lambda key: net.init(key, IMAGES, True))(jax.random.key(0))
 
 
 @functools.cache
 def result(net):
   """Gradients, logits and state of the network."""
-  compute = jax.jit(
-    jax.grad(functools.partial(loss, net), has_aux=True),
-    compiler_options=OPTIONS,
-  )
+  compute = jax.jit(jax.grad(functools.partial(loss, net), has_aux=True))
   return compute(*initial(FULL), IMAGES)
 
 
@@ -73,7 +66,7 @@ def test_what_is_stored_is_float32():
   for tree in (initial(HALF), grads, logits, net_state):
     numbers = [x for x in jax.tree.leaves(tree) if x.dtype != jnp.int32]
     assert numbers and {x.dtype for x in numbers} == {jnp.dtype('float32')}
-  jax.tree.map(np.testing.assert_array_equal, initial(HALF), initial(FULL))
+  chex.assert_trees_all_equal(initial(HALF), initial(FULL))
 
 
 def test_every_convolution_is_in_half_precision_and_statistics_are_not():
@@ -106,12 +99,8 @@ def test_policies_do_not_outlive_a_call():
 def test_recomputed_activations_give_the_same_numbers():
   names = {e.primitive.name for e in program(REMAT)}
   assert names & {'checkpoint', 'remat2', 'remat'}
-  jax.tree.map(np.testing.assert_array_equal, initial(REMAT), initial(FULL))
-  jax.tree.map(
-    functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5),
-    result(REMAT),
-    result(FULL),
-  )
+  chex.assert_trees_all_equal(initial(REMAT), initial(FULL))
+  chex.assert_trees_all_close(result(REMAT), result(FULL), rtol=1e-3, atol=1e-5)
 
 
 def test_unknown_precision_is_refused():

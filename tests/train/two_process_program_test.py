@@ -18,15 +18,14 @@ SETTINGS = [
   *('--save-every', '3', '--recipe.ema', '0', '--recipe.schedule.warmup', '0'),
   *('--recipe.schedule.drops', '2', '--data.name', 'tiny'),
 ]
-# To compile takes most of the time: with little optimisation.
-QUICKLY = '--xla_backend_optimization_level=0'
 DEVICES = '--xla_force_host_platform_device_count'
 
 
 def run(num_devices, *arguments):
+  # To compile takes most of the time.
   return processes.run(
     *arguments,
-    XLA_FLAGS=f'{QUICKLY} {DEVICES}={num_devices}',
+    XLA_FLAGS=f'{DEVICES}={num_devices}',
     JAX_DISABLE_MOST_OPTIMIZATIONS='1',
   )
 

@@ -36,20 +36,18 @@ def run(
   watch: Callable[[], None],
   interval: float = 1.0,
 ) -> Iterator[tuple[T, R]]:
-  """Does the work for every item, num_workers at a time.
+  """Gives (item, result) of all work, num_workers at a time, as it is done.
+
+  When the iterator is closed, or this process is interrupted or killed, what is
+  unfinished is abandoned.
 
   Args:
     work: a function at the top level of a module; it and what it takes and
       gives must be picklable. If it raises, so does this.
     items: what to call it with.
     num_workers: processes.
-    watch: called now and then while waiting, e.g. to show progress.
-    interval: seconds between two calls of it.
-
-  Yields:
-    (item, result), in the order in which they are done. When the iterator is
-    closed, or this process is interrupted or killed, what is unfinished is
-    abandoned.
+    watch: called every interval seconds while waiting, e.g. to show progress.
+    interval: in seconds.
 
   Raises:
     Preempted: after SIGTERM or SIGUSR1, when every process that has a watch of

@@ -17,14 +17,11 @@ class DeviceStream:
   The copy of a batch to the devices goes on while the one before it is used.
 
   Args:
-    stream: the batches of this host.
+    stream: the batches of this host, and the counts of skipped files; it is
+      ahead of this one.
     sharding: how the examples of a batch are divided, along their first axis,
       over the devices of all hosts; None is the default device.
     ahead: batches on the devices that have not been asked for, at least 0.
-
-  Attributes:
-    stream: the one below, which is ahead of this one; it has the counts of
-      skipped files.
 
   Example:
     >>> from powerprop_jax.train.images import batches
@@ -46,7 +43,16 @@ class DeviceStream:
     if ahead < 0:
       raise ValueError(f'ahead must be at least 0, got {ahead}.')
     if sharding is not None:
-      _check_divisible(stream.batches.global_batch_size, sharding)
+      batch_size = stream.batches.global_batch_size
+      most = len(sharding.device_set)
+      parts = most // sharding.shard_shape((most,))[0]
+      if batch_size % parts:
+        raise UserError(
+          f'a batch of {batch_size} examples cannot be divided evenly into '
+          f'{parts} parts, one for each device that shares it. Choose a batch '
+          f'size that is a multiple of {parts}, e.g. '
+          f'{-(-batch_size // parts) * parts}.'
+        )
     self.stream = stream
     self._sharding = sharding
     self._ahead = ahead
@@ -97,14 +103,3 @@ class DeviceStream:
 
   def __exit__(self, *exception: object) -> None:
     self.close()
-
-
-def _check_divisible(batch_size: int, sharding: jax.sharding.Sharding) -> None:
-  most = len(sharding.device_set)
-  parts = most // sharding.shard_shape((most,))[0]
-  if batch_size % parts:
-    raise UserError(
-      f'a batch of {batch_size} examples cannot be divided evenly into '
-      f'{parts} parts, one for each device that shares it. Choose a batch size '
-      f'that is a multiple of {parts}, e.g. {-(-batch_size // parts) * parts}.'
-    )

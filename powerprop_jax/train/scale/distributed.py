@@ -65,15 +65,12 @@ def initialise(config: HostsConfig) -> None:
   To be called once, before JAX touches a device. On CPUs the processes talk
   through gloo, unless JAX_CPU_COLLECTIVES_IMPLEMENTATION says otherwise.
 
-  Raises:
-    UserError: if the settings do not fit each other, no cluster is found, or
-      the address cannot be used.
+  If the others do not come in time, an error is printed and this process ends
+  with status 2: JAX, left alone, would abort it. JAX catches SIGTERM in
+  processes that it has joined; they learn of it from SignalWatch.
 
-  Note:
-    If the others do not come in time, an error is printed and this process ends
-    with status 2: JAX, left alone, would abort it.
-    JAX catches SIGTERM in processes that it has joined; they learn of it from
-    multihost_utils.reached_preemption_sync_point, all at the same step.
+  Raises:
+    UserError: if no cluster is found, or the address cannot be used.
 
   Example:
     >>> initialise(HostsConfig())
@@ -167,15 +164,9 @@ def check_agreement(settings: object, name: str = 'settings') -> None:
   """Refuses to train when the hosts were started differently.
 
   They would compile different programs and wait for each other for ever, or
-  draw different masks.
-
-  Args:
-    settings: what must be the same, made of what json_files.to_json takes,
-      beside the version of JAX.
-    name: what to call it in the message.
-
-  Raises:
-    UserError: on every host, naming one that differs from the first, and how.
+  draw different masks. The settings, made of what json_files.to_json takes, and
+  the version of JAX must be the same; every host names one that differs from
+  the first, and how.
 
   Example:
     >>> check_agreement(HostsConfig())

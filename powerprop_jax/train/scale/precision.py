@@ -28,16 +28,11 @@ def with_half(
   half: Half,
   modules: Sequence[type[hk.Module]],
 ) -> hk.TransformedWithState:
-  """A network that computes in half precision.
+  """A network that computes in half precision; as it is, if half is 'none'.
 
   The initial weights are those of the network itself, in float32; so are the
-  gradients, the running statistics of norms and the logits.
-
-  Args:
-    net: the network.
-    half: 'none' leaves it as it is.
-    modules: classes of the outermost modules of the network, such as
-      [resnet.ResNet].
+  gradients, the running statistics of norms and the logits. The modules are the
+  classes of its outermost ones.
 
   Example:
     >>> from powerprop_jax.nets import resnet

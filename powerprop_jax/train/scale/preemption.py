@@ -28,8 +28,8 @@ class Preempted(Exception):  # noqa: N818
   """The run was asked to make room, and has saved what it could.
 
   folder.run_main turns it into one line and EXIT_STATUS. The step is that of
-  the latest checkpoint; 0 if there is none, None if each of several processes
-  has its own.
+  the latest checkpoint; 0 if there is none, None if several processes have one
+  each.
 
   Example:
     >>> print(Preempted(500, 1000))

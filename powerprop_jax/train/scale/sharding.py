@@ -23,7 +23,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from powerprop_jax.core.trees import Tree
-from powerprop_jax.files.tables import Row
 from powerprop_jax.train.runs.errors import UserError
 
 DATA, MODEL = 'data', 'model'
@@ -40,9 +39,8 @@ def make_mesh(
   """Devices in rows along 'data' and columns along 'model'.
 
   Args:
-    data: devices among which a batch is shared out; None is as many as there
-      are for model.
-    model: devices among which the outputs of a layer are shared out.
+    data: devices that share out a batch; None is as many as model leaves.
+    model: devices that share out the outputs of a layer.
     devices: which to use; all of them, on all hosts, by default.
     explicit: whether shardings are part of the types of arrays. By default the
       compiler finds them, which is what Haiku's layers need; with explicit
@@ -75,23 +73,16 @@ def make_mesh(
 def state_shardings(
   shapes: Tree, mesh: Mesh, mode: Mode = 'sharded', *, min_size: int = 1024
 ) -> Tree:
-  """Where each leaf of a state lies.
+  """Where each leaf of a state lies: a tree of NamedShardings.
 
   'replicated': all of it on every device. 'sharded': a leaf is split in two
   ways. Along 'model' goes its last axis, that of the outputs of a layer, if
   the length can be divided; along 'data' the longest axis, or part of an axis,
-  whose length can be divided, the last of several. What cannot be divided, and
-  leaves of fewer than min_size entries, are on every device.
+  whose length can be divided, the last of several. What cannot be divided is on
+  every device, and so are leaves of fewer than min_size entries: to send them
+  around takes longer than to keep them.
 
-  Args:
-    shapes: a state, such as a TrainState, or its shapes from jax.eval_shape.
-    mesh: from make_mesh.
-    mode: 'replicated' or 'sharded'.
-    min_size: entries of the smallest leaf that is split, at least 1; to send
-      smaller ones around takes longer than to keep them.
-
-  Returns:
-    A tree like shapes of NamedShardings.
+  The shapes may be those of jax.eval_shape, or the state itself.
 
   Example:
     >>> mesh = make_mesh(1, devices=jax.devices()[:1])
@@ -108,18 +99,15 @@ def state_shardings(
 
   def place(leaf: jax.ShapeDtypeStruct) -> NamedSharding:
     shape = np.shape(leaf)
-    is_whole = mode == 'replicated' or math.prod(shape) < min_size
-    return NamedSharding(
-      mesh, PartitionSpec() if is_whole else _split(shape, mesh)
-    )
+    if not shape or mode == 'replicated' or math.prod(shape) < min_size:
+      return replicated(mesh)
+    return NamedSharding(mesh, _split(shape, mesh))
 
   return jax.tree.map(place, shapes)
 
 
 def _split(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
   """The axes of the mesh along which each axis of a leaf is split."""
-  if not shape:
-    return PartitionSpec()
   lengths = list(shape)
   names: list[tuple[str, ...]] = [()] * len(shape)
 
@@ -146,10 +134,8 @@ def _split(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
   """Where a batch lies: its examples are shared out along 'data'.
 
-  Args:
-    mesh: from make_mesh.
-    axis: the axis of the examples: 0 for images and labels, 1 for the indices
-      [num_steps, batch] of step.make_advance.
+  Their axis is 0 in images and labels, and 1 in the indices [num_steps, batch]
+  of step.make_advance.
 
   Example:
     >>> tuple(batch_sharding(make_mesh(devices=jax.devices()[:1]), axis=1).spec)
@@ -181,19 +167,13 @@ def create_sharded(
   mode: Mode = 'sharded',
   *,
   min_size: int = 1024,
-  compiler_options: Row | None = None,
 ) -> Tree:
   """A state that is made where it lies: no device ever holds all of it.
 
-  The numbers are the same on any mesh, up to the rounding of ψ⁻¹.
-
-  Args:
-    create: makes the state, e.g. functools.partial(state.create, net, tx, key,
-      images); a pure function, the same on every host.
-    mesh: from make_mesh.
-    mode: see state_shardings.
-    min_size: see state_shardings.
-    compiler_options: as for jax.jit.
+  The numbers are the same on any mesh, up to the rounding of ψ⁻¹. A pure
+  function makes the state, the same on every host, such as
+  functools.partial(state.create, net, tx, key, images); for mode and min_size
+  see state_shardings.
   """
   # Initialisers know nothing of explicit axes; the numbers do not depend on
   # them.
@@ -201,13 +181,11 @@ def create_sharded(
   automatic = Mesh(mesh.devices, mesh.axis_names, axis_types=kinds)
   shapes = jax.eval_shape(create)
   placed = state_shardings(shapes, automatic, mode, min_size=min_size)
-  options = dict(compiler_options or {})
-  state = jax.jit(create, out_shardings=placed, compiler_options=options)()
+  state = jax.jit(create, out_shardings=placed)()
   if mesh == automatic:
     return state
-  return jax.device_put(
-    state, state_shardings(shapes, mesh, mode, min_size=min_size)
-  )
+  placed = state_shardings(shapes, mesh, mode, min_size=min_size)
+  return jax.device_put(state, placed)
 
 
 def template(shapes: Tree, shardings: Tree) -> Tree:
@@ -228,12 +206,11 @@ def on_mesh(
   shardings: Tree,
   mesh: Mesh,
   inputs: Sequence[Tree] | None = None,
-  *,
-  compiler_options: Row | None = None,
 ) -> Any:
-  """Compiles a step so that the state stays where it lies.
+  """Compiles a step so that the state, which is donated, stays where it lies.
 
-  Left alone, the compiler may return a sharded state replicated.
+  Left alone, the compiler may return a sharded state replicated. Metrics are on
+  every device, where every host can read them.
 
   Args:
     step: (state, *inputs) -> (state, metrics), from step.make_step or
@@ -243,11 +220,6 @@ def on_mesh(
     inputs: sharding of each argument after the state. By default two batches,
       of images and of labels; for make_advance (replicated(mesh),
       batch_sharding(mesh, axis=1)).
-    compiler_options: as for jax.jit.
-
-  Returns:
-    The function as jax.jit gives it. Its first argument is donated; metrics are
-    on every device, where every host can read them.
   """
   if inputs is None:
     inputs = (batch_sharding(mesh), batch_sharding(mesh))
@@ -259,5 +231,4 @@ def on_mesh(
     in_shardings=(shardings, *inputs),
     out_shardings=outputs,
     donate_argnums=0,
-    compiler_options=dict(compiler_options or {}),
   )
