@@ -38,12 +38,8 @@ class Matrix:
   def __init__(self, matrix: scipy.sparse.csr_matrix, num_vectors: int):
     """Lets MKL inspect a float32 matrix [out, in].
 
-    Args:
-      matrix: the matrix.
-      num_vectors: that it will be multiplied with at once.
-
-    Raises:
-      RuntimeError: if there is no MKL, or it refuses.
+    It will be multiplied with num_vectors at once. A RuntimeError says that
+    there is no MKL, or that it refuses.
     """
     if not is_available():
       raise RuntimeError('there is no MKL here. Install it: pip install mkl.')

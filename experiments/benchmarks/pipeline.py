@@ -83,16 +83,13 @@ class Config:
 
 
 class Speed(NamedTuple):
-  """Of one run.
+  """Of one run."""
 
-  Attributes:
-    wall: images a second by the clock.
-    cpu: images a second of a processor core, in the workers if there are any.
-    main: seconds that a core spent on an image in this process beside them.
-  """
-
+  # Images a second by the clock.
   wall: float
+  # Images a second of a processor core, in the workers if there are any.
   cpu: float
+  # Seconds that a core spent on an image in this process beside them.
   main: float = 0.0
 
 
@@ -104,9 +101,7 @@ def main(config: Config) -> None:
     if config.enlarge != 1:
       folder = stack.enter_context(tempfile.TemporaryDirectory())
       images = enlarged(images, folder, config)
-    count = min(config.files, images.num_examples)
-    examples = image_set.read(images, range(count))
-    files = [example.data for example in examples]
+    files = [example.data for example in _first(config, images)]
     programs = _programs(config, images, files, stack)
     print(timing.environment())
     print(_describe(config, images, files), flush=True)
@@ -157,13 +152,17 @@ def _describe(config: Config, images: ImageSet, files: Sequence[bytes]) -> str:
   )
 
 
+def _first(config: Config, images: ImageSet) -> list[image_set.Example]:
+  count = min(config.files, images.num_examples)
+  return image_set.read(images, range(count))
+
+
 def enlarged(images: ImageSet, folder: str, config: Config) -> ImageSet:
   """A copy of the first files of a set, in a folder, their images enlarged."""
   from PIL import Image
 
-  count = min(config.files, images.num_examples)
   examples = []
-  for example in image_set.read(images, range(count)):
+  for example in _first(config, images):
     image = Image.fromarray(decode.decode(example.data))
     sides = [max(1, round(side * config.enlarge)) for side in image.size]
     file = io.BytesIO()
@@ -200,8 +199,11 @@ def _programs(
       images, batch_size=config.batch_size, image_size=size
     )
     stream = stack.enter_context(Stream(batches, num_workers=count))
+    others = psutil.Process().children()
+    next(stream)  # starts the workers
+    workers = [p for p in psutil.Process().children() if p not in others]
     programs[f'pipeline, {count} {noun}'] = functools.partial(
-      _run_pipeline, config, stream, _start_workers(stream), count
+      _run_pipeline, config, stream, workers, count
     )
   return programs
 
@@ -222,13 +224,6 @@ def _decode_crops(
     choose = functools.partial(crops.random_crop, drawn)
     decode.decode_crop(file, choose, image_size, decoder)
   return _speed(len(files), wall, cpu)
-
-
-def _start_workers(stream: Stream) -> list[psutil.Process]:
-  """The processes that a stream starts for its first batch."""
-  others = psutil.Process().children()
-  next(stream)
-  return [p for p in psutil.Process().children() if p not in others]
 
 
 def _run_pipeline(

@@ -172,17 +172,10 @@ def _input_shape(config: Config) -> tuple[int, int, int]:
 def share_out(
   costs: tuple[LayerCost, ...], distribution: Distribution, sparsity: float
 ) -> dict[str, float]:
-  """Sparsity of each layer of a network.
+  """Sparsity of each leaf, 'module/name', of a network.
 
-  Args:
-    costs: the layers, the first one first.
-    distribution: 'uniform' and 'erk_first_dense' leave the first layer dense,
-      and the others together have the sparsity; with 'er' and 'erk' all layers
-      together have it.
-    sparsity: share of zeros, in [0, 1).
-
-  Returns:
-    Sparsity by leaf, 'module/name'.
+  'uniform' and 'erk_first_dense' leave the first layer dense, and the others
+  together have the sparsity; with 'er' and 'erk' all layers together have it.
   """
   shapes: dict[str, dict[str, jax.ShapeDtypeStruct]] = {}
   leaves = [cost.leaf for cost in costs if cost.leaf is not None]

@@ -12,7 +12,7 @@ A sweep is a JSON file with the fields of Sweep:
       }
     }
 
-    file ─▶ read ─▶ Sweep ─▶ runs ─▶ a Run for each combination ─▶ check
+    load: file ─▶ read ─▶ Sweep ─▶ runs ─▶ a Run for each combination
 
 The program is one whose runs are folders (train/runs/folder.py), so that
 --resume continues them, and that ends with status 75 when it was asked to make
@@ -101,11 +101,7 @@ class Run(NamedTuple):
 
 
 def read(path: str) -> Sweep:
-  """The sweep of a JSON file.
-
-  Raises:
-    UserError: if it is not there, is no JSON, or lacks a field.
-  """
+  """The sweep of a JSON file."""
   stored = json_files.read_json(pathlib.Path(path).expanduser())
   if isinstance(stored, dict):
     _check_kinds(path, stored)
@@ -132,9 +128,6 @@ def runs(sweep: Sweep) -> list[Run]:
   """All combinations, the last option varying fastest.
 
   Their order and names follow from the sweep alone.
-
-  Raises:
-    UserError: if two of them are the same.
 
   Example:
     >>> sweep = Sweep('experiments.imagenet_resnet50', 'runs/a',
@@ -177,15 +170,17 @@ def _name(chosen: Mapping[str, Sequence[str]]) -> str:
   return name.lstrip('.') or 'run'
 
 
-def check(chosen: Sequence[Run]) -> None:
-  """Refuses runs that their program would refuse for its command line."""
-  for run in chosen:
+def load(path: str) -> list[Run]:
+  """The runs of a JSON file, none of which its program refuses."""
+  found = runs(read(path))
+  for run in found:
     try:
       arguments.parse(_presets(run.program), run.command[3:], prog=run.program)
     except SystemExit:
       raise UserError(f'{run.name}: --help is no run.') from None
     except UserError as error:
       raise UserError(f'{run.name}: {error}') from error
+  return found
 
 
 def _presets(program: str) -> Mapping[str, Any]:
@@ -203,10 +198,3 @@ def _presets(program: str) -> Mapping[str, Any]:
   if not presets:
     raise UserError(f'{program} is no program of this kind: it has no PRESETS.')
   return presets
-
-
-def load(path: str) -> list[Run]:
-  """The runs of a JSON file, checked."""
-  found = runs(read(path))
-  check(found)
-  return found

@@ -1,6 +1,5 @@
 """The program for ImageNet at a tiny size: train, stop, resume, evaluate."""
 
-import contextlib
 import dataclasses
 import json
 import re
@@ -36,19 +35,13 @@ SYNTHETIC = [*TINY, '--data.synthetic', '--data.synthetic-classes', '10']
 @pytest.fixture(scope='module', autouse=True)
 def _compiled_once(tmp_path_factory):
   """Runs of the same settings take what the first one compiled."""
-  before = {
-    name: jax.config.values[name]
-    for name in (
-      'jax_compilation_cache_dir',
-      'jax_persistent_cache_min_compile_time_secs',
-      'jax_disable_most_optimizations',
-    )
+  settings = {
+    'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('compiled')),
+    'jax_persistent_cache_min_compile_time_secs': 0.1,
   }
-  folder = tmp_path_factory.mktemp('compiled')
-  jax.config.update('jax_compilation_cache_dir', str(folder))
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
-  # Which takes most of the time.
-  jax.config.update('jax_disable_most_optimizations', True)
+  before = {name: jax.config.values[name] for name in settings}
+  for name, value in settings.items():
+    jax.config.update(name, value)
   yield
   for name, value in before.items():
     jax.config.update(name, value)
@@ -159,9 +152,11 @@ class RunTest:
       assert _column(printed, 'step') == step
     assert {p: p.stat().st_mtime_ns for p in finished.rglob('*')} == before
     # It is the mean under its masks.
-    theta, masks = map(_host, best[:2])
-    left_out = jax.tree.map(lambda t, m: t[~m], theta, masks)
-    assert not any(x.any() for x in jax.tree.leaves(left_out))
+    theta, masks = best[:2]
+    zeros = jax.tree.map(
+      lambda t, m: not np.any(np.where(m, 0, t)), theta, masks
+    )
+    assert all(jax.tree.leaves(zeros))
     density = setup.density(setup.Weights(theta, masks, {}))
     assert density == pytest.approx(result(finished)['density'])
 
@@ -174,10 +169,6 @@ def _expected_density():
   sizes = {name: theta[name[:-2]]['w'].size for name in sparsities}
   kept = [masks.num_kept(sizes[name], s) for name, s in sparsities.items()]
   return sum(kept) / sum(sizes.values())
-
-
-def _host(tree):
-  return jax.tree.map(np.asarray, tree)
 
 
 def _column(table, name):
@@ -201,6 +192,12 @@ def test_photographs_are_trained_on_resumed_and_evaluated(tfds_dir, tmp_path):
   assert run(*args, '--out', out, '--resume') == 0
   assert result(out) == whole
   assert run('--evaluate', out, '--data.dir', tfds_dir, *ONE_DEVICE) == 0
+
+
+def assert_refused(capsys, args, message):
+  assert run(*args) == 2
+  [line] = capsys.readouterr().err.strip().splitlines()
+  assert line.startswith('error: ') and message in line
 
 
 class BadInputTest:
@@ -233,9 +230,8 @@ class BadInputTest:
     self, args, message, capsys, tmp_path
   ):
     out = tmp_path / 'run'
-    assert run(*args, '--out', out, '--data.dir', tmp_path) == 2
-    [line] = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith('error: ') and message in line
+    args = [*args, '--out', out, '--data.dir', tmp_path]
+    assert_refused(capsys, args, message)
     assert not out.exists()
 
   @pytest.mark.slow
@@ -245,28 +241,24 @@ class BadInputTest:
       (SYNTHETIC, 'already holds a run of imagenet_resnet50; pass --resume'),
       ([*SYNTHETIC, '--resume', '--alpha', '2'], 'alpha: 1.5 → 2.0'),
     ):
-      assert run(*args, '--out', finished) == 2
-      [line] = capsys.readouterr().err.strip().splitlines()
-      assert line.startswith('error: ') and message in line
+      assert_refused(capsys, [*args, '--out', finished], message)
     assert {p: p.stat().st_mtime_ns for p in finished.rglob('*')} == before
 
 
 @pytest.mark.slow
 def test_hosts_that_disagree_are_refused(tmp_path):
   port, out = processes.free_port(), tmp_path / 'run'
-  with contextlib.ExitStack() as stack:
-    hosts = [
-      stack.enter_context(
-        processes.started(
-          *('-m', 'experiments.imagenet_resnet50', '--preset', 'tiny'),
-          *('--data.synthetic', '--key', index, '--out', out),
-          *(f'--hosts.coordinator=127.0.0.1:{port}', '--hosts.count=2'),
-          f'--hosts.index={index}',
-        )
-      )
-      for index in (0, 1)
-    ]
-    for host in hosts:
+  first, second = (
+    processes.started(
+      *('-m', 'experiments.imagenet_resnet50', '--preset', 'tiny'),
+      *('--data.synthetic', '--key', index, '--out', out),
+      *(f'--hosts.coordinator=127.0.0.1:{port}', '--hosts.count=2'),
+      f'--hosts.index={index}',
+    )
+    for index in (0, 1)
+  )
+  with first as one, second as other:
+    for host in (one, other):
       _, printed = host.communicate(timeout=300)
       [line] = [x for x in printed.splitlines() if x.startswith('error: ')]
       assert host.returncode == 2

@@ -97,6 +97,12 @@ class SweepTest:
       sweeps.load(write_sweep(**fields))
 
 
+def assert_refused(capsys, args, message):
+  assert launch.run(args) == 2
+  [line] = capsys.readouterr().err.strip().splitlines()
+  assert line.startswith('error: ') and message in line
+
+
 class SettingsTest:
   @pytest.mark.parametrize(
     ('args', 'message'),
@@ -109,9 +115,7 @@ class SettingsTest:
     ],
   )
   def test_mistakes_are_one_line(self, write_sweep, capsys, args, message):
-    assert launch.run([write_sweep(), *args]) == 2
-    [line] = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith('error: ') and message in line
+    assert_refused(capsys, [write_sweep(), *args], message)
 
   def test_a_file_that_is_no_sweep_is_refused(self, tmp_path, capsys):
     missing = str(tmp_path / 'no.json')
@@ -122,9 +126,7 @@ class SettingsTest:
       ([str(incomplete)], "'program' and 'vary'"),
       ([], 'SWEEP.json'),
     ):
-      assert launch.run(args) == 2
-      [line] = capsys.readouterr().err.strip().splitlines()
-      assert line.startswith('error: ') and message in line
+      assert_refused(capsys, args, message)
 
   def test_last_line_is_the_last_that_says_anything(self, tmp_path):
     log = tmp_path / 'log'
@@ -134,13 +136,12 @@ class SettingsTest:
 
   def test_submitit_says_what_it_cannot_do(self, write_sweep, tmp_path, capsys):
     pytest.importorskip('submitit')
-    file = write_sweep()
-    assert launch.run([file, *LOCAL, '--parameters', 'timeouts=3']) == 2
-    assert 'submitit cannot do this' in capsys.readouterr().err
+    args = [write_sweep(), *LOCAL]
+    wrong = [*args, '--parameters', 'timeouts=3']
+    assert_refused(capsys, wrong, 'submitit cannot do this')
     (tmp_path / 'out').rename(tmp_path / 'before')
     (tmp_path / 'out').write_text('a file')
-    assert launch.run([file, *LOCAL]) == 2
-    assert "another 'out'" in capsys.readouterr().err
+    assert_refused(capsys, args, "another 'out'")
 
 
 def wait_for(text, log):

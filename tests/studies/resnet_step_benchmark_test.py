@@ -22,16 +22,7 @@ TINY = resnet_step.Config(
 )
 
 
-@pytest.fixture
-def _compiled_fast():
-  before = jax.config.values['jax_disable_most_optimizations']
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', before)
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures('_compiled_fast')
 def test_prints_a_row_for_each_step(capsys):
   resnet_step.main(TINY)
   printed = capsys.readouterr().out
