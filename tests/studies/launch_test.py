@@ -15,7 +15,6 @@ import pytest
 from experiments.launch import __main__ as launch
 from experiments.launch import sweeps
 from experiments.launch.sweeps import Sweep
-from powerprop_jax.train.runs.errors import UserError
 
 LOCAL = ['--cluster', 'local']
 # Or it would write to what sys.stderr is while it is imported.
@@ -93,7 +92,7 @@ class SweepTest:
     ],
   )
   def test_mistakes_are_named(self, write_sweep, fields, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(ValueError, match=message):
       sweeps.load(write_sweep(**fields))
 
 
