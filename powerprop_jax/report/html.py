@@ -72,18 +72,6 @@ def write_report(
     >>> '<p>It works.</p>' in path.read_text(encoding='utf-8')
     True
   """
-  page = render(title, sections, subtitle=subtitle, config=config)
-  return whole.write_bytes(path, page.encode('utf-8'))
-
-
-def render(
-  title: str,
-  sections: Sequence[Section],
-  *,
-  subtitle: str = '',
-  config: Record | None = None,
-) -> str:
-  """The page of write_report as text."""
   sections = list(sections)
   if config is not None:
     rows = [
@@ -99,7 +87,9 @@ def render(
   parts.append('</header>\n<main>')
   parts += [_section(index, part) for index, part in enumerate(sections)]
   parts.append('</main>')
-  return _PAGE.format(title=_text(title), style=_STYLE, body='\n'.join(parts))
+  body = '\n'.join(parts)
+  page = _PAGE.format(title=_text(title), style=_STYLE, body=body)
+  return whole.write_bytes(path, page.encode('utf-8'))
 
 
 def flatten(config: Record, prefix: str = '') -> Row:

@@ -2,6 +2,8 @@ import base64
 from html import parser
 import itertools
 import os
+import pathlib
+import tempfile
 
 import pytest
 
@@ -41,6 +43,13 @@ class _Reader(parser.HTMLParser):
     return [attributes for found, attributes in self.tags if found == tag]
 
 
+def _written(title, sections, **options):
+  with tempfile.TemporaryDirectory() as folder:
+    path = pathlib.Path(folder) / 'report.html'
+    html.write_report(path, title=title, sections=sections, **options)
+    return path.read_text('utf-8')
+
+
 @pytest.fixture(scope='module')
 def page():
   rows = [{'alpha': 1.0, 'leaf': 'a/w'}, {'alpha': 1.5, 'kept_weights': 2000}]
@@ -54,12 +63,12 @@ def page():
     html.Section('Empty'),
   ]
   config = {'alpha': [1.0, 2.0], 'data': {'name': 'digits', 'dir': None}}
-  return html.render('A run', sections, config=config)
+  return _written('A run', sections, config=config)
 
 
 def _table(rows, caption=''):
   section = html.Section('', tables=[html.Table(rows, caption)])
-  return _Reader(html.render('', [section]))
+  return _Reader(_written('', [section]))
 
 
 def test_page_parses_loads_nothing_and_follows_the_colours_of_the_reader(page):
@@ -79,7 +88,7 @@ def test_everything_given_is_escaped():
     html.Table([{evil: evil}], evil),
   )
   long = html.Table([{'a': evil}] * 100, evil)
-  page = html.render(
+  page = _written(
     evil,
     [
       html.Section(evil, evil, [figure], [table]),
@@ -140,7 +149,7 @@ def test_figures_without_words_or_that_are_no_png_are_refused():
     html.Figure(_PNG, ' ')
   section = html.Section('', figures=[html.Figure(b'GIF89a', 'a picture')])
   with pytest.raises(ValueError, match='PNG'):
-    html.render('', [section])
+    _written('', [section])
 
 
 def test_report_is_written_in_one_step_with_figures_from_files(tmp_path):

@@ -20,8 +20,9 @@ def texts(found):
   return [text.get_text() for text in found.findobj(matplotlib.text.Text)]
 
 
-def legend(figure):
-  (found,) = figure.legends
+def legend(drawn):
+  """Labels in the legend of a figure or of axes."""
+  found = drawn.legends[0] if hasattr(drawn, 'legends') else drawn.get_legend()
   return [text.get_text() for text in found.get_texts()]
 
 

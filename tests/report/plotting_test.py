@@ -45,8 +45,7 @@ class AccuracyTest:
     (axes,) = plots.draw(figure).axes
     bands = axes.findobj(FillBetweenPolyCollection)
     assert (len(axes.lines), len(bands)) == (3, 3)
-    legend = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert legend == ['α = 1', 'α = 1.5', 'α = 2']
+    assert plots.legend(axes) == ['α = 1', 'α = 1.5', 'α = 2']
     note = 'Lines: mean over 3 keys. Bands: lowest to highest.'
     assert {'Net', note} <= set(plots.texts(figure))
     x, y = plots.line(axes, 'α = 2').get_data()
@@ -84,8 +83,7 @@ class AccuracyTest:
       _points(), num_classes=10, published=published
     )
     (axes,) = plots.draw(figure).axes
-    legend = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert legend[-3:] == ['α = 4', 'Others', 'chance']
+    assert plots.legend(axes)[-3:] == ['α = 4', 'Others', 'chance']
     np.testing.assert_allclose(plots.line(axes, 'chance').get_ydata(), 0.1)
 
   def test_values_not_finite_leave_gaps_and_are_counted(self):
