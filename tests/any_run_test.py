@@ -43,6 +43,7 @@ def part(run):
   return run / 'combinations' / 'set_density_0.2_alpha_2'
 
 
+@pytest.mark.slow
 def test_networks_of_a_combination_are_exported_as_they_were_scored(
   run, part, tmp_path
 ):
@@ -79,6 +80,7 @@ def test_what_is_read_is_what_the_views_of_the_state_say(part):
   assert len(found.splits.test.labels) == 100
 
 
+@pytest.mark.slow
 def test_a_combination_is_benched_and_pruned(part, tmp_path, capsys):
   args = ['--key', '0', '--repeats', '1', '--batches', '1']
   assert main('bench', part, *args) == 0
@@ -118,7 +120,6 @@ def test_a_run_of_parts_takes_the_one_that_fits_or_names_them(
   assert export.read(path).about['key'] == 3
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
   ('program', 'args', 'part', 'pairs'),
   [
@@ -128,6 +129,7 @@ def test_a_run_of_parts_takes_the_one_that_fits_or_names_them(
      'static_density_0.1_alpha_1', [(1, 0), (1, 1)]),
   ],
 )  # fmt: skip
+@pytest.mark.slow
 def test_networks_of_other_programs_are_read(
   tmp_path, program, args, part, pairs
 ):

@@ -86,6 +86,7 @@ def test_powerprop_says_what_to_install(tmp_path):
 @pytest.mark.parametrize(
   'name', ['one_shot_pruning', 'benchmarks.psi', 'launch']
 )
+@pytest.mark.slow
 def test_programs_say_what_to_install(tmp_path, name):
   done = without(tmp_path, _EXTRA, '-m', f'experiments.{name}', '--help')
   assert 'matplotlib' in refusal(done)
@@ -98,6 +99,7 @@ def test_figures_say_what_to_install(tmp_path):
   assert done.stderr.strip().endswith(_INSTALL)
 
 
+@pytest.mark.slow
 def test_all_that_programs_import_is_asked_for(tmp_path):
   # Whatever else the extra has may be missing: it is needed for one thing only.
   asked = refusal(without(tmp_path, _EXTRA, '-m', 'experiments.flops_table'))

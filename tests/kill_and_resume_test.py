@@ -152,11 +152,11 @@ def state_in(folder):
   return {name: value.tobytes() for name, value in state.items()}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
   ('name', 'number'),
   [*((name, signal.SIGKILL) for name in PROGRAMS), ('train', signal.SIGTERM)],
 )
+@pytest.mark.slow
 def test_a_stopped_run_continues_to_the_same(tmp_path, name, number):
   program = PROGRAMS[name]
   whole, parts = tmp_path / 'whole', tmp_path / 'parts'

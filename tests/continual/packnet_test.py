@@ -36,9 +36,9 @@ def _num_programs():
   return sum(function._cache_size() for function in functions)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('alpha', [1.0, 2.0])
 @pytest.mark.parametrize('inner', inners.INNERS)
+@pytest.mark.slow
 def test_earlier_tasks_keep_their_bits_and_nothing_compiles_again(inner, alpha):
   """For both methods, with and without retraining, norms frozen and not."""
   tx = packing.make_tx(inners.INNERS[inner](), alpha)

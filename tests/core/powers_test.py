@@ -4,6 +4,7 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from powerprop_jax.core import powers
 
@@ -55,6 +56,7 @@ class PowersTest(parameterized.TestCase):
   @parameterized.product(
     exponent=(0.0, 0.25, 0.3, 0.75, 1.0, 1.3, 2.0, 3.7), static=(True, False)
   )
+  @pytest.mark.slow
   def test_derivatives_of_every_order_are_those_of_the_formula(
     self, exponent, static
   ):

@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from powerprop_jax.core import reparam
 
@@ -169,6 +170,7 @@ class HigherDerivativesTest(parameterized.TestCase):
   ALPHAS = (1.0, 1.1, 1.25, 1.3, 1.5, 2.0, 2.5, 3.3)
 
   @parameterized.product(alpha=ALPHAS, static=(True, False), jit=(True, False))
+  @pytest.mark.slow
   def test_second_and_third_agree_with_differences(self, alpha, static, jit):
     power = alpha if static else jnp.float32(alpha)
     alpha = float(power)
@@ -195,6 +197,7 @@ class HigherDerivativesTest(parameterized.TestCase):
     np.testing.assert_allclose(found_third, expected, rtol=1e-3, atol=1e-4)
 
   @parameterized.product(alpha=ALPHAS, static=(True, False))
+  @pytest.mark.slow
   def test_at_zero_the_second_is_the_mean_of_both_sides(self, alpha, static):
     power = alpha if static else jnp.float32(alpha)
     zeros, found = jnp.array([0.0, -0.0]), lambda x: reparam.psi(x, power)
@@ -215,6 +218,7 @@ class HigherDerivativesTest(parameterized.TestCase):
     jit=(True, False),
     names=('a', 'aa', 'pa', 'ppa'),
   )
+  @pytest.mark.slow
   def test_derivatives_in_alpha_are_right_in_every_order(
     self, alpha, jit, names
   ):

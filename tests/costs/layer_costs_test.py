@@ -3,6 +3,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from powerprop_jax import nets
 from powerprop_jax.core import select
@@ -89,6 +90,7 @@ class LayerCostsTest(parameterized.TestCase):
     self.assertEqual([cost.leaf for cost in costs], ['fc/w'])
 
   @parameterized.parameters(*nets.NAMES)
+  @pytest.mark.slow
   def test_every_weight_of_our_networks_is_a_layer(self, name):
     net = nets.make(name, 10)
     images = _images(2, 32, 32, 3)

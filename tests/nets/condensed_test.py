@@ -79,6 +79,7 @@ class LayersTest(parameterized.TestCase):
     layer=tuple(_LAYERS),
     inner=(optax.sgd(0.1, momentum=0.9), optax.adam(1e-2, eps=1e-3)),
   )
+  @pytest.mark.slow
   def test_masked_and_condensed_layers_train_identically(self, layer, inner):
     shape, x_shape, args, settings, plain, thin = _LAYERS[layer]
     mask = _mask(shape, 0.1)

@@ -91,8 +91,8 @@ def grouped_net(has_transform):
 
 
 class FormTest(parameterized.TestCase):
-  @pytest.mark.slow
   @parameterized.parameters(*nets.NAMES)
+  @pytest.mark.slow
   def test_every_network_has_a_scale_more_for_each_weight(self, name):
     plain, _ = shapes_of(nets.make(name, 10))
     net = nets.make(name, 10, dct=True)
@@ -181,8 +181,8 @@ def _random_masks(net, density, select=select_lib.is_weight):
 
 
 class SupportsTest(parameterized.TestCase):
-  @pytest.mark.slow
   @parameterized.parameters(True, False)
+  @pytest.mark.slow
   def test_starts_and_computes_as_the_masked_network(self, with_dct):
     make = functools.partial(nets.make, 'lenet_5_small', 10, dct=with_dct)
     if with_dct:
@@ -206,8 +206,8 @@ class SupportsTest(parameterized.TestCase):
       grads, sparse_weight.condense(expected, masks), atol=1e-5
     )
 
-  @pytest.mark.slow
   @parameterized.parameters('mobilenet_v2', 'mnist_cnn')
+  @pytest.mark.slow
   def test_no_network_holds_a_dense_weight_beside_its_supports(self, name):
     for with_dct in (True, False):
       plain = nets.make(name, 10, dct=with_dct)
@@ -242,6 +242,7 @@ DENSITY, PERIOD, STEPS = 0.01, 3, 11
 
 class SparseTrainingTest(parameterized.TestCase):
   @parameterized.parameters('rigl', 'set')
+  @pytest.mark.slow
   def test_connections_move_in_the_sparse_part_alone(self, method):
     net = nets.make('lenet_5', 10, dct=True)
     rng = np.random.default_rng(0)

@@ -104,6 +104,7 @@ class LinearTest(parameterized.TestCase):
   @parameterized.product(
     sizes=((20, 30), (30, 20)), x_shape=((), (4,), (2, 3)), method=_METHODS
   )
+  @pytest.mark.slow
   def test_is_a_linear_layer_plus_a_transform(self, sizes, x_shape, method):
     num_in, num_out = sizes
     x = _random(*x_shape, num_in)
@@ -196,6 +197,7 @@ class ConvTest(parameterized.TestCase):
   @parameterized.product(
     conv=_CONVS, method=_METHODS, data_format=('NHWC', 'NCHW')
   )
+  @pytest.mark.slow
   def test_starts_as_the_transform_of_each_patch(
     self, conv, method, data_format
   ):
@@ -224,7 +226,6 @@ class ConvTest(parameterized.TestCase):
     )
     np.testing.assert_allclose(y, expected, atol=1e-6)
 
-  @pytest.mark.slow
   @parameterized.product(
     settings=(
       dict(padding='SAME'),
@@ -236,6 +237,7 @@ class ConvTest(parameterized.TestCase):
     ),
     batch=((), (2,)),
   )
+  @pytest.mark.slow
   def test_is_a_convolution_plus_one_with_the_fixed_kernel(
     self, settings, batch
   ):
@@ -308,6 +310,7 @@ class SparseTest(parameterized.TestCase):
     method=_METHODS,
     with_support=(False, True),
   )
+  @pytest.mark.slow
   def test_mixed_precision_is_kept(self, layer, method, with_support):
     module, x_shape, args = layer
     shape = (30, 20) if module is dct.DctLinear else (3, 3, 4, 6)

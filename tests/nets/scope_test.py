@@ -162,8 +162,8 @@ class PowerScopeTest(parameterized.TestCase):
 
 
 class SecondDerivativeTest(parameterized.TestCase):
-  @pytest.mark.slow
   @parameterized.product(alpha=(1.3, 2.6), static=(True, False))
+  @pytest.mark.slow
   def test_grasp_inside_the_scope_agrees_with_double_precision(
     self, alpha, static
   ):

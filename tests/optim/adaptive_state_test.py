@@ -73,8 +73,8 @@ class CompiledTest(parameterized.TestCase):
     )
     np.testing.assert_allclose(alphas.alpha_of(after), [2.0, 3.0])
 
-  @pytest.mark.slow
   @parameterized.parameters(True, False)
+  @pytest.mark.slow
   def test_eight_devices_do_as_one(self, explicit):
     theta = {
       'm': {'w': jax.random.normal(jax.random.key(0), (16, 8))},
@@ -124,8 +124,8 @@ def _sparse(inner, mode='keep', **kwargs):
 
 
 class SparseTest(parameterized.TestCase):
-  @pytest.mark.slow
   @parameterized.parameters(('keep', 3.0), ('redraw', 3.0), ('smallest', 1.6))
+  @pytest.mark.slow
   def test_alpha_and_connections_change_in_one_step(self, mode, new):
     """Masks and θ, behind the masks too, are those at the old α."""
     make = lambda: _sparse(alphas.power(2.0), mode, replaces_step=False)

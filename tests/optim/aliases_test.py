@@ -134,6 +134,7 @@ def _run(tx, steps=7):
 
 class AliasesTest(parameterized.TestCase):
   @parameterized.parameters(*PAIRS)
+  @pytest.mark.slow
   def test_equals_sparsify_around_its_topology(self, name):
     short, long = (_run(make()) for make in PAIRS[name])
     chex.assert_trees_all_equal(short[1].masks, long[1].masks)
@@ -177,6 +178,7 @@ class AliasesTest(parameterized.TestCase):
       chex.assert_trees_all_equal(powered[1].masks, plain[1].masks)
       chex.assert_trees_all_close(powered[0], plain[0], rtol=1e-6)
 
+  @pytest.mark.slow
   def test_learns_on_few_connections(self):
     """A fifth of the weights fits eight points, whatever the method."""
     x = jax.random.normal(jax.random.key(0), (8, 30))
@@ -213,8 +215,8 @@ class AliasesTest(parameterized.TestCase):
 
 
 class StreamsTest(parameterized.TestCase):
-  @pytest.mark.slow
   @parameterized.parameters('lenet_300_100', 'lenet_5')
+  @pytest.mark.slow
   def test_masks_do_not_depend_on_weights_of_the_same_key(self, name):
     # From one stream, the tenth that is kept would be the largest weights.
     net = nets.make(name, 10)

@@ -18,8 +18,8 @@ import pytest
 _PARTS = [('check', seed, 55) for seed in range(4)] + [('check_batch', 0, 10)]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(('check', 'seed', 'number'), _PARTS)
+@pytest.mark.slow
 def test_compositions_are_refused_or_right(check, seed, number, request):
   total = request.config.getoption('--compositions')
   if total is not None:

@@ -11,6 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 import optax
+import pytest
 
 from powerprop_jax.core import distributions, patterns
 from powerprop_jax.core import select as select_lib
@@ -89,6 +90,7 @@ def _moved(mask, drop, grow, num_dropped, wanted):
 
 class DropAndGrowTest(parameterized.TestCase):
   @parameterized.parameters(range(25))
+  @pytest.mark.slow
   def test_equals_the_oracle_on_random_shapes_with_ties(self, seed):
     rng = np.random.default_rng(seed)
     mask, drop, grow, k = cases.layer(rng)
@@ -111,6 +113,7 @@ class DropAndGrowTest(parameterized.TestCase):
 
 class TopologyTest(parameterized.TestCase):
   @parameterized.product(method=tuple(METHODS), alpha=(1.0, 2.0))
+  @pytest.mark.slow
   def test_every_neuron_has_its_inputs_after_every_update(self, method, alpha):
     moved = False
     masks = None

@@ -278,6 +278,7 @@ class RefusalsTest(parameterized.TestCase):
       ({'stop': -1}, 'stop must be at least 0, got -1'),
     ),
   )
+  @pytest.mark.slow
   def test_steps_without_a_rewiring(self, make, case):
     options, message = case
     with self.assertRaisesRegex(ValueError, message):

@@ -50,10 +50,10 @@ def oracle(masks, theta, threshold, target, drawn):
 
 
 class RuleTest(parameterized.TestCase):
-  @pytest.mark.slow
   @parameterized.parameters(
     (0.8, 0.5, 10), (0.8, 0.05, 10), (0.5, 0.3, 20), (0.9, 1.5, 5)
   )
+  @pytest.mark.slow
   def test_equals_the_published_rule(self, sparsity, threshold, target):
     topology = dsr.dsr(
       sparsity, always, num_dropped=target, threshold=threshold

@@ -119,9 +119,9 @@ RIGHT = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('alpha', [None, 2.0])
 @pytest.mark.parametrize('wrapper', RIGHT)
+@pytest.mark.slow
 def test_wrappers_that_are_right(wrapper, alpha):
   expected = train(rigl(optax.sgd(0.1, 0.9), alpha))
   actual = train(RIGHT[wrapper](rigl(optax.sgd(0.1, 0.9), alpha)))
@@ -190,8 +190,8 @@ def test_a_step_computes_with_the_masks_whatever_is_around(alpha, around):
     assert (phi['a']['w'] != seen['a']['w']).any()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('around', [scaled, in_a_pair, without_a_trace])
+@pytest.mark.slow
 def test_a_compiled_step_of_ours_does(around):
   net = nets.make('lenet_300_100', num_classes=3)
   images, labels = jnp.ones((4, 2, 2, 1)), jnp.array([0, 1, 2, 0])

@@ -39,6 +39,7 @@ def _oracle(mask, drop, grow, num_dropped, k, min_salient):
 
 class FanInsLeftTest(parameterized.TestCase):
   @parameterized.parameters(range(30))
+  @pytest.mark.slow
   def test_equals_the_oracle_on_random_shapes_with_ties(self, seed):
     rng = np.random.default_rng(seed)
     mask, drop, grow, k = cases.layer(rng)
@@ -84,10 +85,10 @@ class FanInsLeftTest(parameterized.TestCase):
 
 
 class TrainingTest(parameterized.TestCase):
-  @pytest.mark.slow
   @parameterized.product(
     make=(aliases.rigl, aliases.sparse_evolution), alpha=(1.0, 2.0)
   )
+  @pytest.mark.slow
   def test_neurons_have_all_inputs_or_none_and_logits_all_stay(
     self, make, alpha
   ):

@@ -33,6 +33,7 @@ def _grads(seed):
 
 @pytest.mark.parametrize('alpha', [1.0, 2.0])
 @pytest.mark.parametrize('inner', inners.INNERS)
+@pytest.mark.slow
 def test_update_is_exactly_zero_where_protected(inner, alpha):
   """Also for momentum that a weight has from before it was protected."""
   tx = packing.make_tx(inners.INNERS[inner](), alpha)

@@ -30,6 +30,7 @@ def after_a_rewiring(inner, **options):
 
 
 @pytest.mark.parametrize('alpha', [None, 2.0])
+@pytest.mark.slow
 def test_momenta_of_dropped_weights_are_gone(alpha):
   inner = optax.adam(0.01)
   inner = inner if alpha is None else pp.powerprop(inner, alpha)

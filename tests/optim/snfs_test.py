@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from powerprop_jax.optim import aliases
 from powerprop_jax.optim.topologies import snfs
@@ -102,6 +103,7 @@ class RuleTest(parameterized.TestCase):
     ((0.01, 0.01, 0.02, 0.04), 0.5),  # layers with one connection
     ((0.3, 0.3, 0.3, 0.3), 0.005),
   )
+  @pytest.mark.slow
   def test_equals_the_published_rules_and_keeps_the_total(self, densities, p):
     topology = snfs.snfs(0.5, always, p)
     rewire = jit(topology.rewire)

@@ -164,12 +164,13 @@ class ProgramTest(parameterized.TestCase):
       )
     self.assertEqual(_largest_array(program), 3 * 3 * 16 * 32 // 8)
 
-  @pytest.mark.slow
   @parameterized.parameters(*METHODS)
+  @pytest.mark.slow
   def test_a_device_updates_its_part_alone(self, method):
     self.assert_parts_only(method)
 
   @parameterized.parameters('set_redraw', 'snfs', 'gradual_global')
+  @pytest.mark.slow
   def test_on_explicit_axes_too(self, method):
     self.assert_parts_only(method, explicit=True)
 

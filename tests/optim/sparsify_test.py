@@ -77,6 +77,7 @@ class PinsTest(parameterized.TestCase):
     phi_dtype=(jnp.float32, jnp.bfloat16),
     grad_dtype=(jnp.float32, jnp.bfloat16),
   )
+  @pytest.mark.slow
   def test_also_with_half_precision(self, phi_dtype, grad_dtype):
     """A step in bfloat16 is too coarse to take a float32 weight to zero."""
     for inner in (optax.sgd(0.1), optax.adam(0.1, mu_dtype=jnp.float32)):

@@ -101,9 +101,9 @@ def by_numpy(state, template):
   return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(('make', 'select'), CASES)
 @pytest.mark.parametrize('store', [by_pickle, by_flax, by_equinox, by_numpy])
+@pytest.mark.slow
 def test_a_stored_state_goes_on(make, select, store):
   tx, phi, state = trained(make, select)
   # From another process: a transformation that was built again.

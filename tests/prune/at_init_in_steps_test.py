@@ -251,6 +251,7 @@ class DigitsTest(parameterized.TestCase):
     ('synflow', 1.0),
     ('force', 2.0),
   )
+  @pytest.mark.slow
   def test_what_is_left_of_lenet_300_100_learns_digits(self, method, alpha):
     digits = sources.digits()
     images, labels = digits.train

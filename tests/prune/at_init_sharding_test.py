@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
+import pytest
 
 from powerprop_jax.prune import at_init
 
@@ -67,6 +68,7 @@ METHODS = {
 
 class ShardedTest(parameterized.TestCase):
   @parameterized.product(method=tuple(METHODS), explicit=(False, True))
+  @pytest.mark.slow
   def test_masks_are_those_of_one_device(self, method, explicit):
     net, loss = (_chains, _chains_loss) if explicit else (_mlp, _mlp_loss)
     theta = _theta((8, 16))

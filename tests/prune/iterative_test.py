@@ -300,8 +300,8 @@ def make_digits_run(alpha):
 
 
 class DigitsTest(parameterized.TestCase):
-  @pytest.mark.slow
   @parameterized.parameters(1.0, 2.0)
+  @pytest.mark.slow
   def test_every_procedure_beats_pruning_in_one_shot(self, alpha):
     theta_0, train, accuracy = make_digits_run(alpha)
     everything = masks.full_masks(theta_0)

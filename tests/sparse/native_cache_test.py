@@ -168,7 +168,6 @@ def test_without_kernels_the_rest_works(place, environment, says, is_warned):
   assert all(says in w and 'POWERPROP_NATIVE=0' in w for w in seen.warned)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
   ('folder', 'says'),
   [
@@ -178,6 +177,7 @@ def test_without_kernels_the_rest_works(place, environment, says, is_warned):
   ],
   ids=['no home', 'read-only', 'no folder'],
 )
+@pytest.mark.slow
 def test_where_nothing_can_be_kept_each_program_compiles(place, folder, says):
   kept, first = place / 'kept', ''
   if folder != 'library/x':
@@ -193,12 +193,12 @@ def test_where_nothing_can_be_kept_each_program_compiles(place, folder, says):
   assert folder == 'library/x' or not os.listdir(kept)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
   'damage',
   [lambda x: x[: len(x) // 2], lambda x: b'', lambda x: x[:-1] + b'?'],
   ids=['truncated', 'empty', 'changed'],
 )
+@pytest.mark.slow
 def test_damaged_libraries_are_made_again(place, damage):
   path = _kept(place)
   whole = path.read_bytes()
@@ -347,7 +347,6 @@ class TrustTest:
     assert cache.folder() == self.folder
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
   ('does', 'says'),
   [
@@ -360,6 +359,7 @@ class TrustTest:
   ],
   ids=['error', 'crash', 'not UTF-8', 'hang', 'no library', 'full disk'],
 )
+@pytest.mark.slow
 def test_whatever_a_compiler_does_a_program_goes_on(place, does, says):
   _kept(place).unlink()
   compiler = _compiler(place, does.format(place=place))

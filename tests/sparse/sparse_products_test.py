@@ -84,8 +84,8 @@ class IndexTest(parameterized.TestCase):
     np.testing.assert_array_equal(np.diff(index.offsets), mask.sum(0))
     np.testing.assert_array_equal(np.diff(index.in_offsets), mask.sum(1))
 
-  @pytest.mark.slow
   @parameterized.product(shape=tuple(_SHAPES), room=(0, 3))
+  @pytest.mark.slow
   def test_connections_go_into_a_dense_matrix_and_back(self, shape, room):
     mask, w, _, _, _ = _draw(*_SHAPES[shape])
     index = sparse_index.from_mask(jnp.asarray(mask), int(mask.sum()) + room)
@@ -99,6 +99,7 @@ class IndexTest(parameterized.TestCase):
 
 class ProductTest(parameterized.TestCase):
   @parameterized.product(kernel=_KERNELS, shape=tuple(_SHAPES))
+  @pytest.mark.slow
   def test_equals_the_dense_product_and_its_gradients(self, kernel, shape):
     _skip_without(kernel)
     mask, w, index, x, dy = _draw(*_SHAPES[shape])
@@ -179,6 +180,7 @@ _CONVOLUTIONS = {
 
 class ConvolutionTest(parameterized.TestCase):
   @parameterized.product(case=tuple(_CONVOLUTIONS), density=(0.0, 0.2, 1.0))
+  @pytest.mark.slow
   def test_equals_the_dense_convolution_and_its_gradients(self, case, density):
     _skip_without('native')
     images, num_out, kernel, stride, pads = _CONVOLUTIONS[case]

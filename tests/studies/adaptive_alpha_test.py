@@ -6,6 +6,7 @@ import tempfile
 from absl.testing import parameterized
 import numpy as np
 import programs
+import pytest
 
 from experiments.adaptive_alpha import __main__ as adaptive_alpha
 from experiments.adaptive_alpha import report, runs
@@ -24,6 +25,7 @@ class AdaptiveAlphaTest(parameterized.TestCase):
     self.addCleanup(folder.cleanup)
     self.out = pathlib.Path(folder.name) / 'run'
 
+  @pytest.mark.slow
   def test_a_run_writes_everything_and_is_not_done_again(self):
     methods = ('fixed', 'per_leaf', 'branch')
     args = ('--methods', *methods, '--alphas', '2', '--out', self.out)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from experiments.adaptive_alpha import control as control_lib
 from experiments.adaptive_alpha import evaluation, methods, runs
@@ -80,6 +81,7 @@ class RaceTest(parameterized.TestCase):
     self.assertTrue(np.isnan(found.verdicts[1]['accuracy']))
     self.assertEqual([r['step'] for r in found.evaluations], [0, 4, 12, 20])
 
+  @pytest.mark.slow
   def test_a_branch_with_the_power_of_the_trunk_is_its_continuation(self):
     config = Config(branch=BranchConfig(1.5, 0.5, (1.5, 32.0), 0.5))
     found = train(config, 'branch', problem=self.problem)
@@ -112,6 +114,7 @@ class RaceTest(parameterized.TestCase):
 
 class ControlTest(parameterized.TestCase):
   @parameterized.parameters('published_phi', 'per_leaf')
+  @pytest.mark.slow
   def test_between_dispatches_it_does_what_the_wrapper_does(self, method):
     found = ensemble.take(powers(published(method).state), 0)
     control = methods.control_of(PROBLEM, method, EVERY_EPOCH)

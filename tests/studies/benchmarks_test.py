@@ -17,6 +17,7 @@ def test_psi(capsys):
   assert 'scaled copy' in printed and 'ψ, α = 2 ' in printed
 
 
+@pytest.mark.slow
 def test_step(capsys):
   step.main(
     step.Config(

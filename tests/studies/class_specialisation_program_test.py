@@ -29,6 +29,7 @@ def finished(tmp_path_factory):
   return out
 
 
+@pytest.mark.slow
 def test_a_run_writes_everything_it_promises(finished):
   names = ['config.json', 'report.html', 'complete.json']
   for name in [*names, 'class_specialisation.png']:

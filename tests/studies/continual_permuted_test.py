@@ -33,6 +33,7 @@ def finished(tmp_path_factory):
   return out
 
 
+@pytest.mark.slow
 def test_a_run_writes_everything_it_promises(finished):
   names = ['config.json', 'table.md', 'report.html', 'complete.json']
   names += ['accuracy.png', 'capacity.png', 'weights_efficient_packnet.png']
@@ -146,6 +147,7 @@ def test_other_streams_of_the_digits(kind):
   )
 
 
+@pytest.mark.slow
 def test_a_sequence_of_different_data(tfds_dir):
   config = PRESETS['sequence']
   stream = streams.load(config.stream, DataConfig(dir=tfds_dir))

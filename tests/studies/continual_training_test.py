@@ -84,6 +84,7 @@ def without_nan(records):
 
 @pytest.mark.parametrize('name', methods.SPARSE)
 @pytest.mark.parametrize('alpha', [1.0, 2.0])
+@pytest.mark.slow
 def test_packed_tasks_are_not_forgotten(name, alpha, tmp_path):
   given = problem()
   found = matrix(run(make(name, given, alpha, retrain=True), given, tmp_path))
@@ -115,6 +116,7 @@ def test_joint_training_is_measured_once_and_is_good_at_all(tmp_path):
 
 
 @pytest.mark.parametrize('name', methods.NAMES)
+@pytest.mark.slow
 def test_each_task_has_its_own_head(name, tmp_path):
   given = multi_head()
   found = matrix(run(make(name, given), given, tmp_path))
@@ -144,6 +146,7 @@ def test_all_methods_start_from_the_same_weights():
     *(('own', name) for name in ('efficient_packnet', 'ewc')),
   ],
 )
+@pytest.mark.slow
 def test_an_interrupted_stream_continues_to_the_same_results(
   name, heads, tmp_path
 ):
@@ -174,6 +177,7 @@ def test_an_interrupted_stream_continues_to_the_same_results(
 
 
 @pytest.mark.parametrize('name', ['efficient_packnet', 'packnet', 'ewc'])
+@pytest.mark.slow
 def test_later_tasks_compile_nothing(name, tmp_path):
   # Unequal groups: tasks differ in size.
   stream = task_streams.split(digits(), [[0, 1, 2], [3, 4], [5, 6], [7, 8, 9]])

@@ -30,6 +30,7 @@ def test_prints_a_table_for_each_layer(capsys):
 
 
 @pytest.mark.parametrize('method', dct.METHODS)
+@pytest.mark.slow
 def test_forms_take_the_same_step(method):
   mask = np.eye(6, dtype=bool)
   x = jax.random.normal(jax.random.key(0), (3, 6))

@@ -42,6 +42,7 @@ def finished(tmp_path_factory):
   return out
 
 
+@pytest.mark.slow
 def test_a_run_writes_everything_it_promises(finished):
   names = ['config.json', 'table.md', 'report.html', 'complete.json']
   names += ['accuracy.png', *(f'signals_{s}.png' for s in ('erk', 'snip'))]
@@ -119,6 +120,7 @@ def test_table_has_a_gap_where_a_network_has_no_support(finished):
   assert lines[3].endswith('|  |')
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_not_trained_again(finished):
   times = programs.times(finished / 'combinations')
   before = programs.results(finished)

@@ -23,6 +23,7 @@ def _records(out):
 
 
 @pytest.mark.parametrize('preset', flops_table.PRESETS)
+@pytest.mark.slow
 def test_published_values_are_met(preset, tmp_path):
   out = tmp_path / 'run'
   every = ('uniform', 'er', 'erk', 'erk_first_dense')

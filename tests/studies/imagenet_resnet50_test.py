@@ -87,6 +87,7 @@ class PresetsTest:
     assert round(config.sparse.stop * recipe.num_steps) == 25_000
 
   @pytest.mark.parametrize('name', [n for n in PRESETS if '_90_' in n])
+  @pytest.mark.slow
   def test_every_method_fits_the_real_network(self, name):
     config = PRESETS[name]
     theta = setup.shapes(setup.make_net(NetConfig(), 1000), 224)

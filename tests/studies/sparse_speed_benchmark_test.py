@@ -11,6 +11,7 @@ from powerprop_jax.train.data.splits import DataConfig
 from powerprop_jax.train.runs.errors import UserError
 
 
+@pytest.mark.slow
 def test_writes_tables_and_a_figure(tmp_path):
   config = sparse_speed.Config(
     out=str(tmp_path / 'speed'),

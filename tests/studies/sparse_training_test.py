@@ -37,6 +37,7 @@ def finished(tmp_path_factory):
   return out
 
 
+@pytest.mark.slow
 def test_a_run_writes_everything_it_promises(finished):
   names = ['config.json', 'table.md', 'report.html', 'complete.json']
   names += ['accuracy.png', 'churn_density_0.2.png', 'layers_density_0.2.png']
@@ -152,6 +153,7 @@ def test_mnist_presets_have_the_epochs_of_the_recipe():
     assert steps == epochs * examples
 
 
+@pytest.mark.slow
 def test_wide_residual_network_on_cifar10_takes_a_few_steps(tfds_dir, tmp_path):
   config = dataclasses.replace(
     PRESETS['cifar10_short'],

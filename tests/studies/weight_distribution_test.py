@@ -22,6 +22,7 @@ def finished(tmp_path_factory):
   return out
 
 
+@pytest.mark.slow
 def test_a_run_writes_everything_it_promises(finished):
   kinds = ('weight_histograms', 'latent_histograms', 'near_zero', 'accuracy')
   names = ['config.json', 'results.json', 'report.html', 'complete.json']
@@ -42,6 +43,7 @@ def test_a_run_writes_everything_it_promises(finished):
     assert count('at_zero') == 2 * 2 * leaves
 
 
+@pytest.mark.slow
 def test_latent_weights_form_two_heaps_for_a_large_power_from_the_start(
   finished,
 ):
@@ -57,6 +59,7 @@ def test_latent_weights_form_two_heaps_for_a_large_power_from_the_start(
   assert heap[1, 'phi']['at_zero'] == heap[1, 'theta']['at_zero']
 
 
+@pytest.mark.slow
 def test_a_network_that_is_finished_is_not_trained_again(finished):
   before = programs.times(finished / 'mlp/checkpoints')
   results = programs.results(finished)

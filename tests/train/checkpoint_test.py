@@ -495,6 +495,7 @@ with checkpoint.Checkpoints(sys.argv[1]) as checkpoints:
 
 
 class KillTest:
+  @pytest.mark.slow
   def test_a_killed_run_never_loses_a_complete_checkpoint(self, tmp_path):
     template = {'w': jnp.zeros(50_000), 'n': jnp.int32(0)}
     random_state = random.Random(0)

@@ -138,6 +138,7 @@ class PruneTest:
     main('report', path)
     assert 'stopped before its end' in (path / 'report.html').read_text()
 
+  @pytest.mark.slow
   def test_networks_of_a_sweep_are_pruned_as_the_sweep_itself_does(
     self, tmp_path
   ):

@@ -70,6 +70,7 @@ class NumbersTest(parameterized.TestCase):
     ('lenet_5_small', 'rigl, power, adam'),
     ('lenet_5_small', 'constant fan-in'),
   )
+  @pytest.mark.slow
   def test_equal_masked_training(self, name, case):
     net, make_net, tx, state, arrays = _make(name, case)
     layout = _layout(tx, state, make_net, arrays)

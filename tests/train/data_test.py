@@ -193,6 +193,7 @@ class TfdsFolderTest:
 
 
 class TfdsTest:
+  @pytest.mark.slow
   def test_mnist_is_the_official_one(self, tfds_dir):
     splits = data.load(DataConfig('mnist', tfds_dir))
     sizes = [len(split.labels) for split in splits[:3]]
@@ -208,6 +209,7 @@ class TfdsTest:
     assert round(images.mean() / 255, 4) == 0.1307
     assert round(images.std() / 255, 4) == 0.3081
 
+  @pytest.mark.slow
   def test_cifar10_is_read(self, tfds_dir):
     splits = data.load(DataConfig('cifar10', tfds_dir, num_validation=1))
     assert splits.train.images.shape == (49_999, 32, 32, 3)

@@ -127,6 +127,7 @@ class TwoProcessesTest:
         for i, leaf in enumerate(expected):
           np.testing.assert_array_equal(found[str(i)], leaf)
 
+  @pytest.mark.slow
   def test_other_settings_are_named_on_every_host(self, run_hosts):
     assert_disagree(run_hosts('--odd', '1'))
 

@@ -69,6 +69,7 @@ class TrainTest:
   @pytest.mark.parametrize(
     'how', [{'at_once': 1}, {'at_once': 4}, {'make_advance': make_fused}]
   )
+  @pytest.mark.slow
   def test_numbers_are_those_of_side_by_side(self, trained, tmp_path, how):
     # Products of another shape round in another order, and 200 steps of
     # training carry that on.
@@ -203,6 +204,7 @@ class PruneTest:
     assert (record['alpha'], record['key'], record['density']) == (2.0, 3, 0.5)
 
 
+@pytest.mark.slow
 def test_powerprop_survives_one_shot_pruning_better_than_ordinary_training(
   tmp_path,
 ):

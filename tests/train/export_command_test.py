@@ -116,6 +116,7 @@ class ExportTest:
     assert masks['mlp/linear_0']['w'].sum() == 640
     assert masks['mlp/logits']['w'].sum() == 200
 
+  @pytest.mark.slow
   def test_one_network_of_a_sweep_is_chosen_by_alpha_and_key(
     self, sweep, tmp_path, capsys
   ):
@@ -182,6 +183,7 @@ class BenchTest:
     assert 'sparsity: 0.8' in capsys.readouterr().out
     assert programs.contents(run) == before
 
+  @pytest.mark.slow
   def test_convolutions_have_no_row_for_scipy(self, tmp_path, capsys):
     shape = (8, 8, 1)
     net = nets.make('mnist_cnn', 10)

@@ -100,6 +100,7 @@ class GuardedTest:
     assert metrics[-1]['num_skipped'] == len(bad)
 
   @pytest.mark.parametrize('name', METHODS)
+  @pytest.mark.slow
   def test_any_method_stands_still(self, name):
     net, _ = stream_runs.make_net()
     tx = METHODS[name](powerprop.powerprop(optax.adam(0.01), 2.0))
@@ -169,6 +170,7 @@ class GuardedTest:
       (1.0, jnp.nan, 1.0, False),
     ],
   )
+  @pytest.mark.slow
   def test_update_is_made_of_finite_numbers_only(
     self, grad, average, loss, is_made
   ):
@@ -209,8 +211,8 @@ class GuardedTest:
       assert int(state.train.step) == 1
       assert int(metrics['num_in_a_row']) == number + 1
 
-  @pytest.mark.slow
   @pytest.mark.parametrize('is_whole', [False, True])
+  @pytest.mark.slow
   def test_compiled_program_stays_small(self, is_whole):
     # XLA copies what leads to the decision into each select if it can: twenty
     # times the program then, and in deeper networks more.
@@ -228,6 +230,7 @@ class GuardedTest:
     assert count(with_guard) < 4 * count(alone)
 
   @pytest.mark.parametrize('name', METHODS)
+  @pytest.mark.slow
   def test_no_second_state_is_held(self, name):
     net = hk.transform_with_state(
       lambda x, is_training: hk.nets.MLP([512, 5])(hk.Flatten()(x))
@@ -243,6 +246,7 @@ class GuardedTest:
     assert room(halves) < alone + weights / 10
 
   @pytest.mark.parametrize('explicit', [False, True])
+  @pytest.mark.slow
   def test_all_devices_agree(self, explicit):
     mesh = sharding.make_mesh(4, 2, explicit=explicit)
     state = sharding.create_sharded(stream_runs.create, mesh, min_size=16)

@@ -21,6 +21,7 @@ COUNT = image_files.COUNT
 
 
 class StreamTest:
+  @pytest.mark.slow
   def test_any_number_of_workers_gives_the_same(self, damaged):
     batches = image_files.training(damaged)
     with Stream(batches) as alone:
@@ -41,6 +42,7 @@ class StreamTest:
       assert (stream.skipped, stream.num_skipped) == skipped
     assert not multiprocessing.active_children()
 
+  @pytest.mark.slow
   def test_workers_end_with_the_batches_and_when_one_fails(self, tmp_path):
     found = image_files.examples(6)
     found[5] = found[5]._replace(label=7)
@@ -140,7 +142,6 @@ if __name__ == '__main__':
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
   ('end', 'status'),
   [
@@ -150,6 +151,7 @@ if __name__ == '__main__':
   ],
   ids=['interrupted', 'killed', 'failed'],
 )
+@pytest.mark.slow
 def test_no_process_and_no_memory_is_left(images, tmp_path, end, status):
   (tmp_path / 'program.py').write_text(PROGRAM)
   folder = pathlib.Path(images.path).parents[1]

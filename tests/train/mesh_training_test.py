@@ -191,6 +191,7 @@ class StateShardingsTest:
 
 class CreateTest:
   @pytest.mark.parametrize('explicit', [False, True])
+  @pytest.mark.slow
   def test_state_is_that_of_one_device(self, explicit):
     data, model = (4, 2) if explicit else (8, 1)
     _, state, wanted = make_state(data, model, explicit=explicit)
@@ -204,6 +205,7 @@ class TrainingTest:
     ('data', 'model', 'explicit', 'is_fused'),
     [(8, 1, False, False), (4, 2, True, False), (4, 2, True, True)],
   )
+  @pytest.mark.slow
   def test_steps_are_those_of_one_device(self, data, model, explicit, is_fused):
     net, tx, _, arrays = make_problem()
     mesh, state, shardings = make_state(data, model, explicit=explicit)

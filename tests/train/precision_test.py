@@ -61,6 +61,7 @@ def kinds_of_convolutions(net):
   return {v.aval.dtype for e in found for v in e.invars}
 
 
+@pytest.mark.slow
 def test_what_is_stored_is_float32():
   grads, (logits, net_state) = result(HALF)
   for tree in (initial(HALF), grads, logits, net_state):

@@ -51,6 +51,7 @@ def compiled_without_gathers(fn, sharded):
 @on_each_mesh
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize('has_among', [False, True])
+@pytest.mark.slow
 def test_top_k_of_a_tree_gathers_nothing(kind, dtype, has_among):
   tree = random_tree(dtype)
   fn = topk.top_k_masks
@@ -75,6 +76,7 @@ def test_top_k_of_an_array_gathers_nothing(kind, name):
 
 
 @on_each_mesh
+@pytest.mark.slow
 def test_masks_and_scores_keep_the_sharding(kind):
   tree = shard(random_tree(), kind)
   with jax.set_mesh(MESHES[kind]):

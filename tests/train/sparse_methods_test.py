@@ -49,6 +49,7 @@ def count(train_state):
 
 @pytest.mark.parametrize('alpha', [1.0, 2.0])
 @pytest.mark.parametrize('method', SPARSE)
+@pytest.mark.slow
 def test_density_is_kept_and_the_network_learns(method, alpha):
   after = trained(make_tx(method, alpha=alpha))
   found = sum(count(after).values())

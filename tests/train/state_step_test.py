@@ -108,6 +108,7 @@ class StepTest:
       atol=1e-6,
     )
 
+  @pytest.mark.slow
   def test_batch_norm_averages_move_in_training_only(self):
     start, arrays = make_state(batch_norm_net), make_arrays(20)
     after, _ = step.make_step(batch_norm_net, TX)(start, *arrays)
@@ -128,6 +129,7 @@ class StepTest:
 
 
 @pytest.mark.parametrize('row', ['dense', 'powerprop', 'traced', 'rigl', 'ema'])
+@pytest.mark.slow
 def test_steps_with_the_update_written_twice_are_the_same(row):
   inner = optax.chain(
     optax.add_decayed_weights(1e-3), optax.sgd(0.1, 0.9, nesterov=True)
@@ -167,6 +169,7 @@ class AdvanceTest:
     ],
   )
   @pytest.mark.parametrize('is_fused', [False, True])
+  @pytest.mark.slow
   def test_many_steps_are_the_steps_one_by_one(
     self, net, alpha, is_sparse, is_fused
   ):

@@ -78,6 +78,7 @@ def start(tmp_path, work, *names):
   return processes.started(tmp_path / 'program.py', work, *files)
 
 
+@pytest.mark.slow
 def test_signal_makes_workers_save_and_begin_nothing_else(tmp_path):
   with start(tmp_path, 'save_when_asked', 'one', 'two') as parent:
     _wait_until((tmp_path / 'one').exists)
