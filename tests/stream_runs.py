@@ -124,7 +124,7 @@ def compiled(devices):
     return None, shapes, None, step
   mesh = sharding.make_mesh(devices=jax.devices()[:devices])
   lies = sharding.state_shardings(shapes, mesh, min_size=16)
-  step = sharding.on_mesh(step, lies, mesh, compiler_options=OPTIONS)
+  step = sharding.on_mesh(step, lies, mesh)
   return mesh, shapes, lies, step
 
 
