@@ -142,9 +142,7 @@ def run(config, folder, *, step=None, batches=None, evaluate=evaluate):
   if mesh is None:
     state = make_state()
   else:
-    state = sharding.create_sharded(
-      create, mesh, min_size=16, compiler_options=OPTIONS
-    )
+    state = sharding.create_sharded(create, mesh, min_size=16)
   return stream_loop.fit(
     state,
     step=step or compiled_step,
