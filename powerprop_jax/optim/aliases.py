@@ -6,7 +6,11 @@ All take an Optax optimiser first, with or without powerprop around it, and the
 final sparsity second, {'module/name': sparsity} to give each leaf its own; what
 is left out has the value of the paper. They return a gradient transformation
 over φ, and refuse what is out of range with a ValueError. `topologies` has the
-parts to build others from.
+parts to build others from, and says how each method works.
+
+Connections move at multiples of `period` in [start, stop), where start=None is
+the first period. With `replaces_step` weights stand still at these steps, which
+then do not count in inner: learning-rate schedules there lag behind by as many.
 """
 
 import operator
@@ -23,12 +27,7 @@ from powerprop_jax.core.patterns import Structure
 from powerprop_jax.core.schedules import Schedule, When
 from powerprop_jax.core.trees import Select
 from powerprop_jax.optim.sparsify import sparsify
-from powerprop_jax.optim.topologies import (
-  counts,
-  drop_grow,
-  fixed,
-  gradual,
-)
+from powerprop_jax.optim.topologies import counts, drop_grow, fixed, gradual
 from powerprop_jax.optim.topologies import dsr as dsr_lib
 from powerprop_jax.optim.topologies import snfs as snfs_lib
 from powerprop_jax.optim.topologies import top_kast as top_kast_lib
@@ -42,8 +41,8 @@ class Leaves(TypedDict, total=False):
   """Which leaves are masked, and what each gets of the sparsity.
 
   Attributes:
-    distribution: shares the sparsity out between leaves: erk for static, SET
-      and RigL, uniform for the others.
+    distribution: shares the sparsity out between leaves, for SNFS and DSR at
+      the start: erk for static, SET and RigL, uniform for the others.
     select: which leaves are masked; is_weight.
   """
 
@@ -81,9 +80,55 @@ class Moving(Patterned, total=False):
   Attributes:
     ablation: with constant fan-in, when neurons lose all inputs; None is never.
       See neuron_ablation.Ablation, which has to leave out the last layer.
+    replaces_step: whether weights stand still at these steps; for RigL by
+      default, as in its algorithm 1.
   """
 
   ablation: Ablation | None
+  replaces_step: bool
+
+
+class Momentum(Patterned, total=False):
+  """What SNFS ranks by, and whether layers exchange connections.
+
+  Attributes:
+    momentum: β of the topology's own momentum, m ← β m + g; 0.9.
+    second_moment: β₂ to rank by |m|/√v, as with Adam; None ranks by |m|.
+    redistribute: whether connections change layers, as by default.
+    replaces_step: whether weights stand still at these steps.
+  """
+
+  momentum: float
+  second_moment: float | None
+  redistribute: bool
+  replaces_step: bool
+
+
+class Threshold(Leaves, total=False):
+  """How many connections DSR drops.
+
+  Attributes:
+    num_dropped: how many should move each time, 600; the threshold is halved if
+      more do, doubled if fewer. 400_000 for ResNet-50.
+    threshold: of |θ|, at the start; greater than 0; 1e-3.
+    replaces_step: whether weights stand still at these steps.
+  """
+
+  num_dropped: int
+  threshold: float
+  replaces_step: bool
+
+
+class Exploring(Leaves, total=False):
+  """What pulls at weights that Top-KAST trains and does not compute with.
+
+  Attributes:
+    penalty: coefficient of the exploration penalty, at least 0; 1e-4.
+    norm: of the penalty, 'l2' or 'l1'; see topologies.top_kast.
+  """
+
+  penalty: float
+  norm: Norm
 
 
 def static(
@@ -100,7 +145,7 @@ def static(
     sparsity: of random masks.
     masks: the masks, instead of a sparsity.
     key: seed of the random masks, an int or a PRNG key.
-    **options: of random masks: structure, distribution, select; see Patterned.
+    **options: of random masks; see Patterned.
 
   Example:
     >>> theta = {'linear': {'w': jnp.ones((4, 5))}}
@@ -142,8 +187,7 @@ def gradual_pruning(
     stop: the step at which the full sparsity is reached, after start.
     period: weights are removed every so many steps after start, and at stop.
     power: of the polynomial.
-    **options: scope, structure, distribution (uniform), normalise, select; see
-      Pruning.
+    **options: see Pruning.
 
   Note:
     At start itself nothing is removed yet. JaxPruner counts one step ahead and
@@ -183,8 +227,7 @@ def one_shot_pruning(
 
   Args:
     step: the first update that is sparse, at least 0.
-    **options: scope, structure, distribution (uniform), normalise, select; see
-      Pruning.
+    **options: see Pruning.
 
   Example:
     >>> tx = one_shot_pruning(optax.sgd(0.1), 0.9, step=5_000)
@@ -202,7 +245,6 @@ def sparse_evolution(
   start: int | None = None,
   period: int = 100,
   drop_fraction: float | Schedule = 0.3,
-  replaces_step: bool = False,
   regrow: Regrow | None = None,
   key: int | jax.Array = 0,
   **options: Unpack[Moving],
@@ -210,15 +252,10 @@ def sparse_evolution(
   """SET: drops the smallest weights, grows as many at random.
 
   Args:
-    stop: first step at which connections no longer move.
-    start: first step at which they may; None is the first period.
-    period: they move at multiples of it.
     drop_fraction: share of each layer's connections that moves, in (0, 1); a
       number falls along half a cosine to 0 at stop, f(t) = f₀ (1 + cos(π t /
       stop)) / 2, a schedule is taken as it is.
-    replaces_step: whether weights stand still at these steps. Such updates do
-      not count in inner: learning-rate schedules there lag behind by as many.
-    **options: structure, ablation, distribution (erk), select; see Moving.
+    **options: see Moving.
 
   Note:
     The code of RigL takes the gradient step too when SET rewires, as here;
@@ -237,7 +274,6 @@ def sparse_evolution(
     _when(start, stop, period),
     _annealed(drop_fraction, stop),
     drop_grow.at_random,
-    replaces_step=replaces_step,
     **options,
   )
   return sparsify(inner, topology, regrow=regrow, key=key)
@@ -251,7 +287,6 @@ def rigl(
   start: int | None = None,
   period: int = 100,
   drop_fraction: float | Schedule = 0.3,
-  replaces_step: bool = True,
   regrow: Regrow | None = None,
   key: int | jax.Array = 0,
   **options: Unpack[Moving],
@@ -259,20 +294,16 @@ def rigl(
   """RigL: drops the smallest weights, grows where the gradient is largest.
 
   Args:
-    stop: T_end, first step at which connections no longer move; the paper
-      stops after three quarters of training.
-    start: first step at which they may; None is the first period.
-    period: ΔT; they move at multiples of it.
+    stop: T_end; the paper stops after three quarters of training.
+    period: ΔT.
     drop_fraction: as for sparse_evolution.
-    replaces_step: whether weights stand still then, as in algorithm 1. Such
-      updates do not count in inner: learning-rate schedules there lag behind by
-      as many, 1 % at a period of 100. The authors' code counts them.
-    **options: structure, ablation, distribution (erk), select; see Moving.
+    **options: see Moving.
 
   Note:
     The authors' code moves connections at step 0 already (start=0), lets stop
     itself count, and anneals from start; PyTorch ports begin at ΔT, as here,
-    since at step 0 there is nothing to learn from magnitudes.
+    since at step 0 there is nothing to learn from magnitudes. Their code counts
+    the steps that a rewiring replaces, 1 % at a period of 100.
 
   Example:
     >>> tx = rigl(optax.sgd(0.1, momentum=0.9), 0.9, stop=7_500)
@@ -283,12 +314,12 @@ def rigl(
     Dynamic sparse training with structured sparsity, 2024
     (https://arxiv.org/abs/2305.02299).
   """
+  options.setdefault('replaces_step', True)
   topology = drop_grow.drop_grow(
     sparsity,
     _when(start, stop, period),
     _annealed(drop_fraction, stop),
     drop_grow.by_gradient,
-    replaces_step=replaces_step,
     **options,
   )
   return sparsify(inner, topology, regrow=regrow, key=key)
@@ -303,33 +334,22 @@ def snfs(
   start: int | None = None,
   drop_fraction: float | Schedule = 0.5,
   min_drop_fraction: float = 0.005,
-  momentum: float = 0.9,
-  second_moment: float | None = None,
-  redistribute: bool = True,
-  replaces_step: bool = False,
   regrow: Regrow | None = None,
   key: int | jax.Array = 0,
-  **options: Unpack[Patterned],
+  **options: Unpack[Momentum],
 ) -> optax.GradientTransformationExtraArgs:
   """SNFS, sparse momentum: moves connections to where momentum is largest.
 
   It holds one dense float32 momentum, two with second_moment.
 
   Args:
-    period: connections move at multiples of it; the steps of an epoch.
-    stop: first step at which they no longer move; the steps of all epochs, so
-      that the end of the last one does not count.
-    start: first step at which they may; None is the first period.
+    period: the steps of an epoch.
+    stop: the steps of all epochs, so that the end of the last does not count.
     drop_fraction: share of a layer's connections that is dropped, in (0, 1); a
       number falls along half a cosine to min_drop_fraction at stop, a schedule
       is taken as it is.
     min_drop_fraction: where the cosine ends, in [0, drop_fraction].
-    momentum: β of the topology's own momentum, m ← β m + g.
-    second_moment: β₂ to rank by |m|/√v, as with Adam; None ranks by |m|.
-    redistribute: whether connections change layers; see topologies.snfs.
-    replaces_step: as for sparse_evolution.
-    **options: structure, distribution (uniform, at the start), select; see
-      Patterned.
+    **options: see Momentum.
 
   Note:
     RigL's comparison with SNFS has redistribute=False and
@@ -343,24 +363,10 @@ def snfs(
     Dettmers & Zettlemoyer, Sparse networks from scratch, 2019
     (https://arxiv.org/abs/1907.04840).
   """
-  when = _when(start, stop, period)
-  counts.check_fraction(drop_fraction, 'drop_fraction')
-  if not callable(drop_fraction):
-    if not 0 <= min_drop_fraction <= drop_fraction:
-      raise ValueError(
-        f'min_drop_fraction must be in [0, drop_fraction = {drop_fraction}], '
-        f'got {min_drop_fraction}.'
-      )
-    lowest = min_drop_fraction / drop_fraction
-    drop_fraction = optax.cosine_decay_schedule(drop_fraction, stop, lowest)
   topology = snfs_lib.snfs(
     sparsity,
-    when,
-    drop_fraction,
-    momentum=momentum,
-    second_moment=second_moment,
-    redistribute=redistribute,
-    replaces_step=replaces_step,
+    _when(start, stop, period),
+    _annealed(drop_fraction, stop, min_drop_fraction),
     **options,
   )
   return sparsify(inner, topology, regrow=regrow, key=key)
@@ -373,28 +379,14 @@ def dsr(
   period: int,
   stop: int,
   start: int | None = None,
-  num_dropped: int = 600,
-  threshold: float = 1e-3,
-  replaces_step: bool = False,
   regrow: Regrow | None = None,
   key: int | jax.Array = 0,
-  **options: Unpack[Leaves],
+  **options: Unpack[Threshold],
 ) -> optax.GradientTransformationExtraArgs:
   """DSR: drops below a threshold for all layers, grows as many at random.
 
   Args:
-    period: connections move at multiples of it.
-    stop: first step at which they no longer move.
-    start: first step at which they may; None is the first period.
-    num_dropped: how many should move each time; the threshold is halved if more
-      do, doubled if fewer. 400_000 for ResNet-50.
-    threshold: of |θ|, at the start; greater than 0.
-    replaces_step: as for sparse_evolution.
-    **options: distribution (uniform, at the start), select; see Leaves.
-
-  Raises:
-    ValueError: if an argument is out of range; from init, if there are not
-      num_dropped connections to drop.
+    **options: see Threshold.
 
   Note:
     The authors lengthen the period from 1,000 steps to 8,000 during training;
@@ -408,14 +400,7 @@ def dsr(
     networks by dynamic sparse reparameterization, 2019
     (https://arxiv.org/abs/1902.05967).
   """
-  topology = dsr_lib.dsr(
-    sparsity,
-    _when(start, stop, period),
-    num_dropped=num_dropped,
-    threshold=threshold,
-    replaces_step=replaces_step,
-    **options,
-  )
+  topology = dsr_lib.dsr(sparsity, _when(start, stop, period), **options)
   return sparsify(inner, topology, regrow=regrow, key=key)
 
 
@@ -426,9 +411,7 @@ def top_kast(
   *,
   stop: int | None = None,
   period: int = 1,
-  penalty: float = 1e-4,
-  norm: Norm = 'l2',
-  **options: Unpack[Leaves],
+  **options: Unpack[Exploring],
 ) -> optax.GradientTransformationExtraArgs:
   """Top-KAST: computes with the largest weights, trains some more.
 
@@ -437,9 +420,7 @@ def top_kast(
     backward_sparsity: share of weights that are not trained; at most sparsity.
     stop: first step at which both sets no longer change; None is never.
     period: both are chosen anew at multiples of it.
-    penalty: coefficient of the exploration penalty, at least 0.
-    norm: 'l1' or 'l2'; see topologies.top_kast.
-    **options: distribution (uniform, of both), select; see Leaves.
+    **options: see Exploring.
 
   Note:
     The paper chooses the sets at every step and reports that every 100 steps
@@ -452,14 +433,8 @@ def top_kast(
     Jayakumar et al., Top-KAST: Top-K Always Sparse Training, 2020
     (https://arxiv.org/abs/2106.03517).
   """
-  topology = top_kast_lib.top_kast(
-    sparsity,
-    backward_sparsity,
-    schedules.every(period, stop=stop),
-    penalty=penalty,
-    norm=norm,
-    **options,
-  )
+  when = schedules.every(period, stop=stop)
+  topology = top_kast_lib.top_kast(sparsity, backward_sparsity, when, **options)
   return sparsify(inner, topology)
 
 
@@ -479,10 +454,19 @@ def _when(start: int | None, stop: int, period: int) -> When:
   return schedules.every(period, start=start, stop=stop)
 
 
-def _annealed(drop_fraction: float | Schedule, stop: int) -> Schedule:
-  """A schedule as it is; a number falls along half a cosine to 0 at stop."""
+def _annealed(
+  drop_fraction: float | Schedule, stop: int, least: float = 0
+) -> Schedule:
+  """A schedule as it is; a number falls along half a cosine until stop."""
   counts.check_fraction(drop_fraction, 'drop_fraction')
   if callable(drop_fraction):
     return drop_fraction
-  cosine: Schedule = optax.cosine_decay_schedule(drop_fraction, stop)
+  if least != 0 and not 0 <= least <= drop_fraction:
+    raise ValueError(
+      f'min_drop_fraction must be in [0, drop_fraction = {drop_fraction}], '
+      f'got {least}.'
+    )
+  cosine: Schedule = optax.cosine_decay_schedule(
+    drop_fraction, stop, least / drop_fraction
+  )
   return lambda step: jnp.asarray(cosine(step), jnp.float32)

@@ -52,8 +52,9 @@ def _only_existing(masks: Masks, memory: Tree) -> Masks:
 class Topology(NamedTuple):
   """Which connections exist, as pure functions of θ and its dense gradient.
 
-  Masks have the structure and shapes of θ and are True on leaves that never
-  change. All functions must accept a θ without leaves.
+  Masks are True on leaves that never change. All functions must accept a θ
+  without leaves. Those who make topologies refuse arguments out of range with a
+  ValueError, and their init leaves that would lose all their weights.
 
   Attributes:
     init: (key, theta) -> (masks, memory). memory is any tree of arrays whose

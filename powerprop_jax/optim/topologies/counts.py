@@ -31,16 +31,8 @@ from powerprop_jax.core.trees import NamedLeaf, Params, Select, Tree
 class Budget:
   """How many connections the selected leaves have, and masks of so many.
 
-  Attributes:
-    sparsity: over all selected leaves, to be shared out by distribution; or a
-      mapping {'module/name': sparsity}, which then is the distribution.
-    distribution: such as distributions.erk, or functools.partial of it with
-      overrides.
-    select: which leaves are masked.
-    pattern: which connections of a leaf may exist together.
-
-  Raises:
-    ValueError: if the sparsity is not in [0, 1).
+  A sparsity for all of them is shared out by the distribution; a mapping then
+  is the distribution.
 
   Example:
     >>> theta = {'a': {'w': jnp.ones((5, 4))}, 'b': {'w': jnp.ones((2, 5))}}
@@ -63,16 +55,9 @@ class Budget:
   def counts(self, theta: Params) -> dict[str, int]:
     """How many connections each group of each selected leaf has.
 
-    Args:
-      theta: parameters, or their shapes.
-
-    Returns:
-      {'module/name': count}, each at least 1; empty for a tree without leaves.
-
-    Raises:
-      ValueError: if a leaf is left without a single weight, if the mapping does
-        not name the selected leaves, or from distribution.
-      TypeError: if distribution is no function.
+    {'module/name': count} from parameters or their shapes, each at least 1;
+    empty for a tree without leaves. Refuses a sparsity that leaves nothing of a
+    leaf.
     """
     shapes = {name: jnp.shape(x) for name, x in trees.by_path(theta).items()}
     return self.pattern.kept(self._sparsities(theta), shapes)
@@ -122,15 +107,9 @@ def map_masks(
   masks: Masks,
   *rest: Tree,
 ) -> Masks:
-  """New masks fn(leaf, mask, *rest) of selected leaves; keeps the others.
+  """New masks fn(leaf, mask, *rest) of the selected leaves of theta.
 
-  Args:
-    fn: from a NamedLeaf of theta, its mask and its values in rest to the new
-      mask.
-    select: which leaves are masked.
-    theta: parameters, by which select chooses.
-    masks: masks like theta.
-    *rest: more trees like theta.
+  fn is shown a NamedLeaf. The masks of other leaves stay.
   """
 
   def visit(

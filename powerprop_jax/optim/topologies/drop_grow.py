@@ -17,7 +17,7 @@ from powerprop_jax.core.distributions import Distribution, Sparsity
 from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.patterns import Pattern, Structure
 from powerprop_jax.core.schedules import Schedule, When
-from powerprop_jax.core.trees import NamedLeaf, Params, Select, Tree
+from powerprop_jax.core.trees import NamedLeaf, Select, Tree
 from powerprop_jax.optim.topologies import counts, neuron_ablation
 from powerprop_jax.optim.topologies.counts import Budget
 from powerprop_jax.optim.topologies.neuron_ablation import Ablation
@@ -62,30 +62,17 @@ def drop_grow(
   first, and the others take over their connections; see Ablation.
 
   Args:
-    sparsity: share of zeros, or {'module/name': sparsity}.
-    when: the steps at which connections move.
     drop_fraction: f, in (0, 1); or a schedule of it, in [0, 1].
     growth: at_random, by_gradient, or your own scores.
-    structure: 'unstructured' or 'constant_fan_in'.
     ablation: with constant fan-in, when neurons are removed; None for never.
-    distribution: shares the sparsity out between leaves.
-    select: which leaves are masked.
-    replaces_step: whether weights stand still at these steps.
-
-  Raises:
-    ValueError: if sparsity or drop_fraction is out of range; from init, if a
-      leaf would lose all its weights.
 
   Note:
     Ties go to the lowest index; the authors of RigL add noise of 1e-5 to the
     magnitudes instead.
 
   Source:
-    Mocanu et al., Scalable training of artificial neural networks with adaptive
-    sparse connectivity, 2018 (https://arxiv.org/abs/1707.04780); Evci et al.,
-    Rigging the lottery, 2020, algorithm 1 (https://arxiv.org/abs/1911.11134);
-    with constant fan-in, Lasby et al., Dynamic sparse training with structured
-    sparsity, 2024 (https://arxiv.org/abs/2305.02299), after the authors' code.
+    As for aliases.sparse_evolution and aliases.rigl; with constant fan-in after
+    the code of Lasby et al.
   """
   pattern = patterns.named(structure)
   if ablation is not None and pattern is not patterns.CONSTANT_FAN_IN:
@@ -96,9 +83,6 @@ def drop_grow(
   budget = Budget(sparsity, distribution, select, pattern)
   schedule = counts.as_schedule(drop_fraction)
   counts_growth = growth is not at_random
-
-  def init(key: jax.Array, theta: Params) -> tuple[Masks, tuple[()]]:
-    return budget.random_masks(key, theta), ()
 
   def rewire(rewiring: Rewiring) -> tuple[Masks, Tree]:
     fraction = jnp.asarray(schedule(rewiring.step), jnp.float32)
@@ -125,7 +109,7 @@ def drop_grow(
     return moved, rewiring.memory
 
   return Topology(
-    init,
+    lambda key, theta: (budget.random_masks(key, theta), ()),
     rewire,
     when,
     replaces_step=replaces_step,
@@ -149,16 +133,11 @@ def drop_and_grow(
   are highest, of all that is not kept.
 
   Args:
-    mask: the connections of the layer, booleans of any shape.
-    drop_scores: floats of the same shape; the lowest active ones go.
-    grow_scores: floats of the same shape; the highest ones not kept come.
-    num_dropped: how many go, int32 scalar.
+    mask: the connections of the layer, booleans of any shape; the scores are
+      floats of that shape.
+    num_dropped: int32 scalar.
     count: how many each group has in the end, an int or int32 of shape [] or
       [groups]. Without groups at least as many as stay.
-    pattern: what the groups are.
-
-  Returns:
-    The new mask.
 
   Example:
     >>> drop_and_grow(jnp.array([True, True, False, False]),

@@ -44,22 +44,17 @@ def dsr(
   if fewer than 0.9 N.
 
   Args:
-    sparsity: share of zeros, or {'module/name': sparsity}, to start from.
-    when: the steps at which connections move.
+    sparsity: what to start from, and the distribution likewise.
     num_dropped: N, how many connections a rewiring should drop in all layers
       together, at least 1.
     threshold: H at the start, greater than 0; H stays between 1e-30 and 1e30.
-    distribution: shares the sparsity out between leaves at the start.
-    select: which leaves are masked.
-    replaces_step: whether weights stand still at these steps.
 
   Returns:
     A Topology whose memory is H, a float32 scalar. The total number of
     connections never changes; those of each leaf do, and are at least one.
 
   Raises:
-    ValueError: if an argument is out of range; from init, if a leaf would lose
-      all its weights, or if there are not num_dropped connections to drop.
+    ValueError: from init, if there are not num_dropped connections to drop.
 
   Note:
     A layer whose weights are all below H keeps its largest one; the authors'

@@ -17,14 +17,8 @@ from powerprop_jax.optim.topology import Topology
 def given(masks: Masks) -> Topology:
   """Trains the connections of the given masks, from the first step to the last.
 
-  For pruning at initialisation and for retraining what pruning left.
-
-  Returns:
-    A Topology that never rewires. Its init raises a ValueError, naming the
-    leaf, if the masks do not have the shapes of the parameters.
-
-  Raises:
-    TypeError: if a mask is not boolean.
+  For pruning at initialisation and for retraining what pruning left. Masks that
+  do not have the shapes of the parameters are refused by init.
 
   Example:
     >>> topology = given({'w': jnp.array([True, False])})
@@ -58,21 +52,13 @@ def at_random(
 ) -> Topology:
   """Random masks, drawn once: the baseline of every method that rewires.
 
-  Returns:
-    A Topology that never rewires, with an exact number of connections per leaf,
-    or per neuron.
-
-  Raises:
-    ValueError: if sparsity is out of range; from init, if a leaf would lose all
-      its weights.
+  The number of connections per leaf, or per neuron, is exact.
 
   Source:
     "Static" in Evci et al., Rigging the lottery, 2020, section 3
     (https://arxiv.org/abs/1911.11134).
   """
   budget = Budget(sparsity, distribution, select, patterns.named(structure))
-
-  def init(key: jax.Array, theta: Params) -> tuple[Masks, tuple[()]]:
-    return budget.random_masks(key, theta), ()
-
-  return Topology(init, regrow='zero')
+  return Topology(
+    lambda key, theta: (budget.random_masks(key, theta), ()), regrow='zero'
+  )

@@ -48,28 +48,21 @@ def gradual(
   """Removes the lowest-scoring weights, more and more of them.
 
   Args:
-    sparsity: share of zeros in the end, or, per layer, {'module/name':
-      sparsity}.
+    sparsity: share of zeros in the end; a mapping only per layer.
     progress: step -> share of that sparsity to have by then, in [0, 1]; 1 in
       the end, when the number of weights left is exact. With constant fan-in,
       share of the inputs to remove, rounded down to whole ones.
-    when: the steps at which weights are removed.
     scope: 'layer', or 'global', where every leaf keeps at least its best
       weight.
-    structure: 'unstructured' or 'constant_fan_in', which ranks the inputs of
-      each neuron by themselves.
-    distribution: per layer, shares the sparsity out between leaves.
+    structure: with constant fan-in the inputs of each neuron are ranked by
+      themselves.
+    distribution: used per layer.
     score: theta -> tree of scores like theta.
     normalise: divide the scores of each leaf by their Euclidean norm, with
       scope='global'; within a leaf it changes no ranking.
-    select: which leaves are pruned.
 
   Returns:
     A Topology that starts dense. A weight that was removed never returns.
-
-  Raises:
-    ValueError: if an argument is out of range; from init, if a leaf would lose
-      all its weights.
 
   Note:
     JaxPruner normalises by default when it prunes globally; the literature that

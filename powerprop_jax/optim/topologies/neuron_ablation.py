@@ -41,9 +41,6 @@ class Ablation:
       of residual branches) if every channel shall have inputs.
     min_salient: γ, in (0, 1].
 
-  Raises:
-    ValueError: if min_salient is out of range.
-
   Note:
     The code of the authors ranks the gradients of all weights, those that exist
     included, and rounds γ k down; their k can also be n_in.
@@ -87,10 +84,9 @@ def fan_ins_left(
   """How many inputs each neuron of a layer gets after ablation.
 
   Args:
-    mask: the connections of the layer, booleans [..., neurons].
-    drop_scores: floats of the same shape; the lowest active ones are dropped.
-    grow_scores: floats of the same shape, by which missing weights are salient;
-      None if those never are.
+    mask: the connections of the layer, booleans [..., neurons]; the scores are
+      floats of that shape.
+    grow_scores: by which missing weights are salient; None if they never are.
     num_dropped: K, int32 scalar.
     fan_in: k of the layer without ablation.
     min_salient: γ.

@@ -85,13 +85,10 @@ def with_protection(
 
   Args:
     opt_state: an optimiser state with sparsify(inner, protected()) somewhere
-      inside. Its other slots stay as they are.
-    masks: the forward set; None leaves it.
+      inside. Its other slots stay as they are, and so do structure, shapes and
+      dtypes: a jitted step is not traced again.
+    masks: the forward set, to be copied; None leaves it.
     trainable: the backward set, likewise.
-
-  Returns:
-    The new optimiser state, with copies of the sets. Structure, shapes and
-    dtypes are those of the old one, so that a jitted step is not traced again.
 
   Example:
     >>> import optax

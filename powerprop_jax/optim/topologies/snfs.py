@@ -94,28 +94,21 @@ def snfs(
   have, and each neuron grows what it lacks.
 
   Args:
-    sparsity: share of zeros, or {'module/name': sparsity}, to start from.
-    when: the steps at which connections move; once an epoch in the paper.
+    sparsity: what to start from, and the distribution likewise.
+    when: once an epoch in the paper.
     drop_fraction: p, in (0, 1); or a schedule of it, in [0, 1].
     momentum: β of m ← β m + g, in [0, 1). It is the topology's own, dense one.
     second_moment: β₂ of v ← β₂ v + (1 - β₂) g², in [0, 1); |m|/(√v + 1e-8) then
       takes the place of |m|, as with Adam. None is without.
     redistribute: False to leave every layer its number of connections for ever,
       as the authors of RigL do when they compare with SNFS.
-    structure: 'unstructured' or 'constant_fan_in'.
-    distribution: shares the sparsity out between leaves at the start.
-    select: which leaves are masked; in the paper all, from first to last.
-    replaces_step: whether weights stand still at these steps.
+    select: in the paper all leaves, from first to last.
 
   Returns:
     A Topology whose memory is a SparseMomentum. The total number of connections
     never changes; those of each leaf do, and are at least one. With constant
     fan-in the total falls short of that of the start by less than the neurons
     of the widest layer, which is shared out again the next time.
-
-  Raises:
-    ValueError: if an argument is out of range; from init, if a leaf would lose
-      all its weights.
 
   Note:
     The authors' code draws the first masks entry by entry, so that the total is
@@ -271,13 +264,11 @@ def num_to_grow(
   cap = _CAP * room.astype(jnp.float32)
   wanted = jnp.ceil(share * (total.astype(jnp.float32) + correction))
 
-  def is_over(state: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+  def is_over(state: Tree) -> jax.Array:
     turn, _, over = state
     return (over > 0) & (turn < _MAX_TURNS)
 
-  def spread(
-    state: tuple[jax.Array, jax.Array, jax.Array],
-  ) -> tuple[jax.Array, jax.Array, jax.Array]:
+  def spread(state: Tree) -> Tree:
     turn, growth, over = state
     growth = growth + over / share.size
     capped = jnp.minimum(growth, cap)
@@ -295,15 +286,8 @@ def exact_growth(
 ) -> tuple[jax.Array, jax.Array]:
   """As num_to_grow, with what is then missing or too much put right.
 
-  Args:
-    total: how many connections are to grow in all layers, int32 scalar.
-    correction: c, float32 scalar.
-    share: importance of each layer, float32[L].
-    room: its free places after dropping, int32[L].
-
-  Returns:
-    (grown, missing): int32[L] whose sum is total, and e of step 5, how many
-    num_to_grow left missing.
+  Returns (grown, missing): int32[L] whose sum is total, and e of step 5, how
+  many num_to_grow left missing.
   """
   grown = num_to_grow(total, correction, share, room)
   missing = total - jnp.sum(grown)

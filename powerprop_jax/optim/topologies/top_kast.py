@@ -39,7 +39,6 @@ def top_kast(
   Args:
     forward_sparsity: 1 - D, share of weights outside A, in [0, 1).
     backward_sparsity: 1 - (D + M), share outside B; at most forward_sparsity.
-    when: the steps at which A and B are chosen anew.
     penalty: coefficient of the exploration penalty, at least 0; 0 is without.
     norm: 'l2' for Σ θ²/2 over A plus Σ θ²/(2D) over the rest of B, with the
       forward density D of the leaf; 'l1' for Σ |θ| and Σ |θ|/D.
@@ -50,8 +49,7 @@ def top_kast(
     their values and stand still.
 
   Raises:
-    ValueError: if an argument is out of range; from init, if a leaf would lose
-      all its weights or its B would be smaller than its A.
+    ValueError: from init, if a leaf's B would be smaller than its A.
 
   Note:
     The paper calls the penalty L2, its formula is printed with |θ|; both are

@@ -37,14 +37,6 @@ def masks_from_scores(
   need. Warns with a LayerCollapseWarning, which names the layers, if the
   ranking leaves nothing of a layer (unless inside jit).
 
-  Args:
-    scores: tree of float32 like the parameters.
-    sparsity: share of zeros; with scope='layer' also a mapping.
-    scope: 'global' or 'layer'.
-    select: which leaves are pruned; the masks of others are all True.
-    overrides: {pattern: sparsity} of leaves that are ranked by themselves; as
-      for prune.
-
   Raises:
     ValueError: as for prune; also if the sparsity leaves less than one weight
       for each layer, or the scores are not finite (outside jit).

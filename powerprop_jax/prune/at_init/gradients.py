@@ -72,7 +72,6 @@ def mean_gradient(loss_fn: Loss, theta: Params, batches: Batches) -> Tree:
 
   Args:
     loss_fn: (theta, *batch) -> mean loss over the examples of a batch.
-    theta: effective parameters.
     batches: tuples of arrays, with the examples along the first axis of the
       first array. One program for each shape of a batch is traced, and used
       again whenever the same loss_fn comes back. Inside jit, a sequence.

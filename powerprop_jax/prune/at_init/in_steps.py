@@ -39,10 +39,10 @@ class Steps(TypedDict, total=False):
   Attributes:
     schedule: 'exponential', the density after step k of T being ρ^((k + 1)/T),
       or 'linear'.
-    scope: 'global' or 'layer'; global is the default.
+    scope: 'global' by default.
     select: which leaves are pruned.
-    overrides: {pattern: sparsity} of leaves that are ranked by themselves, as
-      for prune. Their density falls along the same schedule.
+    overrides: as for prune; the density of these leaves falls along the same
+      schedule.
   """
 
   schedule: str
@@ -66,22 +66,18 @@ def iterative_snip(
   SNIP. Warns with a LayerCollapseWarning if a layer ends up empty.
 
   Args:
-    loss_fn: (theta, *batch) -> mean loss over the examples of a batch, such as
-      classification_loss.
-    theta: effective parameters.
-    batches: tuples of arrays, as for snip, which every step uses; or a function
-      of the step, 0 … steps - 1, that returns fresh ones.
-    sparsity: share of zeros at the end; with scope='layer' also a mapping
-      {'module/name': sparsity}.
+    loss_fn: as for snip.
+    batches: as for snip, for every step; or a function of the step, 0 … steps -
+      1, that returns fresh ones.
+    sparsity: share of zeros at the end; a mapping only with scope='layer'.
     steps: number of steps, at least 1.
-    **options: schedule, scope, select, overrides; see Steps.
+    **options: see Steps.
 
   Returns:
     Masks like theta with exactly as many connections as prune keeps.
 
   Raises:
-    ValueError: if steps or schedule is unknown, from snip in any step, or as
-      for masks_from_scores.
+    ValueError: as for snip, in any step, or for masks_from_scores.
 
   Example:
     >>> loss_fn = lambda theta, x: jnp.mean((x @ theta['linear']['w'] - 1) ** 2)

@@ -26,11 +26,9 @@ def snip(
   Args:
     loss_fn: (theta, *batch) -> mean loss over the examples of a batch, such as
       classification_loss.
-    theta: effective parameters.
     batches: tuples of arrays, the examples along the first axis; the gradient
       is the mean over all of them, one batch in memory at a time. Inside jit,
       a sequence.
-    select: which leaves are scored.
 
   Raises:
     ValueError: if there is no data, or the scores are not finite or all zero
@@ -73,7 +71,6 @@ def grasp(
   Args:
     loss_fn: as for snip, with a second derivative. The paper divides logits by
       a temperature of 200.
-    theta: effective parameters.
     batches: as for snip. They are gone through twice, first for g and then for
       H g; those of an iterator are kept in a list.
     select: which leaves are scored; g and H are those of these leaves.

@@ -48,9 +48,7 @@ def synflow(
   Args:
     apply_fn: (theta, images) -> outputs, without randomness. Build it once:
       programs are compiled again for every new one.
-    theta: effective parameters.
     input_shape: shape of the input, such as (1, 28, 28, 1).
-    select: which leaves are scored; the others score 0.
 
   Returns:
     float32 scores like theta in [0, 1], the largest being 1.
