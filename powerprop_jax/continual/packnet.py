@@ -37,7 +37,7 @@ from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import ranking, trees
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.masks import Masks
-from powerprop_jax.core.trees import OptState, Params, Select, Tree
+from powerprop_jax.core.trees import NamedLeaf, OptState, Params, Select, Tree
 from powerprop_jax.optim import regrow, views
 from powerprop_jax.optim.powerprop import PowerState
 from powerprop_jax.optim.topologies import protected as protected_lib
@@ -376,13 +376,11 @@ def _packed(
   layout = state.layout
   frozen = layout.others if layout.private == 'freeze' else ()
 
-  def protect(
-    module: str, name: str, old: jax.Array, mask: jax.Array
-  ) -> jax.Array:
-    path = trees.join_name(module, name)
-    if path in frozen:
+  def protect(leaf: NamedLeaf, mask: jax.Array) -> jax.Array:
+    old: jax.Array = leaf.value
+    if leaf.path in frozen:
       return jnp.ones_like(old)
-    return old | mask if path in layout.shared else old
+    return old | mask if leaf.path in layout.shared else old
 
   leaves, kept = trees.by_path(phi), trees.by_path(masks)
   own = jax.tree.map(np.array, net_state)
@@ -396,6 +394,6 @@ def _packed(
     state,
     phi=phi,
     net_state=net_state,
-    protected=trees.map_named(protect, state.protected, masks),
+    protected=trees.map_leaves(protect, state.protected, masks),
     tasks=(*state.tasks, task),
   )

@@ -303,12 +303,7 @@ def with_leaves(tree: Tree, leaves: Mapping[str, Any]) -> Tree:
     >>> with_leaves({'linear': {'w': 3.0, 'b': 1.0}}, {'linear/w': 4.0})
     {'linear': {'b': 1.0, 'w': 4.0}}
   """
-  return trees.map_named(
-    lambda module, name, value: leaves.get(
-      trees.join_name(module, name), value
-    ),
-    tree,
-  )
+  return trees.map_leaves(lambda leaf: leaves.get(leaf.path, leaf.value), tree)
 
 
 @jax.jit

@@ -22,7 +22,7 @@ from powerprop_jax.continual.state import PackedTask, PackState, TaskReport
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import trees
 from powerprop_jax.core.masks import PackedMask
-from powerprop_jax.core.trees import Tree
+from powerprop_jax.core.trees import NamedLeaf, Tree
 
 # By name, as in a dictionary or in what np.load opens.
 Arrays = Mapping[str, np.ndarray]
@@ -175,20 +175,20 @@ def restored(arrays: Arrays, like: Tree) -> Tree:
     {'heads': [{'w': array(2.)}]}
   """
 
-  def visit(module: str, name: str, leaf: np.ndarray) -> np.ndarray:
-    path = trees.join_name(module, name)
-    array = np.asarray(_get(arrays, path))
+  def visit(leaf: NamedLeaf) -> np.ndarray:
+    array, dtype = np.asarray(_get(arrays, leaf.path)), leaf.value.dtype
     # np.savez keeps the bytes of bfloat16, but not its name.
-    if array.dtype.kind == 'V' and array.dtype.itemsize == leaf.dtype.itemsize:
-      array = array.view(leaf.dtype)
-    if (array.shape, array.dtype) != (leaf.shape, leaf.dtype):
+    if array.dtype.kind == 'V' and array.dtype.itemsize == dtype.itemsize:
+      array = array.view(dtype)
+    if (array.shape, array.dtype) != (leaf.value.shape, dtype):
       raise ValueError(
-        f'{path} was stored as {array.dtype} {array.shape}, but the template '
-        f'has {leaf.dtype} {leaf.shape}. Build it with the same network.'
+        f'{leaf.path} was stored as {array.dtype} {array.shape}, but the '
+        f'template has {dtype} {leaf.value.shape}. Build it with the same '
+        'network.'
       )
     return array
 
-  return trees.map_named(visit, like)
+  return trees.map_leaves(visit, like)
 
 
 def _get(arrays: Arrays, name: str) -> np.ndarray:

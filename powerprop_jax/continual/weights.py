@@ -11,7 +11,7 @@ from powerprop_jax.continual import state as state_lib
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import ranking, scores, trees
 from powerprop_jax.core.masks import Masks
-from powerprop_jax.core.trees import OptState, Params, Tree
+from powerprop_jax.core.trees import NamedLeaf, OptState, Params
 from powerprop_jax.optim import views
 
 
@@ -62,13 +62,13 @@ def redrawn(
     masks_lib.check_same_shapes(phi, theta, 'φ', 'what initialise returned')
   drawn = trees.by_path(views.latent_params(theta, power))
 
-  def visit(module: str, name: str, p: Tree, fixed: jax.Array) -> Tree:
-    path = trees.join_name(module, name)
-    if path not in scale:
+  def visit(leaf: NamedLeaf, fixed: jax.Array) -> jax.Array:
+    p: jax.Array = leaf.value
+    if leaf.path not in scale:
       return p
-    return jnp.where(fixed, p, drawn[path].astype(p.dtype))
+    return jnp.where(fixed, p, drawn[leaf.path].astype(p.dtype))
 
-  return trees.map_named(visit, phi, protected)
+  return trees.map_leaves(visit, phi, protected)
 
 
 @jax.jit

@@ -10,7 +10,7 @@ from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.counting import Count
 from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.patterns import Pattern
-from powerprop_jax.core.trees import Select, Tree
+from powerprop_jax.core.trees import NamedLeaf, Select, Tree
 
 # The key of the count that all leaves without one of their own share.
 SHARED = '*'
@@ -72,8 +72,9 @@ def masks_from_counts(
     together = topk.top_k_masks(ranked, counts[SHARED], allowed)
     kept.update(zip(shared, together, strict=True))
 
-  def mask_of(module_name: str, name: str, value: jax.Array) -> jax.Array:
-    path = trees.join_name(module_name, name)
-    return kept[path] if path in kept else jnp.ones_like(value, dtype=bool)
+  def mask_of(leaf: NamedLeaf) -> jax.Array:
+    if leaf.path in kept:
+      return kept[leaf.path]
+    return jnp.ones_like(leaf.value, dtype=bool)
 
-  return trees.map_named(mask_of, scores)
+  return trees.map_leaves(mask_of, scores)

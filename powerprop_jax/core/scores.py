@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from powerprop_jax.core import trees
-from powerprop_jax.core.trees import Tree
+from powerprop_jax.core.trees import NamedLeaf, Tree
 
 # Tells the stream of random scores from all others of the same key.
 _STREAM = 0x5C03E5
@@ -59,18 +59,15 @@ def saliency(theta: Tree, grads: Tree) -> Tree:
     not change the order (https://arxiv.org/abs/1810.02340).
   """
 
-  def visit(
-    module_name: str, name: str, t: jax.Array, g: jax.Array
-  ) -> jax.Array:
-    if jnp.shape(t) != jnp.shape(g):
+  def visit(leaf: NamedLeaf, g: jax.Array) -> jax.Array:
+    if jnp.shape(leaf.value) != jnp.shape(g):
       raise ValueError(
-        'theta and grads must have the same shapes; leaf '
-        f'{trees.join_name(module_name, name)!r} is {jnp.shape(t)} in theta '
-        f'and {jnp.shape(g)} in grads.'
+        f'theta and grads must have the same shapes; leaf {leaf.path!r} is '
+        f'{jnp.shape(leaf.value)} in theta and {jnp.shape(g)} in grads.'
       )
-    return jnp.abs(_float32(t) * _float32(g))
+    return jnp.abs(_float32(leaf.value) * _float32(g))
 
-  return trees.map_named(visit, theta, grads)
+  return trees.map_leaves(visit, theta, grads)
 
 
 def random(key: jax.Array, theta: Tree) -> Tree:

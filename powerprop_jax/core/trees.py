@@ -121,24 +121,33 @@ def by_path(tree: Tree) -> dict[str, Any]:
   return {leaf.path: leaf.value for leaf in named_leaves(tree)}
 
 
+def map_leaves(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
+  """Maps fn(NamedLeaf, *rest_values) over the leaves of tree."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, value, *values: fn(
+      NamedLeaf(*leaf_name(path), value), *values
+    ),
+    tree,
+    *rest,
+  )
+
+
 def map_named(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
   """Maps fn(module_name, name, value, *rest_values) over the leaves of tree."""
-  return jax.tree_util.tree_map_with_path(
-    lambda path, *values: fn(*leaf_name(path), *values), tree, *rest
-  )
+  return map_leaves(lambda leaf, *values: fn(*leaf, *values), tree, *rest)
 
 
 def map_selected(
   fn: Callable[..., Any], select: Select, tree: Tree, *rest: Tree
 ) -> Tree:
   """Maps fn(value, *rest_values) over selected leaves; keeps the others."""
-
-  def visit(module_name: str, name: str, value: Any, *values: Any) -> Any:
-    if select(module_name, name, value):
-      return fn(value, *values)
-    return value
-
-  return map_named(visit, tree, *rest)
+  return map_leaves(
+    lambda leaf, *values: (
+      fn(leaf.value, *values) if select(*leaf) else leaf.value
+    ),
+    tree,
+    *rest,
+  )
 
 
 def require_params(params: Params, name: str, *, latent: bool = False) -> None:

@@ -125,9 +125,6 @@ def _check_rate(rate: float) -> None:
 def _update_selected(
   fn: Callable[..., jax.Array], select: Select, updates: Updates, params: Params
 ) -> Updates:
-  def visit(
-    module_name: str, name: str, p: jax.Array, u: jax.Array
-  ) -> jax.Array:
-    return fn(u, p) if select(module_name, name, p) else u
-
-  return trees.map_named(visit, params, updates)
+  return trees.map_leaves(
+    lambda leaf, u: fn(u, leaf.value) if select(*leaf) else u, params, updates
+  )

@@ -23,6 +23,7 @@ from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.trees import (
   Alpha,
+  NamedLeaf,
   OptState,
   Params,
   Select,
@@ -231,16 +232,14 @@ def _times_slope(updates: Updates, phi: Params, state: PowerState) -> Updates:
   """Multiplies updates by ψ′(φ) on the selected leaves, in float32."""
   alpha_of = alpha_lookup(state.alpha)
 
-  def visit(
-    module_name: str, name: str, p: jax.Array, u: jax.Array
-  ) -> jax.Array:
-    if not state.select.value(module_name, name, p):
+  def visit(leaf: NamedLeaf, u: jax.Array) -> jax.Array:
+    if not state.select.value(*leaf):
       return u
-    alpha = alpha_of(trees.join_name(module_name, name))
-    slope = reparam.psi_derivative(reparam.widen(p), alpha)
+    phi = reparam.widen(leaf.value)
+    slope = reparam.psi_derivative(phi, alpha_of(leaf.path))
     return (reparam.widen(u) * slope).astype(u.dtype)
 
-  return trees.map_named(visit, phi, updates)
+  return trees.map_leaves(visit, phi, updates)
 
 
 def _map_power(
@@ -249,13 +248,12 @@ def _map_power(
   if state is None:
     return tree
   select, alpha_of = state.select.value, alpha_lookup(state.alpha)
-
-  def visit(module_name: str, name: str, value: jax.Array) -> jax.Array:
-    if not select(module_name, name, value):
-      return value
-    return fn(value, alpha_of(trees.join_name(module_name, name)))
-
-  return trees.map_named(visit, tree)
+  return trees.map_leaves(
+    lambda leaf: (
+      fn(leaf.value, alpha_of(leaf.path)) if select(*leaf) else leaf.value
+    ),
+    tree,
+  )
 
 
 def _alpha_by_path(alpha: Alpha) -> dict[str, Alpha] | None:
@@ -335,7 +333,7 @@ def warn_of_zeros(
 
 def _known_above_one(
   state: PowerState, phi: Params
-) -> list[tuple[trees.NamedLeaf, float]]:
+) -> list[tuple[NamedLeaf, float]]:
   """Selected leaves with α > 1, where both can be looked at."""
   alpha_of = alpha_lookup(state.alpha)
   is_known = lambda x: not isinstance(x, jax.core.Tracer)

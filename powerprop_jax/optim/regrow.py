@@ -10,7 +10,14 @@ import optax
 
 from powerprop_jax.core import trees
 from powerprop_jax.core.masks import Masks
-from powerprop_jax.core.trees import Alpha, Params, Static, Tree, Updates
+from powerprop_jax.core.trees import (
+  Alpha,
+  NamedLeaf,
+  Params,
+  Static,
+  Tree,
+  Updates,
+)
 from powerprop_jax.optim import powerprop
 from powerprop_jax.optim.powerprop import PowerState
 from powerprop_jax.optim.topology import Regrow, Topology
@@ -163,14 +170,12 @@ def revived(
     least: as from least_above_zero, or 0 to leave the leaf as it is.
   """
 
-  def visit(
-    module_name: str, name: str, p: jax.Array, d: jax.Array, g: jax.Array
-  ) -> jax.Array:
-    size = least.get(trees.join_name(module_name, name))
+  def visit(leaf: NamedLeaf, d: jax.Array, g: jax.Array) -> jax.Array:
+    size = least.get(leaf.path)
     if size is None:
       return d
     # Every step pays for this, so it is one comparison: nothing equals a NaN.
-    zero = jnp.where(size > 0, 0, jnp.nan).astype(p.dtype)
-    return jnp.where(p == zero, _descending(size, g, d.dtype), d)
+    zero = jnp.where(size > 0, 0, jnp.nan).astype(leaf.value.dtype)
+    return jnp.where(leaf.value == zero, _descending(size, g, d.dtype), d)
 
-  return trees.map_named(visit, phi, delta, grads)
+  return trees.map_leaves(visit, phi, delta, grads)

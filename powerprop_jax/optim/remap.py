@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from powerprop_jax.core import reparam, trees
-from powerprop_jax.core.trees import Alpha, OptState, Params, Static
+from powerprop_jax.core.trees import Alpha, NamedLeaf, OptState, Params, Static
 from powerprop_jax.optim import powerprop as powerprop_lib
 from powerprop_jax.optim.powerprop import PowerState
 
@@ -73,13 +73,13 @@ def remap(phi: Params, old: PowerState, new: PowerState) -> Params:
   old_alpha = powerprop_lib.alpha_lookup(old.alpha)
   new_alpha = powerprop_lib.alpha_lookup(new.alpha)
 
-  def visit(module_name: str, name: str, p: jax.Array) -> jax.Array:
-    if not old.select.value(module_name, name, p):
+  def visit(leaf: NamedLeaf) -> jax.Array:
+    p: jax.Array = leaf.value
+    if not old.select.value(*leaf):
       return p
-    path = trees.join_name(module_name, name)
-    return _remap_leaf(p, old_alpha(path), new_alpha(path))
+    return _remap_leaf(p, old_alpha(leaf.path), new_alpha(leaf.path))
 
-  return trees.map_named(visit, phi)
+  return trees.map_leaves(visit, phi)
 
 
 def _remap_leaf(phi: jax.Array, alpha: Alpha, new_alpha: Alpha) -> jax.Array:

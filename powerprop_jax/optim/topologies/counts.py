@@ -6,7 +6,6 @@ shapes whenever a function is traced, so that they never travel in a state.
 
 from collections.abc import Callable, Mapping
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +23,7 @@ from powerprop_jax.core.distributions import Distribution, Sparsity
 from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.patterns import Pattern
 from powerprop_jax.core.schedules import Schedule
-from powerprop_jax.core.trees import NamedLeaf, Params, Select, Tree
+from powerprop_jax.core.trees import Params, Select, Tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,14 +110,14 @@ def map_masks(
 
   fn is shown a NamedLeaf. The masks of other leaves stay.
   """
-
-  def visit(
-    module_name: str, name: str, t: jax.Array, mask: jax.Array, *values: Any
-  ) -> jax.Array:
-    leaf = NamedLeaf(module_name, name, t)
-    return fn(leaf, mask, *values) if select(*leaf) else mask
-
-  return trees.map_named(visit, theta, masks, *rest)
+  return trees.map_leaves(
+    lambda leaf, mask, *values: (
+      fn(leaf, mask, *values) if select(*leaf) else mask
+    ),
+    theta,
+    masks,
+    *rest,
+  )
 
 
 def held(masks: Masks, names: tuple[str, ...]) -> tuple[jax.Array, jax.Array]:

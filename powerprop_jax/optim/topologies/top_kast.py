@@ -16,7 +16,7 @@ from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.distributions import Distribution
 from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.schedules import When
-from powerprop_jax.core.trees import Params, Select, Updates
+from powerprop_jax.core.trees import NamedLeaf, Params, Select, Updates
 from powerprop_jax.optim.topologies.counts import Budget
 from powerprop_jax.optim.topology import Topology
 
@@ -105,22 +105,16 @@ def top_kast(
     slope = jnp.sign if norm == 'l1' else lambda t: t
 
     def visit(
-      module_name: str,
-      name: str,
-      t: jax.Array,
-      g: jax.Array,
-      in_a: jax.Array,
-      in_rest: jax.Array,
+      leaf: NamedLeaf, g: jax.Array, in_a: jax.Array, in_rest: jax.Array
     ) -> jax.Array:
-      path = trees.join_name(module_name, name)
-      if path not in forward:
+      if leaf.path not in forward:
         return g
-      t = t.astype(jnp.float32)
-      rest = jnp.where(in_rest, slope(t) * (t.size / forward[path]), 0)
+      t = leaf.value.astype(jnp.float32)
+      rest = jnp.where(in_rest, slope(t) * (t.size / forward[leaf.path]), 0)
       pull = penalty * jnp.where(in_a, slope(t), rest)
       return (g.astype(jnp.float32) + pull).astype(g.dtype)
 
-    return trees.map_named(visit, theta, grads, masks, extra)
+    return trees.map_leaves(visit, theta, grads, masks, extra)
 
   return Topology(
     init=lambda key, theta: choose(theta),

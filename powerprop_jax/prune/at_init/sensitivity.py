@@ -117,9 +117,7 @@ def grasp(
 
 def _only(select: Select, tree: Tree) -> Tree:
   """The tree with zeros in place of the leaves that are not selected."""
-  return trees.map_named(
-    lambda module_name, name, value: (
-      value if select(module_name, name, value) else jnp.zeros_like(value)
-    ),
+  return trees.map_leaves(
+    lambda leaf: leaf.value if select(*leaf) else jnp.zeros_like(leaf.value),
     tree,
   )

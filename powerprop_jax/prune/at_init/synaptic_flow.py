@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core import trees
-from powerprop_jax.core.trees import Params, Select, Tree
+from powerprop_jax.core.trees import NamedLeaf, Params, Select, Tree
 from powerprop_jax.prune.at_init import from_scores
 
 # Slopes this much below 0, relative to the largest, are rounding errors.
@@ -114,13 +114,14 @@ def neutral_norm_state(net_state: Tree) -> Tree:
     Array([1., 1.], dtype=float32)
   """
 
-  def visit(module_name: str, name: str, value: jax.Array) -> jax.Array:
-    kind = module_name.rpartition('/')[2]
-    if name != 'average' or kind not in ('mean_ema', 'var_ema'):
+  def visit(leaf: NamedLeaf) -> jax.Array:
+    value: jax.Array = leaf.value
+    kind = leaf.module_name.rpartition('/')[2]
+    if leaf.name != 'average' or kind not in ('mean_ema', 'var_ema'):
       return value
     return jnp.full_like(value, 0.0 if kind == 'mean_ema' else 1.0)
 
-  return trees.map_named(visit, net_state)
+  return trees.map_leaves(visit, net_state)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2, 3))
@@ -157,14 +158,13 @@ def _flow(
     jnp.maximum, [jnp.max(jnp.abs(s)) for s, _, _ in chosen.values()]
   )
 
-  def score_of(module_name: str, name: str, value: jax.Array) -> jax.Array:
-    path = trees.join_name(module_name, name)
-    if path not in chosen:
-      return jnp.zeros_like(value, jnp.float32)
-    return (chosen[path][0] / _or_one(largest)).astype(jnp.float32)
+  def score_of(leaf: NamedLeaf) -> jax.Array:
+    if leaf.path not in chosen:
+      return jnp.zeros_like(leaf.value, jnp.float32)
+    return (chosen[leaf.path][0] / _or_one(largest)).astype(jnp.float32)
 
   lowest = {path: low / _or_one(top) for path, (_, top, low) in chosen.items()}
-  return trees.map_named(score_of, theta), flow, lowest
+  return trees.map_leaves(score_of, theta), flow, lowest
 
 
 def _or_one(x: jax.Array) -> jax.Array:
