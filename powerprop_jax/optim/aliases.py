@@ -14,52 +14,26 @@ then do not count in inner: learning-rate schedules there lag behind by as many.
 """
 
 import operator
-from typing import TypedDict, Unpack
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from powerprop_jax.core import schedules
-from powerprop_jax.core.distributions import Distribution, Sparsity
+from powerprop_jax.core.distributions import Sparsity
 from powerprop_jax.core.masks import Masks
-from powerprop_jax.core.patterns import Structure
 from powerprop_jax.core.schedules import Schedule, When
-from powerprop_jax.core.trees import Select
 from powerprop_jax.optim.sparsify import sparsify
 from powerprop_jax.optim.topologies import counts, drop_grow, fixed, gradual
 from powerprop_jax.optim.topologies import dsr as dsr_lib
 from powerprop_jax.optim.topologies import snfs as snfs_lib
 from powerprop_jax.optim.topologies import top_kast as top_kast_lib
+from powerprop_jax.optim.topologies.counts import Leaves, Patterned
 from powerprop_jax.optim.topologies.gradual import Scope
 from powerprop_jax.optim.topologies.neuron_ablation import Ablation
 from powerprop_jax.optim.topologies.top_kast import Norm
 from powerprop_jax.optim.topology import Regrow
-
-
-class Leaves(TypedDict, total=False):
-  """Which leaves are masked, and what each gets of the sparsity.
-
-  Attributes:
-    distribution: shares the sparsity out between leaves, for SNFS and DSR at
-      the start: erk for static, SET and RigL, uniform for the others.
-    select: which leaves are masked; is_weight.
-  """
-
-  distribution: Distribution
-  select: Select
-
-
-class Patterned(Leaves, total=False):
-  """Likewise, and which connections of a leaf may exist together.
-
-  Attributes:
-    structure: 'unstructured', or 'constant_fan_in', which gives every neuron of
-      a layer as many inputs as any other, the sparsity rounded to that; see
-      core.patterns.
-  """
-
-  structure: Structure
 
 
 class Pruning(Patterned, total=False):

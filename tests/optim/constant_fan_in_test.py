@@ -42,9 +42,7 @@ def _inner(alpha):
 
 
 def _budget(sparsity, distribution=distributions.uniform):
-  return Budget(
-    sparsity, distribution, select_lib.is_weight, patterns.CONSTANT_FAN_IN
-  )
+  return Budget(sparsity, distribution, select_lib.is_weight, 'constant_fan_in')
 
 
 def _oracle_of_layer(tree, name):

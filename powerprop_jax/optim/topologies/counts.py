@@ -6,6 +6,7 @@ shapes whenever a function is traced, so that they never travel in a state.
 
 from collections.abc import Callable, Mapping
 import dataclasses
+from typing import TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +22,34 @@ from powerprop_jax.core import (
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.distributions import Distribution, Sparsity
 from powerprop_jax.core.masks import Masks
-from powerprop_jax.core.patterns import Pattern
+from powerprop_jax.core.patterns import Pattern, Structure
 from powerprop_jax.core.schedules import Schedule
 from powerprop_jax.core.trees import Params, Select, Tree
+
+
+class Leaves(TypedDict, total=False):
+  """Which leaves are masked, and what each gets of the sparsity.
+
+  Attributes:
+    distribution: shares the sparsity out between leaves, for SNFS and DSR at
+      the start: erk for static, SET and RigL, uniform for the others.
+    select: which leaves are masked; is_weight.
+  """
+
+  distribution: Distribution
+  select: Select
+
+
+class Patterned(Leaves, total=False):
+  """Likewise, and which connections of a leaf may exist together.
+
+  Attributes:
+    structure: 'unstructured', or 'constant_fan_in', which gives every neuron of
+      a layer as many inputs as any other, the sparsity rounded to that; see
+      core.patterns.
+  """
+
+  structure: Structure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +71,17 @@ class Budget:
   sparsity: Sparsity
   distribution: Distribution = distributions.erk
   select: Select = select_lib.is_weight
-  pattern: Pattern = patterns.UNSTRUCTURED
+  structure: Structure = 'unstructured'
 
   def __post_init__(self) -> None:
+    patterns.named(self.structure)
     if not isinstance(self.sparsity, Mapping):
       masks.check_sparsity(self.sparsity)
+
+  @property
+  def pattern(self) -> Pattern:
+    """Which connections of a leaf may exist together."""
+    return patterns.named(self.structure)
 
   def counts(self, theta: Params) -> dict[str, int]:
     """How many connections each group of each selected leaf has.

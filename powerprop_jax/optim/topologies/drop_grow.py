@@ -6,20 +6,20 @@ does not exist.
 """
 
 from collections.abc import Callable
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
 
-from powerprop_jax.core import distributions, patterns, scores, topk
-from powerprop_jax.core import select as select_lib
+from powerprop_jax.core import patterns, scores, topk
 from powerprop_jax.core.counting import Count
-from powerprop_jax.core.distributions import Distribution, Sparsity
+from powerprop_jax.core.distributions import Sparsity
 from powerprop_jax.core.masks import Masks
-from powerprop_jax.core.patterns import Pattern, Structure
+from powerprop_jax.core.patterns import Pattern
 from powerprop_jax.core.schedules import Schedule, When
-from powerprop_jax.core.trees import NamedLeaf, Select, Tree
+from powerprop_jax.core.trees import NamedLeaf, Tree
 from powerprop_jax.optim.topologies import counts, neuron_ablation
-from powerprop_jax.optim.topologies.counts import Budget
+from powerprop_jax.optim.topologies.counts import Budget, Patterned
 from powerprop_jax.optim.topologies.neuron_ablation import Ablation
 from powerprop_jax.optim.topology import Rewiring, Topology
 
@@ -43,11 +43,9 @@ def drop_grow(
   drop_fraction: float | Schedule,
   growth: Growth,
   *,
-  structure: Structure = 'unstructured',
   ablation: Ablation | None = None,
-  distribution: Distribution = distributions.erk,
-  select: Select = select_lib.is_weight,
   replaces_step: bool = False,
+  **leaves: Unpack[Patterned],
 ) -> Topology:
   """Moves a fraction of each layer's connections, as SET and RigL do.
 
@@ -74,13 +72,13 @@ def drop_grow(
     As for aliases.sparse_evolution and aliases.rigl; with constant fan-in after
     the code of Lasby et al.
   """
-  pattern = patterns.named(structure)
+  budget = Budget(sparsity, **leaves)
+  pattern = budget.pattern
   if ablation is not None and pattern is not patterns.CONSTANT_FAN_IN:
     raise ValueError(
       "ablation removes neurons of layers with structure='constant_fan_in', "
-      f'got structure={structure!r}.'
+      f'got structure={budget.structure!r}.'
     )
-  budget = Budget(sparsity, distribution, select, pattern)
   schedule = counts.as_schedule(drop_fraction)
   counts_growth = growth is not at_random
 
@@ -104,7 +102,7 @@ def drop_grow(
       return drop_and_grow(mask, drop, grow, dropped, k, pattern)
 
     moved = counts.map_masks(
-      move, select, rewiring.theta, rewiring.masks, growth(rewiring)
+      move, budget.select, rewiring.theta, rewiring.masks, growth(rewiring)
     )
     return moved, rewiring.memory
 

@@ -1,16 +1,15 @@
 """Masks that never change: given ones, or random ones drawn once."""
 
+from typing import Unpack
+
 import jax
 import jax.numpy as jnp
 
-from powerprop_jax.core import distributions, patterns
 from powerprop_jax.core import masks as masks_lib
-from powerprop_jax.core import select as select_lib
-from powerprop_jax.core.distributions import Distribution, Sparsity
+from powerprop_jax.core.distributions import Sparsity
 from powerprop_jax.core.masks import Masks
-from powerprop_jax.core.patterns import Structure
-from powerprop_jax.core.trees import Params, Select
-from powerprop_jax.optim.topologies.counts import Budget
+from powerprop_jax.core.trees import Params
+from powerprop_jax.optim.topologies.counts import Budget, Patterned
 from powerprop_jax.optim.topology import Topology
 
 
@@ -43,13 +42,7 @@ def given(masks: Masks) -> Topology:
   return Topology(init, regrow='zero')
 
 
-def at_random(
-  sparsity: Sparsity,
-  *,
-  structure: Structure = 'unstructured',
-  distribution: Distribution = distributions.erk,
-  select: Select = select_lib.is_weight,
-) -> Topology:
+def at_random(sparsity: Sparsity, **leaves: Unpack[Patterned]) -> Topology:
   """Random masks, drawn once: the baseline of every method that rewires.
 
   The number of connections per leaf, or per neuron, is exact.
@@ -58,7 +51,7 @@ def at_random(
     "Static" in Evci et al., Rigging the lottery, 2020, section 3
     (https://arxiv.org/abs/1911.11134).
   """
-  budget = Budget(sparsity, distribution, select, patterns.named(structure))
+  budget = Budget(sparsity, **leaves)
   return Topology(
     lambda key, theta: (budget.random_masks(key, theta), ()), regrow='zero'
   )

@@ -5,7 +5,7 @@ go, until as many are left as the schedule says.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Literal, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -19,14 +19,12 @@ from powerprop_jax.core import (
   trees,
 )
 from powerprop_jax.core import masks as masks_lib
-from powerprop_jax.core import select as select_lib
-from powerprop_jax.core.distributions import Distribution, Sparsity
+from powerprop_jax.core.distributions import Sparsity
 from powerprop_jax.core.masks import Masks
-from powerprop_jax.core.patterns import Structure
 from powerprop_jax.core.schedules import When
-from powerprop_jax.core.trees import Params, Select, Tree
+from powerprop_jax.core.trees import Params, Tree
 from powerprop_jax.optim.topologies import counts
-from powerprop_jax.optim.topologies.counts import Budget
+from powerprop_jax.optim.topologies.counts import Budget, Patterned
 from powerprop_jax.optim.topology import Rewiring, Topology
 
 Scope = Literal['layer', 'global']
@@ -39,11 +37,9 @@ def gradual(
   when: When,
   *,
   scope: Scope = 'layer',
-  structure: Structure = 'unstructured',
-  distribution: Distribution = distributions.uniform,
   score: Callable[[Params], Tree] = scores.magnitude,
   normalise: bool = False,
-  select: Select = select_lib.is_weight,
+  **leaves: Unpack[Patterned],
 ) -> Topology:
   """Removes the lowest-scoring weights, more and more of them.
 
@@ -54,12 +50,11 @@ def gradual(
       share of the inputs to remove, rounded down to whole ones.
     scope: 'layer', or 'global', where every leaf keeps at least its best
       weight.
-    structure: with constant fan-in the inputs of each neuron are ranked by
-      themselves.
-    distribution: used per layer.
     score: theta -> tree of scores like theta.
     normalise: divide the scores of each leaf by their Euclidean norm, with
       scope='global'; within a leaf it changes no ranking.
+    **leaves: see Patterned. With constant fan-in the inputs of each neuron are
+      ranked by themselves; the distribution is used per layer.
 
   Returns:
     A Topology that starts dense. A weight that was removed never returns.
@@ -72,7 +67,9 @@ def gradual(
     Zhu & Gupta, To prune, or not to prune, 2017
     (https://arxiv.org/abs/1710.01878).
   """
-  pattern = patterns.named(structure)
+  leaves.setdefault('distribution', distributions.uniform)
+  budget = Budget(sparsity, **leaves)
+  pattern, select = budget.pattern, budget.select
   if scope not in _SCOPES:
     raise ValueError(f"scope must be 'layer' or 'global', got {scope!r}.")
   if scope == 'global' and pattern is not patterns.UNSTRUCTURED:
@@ -85,12 +82,11 @@ def gradual(
       "scope='global' takes one sparsity for all leaves, got a mapping. Use "
       "scope='layer', or a number."
     )
-  budget = Budget(sparsity, distribution, select, pattern)
 
   def sizes_of(theta: Params) -> dict[str, int]:
     """How many weights a group of each leaf has, and all leaves together."""
-    leaves = [leaf for leaf in trees.named_leaves(theta) if select(*leaf)]
-    sizes = {x.path: pattern.groups(x.value.shape)[1] for x in leaves}
+    chosen = [leaf for leaf in trees.named_leaves(theta) if select(*leaf)]
+    sizes = {x.path: pattern.groups(x.value.shape)[1] for x in chosen}
     return {**sizes, ranking.SHARED: sum(sizes.values())}
 
   def kept(theta: Params) -> dict[str, int]:

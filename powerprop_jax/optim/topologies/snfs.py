@@ -8,7 +8,7 @@ largest among the connections that do not exist.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,8 @@ import optax
 
 from powerprop_jax.core import distributions, patterns, scores, trees
 from powerprop_jax.core import select as select_lib
-from powerprop_jax.core.distributions import Distribution, Sparsity
+from powerprop_jax.core.distributions import Sparsity
 from powerprop_jax.core.masks import Masks
-from powerprop_jax.core.patterns import Structure
 from powerprop_jax.core.schedules import Schedule, When
 from powerprop_jax.core.trees import (
   NamedLeaf,
@@ -28,7 +27,7 @@ from powerprop_jax.core.trees import (
   Updates,
 )
 from powerprop_jax.optim.topologies import allocation, counts, drop_grow
-from powerprop_jax.optim.topologies.counts import Budget
+from powerprop_jax.optim.topologies.counts import Budget, Patterned
 from powerprop_jax.optim.topology import Rewiring, Topology
 
 # A layer with fewer zeros than this, and growing, drops no more than its zeros.
@@ -67,10 +66,8 @@ def snfs(
   momentum: float = 0.9,
   second_moment: float | None = None,
   redistribute: bool = True,
-  structure: Structure = 'unstructured',
-  distribution: Distribution = distributions.uniform,
-  select: Select = select_lib.is_weight,
   replaces_step: bool = False,
+  **leaves: Unpack[Patterned],
 ) -> Topology:
   """Drops by magnitude, grows by momentum, moves connections between layers.
 
@@ -102,7 +99,7 @@ def snfs(
       takes the place of |m|, as with Adam. None is without.
     redistribute: False to leave every layer its number of connections for ever,
       as the authors of RigL do when they compare with SNFS.
-    select: in the paper all leaves, from first to last.
+    **leaves: see Patterned. The paper selects all layers, from first to last.
 
   Returns:
     A Topology whose memory is a SparseMomentum. The total number of connections
@@ -125,8 +122,9 @@ def snfs(
     Dettmers & Zettlemoyer, Sparse networks from scratch, 2019, algorithm 1
     (https://arxiv.org/abs/1907.04840); steps 1, 3 and 5 as in their code.
   """
-  pattern = patterns.named(structure)
-  budget = Budget(sparsity, distribution, select, pattern)
+  leaves.setdefault('distribution', distributions.uniform)
+  budget = Budget(sparsity, **leaves)
+  select = budget.select
   schedule = counts.as_schedule(drop_fraction)
   for name, decay in (('momentum', momentum), ('second_moment', second_moment)):
     if decay is not None and not 0 <= decay < 1:
@@ -168,7 +166,7 @@ def snfs(
 
     def move(leaf: NamedLeaf, mask: jax.Array, grow: jax.Array) -> jax.Array:
       drop, num = scores.magnitude(leaf.value), plan[leaf.path]
-      return drop_grow.drop_and_grow(mask, drop, grow, *num, pattern)
+      return drop_grow.drop_and_grow(mask, drop, grow, *num, budget.pattern)
 
     moved = counts.map_masks(move, select, theta, masks, ranked)
     return moved, _corrected(memory, missing)
@@ -179,10 +177,8 @@ def snfs(
       when,
       drop_fraction,
       lambda rewiring: _steadiness(rewiring.memory, is_adaptive),
-      structure=structure,
-      distribution=distribution,
-      select=select,
       replaces_step=replaces_step,
+      **leaves,
     )
     return alone._replace(init=init, observe=observe)
   return Topology(
