@@ -11,7 +11,7 @@ to which a cycle goes back, which a Rewind names.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import itertools
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from powerprop_jax.core.distributions import Overrides, Sparsity
 from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.trees import Params, Select, Tree
 from powerprop_jax.prune import one_shot
-from powerprop_jax.prune.one_shot import OverridesAt
+from powerprop_jax.prune.one_shot import OverridesAt, Ranked
 
 # From effective weights that are zero where the masks are False, the masks and
 # the step at which schedules start, to trained weights with the same zeros.
@@ -72,9 +72,8 @@ def iterative_pruning(
   *,
   masks: Masks | None = None,
   score: Callable[[Params], Tree] = scores.magnitude,
-  scope: str = 'layer',
-  select: Select = select_lib.is_weight,
   overrides: Overrides | OverridesAt | None = None,
+  **ranked: Unpack[Ranked],
 ) -> Iterator[Cycle]:
   """Prunes to each sparsity in turn, and trains after each pruning.
 
@@ -107,10 +106,9 @@ def iterative_pruning(
     masks: connections that are left already; all by default.
     score: theta -> tree of scores like theta; called with the trained weights
       of the cycle before.
-    scope: 'layer' or 'global'.
-    select: which leaves are pruned.
     overrides: as for prune, or a function of the sparsity that returns them;
       they must fix the same leaves in every cycle.
+    **ranked: scope, select; as for prune.
 
   Returns:
     An iterator over the cycles, one for each sparsity.
@@ -147,17 +145,8 @@ def iterative_pruning(
   _check_rewind(rewind, theta)
   existing = masks_lib.full_masks(theta) if masks is None else masks
   _check_masks(existing, theta)
-  overrides_at = overrides if callable(overrides) else lambda _: overrides
-  counts = [
-    one_shot.kept_counts(
-      theta,
-      sparsity,
-      scope=scope,
-      select=select,
-      overrides=overrides_at(sparsity),
-    )
-    for sparsity in sparsities
-  ]
+  counts = one_shot.counts_of_each(theta, sparsities, overrides, **ranked)
+  select = ranked.get('select', select_lib.is_weight)
   _check_order(sparsities, counts, existing, theta, select)
 
   @jax.jit

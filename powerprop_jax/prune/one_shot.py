@@ -10,7 +10,7 @@ sparsity.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -29,19 +29,38 @@ OverridesAt = Callable[[Any], Overrides | None]
 _SCOPES = ('layer', 'global')
 
 
+class Ranked(TypedDict, total=False):
+  """Which weights are ranked, and against which others.
+
+  Attributes:
+    scope: 'layer', where every selected leaf loses its own share, or 'global',
+      where they are ranked together and lose one share of their sum.
+    select: which leaves are pruned; the masks of others are all True.
+  """
+
+  scope: str
+  select: Select
+
+
+class Overridden(Ranked, total=False):
+  """Likewise, with leaves that are ranked by themselves.
+
+  Attributes:
+    overrides: {pattern: sparsity} of leaves pruned at a sparsity of their own.
+      With scope='global' the sparsity is that of the other leaves together.
+  """
+
+  overrides: Overrides | None
+
+
 def prune(
   theta: Params,
   sparsity: Sparsity,
   *,
   score: Callable[[Params], Tree] = scores.magnitude,
-  scope: str = 'layer',
-  select: Select = select_lib.is_weight,
-  overrides: Overrides | None = None,
+  **ranked: Unpack[Overridden],
 ) -> Masks:
-  """Masks that remove the lowest-scoring share of weights.
-
-  Per layer every selected leaf loses its own share; globally all of them are
-  ranked together and lose one share of their sum. Ties go to the lowest index.
+  """Masks that remove the lowest-scoring share of weights, or of each layer's.
 
   Args:
     theta: effective parameters. (Per layer, |φ| ranks as |θ| does; globally
@@ -49,12 +68,8 @@ def prune(
     sparsity: share of zeros, in [0, 1); per layer also a mapping
       {'module/name': sparsity} for every selected leaf, as from
       distributions.erk.
-    score: theta -> tree of scores like theta, larger = keep.
-    scope: 'layer' or 'global'.
-    select: which leaves are pruned; the masks of others are all True.
-    overrides: {pattern: sparsity} of leaves pruned at a sparsity of their own.
-      With scope='global' such a leaf is ranked by itself, and sparsity is that
-      of the other leaves together.
+    score: theta -> tree of scores like theta.
+    **ranked: scope ('layer'), select, overrides; see Overridden.
 
   Returns:
     Masks with the structure and shapes of theta. A leaf or group of n weights
@@ -80,10 +95,9 @@ def prune(
     Schwarz et al., Powerpropagation, 2021 (https://arxiv.org/abs/2110.00296),
     the authors' notebook.
   """
-  counts = kept_counts(
-    theta, sparsity, scope=scope, select=select, overrides=overrides
-  )
+  counts = kept_counts(theta, sparsity, **ranked)
   check_finite(theta, 'theta')
+  select = ranked.get('select', select_lib.is_weight)
   return masks_from_counts(score(theta), counts, select=select)
 
 
@@ -111,9 +125,8 @@ def sweep(
   sparsities: Sequence[Sparsity],
   *,
   score: Callable[[Params], Tree] = scores.magnitude,
-  scope: str = 'layer',
-  select: Select = select_lib.is_weight,
   overrides: Overrides | OverridesAt | None = None,
+  **ranked: Unpack[Ranked],
 ) -> T:
   """What evaluate says of theta pruned at each of several sparsities.
 
@@ -124,13 +137,11 @@ def sweep(
 
   Args:
     evaluate: pruned theta -> tree of scalars (or arrays); must be traceable.
-    theta: effective parameters.
     sparsities: at least one; each as for prune.
-    score: as for prune, and scope and select likewise.
-    scope: 'layer' or 'global'.
-    select: which leaves are pruned.
+    score: as for prune.
     overrides: as for prune, or a function of the sparsity that returns them;
       with scope='global' it must fix the same leaves at every sparsity.
+    **ranked: scope, select; as for prune.
 
   Returns:
     The tree that evaluate returns, with a leading axis over sparsities.
@@ -150,17 +161,7 @@ def sweep(
   """
   if not len(sparsities):
     raise ValueError('sweep needs at least one sparsity, got none.')
-  overrides_at = overrides if callable(overrides) else lambda _: overrides
-  counts = [
-    kept_counts(
-      theta,
-      sparsity,
-      scope=scope,
-      select=select,
-      overrides=overrides_at(sparsity),
-    )
-    for sparsity in sparsities
-  ]
+  counts = counts_of_each(theta, sparsities, overrides, **ranked)
   if any(c.keys() != counts[0].keys() for c in counts):
     raise ValueError(
       "with scope='global', overrides must fix the same leaves at every "
@@ -172,13 +173,27 @@ def sweep(
     name: jnp.asarray([c[name] for c in counts], jnp.int32)
     for name in counts[0]
   }
-  ranking = score(theta)
+  ranking, select = score(theta), ranked.get('select', select_lib.is_weight)
 
   def evaluate_at(counts: dict[str, jax.Array]) -> T:
     kept = masks_from_counts(ranking, counts, select=select)
     return evaluate(masks_lib.apply_masks(theta, kept))
 
   return jax.lax.map(evaluate_at, stacked)
+
+
+def counts_of_each(
+  theta: Params,
+  sparsities: Sequence[Sparsity],
+  overrides: Overrides | OverridesAt | None,
+  **ranked: Unpack[Ranked],
+) -> list[dict[str, int]]:
+  """kept_counts at each of several sparsities."""
+  overrides_at = overrides if callable(overrides) else lambda _: overrides
+  return [
+    kept_counts(theta, sparsity, overrides=overrides_at(sparsity), **ranked)
+    for sparsity in sparsities
+  ]
 
 
 def kept_counts(

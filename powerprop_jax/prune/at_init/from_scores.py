@@ -1,6 +1,7 @@
 """Masks from scores over a whole network, and what can be wrong with them."""
 
 from collections.abc import Mapping
+from typing import Unpack
 import warnings
 
 import jax
@@ -8,10 +9,11 @@ import jax.numpy as jnp
 
 from powerprop_jax.core import distributions, ranking, trees
 from powerprop_jax.core import select as select_lib
-from powerprop_jax.core.distributions import Overrides, Sparsity
+from powerprop_jax.core.distributions import Sparsity
 from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.trees import Params, Select, Tree
 from powerprop_jax.prune import one_shot
+from powerprop_jax.prune.one_shot import Overridden
 
 
 class LayerCollapseWarning(UserWarning):
@@ -26,12 +28,9 @@ class LayerCollapseWarning(UserWarning):
 def masks_from_scores(
   scores: Tree,
   sparsity: Sparsity,
-  *,
-  scope: str = 'global',
-  select: Select = select_lib.is_weight,
-  overrides: Overrides | None = None,
+  **ranked: Unpack[Overridden],
 ) -> Masks:
-  """Masks that keep the weights with the largest scores.
+  """Masks that keep the weights with the largest scores, by default globally.
 
   As prune, which ranks a function of θ, with the checks that extreme sparsities
   need. Warns with a LayerCollapseWarning, which names the layers, if the
@@ -48,7 +47,8 @@ def masks_from_scores(
     >>> print(masks['a']['w'], masks['b']['w'])
     [[False  True]] [[ True False]]
   """
-  counts = final_counts(scores, sparsity, scope, select, overrides)
+  counts = final_counts(scores, sparsity, **ranked)
+  select = ranked.get('select', select_lib.is_weight)
   _check_finite(scores, 'the scores', select)
   masks = ranking.masks_from_counts(scores, counts, select=select)
   warn_of_collapse(masks, select, scores)
@@ -56,16 +56,12 @@ def masks_from_scores(
 
 
 def final_counts(
-  theta: Params,
-  sparsity: Sparsity,
-  scope: str,
-  select: Select,
-  overrides: Overrides | None,
+  theta: Params, sparsity: Sparsity, **ranked: Unpack[Overridden]
 ) -> dict[str, int]:
-  """one_shot.kept_counts, refusing less than one weight for each layer."""
-  counts = one_shot.kept_counts(
-    theta, sparsity, scope=scope, select=select, overrides=overrides
-  )
+  """As one_shot.kept_counts, refusing less than one weight for each layer."""
+  ranked.setdefault('scope', 'global')
+  counts = one_shot.kept_counts(theta, sparsity, **ranked)
+  select = ranked.get('select', select_lib.is_weight)
   names = select_lib.selected_names(select, theta)
   sizes = {path: leaf.size for path, leaf in trees.by_path(theta).items()}
   own = (
@@ -73,7 +69,7 @@ def final_counts(
     if isinstance(sparsity, Mapping)
     else dict.fromkeys(names, sparsity)
   )
-  own.update(distributions.match_overrides(names, overrides))
+  own.update(distributions.match_overrides(names, ranked.get('overrides')))
   for name in names:
     # The tolerance is for densities that are meant to be just one weight.
     if name in counts and 0 < sizes[name] * (1 - own[name]) < 1 - 1e-6:

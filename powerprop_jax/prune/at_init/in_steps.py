@@ -10,14 +10,14 @@ last one keeps exactly as many as prune does.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypedDict, Unpack
+from typing import Unpack
 
 import jax
 
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import ranking, scores, trees
 from powerprop_jax.core import select as select_lib
-from powerprop_jax.core.distributions import Overrides, Sparsity
+from powerprop_jax.core.distributions import Sparsity
 from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.trees import Params, Select, Tree
 from powerprop_jax.prune.at_init import (
@@ -26,6 +26,7 @@ from powerprop_jax.prune.at_init import (
   synaptic_flow,
 )
 from powerprop_jax.prune.at_init.gradients import Batches, Loss
+from powerprop_jax.prune.one_shot import Overridden
 
 # The same batches at every step, or those of each step.
 StepBatches = Batches | Callable[[int], Batches]
@@ -33,22 +34,18 @@ StepBatches = Batches | Callable[[int], Batches]
 _SCHEDULES = ('exponential', 'linear')
 
 
-class Steps(TypedDict, total=False):
+class Steps(Overridden, total=False):
   """How many weights each of several steps keeps, and where.
+
+  The scope is 'global' by default. The density of leaves with a sparsity of
+  their own falls along the same schedule.
 
   Attributes:
     schedule: 'exponential', the density after step k of T being ρ^((k + 1)/T),
       or 'linear'.
-    scope: 'global' by default.
-    select: which leaves are pruned.
-    overrides: as for prune; the density of these leaves falls along the same
-      schedule.
   """
 
   schedule: str
-  scope: str
-  select: Select
-  overrides: Overrides | None
 
 
 def iterative_snip(
@@ -67,8 +64,8 @@ def iterative_snip(
 
   Args:
     loss_fn: as for snip.
-    batches: as for snip, for every step; or a function of the step, 0 … steps -
-      1, that returns fresh ones.
+    batches: as for snip, for every step; or a function of the step, counted
+      from 0, that returns fresh ones.
     sparsity: share of zeros at the end; a mapping only with scope='layer'.
     steps: number of steps, at least 1.
     **options: see Steps.
@@ -196,13 +193,12 @@ def _in_steps(
   steps: int,
   *,
   schedule: str = 'exponential',
-  scope: str = 'global',
-  select: Select = select_lib.is_weight,
-  overrides: Overrides | None = None,
   revives: bool = False,
+  **ranked: Unpack[Overridden],
 ) -> Masks:
   """Masks after steps that each rank score(step, θ that earlier ones left)."""
-  final = from_scores.final_counts(theta, sparsity, scope, select, overrides)
+  final = from_scores.final_counts(theta, sparsity, **ranked)
+  select = ranked.get('select', select_lib.is_weight)
   kept = masks_lib.full_masks(theta)
   plan = _counts_of_steps(theta, final, steps, schedule, select)
   for step, counts in enumerate(plan):
