@@ -83,9 +83,6 @@ def equal_density(index: int, num_tasks: int, share: float = 1.0) -> float:
 def restart_rule(config: PackConfig, state: PackState) -> Restart:
   """What config.restart means for the method and α of a network.
 
-  Raises:
-    ValueError: if it is 'zero', and some α > 1.
-
   Example:
     >>> restart_rule(PackConfig((0.5,)), packed)   # EfficientPackNet
     'redraw'

@@ -36,14 +36,8 @@ def accuracy_matrix(
 ) -> np.ndarray:
   """R from flat records, float64[T, T].
 
-  Args:
-    records: with tasks_learned (i) and task (j), both from 1, and accuracy;
-      others are passed over. An accuracy of None is NaN.
-    num_tasks: T.
-
-  Raises:
-    ValueError: if num_tasks is not positive or a record is about a task beyond
-      it.
+  Of records with tasks_learned (i) and task (j), both from 1, and accuracy;
+  others are passed over. An accuracy of None is NaN.
 
   Example:
     >>> accuracy_matrix([{'tasks_learned': 1, 'task': 1, 'accuracy': 0.5},
@@ -189,9 +183,6 @@ def capacity(
     ¬(M^1 ∨ … ∨ M^(t-1))|/dim, what it takes of the free ones; capacity_used =
     |M^1 ∨ … ∨ M^t|/dim; and overlap = |M^t ∧ (M^1 ∨ … ∨ M^(t-1))|/|M^t|, the
     share of its own mask that earlier tasks own, NaN for an empty mask.
-
-  Raises:
-    ValueError: if select chooses nothing or the shapes of two masks differ.
 
   Example:
     >>> first = {'linear': {'w': np.array([[True, True, False, False]])}}

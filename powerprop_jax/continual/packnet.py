@@ -80,8 +80,7 @@ def init_pack(
   Args:
     tx: sparsify(inner, protected()) with any inner, powerprop included; it may
       be in a chain or MultiSteps. Every task starts with a fresh state of it.
-    theta: effective weights as the network initialises them.
-    net_state: state of the network; {} if it has none.
+    net_state: {} if the network has none.
     method: 'packnet' ranks only the weights a task may move, and the task
       computes with what it keeps and with all that earlier tasks own.
       'efficient_packnet' ranks all shared weights, so that re-use is free, and
@@ -98,10 +97,6 @@ def init_pack(
 
   Returns:
     A PackState, with copies of theta and net_state.
-
-  Raises:
-    ValueError: if tx is not built so, select or heads selects nothing, or all
-      that is selected is in the heads.
 
   Example:
     >>> from powerprop_jax.optim.sparsify import sparsify
@@ -157,14 +152,9 @@ def learn(
     train: called with a Learner whose arrays it may donate.
     evaluate: called as evaluate(θ⊙M, net_state, task); returns the validation
       score, positive, larger = better. jit what it computes once, outside.
-    config: how; may differ from task to task.
-    key: from which free weights are drawn; one for each task, an int or a PRNG
-      key.
+    key: from which free weights are drawn; one for each task.
     retrain: called like train once the mask is chosen: the network computes
       with M^t and only weights that are new in it move. None: no retraining.
-
-  Returns:
-    (state, report) with the task packed.
 
   Raises:
     CapacityError: if fewer than config.min_free shared weights are free.

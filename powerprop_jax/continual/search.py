@@ -14,12 +14,7 @@ How = Literal['scan', 'bisect']
 
 
 class Trial(NamedTuple):
-  """One evaluation.
-
-  Attributes:
-    density: share of the weights that were kept.
-    score: validation score with them.
-  """
+  """One evaluation: the share of weights kept, and the validation score."""
 
   density: float
   score: float
@@ -51,7 +46,6 @@ def sparsest(
   """The sparsest density whose score is at least the threshold.
 
   Args:
-    score_at: density -> score, larger is better.
     densities: the grid, in any order; each in (0, 1].
     threshold: γP, the share γ of the dense score P.
     how: 'scan' goes from the densest to sparser ones, stops at the first that
@@ -61,7 +55,7 @@ def sparsest(
       density that meets the threshold.
 
   Returns:
-    Found; if even the densest fails, the densest, with met = False.
+    The densest, with met = False, if even that fails.
 
   Example:
     >>> found = sparsest(lambda density: 2 * density, (0.1, 0.3, 0.5), 0.6)
@@ -144,10 +138,6 @@ def check_choice(name: str, value: Any, known: tuple[Any, ...]) -> None:
 
 def checked_score(value: Any, where: str) -> float:
   """A score as a float; refuses what cannot be compared with γP.
-
-  Args:
-    value: what an evaluation returned: a number or an array without axes.
-    where: what was evaluated, for the message.
 
   Example:
     >>> checked_score(-2.0, 'task 1')

@@ -185,13 +185,8 @@ class CapacityError(ValueError):
 def task_params(state: PackState, task_id: TaskId) -> Network:
   """What the network computes a task with: its own masked weights, no more.
 
-  These are the same bits after any number of later tasks.
-
-  Returns:
-    (theta, net_state) with θ⊙M^t in the shared leaves.
-
-  Raises:
-    ValueError: if there is no such task; the message lists those there are.
+  (theta, net_state) with θ⊙M^t in the shared leaves, the same bits after any
+  number of later tasks.
 
   Example:
     >>> task_params(packed, 'first')[0]['linear']['w']
@@ -205,9 +200,6 @@ def task_params(state: PackState, task_id: TaskId) -> Network:
 
 def task_masks(state: PackState, task_id: TaskId) -> Masks:
   """The forward mask M^t of a task, on the host; True outside shared leaves.
-
-  Raises:
-    ValueError: if there is no such task.
 
   Example:
     >>> task_masks(packed, 'first')['linear']['w']
@@ -230,12 +222,6 @@ def predict(
 
   Args:
     apply: (theta, net_state, x) -> outputs; jit it once, for all tasks.
-    state: as from learn.
-    task_id: a task that it has learned.
-    x: inputs.
-
-  Raises:
-    ValueError: if there is no such task.
 
   Example:
     >>> apply = lambda theta, net_state, x: x @ theta['linear']['w']
@@ -265,9 +251,6 @@ def num_free(state: PackState) -> dict[str, int]:
 
 def find_task(state: PackState, task_id: TaskId) -> PackedTask:
   """The stored task of that name.
-
-  Raises:
-    ValueError: if there is none; the message lists those there are.
 
   Example:
     >>> find_task(packed, 'first').report.num_kept

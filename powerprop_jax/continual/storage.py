@@ -32,9 +32,7 @@ _FORMAT = 1
 def to_arrays(state: PackState) -> dict[str, np.ndarray]:
   """Everything that a network with its tasks is, for np.savez or a checkpoint.
 
-  Returns:
-    NumPy arrays by name. 'meta' is UTF-8 text, JSON: the layout, α and the
-    reports of the tasks.
+  'meta' is UTF-8 text, JSON: the layout, α and the reports of the tasks.
 
   Example:
     >>> arrays = to_arrays(packed)
@@ -57,9 +55,6 @@ def from_arrays(arrays: Arrays, template: PackState) -> PackState:
     arrays: as from to_arrays, or the file that np.load opens.
     template: init_pack of the same network, optimiser and layout; what values
       it holds does not matter.
-
-  Returns:
-    The state that was stored, with the optimiser of the template.
 
   Raises:
     ValueError: if arrays are missing or damaged, or belong to a network with
@@ -161,14 +156,7 @@ def by_name(tree: Tree) -> dict[str, np.ndarray]:
 
 
 def restored(arrays: Arrays, like: Tree) -> Tree:
-  """Undoes by_name.
-
-  Args:
-    arrays: by name; those that like has not are passed over.
-    like: a tree of the same structure, shapes and types.
-
-  Raises:
-    ValueError: naming the first array that is missing or does not fit.
+  """Undoes by_name, for a tree like another; other arrays are passed over.
 
   Example:
     >>> restored({'heads/0/w': np.array(2.0)}, {'heads': [{'w': np.ones(())}]})

@@ -29,14 +29,8 @@ def permuted(
   The order of task t depends on key and t alone, and is the same for training,
   validation and test images. The channels of a pixel stay together.
 
-  Args:
-    source: the data set.
-    num_tasks: how many tasks, at least 1.
-    key: seed of the orders, at least 0.
-    permutes_first: whether the first task is permuted too.
-
-  Returns:
-    Tasks 'permuted_1', 'permuted_2', …
+  Tasks are called 'permuted_1', 'permuted_2', …; with permutes_first the first
+  is permuted too.
 
   Note:
     NumPy may change its shuffling in a new release; within one version of
@@ -77,13 +71,9 @@ def permuted(
 def rotated(source: Source, angles: Sequence[float]) -> list[Task]:
   """The same images turned by another angle for each task.
 
-  Args:
-    source: the data set.
-    angles: degrees, anticlockwise, all different. Images are turned about their
-      centre and keep their shape; see pixels.rotate.
-
-  Returns:
-    Tasks 'rotated_ANGLE'.
+  Angles are degrees, anticlockwise, all different. Images are turned about
+  their centre and keep their shape; see pixels.rotate. Tasks are called
+  'rotated_ANGLE'.
 
   Example:
     >>> images = np.arange(4.).reshape(1, 2, 2, 1)
@@ -121,15 +111,13 @@ def split(
 ) -> list[Task]:
   """A group of the classes for each task.
 
+  Tasks are called 'classes_0_1', 'classes_2_3', …
+
   Args:
-    source: the data set.
     groups: the labels of each task, no label twice; or the number of tasks,
       which then get consecutive labels, as many each as possible.
     relabels: whether the labels of each task start from 0. Otherwise they stay
       as they are, and every task has the classes of the source.
-
-  Returns:
-    Tasks 'classes_0_1', 'classes_2_3', …
 
   Example:
     >>> images, labels = np.zeros((4, 1, 1, 1)), np.array([0, 3, 2, 1])
@@ -219,12 +207,8 @@ def from_arrays(
 ) -> Task:
   """A task made of arrays, for a stream of one's own: a list of such tasks.
 
-  Args:
-    id: its name.
-    train: images [N, H, W, C], uint8 or floating, and integer labels [N].
-    validation: the same for validation.
-    test: the same for the test.
-    num_classes: labels are below it; None is one more than the largest.
+  Each part is images [N, H, W, C], uint8 or floating, and integer labels [N],
+  below num_classes: None is one more than the largest.
 
   Example:
     >>> part = np.zeros((2, 8, 8, 1), np.uint8), np.array([0, 1])
@@ -256,15 +240,9 @@ class _Source(NamedTuple):
 def check(tasks: Sequence[Task], num_outputs: int | None = None) -> None:
   """Refuses a stream that one network cannot learn.
 
-  Args:
-    tasks: the stream.
-    num_outputs: classes that the head of the network tells apart; None does not
-      ask.
-
-  Raises:
-    ValueError: if there is no task, two have the same name, one is empty, has
-      images of another shape or type than the first, or more classes than the
-      head. The message names the task.
+  No task, two of the same name, one that is empty, that has images of another
+  shape or type than the first, or more classes than the num_outputs that the
+  head of the network tells apart (None does not ask).
 
   Example:
     >>> part = np.zeros((2, 8, 8, 1)), np.array([0, 4])

@@ -27,12 +27,10 @@ def redrawn(
   """φ with new values, ψ⁻¹(θ), in the free weights of some leaves.
 
   Args:
-    phi: latent parameters.
     protected: masks like phi, True where values stay.
     scale: {'module/name': s} of the leaves whose free weights are drawn, in
       θ-space, from a normal distribution with the root mean square s.
     power: α, as in PackState.
-    key: PRNG key.
     initialise: key -> θ, to draw from instead of a normal distribution.
 
   Example:
@@ -77,8 +75,7 @@ def merged(
 ) -> tuple[Params, dict[str, tuple[jax.Array, jax.Array]]]:
   """Trained weights with the protected bits of those before, and a check.
 
-  Returns:
-    (weights, {'module/name': (is it finite, did the protected ones stay)}).
+  (weights, {'module/name': (is it finite, did the protected ones stay)}).
 
   Example:
     >>> phi, checks = merged(
@@ -117,8 +114,6 @@ def ranked(
   Of θ, not φ: over several leaves the two rank alike only if all have one α.
 
   Args:
-    phi: latent parameters.
-    power: α, as in PackState.
     counts: how many to keep, as for ranking.masks_from_counts.
     owned: masks like phi, or None; weights that are kept in any case, and
       neither ranked nor counted.
