@@ -28,11 +28,7 @@ ZERO_BITS = {'float32': 0, 'float16': 13, 'bfloat16': 16}
 
 
 def check_dtype(scores: Tree) -> None:
-  """Refuses scores whose order keys does not know.
-
-  Raises:
-    TypeError: unless they are float32, bfloat16 or float16.
-  """
+  """Refuses scores whose order keys does not know."""
   if jnp.result_type(scores).name not in ZERO_BITS:
     raise TypeError(
       'scores must be float32, bfloat16 or float16, got '
@@ -41,12 +37,7 @@ def check_dtype(scores: Tree) -> None:
 
 
 def check_among(scores: Tree, among: Tree) -> None:
-  """Refuses an among that is not boolean or does not have the shape of scores.
-
-  Raises:
-    ValueError: if the shapes differ.
-    TypeError: if among is not boolean.
-  """
+  """Refuses an among that is not boolean or of another shape than scores."""
   if jnp.shape(scores) != jnp.shape(among):
     raise ValueError(
       f'among must have the shapes of scores, got {jnp.shape(among)} for '
@@ -89,8 +80,7 @@ def search(
     zero_bits: how many low bits of the k-th largest are certainly zero.
 
   Returns:
-    The value, and how many of the integers are at or above it, both of the
-    shape of k.
+    The value, and how many of the integers are at or above it.
   """
   first_shift = max(num_bits - _DIGIT_BITS, zero_bits)
   num_rounds = 1 + -(-(first_shift - zero_bits) // _DIGIT_BITS)
@@ -153,15 +143,8 @@ def countdown(
 ) -> jax.Array:
   """last minus the flat index of each entry over some of the axes.
 
-  Axis by axis, because flattening a sharded array would gather it.
-
-  Args:
-    last: what index 0 gets, int32 scalar.
-    like: an array, for shape and sharding.
-    axes: the axes that are numbered together, in order.
-
-  Returns:
-    int32 of the shape of like.
+  Axis by axis, because flattening a sharded array would gather it. last is what
+  index 0 gets; int32 of the shape and sharding of like.
   """
   ranks = jnp.broadcast_to(last, like.shape)
   stride = math.prod(like.shape[axis] for axis in axes)

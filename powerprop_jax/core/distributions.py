@@ -72,16 +72,11 @@ jax.tree_util.register_pytree_with_keys(
 def counts(
   by_leaf: Mapping[str, float], sizes: Mapping[str, int]
 ) -> dict[str, int]:
-  """How many weights each leaf keeps.
+  """How many weights each leaf keeps, at least 1 of those that have any.
 
-  Args:
-    by_leaf: {'module/name': sparsity}. What a distribution returns is rounded
-      together: the leaves keep masks.num_kept of all their weights. In any
-      other mapping each leaf has the num_kept of its own.
-    sizes: number of weights of each leaf.
-
-  Returns:
-    {'module/name': count}, at least 1 for each leaf that has weights.
+  What a distribution returns is rounded together: the leaves keep
+  masks.num_kept of all their weights. In any other mapping of sparsities each
+  leaf has the num_kept of its own.
 
   Example:
     >>> import numpy as np
@@ -254,17 +249,7 @@ def equal_per_layer(shape: Sequence[int]) -> Fraction:
 def match_overrides(
   names: Sequence[str], overrides: Overrides | None
 ) -> dict[str, float]:
-  """The sparsity that overrides give to each leaf they match.
-
-  Args:
-    names: leaf names, 'module/name'.
-    overrides: {pattern: sparsity}; the first pattern found in a name counts.
-
-  Returns:
-    {name: sparsity} of the names that match, in the order of names.
-
-  Raises:
-    ValueError: if a pattern matches no name, or a sparsity is not in [0, 1).
+  """The sparsity that overrides give to each leaf they match, in their order.
 
   Example:
     >>> match_overrides(['linear_0/w', 'linear_1/w'], {'_1/': 0.5})

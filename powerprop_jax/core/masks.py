@@ -53,14 +53,8 @@ def num_kept(size: int, sparsity: float) -> int:
 def density_to_sparsity(density: float, name: str = 'densities') -> float:
   """1 - density as people write it: 0.9, not 0.09999999999999998, for 0.1.
 
-  The one door for shares of weights to keep.
-
-  Args:
-    density: the share, in (0, 1].
-    name: what to call such shares in the message.
-
-  Raises:
-    ValueError: if density is outside (0, 1].
+  The one door for shares of weights to keep, in (0, 1], which messages call by
+  their name.
 
   Example:
     >>> density_to_sparsity(0.05)
@@ -104,9 +98,6 @@ def apply_masks(tree: Tree, masks: Masks) -> Tree:
 
   A selection, not a product: dtypes are kept, and so is a zero where the tree
   has a NaN or an infinity.
-
-  Raises:
-    ValueError: if structures or shapes differ; the message names the leaf.
 
   Example:
     >>> apply_masks(jnp.array([1., jnp.nan]), jnp.array([True, False]))
@@ -270,9 +261,6 @@ def pack_masks(masks: Masks) -> Tree:
 
 def unpack_masks(packed: Tree) -> Masks:
   """Masks as NumPy arrays, equal to those that pack_masks packed.
-
-  Raises:
-    ValueError: if bits and shape of a leaf do not fit.
 
   Example:
     >>> unpack_masks(pack_masks({'w': jnp.array([True, False, True])}))['w']

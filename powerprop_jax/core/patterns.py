@@ -114,9 +114,6 @@ _KNOWN = {pattern.name: pattern for pattern in (UNSTRUCTURED, CONSTANT_FAN_IN)}
 def named(structure: Structure) -> Pattern:
   """The pattern that users call so.
 
-  Raises:
-    ValueError: if there is none, with the nearest name.
-
   Example:
     >>> named('constant_fan_in').kept({'w': 0.98}, {'w': (784, 10)})
     {'w': 16}

@@ -57,9 +57,9 @@ def power(
     factor: at least 0; a Python number if the exponent is one.
 
   Returns:
-    The power, same shape and dtype as x. Its relative error in float32 is about
-    1e-7 (1 + |exponent log2 x|), from the rounding of the logarithm; overflow
-    may give the largest float instead of infinity.
+    Its relative error in float32 is about 1e-7 (1 + |exponent log2 x|), from
+    the rounding of the logarithm; overflow may give the largest float instead
+    of infinity.
 
   Example:
     >>> power(jnp.array([0., 4., 9.]), 1.5)

@@ -27,20 +27,12 @@ def masks_from_counts(
   """Masks that keep a given number of the largest scores.
 
   Args:
-    scores: tree of scores like the parameters.
     counts: {'module/name': count} of the leaves that are ranked by themselves,
       for each group of the pattern, and {SHARED: count} of all the others
       together; Python integers, or int32 scalars that may be traced.
     among: masks like scores; only weights where they are True are kept, which
       may then be fewer than the count.
-    select: the one the counts were made with.
-    pattern: of which groups there are so many.
-
-  Returns:
-    Masks with the structure and shapes of scores, True for unselected leaves.
-
-  Raises:
-    ValueError: if the counts do not fit the selected leaves.
+    select: the one the counts were made with; masks of other leaves are True.
 
   Example:
     >>> scores = {'a': {'w': jnp.array([[1., 4.]])},

@@ -42,11 +42,6 @@ def psi(phi: Params, alpha: Tree) -> Params:
   Small weights become smaller, and receive smaller gradients, as α grows; α = 1
   is the identity. Differentiable at every order, in φ and in an array α.
 
-  Args:
-    phi: latent weights, an array of any shape or a tree of arrays.
-    alpha: the power, at least 1; a scalar, or a tree of scalars with the
-      structure of phi. A Python number is compiled in; an array may be traced.
-
   Example:
     >>> psi(jnp.array([-2., 0., 0.5]), 2.)
     Array([-4.  ,  0.  ,  0.25], dtype=float32)

@@ -59,14 +59,9 @@ def polynomial(
 ) -> Schedule:
   """Rises from 0 to sparsity between two steps, fast at first.
 
-  s_t = s_f (1 - (1 - (t - t_0) / (t_1 - t_0))^power), 0 before start and s_f
-  from stop on. Most weights go early, while the network can still recover.
-
-  Args:
-    sparsity: s_f, the share of zeros in the end, in [0, 1).
-    start: t_0, the last step at sparsity 0, at least 0.
-    stop: t_1, the first step at the full sparsity, after start.
-    power: greater than 0; 3 in the paper, 1 is a straight line.
+  s_t = s_f (1 - (1 - (t - t_0) / (t_1 - t_0))^power), 0 until start, t_0, and
+  the full sparsity s_f from stop, t_1, on. Most weights go early, while the
+  network can still recover. The power is 3 in the paper; 1 is a straight line.
 
   Note:
     Equation 1 of the source with s_i = 0. There the masks change every Δt
@@ -102,10 +97,7 @@ def every(
 ) -> When:
   """True at multiples of period in [start, stop).
 
-  Args:
-    period: steps from one time to the next, at least 1.
-    start: first step considered; None is 0. Step 0 is a multiple of period.
-    stop: first step no longer considered; None is never.
+  Step 0 is one of them. start=None is 0, stop=None is never.
 
   Example:
     >>> when = every(100, start=50, stop=300)

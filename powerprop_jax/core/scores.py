@@ -47,9 +47,6 @@ def gradient(grads: Tree) -> Tree:
 def saliency(theta: Tree, grads: Tree) -> Tree:
   """|θ ∂L/∂θ|, the first-order change of the loss if a weight is removed.
 
-  Raises:
-    ValueError: if structures or shapes differ.
-
   Example:
     >>> saliency(jnp.array([-2., 4.]), jnp.array([3., 0.5]))
     Array([6., 2.], dtype=float32)
@@ -73,13 +70,10 @@ def saliency(theta: Tree, grads: Tree) -> Tree:
 def random(key: jax.Array, theta: Tree) -> Tree:
   """Independent uniform scores in [0, 1): the control for every other score.
 
-  Call it under jax.set_mesh if the shards are on an explicit mesh.
-
-  Args:
-    key: PRNG key; that which the weights were drawn with will do. The scores
-      come from a stream of their own: of weights and scores from one stream,
-      those with the largest scores could be the largest weights.
-    theta: parameters, for structure, shapes and shardings.
+  Call it under jax.set_mesh if the shards are on an explicit mesh. The PRNG key
+  may be that which the weights were drawn with, for the scores come from a
+  stream of their own: of weights and scores from one stream, those with the
+  largest scores could be the largest weights.
 
   Example:
     >>> random(jax.random.key(0), {'w': jnp.zeros((2, 3))})['w'].shape

@@ -26,12 +26,8 @@ def is_weight(module_name: str, name: str, value: jax.Array) -> bool:
 
   These are Haiku's leaves called 'w' of rank 2 or more. Biases ('b'), norm
   parameters ('scale', 'offset') and embedding tables ('embeddings') are not
-  weights in this sense; use by_regex to name others.
-
-  Args:
-    module_name: path of the module, e.g. 'mlp/~/linear_0'.
-    name: name of the leaf within its module.
-    value: the leaf, or anything with its shape and dtype.
+  weights in this sense; use by_regex to name others. The value may be anything
+  with a shape and a dtype.
 
   Example:
     >>> is_weight('mlp/~/linear_0', 'w', jnp.zeros((2, 3)))
@@ -48,9 +44,6 @@ def by_regex(*patterns: str) -> Select:
 
   Each pattern is a regular expression that may match anywhere in the name;
   anchor with ^ and $ to say more.
-
-  Raises:
-    ValueError: if there is no pattern or one is not a regular expression.
 
   Example:
     >>> select = by_regex('embeddings$', r'linear_\d/w$')
@@ -110,10 +103,8 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
 def selected_names(select: Select, tree: Tree) -> tuple[str, ...]:
   """Names, as 'module/name', of the leaves that select chooses, in order.
 
-  Raises:
-    ValueError: if the tree has leaves and none is selected; the message lists
-      what was available. If a leaf is selected that is not floating-point.
-    TypeError: if select is no function.
+  Of a tree with leaves at least one must be selected, and floating-point leaves
+  only.
 
   Example:
     >>> selected_names(is_weight, {'linear': {'w': jnp.ones((2, 2)),

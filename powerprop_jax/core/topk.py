@@ -63,11 +63,7 @@ def top_k_masks(scores: Tree, k: Count, among: Tree | None = None) -> Tree:
   As top_k_mask, with one ranking over the tree: ties go to the earlier leaf in
   the order of jax.tree.leaves, then to the lower flat index.
 
-  Args:
-    scores: tree of float32, bfloat16 or float16 arrays (which may be mixed),
-      at most 2^31 - 4 entries in all.
-    k: how many to keep of all leaves together.
-    among: booleans of the same structure and shapes.
+  The leaves have at most 2^31 - 4 entries in all; their types may be mixed.
 
   Example:
     >>> masks = top_k_masks({'a': jnp.array([1., 4.]), 'b': jnp.array([4.])}, 1)
@@ -169,14 +165,8 @@ def _ranks(
 ) -> list[jax.Array]:
   """Order of the entries around a key: earlier ties at the value rank higher.
 
-  Args:
-    scores: the scores.
-    among: which of them are eligible.
-    value: a key; entries above it rank first, entries below it -1.
-    last: flat index of the last entry of the last leaf, which ranks 0.
-
-  Returns:
-    int32 ranks of the shapes of scores.
+  Entries with keys above the value rank first, those below it -1, and last is
+  the flat index of the last entry of the last leaf, which ranks 0.
   """
   ranks = []
   for leaf, keys in zip(scores, _all_keys(scores, among), strict=True):

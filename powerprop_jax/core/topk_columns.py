@@ -117,9 +117,6 @@ def _search(
     eligible: how many keys are not INELIGIBLE, int32 [columns].
     zero_bits: how many low bits of a key are certainly zero.
     fused: whether several counts may be made in one reduction.
-
-  Returns:
-    The keys and the ranks, both int32 [columns].
   """
   # Columns become rows: sums over the last axes are many times faster on a CPU.
   # The barrier keeps XLA from undoing that.

@@ -74,10 +74,9 @@ def adaptive_alpha(
       when α rises, and a controller that measures this rewards itself.
 
   Raises:
-    ValueError: if period, warm_up or hold is out of range; from `init`, if not
-      just one powerprop is inside, its alpha was compiled in as a Python
-      number, it has the naive form and θ is to be held, or the controller
-      refuses its alpha; from pp.init, if sparsify or decay_phi is around it.
+    ValueError: from `init`, if not just one powerprop is inside, its alpha was
+      compiled in as a Python number, it has the naive form and θ is to be held,
+      or the controller refuses its alpha.
 
   Note:
     The report does not say what becomes of φ when α changes; see with_alpha.

@@ -29,10 +29,6 @@ class AlphaState(NamedTuple):
       tree by leaf as α is.
     is_growing: whether the first, geometric phase lasts, bool of the same
       structure. It ends with the first reading that fell, for good.
-
-  Example:
-    >>> AlphaState(jnp.float32(-jnp.inf), jnp.asarray(True)).previous
-    Array(-inf, dtype=float32)
   """
 
   previous: Tree
@@ -90,9 +86,7 @@ def near_zero_controller(
     select: which leaves are measured.
 
   Raises:
-    ValueError: if an argument is out of range; from `init`, if α does not start
-      in (1, alpha_max], or is a tree without per_leaf or the reverse; from
-      `update`, if no leaf is measured.
+    ValueError: from `init`, if α does not start in (1, alpha_max].
 
   Note:
     The report leaves open what is measured, what the first reading is compared
@@ -159,16 +153,9 @@ def next_alpha(
       did not fall             1 + c_r (α - 1)       α + c_d
       fell                     1 + (α - 1)/c_r       1 + (α - 1)/c_r
 
-  Nothing falls below 1. α = 1 stays there during the first phase.
-
-  Args:
-    reading: how sparse the weights are, a scalar; NaN counts as a fall, and is
-      not what the next one is compared with.
-    alpha: the power under which it was reached, a scalar of at least 1.
-    state: what is remembered, of scalars.
-    growth: c_r.
-    increment: c_d.
-    alpha_max: α grows no further.
+  Nothing falls below 1. α = 1 stays there during the first phase. The reading
+  says how sparse the weights are under α; NaN counts as a fall, and is not what
+  the next one is compared with. growth is c_r, increment c_d.
 
   Example:
     >>> alpha, state = jnp.float32(1.5), AlphaState(-jnp.inf, True)

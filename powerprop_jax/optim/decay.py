@@ -37,9 +37,6 @@ def decay_theta(
   `powerprop(optax.chain(decay_theta(5e-4), optax.sgd(0.1)), alpha=2.)`.
   Decoupled decay of θ is what optax.adamw does when it is the inner optimiser.
 
-  Args:
-    rate: strength, at least 0.
-
   Example:
     >>> tx = decay_theta(0.5)
     >>> theta = {'linear': {'w': jnp.array([[2.0]])}}
@@ -82,9 +79,9 @@ def decay_phi(
 
   Args:
     rate: strength, at least 0.
-    learning_rate: the learning rate of the optimiser beside it, a number or an
-      Optax schedule; with plain SGD the two make gradient descent on the loss
-      plus (rate/2) Σφ².
+    learning_rate: that of the optimiser beside it, a number or an Optax
+      schedule; with plain SGD the two are gradient descent on the loss plus
+      (rate/2) Σφ².
 
   Example:
     >>> tx = decay_phi(0.5, learning_rate=0.1)

@@ -37,9 +37,8 @@ _EXACT = (
 def find_sparse_state(opt_state: OptState) -> SparseState | None:
   """The state of sparsify within an optimiser state, if there is one.
 
-  Raises:
-    ValueError: if there are several, or one stands where its masks or its
-      assignments would not reach the weights as they are.
+  Refuses several, and one whose masks or assignments would not reach the
+  weights as they are.
   """
   partial = trees.find_states(opt_state, *_PARTIAL)
   if any(trees.find_states(state, SparseState) for state in partial):
@@ -57,9 +56,7 @@ def find_sparse_state(opt_state: OptState) -> SparseState | None:
 def find_power_state(opt_state: OptState) -> PowerState | None:
   """The state of powerprop within an optimiser state, if there is one.
 
-  Raises:
-    ValueError: if there are several, or one stands where it would see only some
-      of the leaves.
+  Refuses several, and one that would see only some of the leaves.
   """
   found = trees.find_states(opt_state, PowerState)
   partial = trees.find_states(opt_state, *_PARTIAL)
@@ -81,9 +78,7 @@ def find_power_state(opt_state: OptState) -> PowerState | None:
 def is_exact(opt_state: OptState) -> bool:
   """Whether all that is around sparsify is known to hand on what it assigns.
 
-  Returns:
-    False for wrappers that are not known, and for the states of
-    optax.named_chain, which forget their order.
+  Not for states of optax.named_chain, which forget their order.
   """
   return all(
     isinstance(node, _EXACT)
@@ -101,9 +96,8 @@ def _is_chain(node: OptState) -> bool:
 def check_chains(opt_state: OptState) -> None:
   """Refuses what follows sparsify in an optax.named_chain.
 
-  Args:
-    opt_state: as tx.init returns it, with the order of the chain. JAX sorts the
-      names whenever it takes a tree apart.
+  Of a state as tx.init returns it, with the order of the chain: JAX sorts the
+  names whenever it takes a tree apart.
   """
   for node in _around_sparsify(opt_state):
     if isinstance(node, dict):

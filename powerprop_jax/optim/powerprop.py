@@ -78,10 +78,8 @@ def powerprop(
     form: 'recommended', or 'naive' to compare with.
 
   Raises:
-    ValueError: if alpha is not in [1, 64], or form is unknown; from `init`, if
-      nothing is selected, a selected leaf has no alpha, inner holds a sparsify,
-      or a selected leaf is all zeros although α > 1: ψ′(0) = 0, so that it
-      would never move.
+    ValueError: from `init`, if a selected leaf is all zeros although α > 1:
+      ψ′(0) = 0, so that it would never move.
 
   Example:
     >>> tx = powerprop(optax.sgd(0.1), alpha=2.)
@@ -193,12 +191,7 @@ def to_phi(theta: Params, state: PowerState | None) -> Params:
 def stored_alpha(alpha: Alpha) -> Alpha:
   """α as the state keeps it: Python numbers as Static, the rest as float32.
 
-  Returns:
-    The same tree with Static and float32 leaves.
-
-  Raises:
-    ValueError: if a value is not a scalar, not finite, smaller than 1, or
-      larger than reparam.MAX_ALPHA.
+  Refuses what is not a scalar in [1, reparam.MAX_ALPHA].
   """
 
   def store(leaf: jax.Array | float) -> Static | jax.Array:
@@ -212,10 +205,7 @@ def stored_alpha(alpha: Alpha) -> Alpha:
 
 
 def alpha_lookup(alpha: Alpha) -> Callable[[str], Alpha]:
-  """From a leaf's path to its α, a number or an array.
-
-  Returns:
-    A function of 'module_name/name'; the same α for all if there is only one.
+  """From a leaf's path to its α, a number or an array; one for all, or its own.
 
   Example:
     >>> alpha_lookup({'m': {'w': Static(2.0)}})('m/w')
@@ -307,9 +297,8 @@ def warn_of_zeros(
 ) -> None:
   """Warns of weights that could never train: at exactly zero under α > 1.
 
-  Warns:
-    UserWarning: with the numbers, for leaves where they are more than one in a
-      thousand. Random initialisers draw a zero now and then.
+  For leaves where they are more than one in a thousand: random initialisers
+  draw a zero now and then.
   """
   if state is None:
     return

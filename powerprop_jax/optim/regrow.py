@@ -26,16 +26,7 @@ from powerprop_jax.optim.topology import Regrow, Topology
 def resolve(
   regrow: Regrow | None, topology: Topology, power: PowerState | None
 ) -> Regrow:
-  """What regrow=None means here; refuses 'zero' where weights would be dead.
-
-  Args:
-    regrow: as the user gave it.
-    topology: which may prescribe a rule.
-    power: the state of powerprop within the optimiser, if there is one.
-
-  Raises:
-    ValueError: if regrow is 'zero', and α is not certainly 1.
-  """
+  """What regrow=None means here; refuses 'zero' where α is not certainly 1."""
   if topology.regrow is not None:
     return topology.regrow
   is_powered = power is not None and not _is_certainly_one(power.alpha)
@@ -75,11 +66,8 @@ def values(
 ) -> Params:
   """Values in θ for every weight, of which only reborn ones will be used.
 
-  Args:
-    regrow: 'redraw' or 'smallest'.
-    scale: as from scales; only for 'redraw'.
-    before: weights that were trained until now.
-    after: weights that will be trained.
+  For 'redraw', with a scale from scales, or 'smallest'. Before and after are
+  the weights that are trained.
   """
   if regrow == 'redraw':
     noise = optax.tree.random_like(key, theta, jax.random.normal)
@@ -111,11 +99,9 @@ def _descending(
 
 
 def powers_above_one(phi: Params, power: PowerState | None) -> dict[str, Alpha]:
-  """The α of each leaf where zero may be a critical point.
+  """The α of each leaf where zero may be a critical point, by 'module/name'.
 
-  Returns:
-    {'module/name': α}, of the leaves that powerprop selects, without those
-    whose α is certainly 1.
+  Of the leaves that powerprop selects, without those whose α is certainly 1.
   """
   if power is None:
     return {}
@@ -134,13 +120,9 @@ def least_above_zero(
 ) -> dict[str, jax.Array]:
   """The size at which a connection starts that would be dead at φ = 0.
 
-  Args:
-    powers: as from powers_above_one.
-
-  Returns:
-    For each leaf of powers the smallest |φ| among its survivors, float32
-    scalars; among all its weights where no survivor differs from zero; 0 where
-    α is 1, so that nothing is dead.
+  For each leaf of powers_above_one the smallest |φ| among its survivors, a
+  float32 scalar; among all its weights where no survivor differs from zero; 0
+  where α is 1, so that nothing is dead.
   """
   flat = zip(
     trees.named_leaves(phi),
@@ -163,11 +145,9 @@ def least_above_zero(
 def revived(
   delta: Updates, phi: Params, grads: Updates, least: dict[str, jax.Array]
 ) -> Updates:
-  """The step on φ, which takes weights away from zero.
+  """The step on φ, which is 0 where φ = 0 and α > 1, away from zero there.
 
-  Args:
-    delta: the step; 0 where φ = 0 and α > 1.
-    least: as from least_above_zero, or 0 to leave the leaf as it is.
+  least is as from least_above_zero, or 0 to leave the leaf as it is.
   """
 
   def visit(leaf: NamedLeaf, d: jax.Array, g: jax.Array) -> jax.Array:

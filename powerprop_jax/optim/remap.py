@@ -21,10 +21,7 @@ Hold = Literal['theta', 'phi']
 
 
 def known_values(alpha: Alpha) -> dict[str, float]:
-  """The powers that are not traced, by the paths of their leaves.
-
-  Returns:
-    Python numbers; the path of a scalar is ''.
+  """The powers that are not traced, by the paths of their leaves, '' for one.
 
   Example:
     >>> known_values({'m': {'w': jnp.float32(2)}})

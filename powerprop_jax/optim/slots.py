@@ -18,9 +18,7 @@ def check_known(
 ) -> None:
   """Refuses an optimiser whose slots cannot be told apart by weight.
 
-  Raises:
-    ValueError: if optax.tree.map_params cannot find them, which needs an init
-      that accepts a tree without leaves.
+  optax.tree.map_params needs an init that accepts a tree without leaves.
   """
   try:
     optax.tree.map_params(inner, lambda slot: slot, inner_state)

@@ -73,9 +73,9 @@ def sparsify(
       starts as with 'smallest'; one without gradient becomes positive.
 
   Raises:
-    ValueError: if regrow is unknown or the topology prescribes another; from
-      `init`, if inner holds a topology already, regrow is 'zero' under
-      powerprop with α > 1, or the topology refuses the parameters.
+    ValueError: if the topology prescribes another regrow; from `init`, if
+      regrow is 'zero' under powerprop with α > 1, or the topology refuses the
+      parameters.
 
   Note:
     If a rewiring meets a weight that is not finite, or a gradient if the

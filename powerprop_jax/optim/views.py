@@ -40,8 +40,6 @@ def init(
     ValueError: if powerprop or sparsify refuses the weights or what is around
       it: above all a selected leaf of zeros with α > 1, whose step is 0 for
       ever. Under jax.jit such a leaf goes unnoticed.
-    TypeError: if tx is no gradient transformation, or theta holds leaves that
-      are no arrays.
 
   Warns:
     UserWarning: if more than one in a thousand of the connections of a leaf
@@ -117,9 +115,8 @@ def effective_params(
 def current_masks(phi: Params, opt_state: OptState) -> Masks:
   """The connections that exist: the masks of sparsify, read from the state.
 
-  Returns:
-    Masks with the structure and shapes of phi; all True without a sparsify. The
-    arrays are those of the state, so copy them before it is donated.
+  All True without a sparsify. The arrays are those of the state, so copy them
+  before it is donated.
 
   Example:
     >>> phi = {'linear': {'w': jnp.array([[2., -0.5]])}}
@@ -214,11 +211,6 @@ def with_alpha(
       a Python number, the new one must be a number too and a jitted step
       compiles again.
     hold: what stays as it is, 'theta' or 'phi'.
-
-  Raises:
-    ValueError: if there is no powerprop in the state, alpha is out of range or
-      of another kind or structure than the old one, or θ is to be held and
-      powerprop has the naive form.
 
   Note:
     In the naive form the optimiser's slots live in φ-space. A momentum there
