@@ -160,8 +160,7 @@ def learn(
     CapacityError: if fewer than config.min_free shared weights are free.
     ValueError: if the task exists already, config.restart is 'zero' where some
       α > 1, evaluate returns no sensible score, or train returns weights that
-      are not finite, of other shapes, or moved where they are protected.
-    TypeError: if the task's name is neither an integer nor a string.
+      are not finite or moved where they are protected.
 
   Note:
     With private='freeze' the state that train returns for a later task is
@@ -186,8 +185,7 @@ def learn(
 
   Source:
     Schwarz et al., Powerpropagation, 2021, Algorithm 1
-    (https://arxiv.org/abs/2110.00296); Mallya & Lazebnik, PackNet, 2018
-    (https://arxiv.org/abs/1711.05769).
+    (https://arxiv.org/abs/2110.00296); PackNet as for topologies.protected.
   """
   task_id = _checked_id(state, task_id)
   free = state_lib.num_free(state)

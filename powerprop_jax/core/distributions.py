@@ -164,8 +164,7 @@ def er(shape: Sequence[int]) -> Fraction:
   Source:
     Mocanu et al., Scalable training of artificial neural networks with adaptive
     sparse connectivity inspired by network science, 2018
-    (https://arxiv.org/abs/1707.04780); Evci et al., Rigging the lottery, 2020,
-    section 3(1) (https://arxiv.org/abs/1911.11134).
+    (https://arxiv.org/abs/1707.04780); see also erk.
   """
   return _sum_over_product(shape[-2:])
 
@@ -240,8 +239,7 @@ def equal_per_layer(shape: Sequence[int]) -> Fraction:
     {'a/w': 0.84375, 'b/w': 0.375}
 
   Source:
-    Price & Tanner, Dense for the price of sparse, 2021, the authors' code
-    (https://arxiv.org/abs/2102.07655).
+    As for equal_per_filter.
   """
   return Fraction(1, math.prod(shape))
 

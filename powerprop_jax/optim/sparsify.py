@@ -19,7 +19,7 @@ from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import trees
 from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.trees import OptState, Params, Static, Tree, Updates
-from powerprop_jax.optim import frozen, slots
+from powerprop_jax.optim import inner as inner_lib
 from powerprop_jax.optim import powerprop as powerprop_lib
 from powerprop_jax.optim import regrow as regrow_lib
 from powerprop_jax.optim import topology as topology_lib
@@ -158,13 +158,13 @@ class Parts:
     inner_state = inner.init(phi)
     _check_outermost(inner_state)
     if topology.rewire is not None:
-      slots.check_known(inner, inner_state)
+      inner_lib.check_known(inner, inner_state)
     power = powerprop_lib.find_power_state(inner_state)
     theta = powerprop_lib.to_theta(phi, power)
     mode = regrow_lib.resolve(self.regrow, topology, power)
     masks, memory = topology.init(_to_key(_key_data(self.key)), theta)
     trained = topology.trainable(masks, memory)
-    frozen.warn_of_frozen(inner, topology, inner_state, phi, masks, memory)
+    inner_lib.warn_of_frozen(inner, topology, inner_state, phi, masks, memory)
     return SparseState(
       step=jnp.zeros([], jnp.int32),
       key=_key_data(self.key),
@@ -283,7 +283,7 @@ class Parts:
       return jnp.zeros_like(due), Network(
         masks,
         memory,
-        slots.renewed(self.inner, old.inner_state, fresh, changed),
+        inner_lib.renewed(self.inner, old.inner_state, fresh, changed),
         new_phi if assigns else (),
         regrow_lib.least_above_zero(phi, before, after, powers),
       )

@@ -118,7 +118,7 @@ class SparseState(NamedTuple):
 
 
 def find_sparse_state(opt_state: OptState) -> SparseState | None:
-  """The state of sparsify within an optimiser state, if there is just one."""
+  """The state of sparsify in an optimiser state, or None; refuses several."""
   found = trees.find_states(opt_state, SparseState)
   if len(found) > 1 or any(
     trees.find_states(state.inner_state, SparseState) for state in found

@@ -104,21 +104,15 @@ def iterative_pruning(
     sparsities: at least one, strictly increasing, in [0, 1); each as for prune.
     rewind: where each cycle starts over; names the procedure.
     masks: connections that are left already; all by default.
-    score: theta -> tree of scores like theta; called with the trained weights
-      of the cycle before.
+    score: called with the trained weights of the cycle before.
     overrides: as for prune, or a function of the sparsity that returns them;
       they must fix the same leaves in every cycle.
     **ranked: scope, select; as for prune.
 
-  Returns:
-    An iterator over the cycles, one for each sparsity.
-
   Raises:
     ValueError: as for prune; also if the sparsities or the masks do not allow
-      nested masks or rewind does not fit theta. From the iterator: if a leaf
-      would lose all its weights, or train returns weights that are of other
-      shapes, not finite, or not zero where they are pruned.
-    TypeError: if the masks are not boolean or a step is not an integer.
+      nested masks. From the iterator: if a leaf would lose all its weights, or
+      train returns weights that cannot be those it should have trained.
 
   Note:
     Frankle & Carbin prune the output layer at half the rate. To get that, let
@@ -134,13 +128,11 @@ def iterative_pruning(
     [[ 0. -1.  0.  0.]]
 
   Source:
-    Han et al., Learning both weights and connections, 2015
-    (https://arxiv.org/abs/1506.02626): fine-tuning. Frankle & Carbin, The
-    lottery ticket hypothesis, 2019 (https://arxiv.org/abs/1803.03635): to
-    initialisation. Frankle et al., Linear mode connectivity and the lottery
-    ticket hypothesis, 2020 (https://arxiv.org/abs/1912.05671): to an early
-    checkpoint. Renda et al., Comparing rewinding and fine-tuning, 2020
-    (https://arxiv.org/abs/2003.02389): learning-rate rewinding.
+    Han et al., 2015 (https://arxiv.org/abs/1506.02626): fine-tuning. Frankle &
+    Carbin, 2019 (https://arxiv.org/abs/1803.03635): to initialisation. Frankle
+    et al., 2020 (https://arxiv.org/abs/1912.05671): to an early checkpoint.
+    Renda et al., 2020 (https://arxiv.org/abs/2003.02389): learning-rate
+    rewinding.
   """
   _check_rewind(rewind, theta)
   existing = masks_lib.full_masks(theta) if masks is None else masks

@@ -63,9 +63,8 @@ def dsr(
     connection are taken, dropped connections return.
 
   Source:
-    Mostafa & Wang, Parameter efficient training of deep convolutional neural
-    networks by dynamic sparse reparameterization, 2019, algorithm 1
-    (https://arxiv.org/abs/1902.05967); the defaults are those of the code.
+    Algorithm 1 of the paper, see aliases.dsr; the defaults are those of its
+    code.
   """
   budget = Budget(sparsity, distribution, select)
   if operator.index(num_dropped) < 1:

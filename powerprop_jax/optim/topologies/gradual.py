@@ -64,8 +64,7 @@ def gradual(
     it compares with does not say so, and here it is off.
 
   Source:
-    Zhu & Gupta, To prune, or not to prune, 2017
-    (https://arxiv.org/abs/1710.01878).
+    As for aliases.gradual_pruning.
   """
   leaves.setdefault('distribution', distributions.uniform)
   budget = Budget(sparsity, **leaves)

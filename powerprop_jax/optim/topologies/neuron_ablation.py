@@ -55,11 +55,9 @@ class Ablation:
     ...     ablation=Ablation(hidden))
 
   Source:
-    Lasby et al., Dynamic sparse training with structured sparsity, 2024
-    (https://arxiv.org/abs/2305.02299), where γ is γ_sal. Their code was read,
-    and summaries of the algorithm, but not the text of the paper: that enough
-    neurons stay, that they may return, and that the connections of removed
-    neurons are the first to be dropped is from the code.
+    Lasby et al., as for aliases.rigl, where γ is γ_sal. Read in their code and
+    not in the paper: that enough neurons stay, that they may return, and that
+    the connections of removed neurons are the first to be dropped.
   """
 
   select: Select

@@ -119,8 +119,7 @@ def snfs(
     they may differ in the last digit, and a layer by one connection.
 
   Source:
-    Dettmers & Zettlemoyer, Sparse networks from scratch, 2019, algorithm 1
-    (https://arxiv.org/abs/1907.04840); steps 1, 3 and 5 as in their code.
+    Algorithm 1 of the paper, see aliases.snfs; steps 1, 3 and 5 as in its code.
   """
   leaves.setdefault('distribution', distributions.uniform)
   budget = Budget(sparsity, **leaves)

@@ -42,7 +42,6 @@ def top_kast(
     penalty: coefficient of the exploration penalty, at least 0; 0 is without.
     norm: 'l2' for Σ θ²/2 over A plus Σ θ²/(2D) over the rest of B, with the
       forward density D of the leaf; 'l1' for Σ |θ| and Σ |θ|/D.
-    distribution: shares both sparsities out between leaves.
 
   Returns:
     A Topology whose masks are A and whose memory is B∖A. Weights outside B keep
@@ -58,8 +57,7 @@ def top_kast(
     uses those of the weights one step before.
 
   Source:
-    Jayakumar et al., Top-KAST: Top-K Always Sparse Training, 2020
-    (https://arxiv.org/abs/2106.03517).
+    As for aliases.top_kast.
   """
   masks_lib.check_sparsity(forward_sparsity, 'forward_sparsity')
   masks_lib.check_sparsity(backward_sparsity, 'backward_sparsity')

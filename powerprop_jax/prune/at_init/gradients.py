@@ -71,10 +71,9 @@ def mean_gradient(loss_fn: Loss, theta: Params, batches: Batches) -> Tree:
   """∂L/∂θ of the loss over all batches.
 
   Args:
-    loss_fn: (theta, *batch) -> mean loss over the examples of a batch.
-    batches: tuples of arrays, with the examples along the first axis of the
-      first array. One program for each shape of a batch is traced, and used
-      again whenever the same loss_fn comes back. Inside jit, a sequence.
+    batches: as for snip, with the examples along the first axis of the first
+      array. One program for each shape of a batch is traced, and used again
+      whenever the same loss_fn comes back.
 
   Returns:
     float32 gradients like theta.
@@ -85,11 +84,7 @@ def mean_gradient(loss_fn: Loss, theta: Params, batches: Batches) -> Tree:
     >>> mean_gradient(loss_fn, jnp.array(1.), batches)
     Array(3., dtype=float32)
   """
-  return _mean(
-    lambda total, batch: _add_gradient(loss_fn, total, theta, batch),
-    theta,
-    batches,
-  )
+  return _mean(_gradient, loss_fn, batches, theta)
 
 
 def mean_curvature(
@@ -107,26 +102,15 @@ def mean_curvature(
     >>> mean_curvature(loss_fn, jnp.ones(2), jnp.array([1., 10.]), batches)
     Array([ 6., 60.], dtype=float32)
   """
-  return _mean(
-    lambda total, batch: _add_curvature(
-      loss_fn, total, theta, direction, batch
-    ),
-    theta,
-    batches,
-  )
+  return _mean(_curvature, loss_fn, batches, theta, direction)
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _add_gradient(
-  loss_fn: Loss, total: Tree, theta: Params, batch: Batch
-) -> Tree:
-  grads = jax.grad(loss_fn)(theta, *batch)
-  return _add(total, grads, _num_examples(batch))
+def _gradient(loss_fn: Loss, batch: Batch, theta: Params) -> Tree:
+  return jax.grad(loss_fn)(theta, *batch)
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _add_curvature(
-  loss_fn: Loss, total: Tree, theta: Params, direction: Tree, batch: Batch
+def _curvature(
+  loss_fn: Loss, batch: Batch, theta: Params, direction: Tree
 ) -> Tree:
   def slope(theta: Params) -> jax.Array:
     grads = jax.grad(loss_fn)(theta, *batch)
@@ -137,19 +121,28 @@ def _add_curvature(
     )
     return sum(jax.tree.leaves(products), jnp.zeros([], jnp.float32))
 
-  return _add(total, jax.grad(slope)(theta), _num_examples(batch))
+  return jax.grad(slope)(theta)
 
 
-def _add(total: Tree, means: Tree, weight: int) -> Tree:
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+def _add(
+  derivative: Callable[..., Tree],
+  loss_fn: Loss,
+  total: Tree,
+  batch: Batch,
+  *point: Tree,
+) -> Tree:
+  means, weight = derivative(loss_fn, batch, *point), _num_examples(batch)
   return jax.tree.map(
     lambda t, m: t + weight * m.astype(jnp.float32), total, means
   )
 
 
 def _mean(
-  add: Callable[[Tree, Batch], Tree], theta: Params, batches: Batches
+  derivative: Callable[..., Tree], loss_fn: Loss, batches: Batches, *point: Tree
 ) -> Tree:
-  total = jax.tree.map(lambda t: jnp.zeros_like(t, jnp.float32), theta)
+  """The mean over examples of a derivative at θ, which begins the point."""
+  total = jax.tree.map(lambda t: jnp.zeros_like(t, jnp.float32), point[0])
   count = 0
   for batch in batches:
     if not isinstance(batch, tuple):
@@ -158,7 +151,7 @@ def _mean(
         f'{type(batch).__name__}. For a single batch pass [(images, labels)].'
       )
     count += _num_examples(batch)
-    total = add(total, batch)
+    total = _add(derivative, loss_fn, total, batch, *point)
   if not count:
     raise ValueError(
       'batches is empty: there is no data to compute a gradient from. Pass a '

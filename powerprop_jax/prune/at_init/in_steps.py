@@ -119,9 +119,7 @@ def force(
     Array([False,  True,  True], dtype=bool)
 
   Source:
-    de Jorge et al., Progressive skeletonization: trimming more fat from a
-    network at initialization, 2021, equation 7
-    (https://arxiv.org/abs/2006.09081).
+    de Jorge et al., as for iterative_snip, equation 7.
   """
   score = _sensitivity('FORCE', loss_fn, batches, dense=theta, **options)
   return _in_steps(score, theta, sparsity, steps, revives=True, **options)
@@ -151,9 +149,7 @@ def synflow_masks(
     [ True False] [ True False]
 
   Source:
-    Tanaka et al., Pruning neural networks without any data by iteratively
-    conserving synaptic flow, 2020, algorithm 1
-    (https://arxiv.org/abs/2006.05467).
+    Tanaka et al., as for synflow, algorithm 1.
   """
   select = options.get('select', select_lib.is_weight)
 

@@ -57,7 +57,6 @@ def synflow(
     ValueError: if a slope ∂R/∂|θ| is negative, as the network has parts that
       depend on signs, or if R is not finite or all scores are 0 (none of it is
       checked inside jit).
-    TypeError: if apply_fn returns more than outputs.
 
   Example:
     >>> apply_fn = lambda theta, x: jax.nn.relu(x @ theta['a']['w']) @ theta[
