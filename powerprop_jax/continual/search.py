@@ -21,14 +21,11 @@ class Trial(NamedTuple):
 
 
 class Found(NamedTuple):
-  """The outcome of a search.
+  """The outcome of a search: what to keep, its score, and all evaluations.
 
   Attributes:
-    density: what to keep.
-    score: its score.
     met: whether the score reaches the threshold. If not, no density did that
       was tried, and this is the largest.
-    trials: all evaluations, in their order.
   """
 
   density: float

@@ -84,17 +84,15 @@ def make_layout(
 
 
 class TaskReport(NamedTuple):
-  """How a task was packed.
+  """How a task was packed; density, met and trials are of search.Found.
 
   Attributes:
     task_id: its name.
     dense_score: P, the validation score before pruning.
     density: the density that was kept, of the grid.
-    met: whether the score at that density reached γP; if not, no density that
-      was tried did, and this is the largest.
+    met: whether the score at that density reached γP.
     trials: all evaluations of the search, in their order.
-    score: validation score with the final mask, after retraining if there was
-      any.
+    score: that of the final mask, after retraining if there was any.
     num_kept: |M^t|, shared weights the task computes with.
     num_new: those of them that no earlier task owns.
     num_free: shared weights that no task owns after it.

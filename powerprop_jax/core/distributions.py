@@ -79,7 +79,6 @@ def counts(
   leaf has the num_kept of its own.
 
   Example:
-    >>> import numpy as np
     >>> theta = {'a': {'w': np.ones((5, 3))}, 'b': {'w': np.ones((5, 3))}}
     >>> shares, sizes = uniform(theta, 0.9), {'a/w': 15, 'b/w': 15}
     >>> counts(shares, sizes), counts(dict(shares), sizes)
@@ -135,7 +134,6 @@ def uniform(shape: Sequence[int]) -> Fraction:
     with select.exclude.
 
   Example:
-    >>> import numpy as np
     >>> theta = {'a': {'w': np.ones((4, 4))}, 'b': {'w': np.ones((2, 2))}}
     >>> uniform(theta, 0.75)
     {'a/w': 0.75, 'b/w': 0.75}
@@ -156,7 +154,6 @@ def er(shape: Sequence[int]) -> Fraction:
   no part.
 
   Example:
-    >>> import numpy as np
     >>> theta = {'a': {'w': np.ones((8, 8))}, 'b': {'w': np.ones((8, 2))}}
     >>> er(theta, 0.675)  # keeps 26 of 80, shared out as 8 + 8 to 8 + 2
     {'a/w': 0.75, 'b/w': 0.375}
@@ -183,7 +180,6 @@ def erk(shape: Sequence[int]) -> Fraction:
     here they count, so that the network as a whole has the sparsity.
 
   Example:
-    >>> import numpy as np
     >>> theta = {'conv': {'w': np.ones((3, 3, 2, 4))},
     ...          'fc': {'w': np.ones((4, 4))}}
     >>> erk(theta, 0.5)  # fc is dense; conv has the other 28 of 44
@@ -209,7 +205,6 @@ def equal_per_filter(shape: Sequence[int]) -> Fraction:
     when a layer is full.
 
   Example:
-    >>> import numpy as np
     >>> theta = {'a': {'w': np.ones((8, 8))}, 'b': {'w': np.ones((8, 2))}}
     >>> equal_per_filter(theta, 0.75)  # 2 for each of the 10 filters
     {'a/w': 0.75, 'b/w': 0.75}
@@ -233,7 +228,6 @@ def equal_per_layer(shape: Sequence[int]) -> Fraction:
     where it is lost if that is full as well.
 
   Example:
-    >>> import numpy as np
     >>> theta = {'a': {'w': np.ones((8, 8))}, 'b': {'w': np.ones((8, 2))}}
     >>> equal_per_layer(theta, 0.75)  # 10 of 64 and 10 of 16
     {'a/w': 0.84375, 'b/w': 0.375}

@@ -26,11 +26,10 @@ def top_k_columns(
   lowest index, and NaN is below every number but can be kept.
 
   Args:
-    scores: float32, bfloat16 or float16 [..., columns], of rank 1 or more.
+    scores: as there, [..., columns], of rank 1 or more.
     k: how many to keep; an int, or integers of shape [] or [columns] that may
       be traced.
-    among: booleans of the shape of scores; only entries where it is True are
-      kept.
+    among: as there.
 
   Returns:
     Booleans of the same shape and sharding as scores. True at exactly k entries

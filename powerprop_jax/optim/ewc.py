@@ -143,8 +143,7 @@ def fisher(
   Args:
     logits_fn: (theta, images) -> logits [N, classes]; must not normalise by
       batch, since each example's gradient is squared by itself.
-    images: [N, …], what the expectation is over.
-    batch_size: gradients held at a time; a divisor of N.
+    batch_size: gradients held at a time; divides the number of images.
 
   Example:
     >>> logits_fn = lambda theta, x: jnp.stack([x @ theta, -x @ theta], axis=1)

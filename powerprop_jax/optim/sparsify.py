@@ -63,14 +63,13 @@ def sparsify(
   out of the topology's select. `init` warns where it sees that.
 
   Args:
-    inner: any Optax optimiser, with powerprop around it if wanted; but none in
+    inner: any Optax optimiser, with powerprop around it or not; but none in
       optax.flatten if the topology rewires.
     topology: which connections exist; see optim.topologies.
-    regrow: 'zero', 'keep', 'redraw' or 'smallest'; None is 'zero' if θ = φ, and
-      'keep' under powerprop with α > 1, where zero is a critical point. An α
-      that is an array counts as α > 1. A weight that would start at φ = 0 under
-      α > 1 all the same, because it never had another value or α was raised,
-      starts as with 'smallest'; one without gradient becomes positive.
+    regrow: see the glossary; an α that is an array counts as α > 1. A weight
+      that would start at φ = 0 under α > 1 all the same, because it never had
+      another value or α was raised, starts as with 'smallest'; one without
+      gradient becomes positive.
 
   Raises:
     ValueError: if the topology prescribes another regrow; from `init`, if
@@ -156,14 +155,23 @@ class Parts:
     """The state at the start."""
     inner, topology, phi = self.inner, self.topology, params
     inner_state = inner.init(phi)
-    _check_outermost(inner_state)
+    if topology_lib.find_sparse_state(inner_state) is not None:
+      raise ValueError(
+        'the optimiser inside sparsify holds a topology already. Use one for '
+        'all leaves, and choose leaves with its select.'
+      )
     if topology.rewire is not None:
       inner_lib.check_known(inner, inner_state)
     power = powerprop_lib.find_power_state(inner_state)
     theta = powerprop_lib.to_theta(phi, power)
     mode = regrow_lib.resolve(self.regrow, topology, power)
     masks, memory = topology.init(_to_key(_key_data(self.key)), theta)
-    trained = topology.trainable(masks, memory)
+    # Optimisers may copy the parameters or their norms, so inner is shown those
+    # that are trained. A leaf without connections is shown as it is: powerprop
+    # refuses zeros.
+    trained = jax.tree.map(
+      lambda m: m | ~jnp.any(m), topology.trainable(masks, memory)
+    )
     inner_lib.warn_of_frozen(inner, topology, inner_state, phi, masks, memory)
     return SparseState(
       step=jnp.zeros([], jnp.int32),
@@ -171,9 +179,7 @@ class Parts:
       masks=masks,
       memory=memory,
       initial_scale=regrow_lib.scales(theta) if mode == 'redraw' else (),
-      # Again, because some optimisers copy the parameters or their norms. A
-      # leaf without connections is shown as it is: powerprop refuses zeros.
-      inner_state=inner.init(_masked(phi, _full_if_empty(trained))),
+      inner_state=inner.init(_masked(phi, trained)),
       regrow=Static(mode),
     )
 
@@ -334,18 +340,6 @@ def _masked(tree: Tree, masks: Masks) -> Tree:
   return jax.tree.map(
     lambda x, m: jnp.where(m, x, jnp.zeros_like(x)), tree, masks
   )
-
-
-def _full_if_empty(masks: Masks) -> Masks:
-  return jax.tree.map(lambda m: m | ~jnp.any(m), masks)
-
-
-def _check_outermost(inner_state: OptState) -> None:
-  if topology_lib.find_sparse_state(inner_state) is not None:
-    raise ValueError(
-      'the optimiser inside sparsify holds a topology already. Use one for all '
-      'leaves, and choose leaves with its select.'
-    )
 
 
 def _key_data(key: int | jax.Array) -> jax.Array:

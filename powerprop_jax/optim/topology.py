@@ -39,16 +39,6 @@ class Rewiring(NamedTuple):
   grads: Updates
 
 
-def _remember(memory: Tree, grads: Updates) -> Tree:
-  del grads
-  return memory
-
-
-def _only_existing(masks: Masks, memory: Tree) -> Masks:
-  del memory
-  return masks
-
-
 class Topology(NamedTuple):
   """Which connections exist, as pure functions of θ and its dense gradient.
 
@@ -79,8 +69,8 @@ class Topology(NamedTuple):
   init: Callable[[jax.Array, Params], tuple[Masks, Tree]]
   rewire: Callable[[Rewiring], tuple[Masks, Tree]] | None = None
   when: When = schedules.never
-  observe: Callable[[Tree, Updates], Tree] = _remember
-  trainable: Callable[[Masks, Tree], Masks] = _only_existing
+  observe: Callable[[Tree, Updates], Tree] = lambda memory, grads: memory
+  trainable: Callable[[Masks, Tree], Masks] = lambda masks, memory: masks
   penalise: Callable[[Updates, Params, Masks, Tree], Updates] | None = None
   replaces_step: bool = False
   needs_grads: bool = True

@@ -94,9 +94,9 @@ def effective_params(
 
   Args:
     pinned: promises that phi is just as init and the updates left it, and that
-      nothing of one's own around sparsify changes its updates. sparsify
-      then mostly holds what has no connection at zero already, and one pass
-      over the weights is saved. Not for averages of φ over steps.
+      nothing of one's own around sparsify changes its updates. It then mostly
+      holds what has no connection at zero already, and one pass over the
+      weights is saved. Not for averages of φ over steps.
 
   Example:
     >>> tx = optax.chain(powerprop_lib.powerprop(optax.sgd(0.1), alpha=2.))

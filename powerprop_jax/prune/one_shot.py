@@ -72,13 +72,12 @@ def prune(
     **ranked: scope ('layer'), select, overrides; see Overridden.
 
   Returns:
-    Masks with the structure and shapes of theta. A leaf or group of n weights
-    keeps exactly masks.num_kept(n, sparsity) of them.
+    Masks, in which a leaf or group of n weights keeps exactly
+    masks.num_kept(n, sparsity) of them.
 
   Raises:
-    ValueError: if a sparsity is outside [0, 1), the scope is unknown, a pattern
-      or select matches nothing, a mapping names the wrong leaves, or a weight
-      is not finite. Under jax.jit that cannot be seen; NaN then goes first.
+    ValueError: if a weight is not finite. Under jax.jit that cannot be seen;
+      NaN then goes first.
 
   Note:
     The authors' notebook keeps int(p n) of n weights for a fraction p, and
@@ -145,9 +144,6 @@ def sweep(
 
   Returns:
     The tree that evaluate returns, with a leading axis over sparsities.
-
-  Raises:
-    ValueError: as for prune; also if there are no sparsities.
 
   Note:
     Called outside jit, every call compiles again. To repeat a sweep, write

@@ -96,14 +96,8 @@ def whole_fan_ins(counts: jax.Array, neurons: jax.Array) -> jax.Array:
   have. What is left over goes the other way, to those furthest below, one input
   at most to each and as long as it suffices for all neurons of the layer.
 
-  Args:
-    counts: how many connections each layer should have, int32[L]; their sum is
-      at least that of neurons.
-    neurons: how many neurons it has, int32[L].
-
-  Returns:
-    int32[L], at least 1. The connections are at most the sum of counts, and
-    fewer by less than the neurons of the widest layer.
+  All are int32[L]. The connections are at most the sum of counts, which is at
+  least that of neurons, and fewer by less than the neurons of the widest layer.
 
   Example:
     >>> whole_fan_ins(jnp.array([25, 19]), jnp.array([10, 4]))

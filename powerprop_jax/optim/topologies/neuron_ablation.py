@@ -46,7 +46,6 @@ class Ablation:
     included, and rounds γ k down; their k can also be n_in.
 
   Example:
-    >>> import optax
     >>> from powerprop_jax.core import select as select_lib
     >>> from powerprop_jax.optim import aliases
     >>> hidden = select_lib.exclude(select_lib.is_weight, 'logits')

@@ -44,7 +44,6 @@ def protected() -> Topology:
     computes with.
 
   Example:
-    >>> import optax
     >>> from powerprop_jax.optim import sparsify
     >>> tx = sparsify.sparsify(optax.sgd(0.5, momentum=0.9), protected())
     >>> phi = {'w': jnp.array([1., 1.])}
@@ -91,7 +90,6 @@ def with_protection(
     trainable: the backward set, likewise.
 
   Example:
-    >>> import optax
     >>> from powerprop_jax.optim import sparsify, views
     >>> tx = sparsify.sparsify(optax.sgd(0.1), protected())
     >>> phi = {'w': jnp.array([1., 2.])}

@@ -215,14 +215,8 @@ def num_to_drop(
 ) -> jax.Array:
   """Steps 1 and 2 of snfs: how many connections each layer drops.
 
-  Args:
-    fraction: p, in [0, 1].
-    counts: connections of each layer, int32[L].
-    sizes: its weights, int32[L].
-    share: its importance, float32[L], all of which sum to 1.
-
-  Returns:
-    int32[L], less than counts unless these are 0.
+  Of counts connections of each layer, int32[L], of its sizes weights and its
+  share of the importance, float32[L]. Less than counts unless these are 0.
 
   Example:
     >>> num_to_drop(0.5, jnp.array([9, 9]), jnp.array([10, 90]),
@@ -246,10 +240,8 @@ def num_to_grow(
     total: number of connections dropped in all layers, int32 scalar.
     correction: c, float32 scalar.
     share: importance of each layer, float32[L].
-    room: its free places after dropping, int32[L].
-
-  Returns:
-    int32[L], at most room; the sum is near total, but not always equal.
+    room: its free places after dropping, int32[L]; at most these are grown, in
+      all near total, but not always as many.
 
   Example:
     >>> num_to_grow(jnp.array(20), jnp.array(0.), jnp.array([0.75, 0.25]),

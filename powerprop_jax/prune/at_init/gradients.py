@@ -31,6 +31,8 @@ def classification_loss(
 
   Build it once: programs are compiled again for every new loss.
 
+  loss_fn(theta, images, labels), with integer labels [N].
+
   Args:
     logits_fn: (theta, images) -> logits [N, classes]. For a network with batch
       normalisation, that of a training step, such as
@@ -40,9 +42,6 @@ def classification_loss(
       place of -z_y + log Σ exp(z). The code that was published with GraSP and
       with FORCE hands raw logits to a loss of log-probabilities, and so ranks
       by this one.
-
-  Returns:
-    loss_fn(theta, images, labels), with integer labels [N].
 
   Example:
     >>> loss_fn = classification_loss(lambda theta, images: images @ theta)
