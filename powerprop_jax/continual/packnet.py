@@ -46,11 +46,8 @@ from powerprop_jax.optim.topologies import protected as protected_lib
 class Learner(NamedTuple):
   """What a training function carries from step to step.
 
-  Attributes:
-    phi: latent parameters.
-    net_state: state of the network, such as the statistics of its norms.
-    opt_state: state of the optimiser; holds what the network computes with and
-      what may move. See optim.views.effective_params.
+  The optimiser's state holds what the network computes with and what may move;
+  see optim.views.effective_params.
   """
 
   phi: Params
@@ -99,8 +96,7 @@ def init_pack(
     A PackState, with copies of theta and net_state.
 
   Example:
-    >>> from powerprop_jax.optim.sparsify import sparsify
-    >>> tx = sparsify(optax.sgd(0.1), protected_lib.protected())
+    >>> tx = pp.sparsify(optax.sgd(0.1), protected_lib.protected())
     >>> theta = {'linear': {'w': jnp.ones((2, 3)), 'b': jnp.zeros(3)}}
     >>> state_lib.num_free(init_pack(tx, theta, {}, 'efficient_packnet'))
     {'linear/w': 6}
@@ -172,8 +168,7 @@ def learn(
     change earlier tasks.
 
   Example:
-    >>> from powerprop_jax.optim.sparsify import sparsify
-    >>> tx = sparsify(optax.sgd(0.1), protected_lib.protected())
+    >>> tx = pp.sparsify(optax.sgd(0.1), protected_lib.protected())
     >>> theta = {'linear': {'w': jnp.array([[1., 2., 3., 4.]])}}
     >>> state, report = learn(
     ...     init_pack(tx, theta, {}, 'efficient_packnet'), 'first', task=None,

@@ -65,18 +65,13 @@ def adaptive_alpha(
 
   Args:
     inner: a transformation with one powerprop inside, whose alpha is an array:
-      a float32 scalar, or a tree of them.
+      a float32 scalar, or a tree of them; not of the naive form if θ is held.
     controller: the rule for α.
     period: updates from one change to the next, at least 1.
     warm_up: updates before the first period begins, at least 0.
     hold: 'theta', or 'phi' to leave φ where it is, so that the network jumps to
       sign(θ) |θ|^(α′/α). For |θ| < 1 that moves every weight nearer to zero
       when α rises, and a controller that measures this rewards itself.
-
-  Raises:
-    ValueError: from `init`, if not just one powerprop is inside, its alpha was
-      compiled in as a Python number, it has the naive form and θ is to be held,
-      or the controller refuses its alpha.
 
   Note:
     The report does not say what becomes of φ when α changes; see with_alpha.

@@ -116,10 +116,9 @@ def static(
   """Trains a fixed set of connections: random ones, or those of given masks.
 
   Args:
-    sparsity: of random masks.
-    masks: the masks, instead of a sparsity.
-    key: seed of the random masks, an int or a PRNG key.
-    **options: of random masks; see Patterned.
+    masks: instead of a sparsity, which is of random masks.
+    **options: of random masks: structure, distribution (erk), select; see
+      Patterned.
 
   Example:
     >>> theta = {'linear': {'w': jnp.ones((4, 5))}}
@@ -161,7 +160,8 @@ def gradual_pruning(
     stop: the step at which the full sparsity is reached, after start.
     period: weights are removed every so many steps after start, and at stop.
     power: of the polynomial.
-    **options: see Pruning.
+    **options: scope, structure, distribution (uniform), normalise, select; see
+      Pruning.
 
   Note:
     At start itself nothing is removed yet. JaxPruner counts one step ahead and
@@ -201,7 +201,8 @@ def one_shot_pruning(
 
   Args:
     step: the first update that is sparse, at least 0.
-    **options: see Pruning.
+    **options: scope, structure, distribution (uniform), normalise, select; see
+      Pruning.
 
   Example:
     >>> tx = one_shot_pruning(optax.sgd(0.1), 0.9, step=5_000)
@@ -225,11 +226,14 @@ def sparse_evolution(
 ) -> optax.GradientTransformationExtraArgs:
   """SET: drops the smallest weights, grows as many at random.
 
+  Connections move at multiples of period in [start, stop).
+
   Args:
     drop_fraction: share of each layer's connections that moves, in (0, 1); a
       number falls along half a cosine to 0 at stop, f(t) = f₀ (1 + cos(π t /
       stop)) / 2, a schedule is taken as it is.
-    **options: see Moving.
+    **options: structure, ablation, distribution (erk), select, replaces_step;
+      see Moving.
 
   Note:
     The code of RigL takes the gradient step too when SET rewires, as here;
@@ -267,11 +271,14 @@ def rigl(
 ) -> optax.GradientTransformationExtraArgs:
   """RigL: drops the smallest weights, grows where the gradient is largest.
 
+  Connections move at multiples of period in [start, stop).
+
   Args:
     stop: T_end; the paper stops after three quarters of training.
     period: ΔT.
     drop_fraction: as for sparse_evolution.
-    **options: see Moving.
+    **options: structure, ablation, distribution (erk), select, replaces_step;
+      see Moving.
 
   Note:
     The authors' code moves connections at step 0 already (start=0), lets stop
@@ -314,7 +321,8 @@ def snfs(
 ) -> optax.GradientTransformationExtraArgs:
   """SNFS, sparse momentum: moves connections to where momentum is largest.
 
-  It holds one dense float32 momentum, two with second_moment.
+  Connections move at multiples of period in [start, stop). It holds one dense
+  float32 momentum, two with second_moment.
 
   Args:
     period: the steps of an epoch.
@@ -323,7 +331,8 @@ def snfs(
       number falls along half a cosine to min_drop_fraction at stop, a schedule
       is taken as it is.
     min_drop_fraction: where the cosine ends, in [0, drop_fraction].
-    **options: see Momentum.
+    **options: momentum, second_moment, redistribute, structure, distribution
+      (uniform), select, replaces_step; see Momentum.
 
   Note:
     RigL's comparison with SNFS has redistribute=False and
@@ -359,8 +368,11 @@ def dsr(
 ) -> optax.GradientTransformationExtraArgs:
   """DSR: drops below a threshold for all layers, grows as many at random.
 
+  Connections move at multiples of period in [start, stop).
+
   Args:
-    **options: see Threshold.
+    **options: num_dropped, threshold, distribution (uniform), select,
+      replaces_step; see Threshold.
 
   Note:
     The authors lengthen the period from 1,000 steps to 8,000 during training;
@@ -394,7 +406,8 @@ def top_kast(
     backward_sparsity: share of weights that are not trained; at most sparsity.
     stop: first step at which both sets no longer change; None is never.
     period: both are chosen anew at multiples of it.
-    **options: see Exploring.
+    **options: penalty, norm, distribution (uniform, of both), select; see
+      Exploring.
 
   Note:
     The paper chooses the sets at every step and reports that every 100 steps

@@ -137,10 +137,8 @@ def with_masks(opt_state: OptState, masks: Masks) -> OptState:
   sparsify held it there, which under α > 1 is dead, and refused.
 
   Example:
-    >>> from powerprop_jax.optim import sparsify
-    >>> from powerprop_jax.optim.topologies import fixed
     >>> phi, masks = {'w': jnp.ones(2)}, {'w': jnp.array([True, False])}
-    >>> tx = sparsify.sparsify(optax.sgd(0.1), fixed.given(masks))
+    >>> tx = pp.static(optax.sgd(0.1), masks=masks)
     >>> opt_state = with_masks(tx.init(phi), {'w': jnp.array([False, True])})
     >>> effective_params(phi, opt_state)['w']
     Array([0., 1.], dtype=float32)

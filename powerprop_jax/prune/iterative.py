@@ -51,13 +51,7 @@ class Rewind(NamedTuple):
 
 
 class Cycle(NamedTuple):
-  """The network after one cycle of pruning and training.
-
-  Attributes:
-    sparsity: the share of zeros it is for.
-    masks: the connections that are left.
-    theta: trained effective weights, zero where the masks are False.
-  """
+  """One cycle: masks of a sparsity, and the trained θ, zero outside of them."""
 
   sparsity: Sparsity
   masks: Masks
@@ -112,7 +106,7 @@ def iterative_pruning(
   Raises:
     ValueError: as for prune; also if the sparsities or the masks do not allow
       nested masks. From the iterator: if a leaf would lose all its weights, or
-      train returns weights that cannot be those it should have trained.
+      train returns weights that are not finite, or not zero where pruned.
 
   Note:
     Frankle & Carbin prune the output layer at half the rate. To get that, let

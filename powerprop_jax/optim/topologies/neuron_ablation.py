@@ -46,12 +46,9 @@ class Ablation:
     included, and rounds γ k down; their k can also be n_in.
 
   Example:
-    >>> from powerprop_jax.core import select as select_lib
-    >>> from powerprop_jax.optim import aliases
-    >>> hidden = select_lib.exclude(select_lib.is_weight, 'logits')
-    >>> tx = aliases.rigl(
-    ...     optax.sgd(0.1), 0.99, stop=7_500, structure='constant_fan_in',
-    ...     ablation=Ablation(hidden))
+    >>> hidden = pp.exclude(pp.is_weight, 'logits')
+    >>> tx = pp.rigl(optax.sgd(0.1), 0.99, stop=7_500,
+    ...              structure='constant_fan_in', ablation=Ablation(hidden))
 
   Source:
     Lasby et al., as for aliases.rigl, where γ is γ_sal. Read in their code and

@@ -44,8 +44,7 @@ def protected() -> Topology:
     computes with.
 
   Example:
-    >>> from powerprop_jax.optim import sparsify
-    >>> tx = sparsify.sparsify(optax.sgd(0.5, momentum=0.9), protected())
+    >>> tx = pp.sparsify(optax.sgd(0.5, momentum=0.9), protected())
     >>> phi = {'w': jnp.array([1., 1.])}
     >>> state = with_protection(
     ...     tx.init(phi), trainable={'w': jnp.array([True, False])})
@@ -90,12 +89,11 @@ def with_protection(
     trainable: the backward set, likewise.
 
   Example:
-    >>> from powerprop_jax.optim import sparsify, views
-    >>> tx = sparsify.sparsify(optax.sgd(0.1), protected())
+    >>> tx = pp.sparsify(optax.sgd(0.1), protected())
     >>> phi = {'w': jnp.array([1., 2.])}
     >>> state = with_protection(
     ...     tx.init(phi), masks={'w': jnp.array([False, True])})
-    >>> views.effective_params(phi, state)['w']
+    >>> pp.effective_params(phi, state)['w']
     Array([0., 2.], dtype=float32)
   """
   sparse = topology_lib.find_sparse_state(opt_state)

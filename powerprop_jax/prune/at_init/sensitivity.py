@@ -73,7 +73,7 @@ def grasp(
       a temperature of 200.
     batches: as for snip. They are gone through twice, first for g and then for
       H g; those of an iterator are kept in a list.
-    select: which leaves are scored; g and H are those of these leaves.
+    select: leaves that are scored; g and H are theirs.
 
   Raises:
     ValueError: as for snip; also if H g is zero everywhere, for instance
