@@ -147,10 +147,10 @@ def _control_if(
   inner_state: OptState,
   controller_state: Tree,
 ) -> tuple[Updates, Alpha, Tree]:
-  """The step, α and the controller's state after a look at θ, or as they are.
+  """The step, α and the controller's state after it saw θ, or as they are.
 
   A loop of at most one turn, not a condition, for the reasons that sparsify
-  gives: under vmap it runs only if some lane needs it.
+  gives.
   """
   power = _only_power_state(inner_state)._replace(inner_state=None)
   sparse = topology_lib.find_sparse_state(inner_state)

@@ -32,7 +32,8 @@ class Leaves(TypedDict, total=False):
 
   Attributes:
     distribution: shares the sparsity out between leaves, for SNFS and DSR at
-      the start: erk for static, SET and RigL, uniform for the others.
+      the start: erk for static, SET and RigL, uniform for the others. With
+      overrides it is functools.partial(erk, overrides=...).
     select: which leaves are masked; is_weight.
   """
 
