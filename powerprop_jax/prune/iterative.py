@@ -242,11 +242,11 @@ def _check_order(
         f'sparsities must increase from cycle to cycle, got {later} after '
         f'{earlier}.'
       )
-  left = dict.fromkeys(counts[0], 0)
   leaves = trees.by_path(existing)
-  for name in select_lib.selected_names(select, theta):
-    group = name if name in left else ranking.SHARED
-    left[group] += int(np.count_nonzero(leaves[name]))
+  names = select_lib.selected_names(select, theta)
+  left = one_shot.by_group(
+    {name: int(np.count_nonzero(leaves[name])) for name in names}, counts[0]
+  )
   for sparsity, count in zip(sparsities, counts, strict=True):
     if count.keys() != left.keys():
       raise ValueError(

@@ -9,7 +9,7 @@ compiled with the counts as arguments, so that one program serves every
 sparsity.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypedDict, TypeVar, Unpack
 
 import jax
@@ -231,6 +231,16 @@ def kept_counts(
     together = sum(sizes[name] for name in others)
     counts[SHARED] = masks_lib.num_kept(together, sparsity)
   return counts
+
+
+def by_group(
+  values: Mapping[str, int], counts: Iterable[str]
+) -> dict[str, int]:
+  """Sums over the groups of kept_counts of a number that each leaf has."""
+  sums = dict.fromkeys(counts, 0)
+  for name, value in values.items():
+    sums[name if name in sums else SHARED] += value
+  return sums
 
 
 def _sparsity_by_leaf(

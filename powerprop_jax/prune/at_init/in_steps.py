@@ -9,7 +9,7 @@ the same share each time ('exponential') or by the same number ('linear'). The
 last one keeps exactly as many as prune does.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Unpack
 
 import jax
@@ -19,7 +19,8 @@ from powerprop_jax.core import ranking, scores, trees
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.distributions import Sparsity
 from powerprop_jax.core.masks import Masks
-from powerprop_jax.core.trees import Params, Select, Tree
+from powerprop_jax.core.trees import Params, Tree
+from powerprop_jax.prune import one_shot
 from powerprop_jax.prune.at_init import (
   from_scores,
   gradients,
@@ -194,50 +195,33 @@ def _in_steps(
 ) -> Masks:
   """Masks after steps that each rank score(step, θ that earlier ones left)."""
   final = from_scores.final_counts(theta, sparsity, **ranked)
-  select = ranked.get('select', select_lib.is_weight)
-  kept = masks_lib.full_masks(theta)
-  plan = _counts_of_steps(theta, final, steps, schedule, select)
-  for step, counts in enumerate(plan):
-    ranked = score(step, masks_lib.apply_masks(theta, kept))
-    kept = ranking.masks_from_counts(
-      ranked, counts, among=None if revives else kept, select=select
-    )
-  # The caller of the public function.
-  from_scores.warn_of_collapse(kept, select, theta, stacklevel=4)
-  return kept
-
-
-def _counts_of_steps(
-  theta: Params,
-  final: Mapping[str, int],
-  steps: int,
-  schedule: str,
-  select: Select,
-) -> list[dict[str, int]]:
-  """How many weights each group keeps after each step."""
   if steps < 1:
     raise ValueError(f'steps must be at least 1, got {steps}.')
   if schedule not in _SCHEDULES:
     raise ValueError(
       f"schedule must be 'exponential' or 'linear', got {schedule!r}."
     )
-  sizes = dict.fromkeys(final, 0)
+  select = ranked.get('select', select_lib.is_weight)
   leaves = trees.by_path(theta)
-  for name in select_lib.selected_names(select, theta):
-    group = name if name in final else ranking.SHARED
-    sizes[group] += leaves[name].size
+  names = select_lib.selected_names(select, theta)
+  sizes = one_shot.by_group({name: leaves[name].size for name in names}, final)
 
-  def count(size: int, last: int, share: float) -> int:
+  def count(name: str, share: float) -> int:
+    size, last = sizes[name], final[name]
     if not last:
       return 0
     if schedule == 'linear':
       return last + round((size - last) * (1 - share))
     return max(last, round(size * (last / size) ** share))
 
-  return [
-    {
-      name: count(sizes[name], last, (step + 1) / steps)
-      for name, last in final.items()
-    }
-    for step in range(steps)
-  ]
+  kept = masks_lib.full_masks(theta)
+  for step in range(steps):
+    kept = ranking.masks_from_counts(
+      score(step, masks_lib.apply_masks(theta, kept)),
+      {name: count(name, (step + 1) / steps) for name in final},
+      among=None if revives else kept,
+      select=select,
+    )
+  # The caller of the public function.
+  from_scores.warn_of_collapse(kept, select, theta, stacklevel=4)
+  return kept
