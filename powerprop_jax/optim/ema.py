@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import trees
 from powerprop_jax.core.trees import OptState, Params, Updates
 from powerprop_jax.optim import views
@@ -89,6 +90,4 @@ def average(phi: Params, opt_state: OptState) -> Params:
   if not found:
     return views.effective_params(phi, opt_state)
   masks = views.current_masks(phi, opt_state)
-  return jax.tree.map(
-    lambda a, m: jnp.where(m, a, jnp.zeros_like(a)), found[0].average, masks
-  )
+  return masks_lib.apply_masks(found[0].average, masks)

@@ -179,7 +179,7 @@ class Parts:
       masks=masks,
       memory=memory,
       initial_scale=regrow_lib.scales(theta) if mode == 'redraw' else (),
-      inner_state=inner.init(_masked(phi, trained)),
+      inner_state=inner.init(masks_lib.apply_masks(phi, trained)),
       regrow=Static(mode),
     )
 
@@ -232,14 +232,17 @@ class Parts:
     if self.topology.penalise is not None:
       theta = powerprop_lib.to_theta(net.phi, power)
       grads = self.topology.penalise(grads, theta, net.masks, net.memory)
-    grads = _masked(grads, trained)
+    grads = masks_lib.apply_masks(grads, trained)
     if (powered := powerprop_lib.parts(self.inner)) is not None:
       # A masked φ with two uses, for θ and for ψ′, would be written to memory.
       return powered.update_masked(
         grads, net.inner_state, net.phi, trained, **extra_args
       )
     return self.inner.update(
-      grads, net.inner_state, _masked(net.phi, trained), **extra_args
+      grads,
+      net.inner_state,
+      masks_lib.apply_masks(net.phi, trained),
+      **extra_args,
     )
 
   def _rewire_if(
@@ -285,7 +288,7 @@ class Parts:
           powerprop_lib.to_phi(values, power),
           old.phi,
         )
-      fresh = self.inner.init(_masked(new_phi, after))
+      fresh = self.inner.init(masks_lib.apply_masks(new_phi, after))
       return jnp.zeros_like(due), Network(
         masks,
         memory,
@@ -334,12 +337,6 @@ def _confined(
     return jnp.where(m, inside, outside)
 
   return jax.tree.map(confine, delta, trained, phi, start)
-
-
-def _masked(tree: Tree, masks: Masks) -> Tree:
-  return jax.tree.map(
-    lambda x, m: jnp.where(m, x, jnp.zeros_like(x)), tree, masks
-  )
 
 
 def _key_data(key: int | jax.Array) -> jax.Array:
