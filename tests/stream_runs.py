@@ -17,7 +17,6 @@ import tyro
 
 from powerprop_jax.nets import layers
 from powerprop_jax.optim import aliases, powerprop
-from powerprop_jax.train import state as state_lib
 from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.checkpoints import checkpoint
 from powerprop_jax.train.images import batches as image_batches
@@ -106,7 +105,7 @@ def make_net():
 
 def create():
   images = jnp.zeros((1, SIZE, SIZE, 3))
-  state = state_lib.create(*make_net(), jax.random.key(0), images)
+  state = step_lib.create(*make_net(), jax.random.key(0), images)
   return guard.create(state)
 
 

@@ -59,7 +59,7 @@ from powerprop_jax.core import masks, reparam
 from powerprop_jax.files.tables import Row
 from powerprop_jax.train import ensemble, optimizers
 from powerprop_jax.train.cli import arguments
-from powerprop_jax.train.runs import checks, divergence
+from powerprop_jax.train.runs import divergence, errors
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
 
@@ -99,10 +99,10 @@ def main(config: Config) -> None:
 def _checked_combinations(config: Config) -> list[Combination]:
   """All runs; refuses settings that do not fit before any of them starts."""
   combination_runs.check_workers(config.workers)
-  checks.several(config, 'nets', 'methods', 'keys', 'kept', 'epsilons')
+  errors.check_several(config, 'nets', 'methods', 'keys', 'kept', 'epsilons')
   if 'fixed' in config.methods:
-    checks.several(config, 'alphas')
-  checks.positive(config, 'epochs', 'look_every', 'batch_size')
+    errors.check_several(config, 'alphas')
+  errors.check_positive(config, 'epochs', 'look_every', 'batch_size')
   for kept in config.kept:
     masks.density_to_sparsity(kept, '--kept')
   for epsilon in config.epsilons:

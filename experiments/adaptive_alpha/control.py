@@ -35,7 +35,7 @@ from powerprop_jax.train.loop import LoopConfig
 from powerprop_jax.train.optimizers import OptimizerConfig
 from powerprop_jax.train.runs import metrics
 from powerprop_jax.train.runs.folder import RunFolder
-from powerprop_jax.train.state import TrainState
+from powerprop_jax.train.step import TrainState
 
 Hold = Literal['theta', 'phi']
 

@@ -38,7 +38,7 @@ from powerprop_jax.train.runs import folder as run_folder
 from powerprop_jax.train.runs import metrics
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
-from powerprop_jax.train.state import TrainState
+from powerprop_jax.train.step import TrainState
 
 # Networks are pruned with all layers ranked together.
 SCOPE = 'global'

@@ -41,7 +41,7 @@ from powerprop_jax.nets.layers import forms
 from powerprop_jax.sparse import weight as sparse_weight
 from powerprop_jax.sparse.weight import Support
 from powerprop_jax.train.cli import arguments
-from powerprop_jax.train.runs import checks
+from powerprop_jax.train.runs import errors
 from powerprop_jax.train.runs.errors import UserError
 
 Kind = Literal['linear', 'conv']
@@ -112,8 +112,8 @@ def _check(config: Config) -> None:
   for density in config.densities:
     if not 0 < density <= 1:
       raise UserError(f'--densities must be in (0, 1], got {density}.')
-  checks.positive(config, 'widths', 'batches', 'conv_batch')
-  checks.positive(config, 'steps', 'repeats')
+  errors.check_positive(config, 'widths', 'batches', 'conv_batch')
+  errors.check_positive(config, 'steps', 'repeats')
 
 
 def _layers(

@@ -48,7 +48,7 @@ from powerprop_jax.train.images import crops, decode, image_set
 from powerprop_jax.train.images.decode import Decoder
 from powerprop_jax.train.images.image_set import ImageSet
 from powerprop_jax.train.images.stream import Stream
-from powerprop_jax.train.runs import checks
+from powerprop_jax.train.runs import errors
 from powerprop_jax.train.runs.errors import UserError
 
 
@@ -130,7 +130,7 @@ def main(config: Config) -> None:
 def _check(config: Config) -> None:
   if config.out is not None and config.out.exists():
     raise UserError(f'{config.out} exists already; choose another --out.')
-  checks.positive(
+  errors.check_positive(
     config, 'image_size', 'batch_size', 'files', 'batches', 'repeats'
   )
   if config.enlarge <= 0:

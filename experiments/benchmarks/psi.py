@@ -22,7 +22,7 @@ import powerprop_jax as pp
 from powerprop_jax.core import reparam
 from powerprop_jax.files import tables
 from powerprop_jax.train.cli import arguments
-from powerprop_jax.train.runs import checks
+from powerprop_jax.train.runs import errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Config:
 
 def main(config: Config) -> None:
   """Prints the table."""
-  checks.positive(config, 'size', 'repeats')
+  errors.check_positive(config, 'size', 'repeats')
   for alpha in config.alphas:
     reparam.check_alpha(alpha)
   phi = 0.05 * jax.random.normal(jax.random.key(0), (config.size,))

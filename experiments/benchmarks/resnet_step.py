@@ -46,11 +46,11 @@ from experiments.imagenet_resnet50.config import NetConfig, RecipeConfig
 from powerprop_jax.core.trees import Params, Tree
 from powerprop_jax.files import tables
 from powerprop_jax.files.tables import Row
-from powerprop_jax.train import state as state_lib
+from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.cli import arguments
 from powerprop_jax.train.methods import SparseConfig
 from powerprop_jax.train.optimizers import ScheduleConfig
-from powerprop_jax.train.runs import checks, metrics
+from powerprop_jax.train.runs import errors, metrics
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.scale import guard
 from powerprop_jax.train.scale.precision import Half
@@ -128,7 +128,7 @@ def main(config: Config) -> None:
 
 
 def _check(config: Config) -> None:
-  checks.positive(
+  errors.check_positive(
     config, 'num_classes', 'batch', 'image_size', 'steps', 'repeats', 'period'
   )
   for name in config.methods:
@@ -232,7 +232,7 @@ def _ours(
     nonlocal state
     if state is None:
       first = setup.normalise(images[:1])
-      create = lambda key: guard.create(state_lib.create(net, tx, key, first))
+      create = lambda key: guard.create(step_lib.create(net, tx, key, first))
       state = jax.jit(create)(jax.random.key(0))
     for _ in range(steps):
       state, _ = step(state, images, labels)

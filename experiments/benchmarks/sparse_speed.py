@@ -57,13 +57,12 @@ from powerprop_jax.sparse import kernel_choice, linear, native
 from powerprop_jax.sparse.weight import Support
 from powerprop_jax.train import condensed
 from powerprop_jax.train import evaluate as evaluate_lib
-from powerprop_jax.train import state as state_lib
 from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.cli import arguments
 from powerprop_jax.train.data import splits as data
 from powerprop_jax.train.data.sources import Arrays
 from powerprop_jax.train.data.splits import DataConfig
-from powerprop_jax.train.runs import checks
+from powerprop_jax.train.runs import errors
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
 
@@ -139,15 +138,15 @@ def main(config: Config) -> None:
 
 
 def _check(config: Config) -> None:
-  checks.several(
+  errors.check_several(
     config, 'parts', 'widths', 'batches', 'sparsities', differ=False
   )
   for part in config.parts:
     if part not in get_args(Part):
       known = ', '.join(get_args(Part))
       raise UserError(f'--parts has no {part!r}; there are: {known}.')
-  checks.positive(config, 'widths', 'batches', 'train_batch', 'repeats')
-  checks.positive(config, 'accuracy_width', 'max_steps')
+  errors.check_positive(config, 'widths', 'batches', 'train_batch', 'repeats')
+  errors.check_positive(config, 'accuracy_width', 'max_steps')
   for sparsity in config.sparsities:
     masks_lib.check_sparsity(sparsity, '--sparsities')
   if not 0 < config.learning_rate < float('inf'):
@@ -269,9 +268,9 @@ def _trainings(
     inner, {'linear_0/w': sparsity, 'linear_1/w': sparsity, 'logits/w': 0.0}
   )
   key = jax.random.key(0)
-  state = state_lib.create(net, masked, key, images)
+  state = step_lib.create(net, masked, key, images)
   full = _make_net(width)
-  dense = state_lib.create(full, inner, key, images)
+  dense = step_lib.create(full, inner, key, images)
 
   def thinned(execution: condensed.Execution) -> _Training:
     layout = condensed.layout(

@@ -32,10 +32,10 @@ from powerprop_jax import nets
 from powerprop_jax.core import reparam
 from powerprop_jax.core.trees import Tree
 from powerprop_jax.files import tables
-from powerprop_jax.train import state
+from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.cli import arguments
 from powerprop_jax.train.data.sources import Arrays
-from powerprop_jax.train.runs import checks
+from powerprop_jax.train.runs import errors
 from powerprop_jax.train.scale import fusing
 
 
@@ -78,7 +78,7 @@ class _Times(NamedTuple):
 
 def main(config: Config) -> None:
   """Prints the table."""
-  checks.positive(
+  errors.check_positive(
     config, 'batch_size', 'num_steps', 'repeats', 'rounds', 'torch_threads'
   )
   for alpha in (*config.alphas, config.traced_alpha):
@@ -160,7 +160,7 @@ def _powerprop(arrays: Arrays, alpha: Any) -> Run:
   net = nets.make('lenet_300_100', 10)
   tx = pp.powerprop(optax.sgd(0.1), alpha)
   images = jnp.asarray(arrays.images[:1] / 255.0)
-  current = state.create(net, tx, jax.random.key(0), images)
+  current = step_lib.create(net, tx, jax.random.key(0), images)
   advance = jax.jit(
     fusing.make_advance(net, fusing.fused(tx)), donate_argnums=0
   )

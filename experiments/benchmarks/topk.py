@@ -26,9 +26,8 @@ from experiments.benchmarks import timing
 import powerprop_jax as pp
 from powerprop_jax.files import json_files, tables
 from powerprop_jax.files.tables import Row
-from powerprop_jax.train import state as state_lib
 from powerprop_jax.train.cli import arguments
-from powerprop_jax.train.runs import checks
+from powerprop_jax.train.runs import errors
 from powerprop_jax.train.runs.errors import UserError
 
 
@@ -75,12 +74,12 @@ def main(config: Config) -> None:
 
 
 def _check(config: Config) -> None:
-  checks.positive(config, 'sizes', 'repeats')
+  errors.check_positive(config, 'sizes', 'repeats')
   if not config.resnet:
-    checks.several(config, 'sizes')
+    errors.check_several(config, 'sizes')
   if not 0 < config.density <= 1:
     raise UserError(f'--density must be in (0, 1], got {config.density:g}.')
-  state_lib.check_key(config.key)
+  errors.check_key(config.key)
 
 
 def resnet50_kernel_shapes() -> list[tuple[int, ...]]:

@@ -9,7 +9,7 @@ from powerprop_jax.files.tables import Row
 from powerprop_jax.optim import topology
 from powerprop_jax.train import ensemble
 from powerprop_jax.train.ensemble import Members
-from powerprop_jax.train.state import TrainState
+from powerprop_jax.train.step import TrainState
 
 # Masks by 'module/name'.
 MasksByLeaf = Row

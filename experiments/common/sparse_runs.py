@@ -26,7 +26,6 @@ from powerprop_jax.train import condensed, ensemble, loop, methods, optimizers
 from powerprop_jax.train import evaluate as evaluate_lib
 from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.condensed import Execution
-from powerprop_jax.train.data import augment
 from powerprop_jax.train.data import splits as data
 from powerprop_jax.train.data.sources import Arrays
 from powerprop_jax.train.data.splits import DataConfig
@@ -34,12 +33,12 @@ from powerprop_jax.train.ensemble import Members
 from powerprop_jax.train.loop import LoopConfig
 from powerprop_jax.train.methods import Method, SparseConfig
 from powerprop_jax.train.optimizers import OptimizerConfig
-from powerprop_jax.train.runs import checks, divergence
+from powerprop_jax.train.runs import divergence, errors
 from powerprop_jax.train.runs.contents import Networks
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
 from powerprop_jax.train.scale import fusing
-from powerprop_jax.train.state import TrainState
+from powerprop_jax.train.step import TrainState
 
 # From a PRNG key to a gradient transformation over φ; α is in it.
 MakeTx = Callable[[jax.Array], optax.GradientTransformation]
@@ -161,13 +160,13 @@ def check_settings(settings: Settings, *several: str) -> data.Splits:
     The data.
   """
   ensemble.check_at_once(settings.lanes_at_once)
-  checks.several(settings, *several)
-  checks.positive(settings, 'num_test')
+  errors.check_several(settings, *several)
+  errors.check_positive(settings, 'num_test')
   ensemble.product([1.0], settings.keys)
   splits = load(settings)
   divergence.say_scale(splits, preparation(settings, splits))
   if settings.augment:
-    augment.crop_and_flip(jax.random.key(0), splits.example)
+    data.crop_and_flip(jax.random.key(0), splits.example)
   data.check_batch_size(settings.loop.batch_size, len(splits.train.labels))
   return splits
 
@@ -291,7 +290,7 @@ def _make_advance(
   tx = make_tx(jax.random.key(0))  # the state has the key that counts
   options: Row = {
     'prepare': preparation(settings, splits),
-    'augment': augment.crop_and_flip if settings.augment else None,
+    'augment': data.crop_and_flip if settings.augment else None,
   }
   if execution != 'masked':
     make_net = lambda supports: nets.make(

@@ -54,9 +54,8 @@ from experiments.continual_permuted.runs import Combination
 from powerprop_jax.core import reparam
 from powerprop_jax.files.tables import Row
 from powerprop_jax.train import optimizers
-from powerprop_jax.train import state as state_lib
 from powerprop_jax.train.cli import arguments
-from powerprop_jax.train.runs import checks
+from powerprop_jax.train.runs import errors
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
 
@@ -96,17 +95,17 @@ def main(config: Config) -> None:
 def _checked_combinations(config: Config) -> list[Combination]:
   """All runs; refuses settings that do not fit before any of them starts."""
   combination_runs.check_workers(config.workers)
-  checks.several(config, 'methods', 'alphas', 'keys')
+  errors.check_several(config, 'methods', 'alphas', 'keys')
   if config.rates and len(config.rates) != len(config.alphas):
     raise UserError(
       f'--rates needs one for each of the {len(config.alphas)} alphas, got '
       f'{len(config.rates)}. Leave it out to use one rate for all.'
     )
-  checks.positive(config, 'measure_every')
+  errors.check_positive(config, 'measure_every')
   for alpha in config.alphas:
     reparam.check_alpha(alpha)
   for key in config.keys:
-    state_lib.check_key(key)
+    errors.check_key(key)
   combinations = [
     Combination(method, alpha, key)
     for method in config.methods

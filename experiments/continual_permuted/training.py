@@ -19,7 +19,7 @@ from powerprop_jax.continual.packnet import Learner
 from powerprop_jax.continual.task_streams import Task
 from powerprop_jax.core.trees import Params, Tree
 from powerprop_jax.nets import mlp
-from powerprop_jax.train import evaluate
+from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.data import splits
 from powerprop_jax.train.data.sources import Arrays
 from powerprop_jax.train.runs import divergence
@@ -185,7 +185,7 @@ def make_program(
     theta: Params, net_state: Tree, batch: Arrays
   ) -> tuple[jax.Array, Any]:
     logits, net_state = logits_fn(theta, net_state, batch, True)
-    losses = evaluate.cross_entropy(
+    losses = step_lib.cross_entropy(
       logits, jnp.asarray(batch.labels) % num_classes
     )
     return jnp.mean(losses), net_state

@@ -13,9 +13,8 @@ from experiments.common import sparse_runs
 from experiments.dct_plus_sparse import patterns, training
 from experiments.dct_plus_sparse.config import Config, Network
 from powerprop_jax.files.tables import Row
-from powerprop_jax.train import methods, state
+from powerprop_jax.train import methods
 from powerprop_jax.train import step as step_lib
-from powerprop_jax.train.data import augment
 
 _Records = Sequence[dict[str, Any]]
 _REPEATS = 7
@@ -101,10 +100,10 @@ def _program(config: Config, network: Network) -> timing.Program:
       net,
       tx,
       prepare=prepare,
-      augment=augment.crop_and_flip if config.augment else None,
+      augment=splits.crop_and_flip if config.augment else None,
     )
   )
-  start = state.create(net, tx, jax.random.key(0), prepare(images))
+  start = step_lib.create(net, tx, jax.random.key(0), prepare(images))
   arrays = jax.device_put(type(splits.train)(images, labels))
   indices = jnp.broadcast_to(
     jnp.arange(len(labels)), (config.timed_steps, len(labels))

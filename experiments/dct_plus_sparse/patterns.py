@@ -29,9 +29,9 @@ from powerprop_jax.train import methods
 from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.data.sources import Arrays
 from powerprop_jax.train.methods import Lengths, SparseConfig
-from powerprop_jax.train.runs import checks
+from powerprop_jax.train.runs import errors
 from powerprop_jax.train.runs.errors import UserError
-from powerprop_jax.train.state import TrainState
+from powerprop_jax.train.step import TrainState
 
 SupportName = Literal[
   'uniform',
@@ -136,7 +136,7 @@ def make_scorer(
 def check(config: ScoreConfig, num_examples: int) -> None:
   """Refuses settings that are not positive, or need more data than there is."""
   names = (field.name for field in dataclasses.fields(config))
-  checks.positive(config, *names, prefix='')
+  errors.check_positive(config, *names, prefix='')
   if config.num_batches * config.batch_size > num_examples:
     raise UserError(
       f'{config.num_batches} batches of {config.batch_size} are more than the '

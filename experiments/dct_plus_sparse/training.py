@@ -20,10 +20,11 @@ from powerprop_jax import nets
 from powerprop_jax.core.trees import Params, Tree
 from powerprop_jax.files.tables import Row
 from powerprop_jax.prune import at_init
-from powerprop_jax.train import ensemble, evaluate, optimizers
+from powerprop_jax.train import ensemble, optimizers
+from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.data import splits as data
 from powerprop_jax.train.optimizers import OptimizerConfig
-from powerprop_jax.train.state import TrainState
+from powerprop_jax.train.step import TrainState
 
 Records = list[Row]
 
@@ -202,7 +203,7 @@ def _signals(
     masks = pp.current_masks(state.phi, state.opt_state)
     found = propagation.signal_propagation(
       apply,
-      lambda logits: jnp.mean(evaluate.cross_entropy(logits, labels)),
+      lambda logits: jnp.mean(step_lib.cross_entropy(logits, labels)),
       state.theta,
       images,
       masks=masks,

@@ -38,7 +38,7 @@ from powerprop_jax.costs.layers import LayerCost
 from powerprop_jax.files import tables, whole
 from powerprop_jax.files.tables import Row
 from powerprop_jax.train.cli import arguments
-from powerprop_jax.train.runs import checks
+from powerprop_jax.train.runs import errors
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
 
@@ -132,12 +132,12 @@ def main(config: Config) -> None:
 
 
 def _check(config: Config) -> None:
-  checks.several(
+  errors.check_several(
     config, 'sparsities', 'distributions', 'methods', 'lengths', differ=False
   )
   for sparsity in config.sparsities:
     masks.check_sparsity(sparsity, '--sparsities')
-  checks.positive(
+  errors.check_positive(
     config, 'image_size', 'num_channels', 'num_steps', 'pruning_period'
   )
   if not 0 <= config.extra_density <= 1:

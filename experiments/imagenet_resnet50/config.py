@@ -12,11 +12,10 @@ from typing import Literal, get_args
 from powerprop_jax.core import reparam
 from powerprop_jax.files import json_files
 from powerprop_jax.files.tables import Row
-from powerprop_jax.train import state as state_lib
 from powerprop_jax.train.images.sources import ImagesConfig
 from powerprop_jax.train.methods import SparseConfig
 from powerprop_jax.train.optimizers import ScheduleConfig
-from powerprop_jax.train.runs import checks
+from powerprop_jax.train.runs import errors
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.scale.distributed import HostsConfig
 from powerprop_jax.train.scale.precision import Half
@@ -143,8 +142,8 @@ class Config:
 
 def check(config: Config) -> None:
   """Refuses settings that cannot be, naming one."""
-  state_lib.check_key(config.key)
-  checks.positive(
+  errors.check_key(config.key)
+  errors.check_positive(
     config, 'log_every', 'eval_every', 'save_every', 'max_skipped'
   )
   for name, value, known in (

@@ -25,7 +25,7 @@ from powerprop_jax.export import export
 from powerprop_jax.export.exported import Exported
 from powerprop_jax.files.tables import Row
 from powerprop_jax.train import evaluate
-from powerprop_jax.train import state as state_lib
+from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.images import sources
 from powerprop_jax.train.images.batches import Batches
 from powerprop_jax.train.images.sources import Images
@@ -106,7 +106,7 @@ def assemble(config: Config) -> ImageRun:
 
   def make() -> GuardedState:
     key, first = jax.random.key(config.key), jnp.zeros((1, side, side, 3))
-    return guard.create(state_lib.create(net, tx, key, first))
+    return guard.create(step_lib.create(net, tx, key, first))
 
   try:
     shapes = jax.eval_shape(make)

@@ -34,7 +34,7 @@ from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.methods import Lengths
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.scale import fusing, precision
-from powerprop_jax.train.state import TrainState
+from powerprop_jax.train.step import TrainState
 
 # Of ImageNet's training images, in [0, 1]; those of the code of RigL.
 _MEAN = np.array([0.485, 0.456, 0.406], np.float32)

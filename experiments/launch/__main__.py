@@ -41,7 +41,7 @@ from experiments.launch import sweeps
 from experiments.launch.sweeps import Run
 from powerprop_jax.files.tables import Row
 from powerprop_jax.train.cli import arguments
-from powerprop_jax.train.runs import checks, workers
+from powerprop_jax.train.runs import errors, workers
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.scale import preemption
 
@@ -232,7 +232,7 @@ def last_line(path: pathlib.Path) -> str:
 
 
 def _check(config: Config) -> None:
-  checks.positive(config, 'at_once')
+  errors.check_positive(config, 'at_once')
   if config.gpus and (config.cluster != 'local' or config.at_once):
     raise UserError(
       '--gpus are those of this machine, each for one run at a time: choose '

@@ -43,11 +43,11 @@ from powerprop_jax.train.data.splits import DataConfig
 from powerprop_jax.train.ensemble import Members
 from powerprop_jax.train.loop import LoopConfig
 from powerprop_jax.train.optimizers import OptimizerConfig
-from powerprop_jax.train.runs import checks, contents, divergence, metrics
+from powerprop_jax.train.runs import contents, divergence, errors, metrics
 from powerprop_jax.train.runs import report as run_report
 from powerprop_jax.train.runs.contents import Contents
 from powerprop_jax.train.runs.folder import RunFolder
-from powerprop_jax.train.state import TrainState
+from powerprop_jax.train.step import TrainState
 
 Scope = Literal['layer', 'global']
 
@@ -216,7 +216,7 @@ def _contents(config: Config, num_classes: int) -> Contents:
 def _check(config: Config) -> None:
   metrics.check_tensorboard(config.tensorboard)
   ensemble.check_at_once(config.lanes_at_once)
-  checks.several(config, 'alphas', 'keys', 'kept', 'scopes', differ=False)
+  errors.check_several(config, 'alphas', 'keys', 'kept', 'scopes', differ=False)
   for kept in config.kept:
     masks.density_to_sparsity(kept, '--kept')
   ensemble.keep_more_outputs(config.output_factor)

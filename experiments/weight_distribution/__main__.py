@@ -53,11 +53,11 @@ from powerprop_jax.train.data.splits import DataConfig
 from powerprop_jax.train.ensemble import Members
 from powerprop_jax.train.loop import LoopConfig
 from powerprop_jax.train.optimizers import OptimizerConfig
-from powerprop_jax.train.runs import checks, divergence, metrics
+from powerprop_jax.train.runs import divergence, errors, metrics
 from powerprop_jax.train.runs.contents import Contents, Networks
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
-from powerprop_jax.train.state import TrainState
+from powerprop_jax.train.step import TrainState
 
 # Effective and latent weights, θ and φ, by α and key.
 Weights = dict[tuple[float, int], tuple[Params, Params]]
@@ -210,8 +210,8 @@ def main(config: Config) -> None:
 def _check(config: Config) -> None:
   metrics.check_tensorboard(config.tensorboard)
   ensemble.check_at_once(config.lanes_at_once)
-  checks.several(config, 'nets', 'alphas', 'keys')
-  checks.several(config, 'epsilons', 'kept', differ=False)
+  errors.check_several(config, 'nets', 'alphas', 'keys')
+  errors.check_several(config, 'epsilons', 'kept', differ=False)
   for kept in config.kept:
     masks.density_to_sparsity(kept, '--kept')
   for epsilon in config.epsilons:

@@ -41,7 +41,7 @@ from powerprop_jax.sparse.weight import MakeNet, Support
 from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.data.sources import Arrays
 from powerprop_jax.train.runs.errors import UserError
-from powerprop_jax.train.state import TrainState
+from powerprop_jax.train.step import TrainState
 
 # How training computes with weights that masks remove.
 Execution = Literal['masked', 'condensed', 'auto']
@@ -351,21 +351,17 @@ def make_advance(
   """
   steps = make_steps(net, make_net, tx, layout, **options)
   parts = sparsify_lib.parts(tx)
-  rewires = parts is not None and parts.topology.rewire is not None
+  step = steps.step
+  if parts is not None and parts.topology.rewire is not None:
+    step = lambda state, images, labels: jax.lax.cond(
+      steps.is_due(state), steps.rewire, steps.step, state, images, labels
+    )
 
   def advance(
     state: TrainState, arrays: Arrays, indices: jax.Array
   ) -> tuple[TrainState, step_lib.Metrics]:
-    def body(state: TrainState, batch: jax.Array) -> Any:
-      images, labels = arrays.images[batch], arrays.labels[batch]
-      if not rewires:
-        return steps.step(state, images, labels)
-      return jax.lax.cond(
-        steps.is_due(state), steps.rewire, steps.step, state, images, labels
-      )
-
-    thin, metrics = jax.lax.scan(body, condense(state, layout), indices)
-    metrics = jax.tree.map(lambda m: jnp.mean(m, axis=0), metrics)
+    thin = condense(state, layout)
+    thin, metrics = step_lib.repeated(step)(thin, arrays, indices)
     return expand(thin, layout), metrics
 
   return advance

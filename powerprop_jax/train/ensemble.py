@@ -29,13 +29,13 @@ from powerprop_jax.files.tables import Row
 from powerprop_jax.prune import one_shot
 from powerprop_jax.train import evaluate as evaluate_lib
 from powerprop_jax.train import loop
-from powerprop_jax.train import state as state_lib
+from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.data import splits as data
 from powerprop_jax.train.data.sources import Arrays
-from powerprop_jax.train.runs import divergence
+from powerprop_jax.train.runs import divergence, errors
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
-from powerprop_jax.train.state import TrainState
+from powerprop_jax.train.step import TrainState
 
 
 class Members(NamedTuple):
@@ -61,7 +61,7 @@ def product(alphas: Sequence[float], keys: Sequence[int]) -> Members:
     array([1., 1., 2., 2.])
   """
   for key in keys:
-    state_lib.check_key(key)
+    errors.check_key(key)
   pairs = list(itertools.product(alphas, keys))
   return Members(
     np.array([alpha for alpha, _ in pairs], np.float64),
@@ -148,10 +148,10 @@ def create(
   hardest = int(np.argmax(members.alpha))
   key = jax.random.key(int(members.key[hardest]))
   hardest_tx = make_tx(float(members.alpha[hardest]))
-  state_lib.create(net, hardest_tx, key, images)
+  step_lib.create(net, hardest_tx, key, images)
 
   def create_one(alpha: jax.Array, key: jax.Array) -> TrainState:
-    return state_lib.create(net, make_tx(alpha), key, images)
+    return step_lib.create(net, make_tx(alpha), key, images)
 
   alphas = jnp.asarray(members.alpha, jnp.float32)
   return jax.jit(jax.vmap(create_one))(alphas, _keys(members))
@@ -176,7 +176,7 @@ def create_by_key(
   def create_one(key: jax.Array) -> TrainState:
     # Other streams than those of the weights and of the training steps.
     tx = make_tx(jax.random.fold_in(key, 2))
-    return state_lib.create(net, tx, key, images)
+    return step_lib.create(net, tx, key, images)
 
   return jax.jit(jax.vmap(create_one))(_keys(members))
 

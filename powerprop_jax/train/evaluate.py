@@ -1,4 +1,4 @@
-"""How well a network classifies: the loss, and scores over whole splits.
+"""How well a network classifies: scores over whole splits.
 
 Data sets that fit in memory are scored in one compiled program, streams of
 batches one by one, on any number of devices. Examples of label -1 fill up last
@@ -10,39 +10,17 @@ from collections.abc import Callable, Iterable
 import haiku as hk
 import jax
 import jax.numpy as jnp
-import optax
 
 from powerprop_jax.core.trees import Tree
+from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.data import splits
 from powerprop_jax.train.data.sources import Arrays
 from powerprop_jax.train.data.splits import Prepare
 from powerprop_jax.train.runs.errors import UserError
-from powerprop_jax.train.state import TrainState
+from powerprop_jax.train.step import TrainState
 
 Sums = dict[str, jax.Array]
 Score = Callable[[hk.Params, hk.State, Tree, Tree], Sums]
-
-
-def cross_entropy(
-  logits: jax.Array, labels: jax.Array, smoothing: float = 0.0
-) -> jax.Array:
-  """Cross-entropy of each example, in nats.
-
-  Args:
-    logits: [batch, classes].
-    labels: [batch], integer.
-    smoothing: share of each label that is spread over all classes alike.
-
-  Example:
-    >>> cross_entropy(jnp.zeros((1, 2)), jnp.array([1]))
-    Array([0.6931472], dtype=float32)
-  """
-  losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-  if not smoothing:
-    return losses
-  # Cross-entropy is linear in the labels.
-  spread = -jnp.mean(jax.nn.log_softmax(logits), axis=-1)
-  return (1 - smoothing) * losses + smoothing * spread
 
 
 def make_score(
@@ -70,7 +48,7 @@ def make_score(
     )
     counts = labels >= 0
     labels = jnp.maximum(labels, 0)
-    losses = cross_entropy(logits, labels)
+    losses = step_lib.cross_entropy(logits, labels)
     own = jnp.take_along_axis(logits, labels[:, None], axis=1)
     # Ties go to the lowest class, as in argmax.
     before = jnp.arange(logits.shape[1])[None] < labels[:, None]

@@ -24,7 +24,7 @@ from powerprop_jax.files.tables import Row
 from powerprop_jax.train.checkpoints import checkpoint
 from powerprop_jax.train.data.sources import Arrays
 from powerprop_jax.train.data.splits import Splits
-from powerprop_jax.train.runs import checks, divergence, metrics
+from powerprop_jax.train.runs import divergence, errors, metrics
 from powerprop_jax.train.runs.folder import RunFolder
 from powerprop_jax.train.scale import preemption
 
@@ -49,7 +49,7 @@ class LoopConfig:
 
   def __post_init__(self) -> None:
     names = (field.name for field in dataclasses.fields(self))
-    checks.positive(self, *names, prefix='')
+    errors.check_positive(self, *names, prefix='')
 
 
 def record(trained: Tree, scores: Tree, **name: float) -> Row:

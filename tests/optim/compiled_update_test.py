@@ -15,7 +15,7 @@ from powerprop_jax.optim import powerprop, sparsify, views
 from powerprop_jax.optim.topologies import fixed
 from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.scale import fusing
-from powerprop_jax.train.state import TrainState
+from powerprop_jax.train.step import TrainState
 
 PHI = {'linear': {'w': jnp.linspace(-1.0, 1.0, 512 * 512).reshape(512, 512)}}
 BYTES = 4 * 512 * 512

@@ -12,7 +12,6 @@ import pytest
 
 import powerprop_jax as pp
 from powerprop_jax import nets
-from powerprop_jax.train import state as state_lib
 from powerprop_jax.train import step as step_lib
 
 
@@ -196,7 +195,7 @@ def test_a_compiled_step_of_ours_does(around):
   net = nets.make('lenet_300_100', num_classes=3)
   images, labels = jnp.ones((4, 2, 2, 1)), jnp.array([0, 1, 2, 0])
   tx = around(pp.sparse_evolution(optax.sgd(0.5), 0.8, stop=90, period=1), 0.3)
-  state = state_lib.create(net, tx, jax.random.key(0), images)
+  state = step_lib.create(net, tx, jax.random.key(0), images)
   step = step_lib.make_step(net, tx)
   run = jax.jit(functools.partial(step.gradient, labels=labels))
   update = jax.jit(step.update)

@@ -22,7 +22,6 @@ from experiments.adaptive_alpha.config import (
 )
 from powerprop_jax.optim import adaptive, powerprop, views
 from powerprop_jax.train import ensemble, optimizers
-from powerprop_jax.train import state as state_lib
 from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.data import splits
 from powerprop_jax.train.optimizers import OptimizerConfig
@@ -126,7 +125,7 @@ class ControlTest(parameterized.TestCase):
       hold=control.hold,
     )
     images = splits.to_float(PROBLEM.splits.train.images[:1])
-    state = state_lib.create(PROBLEM.net, tx, jax.random.key(KEYS[0]), images)
+    state = step_lib.create(PROBLEM.net, tx, jax.random.key(KEYS[0]), images)
     rows = splits.batch_indices(KEYS[0], 0, 23, 60, 240)
     advance = jax.jit(step_lib.make_advance(PROBLEM.net, tx))
     # Without the last step, after which only the wrapper has a control point.
@@ -141,7 +140,7 @@ class ControlTest(parameterized.TestCase):
     control = methods.control_of(PROBLEM, 'published_phi', EVERY_EPOCH)
     for hold, new in (('phi', 1.75), ('theta', 1.5)):
       state = control_lib.Controlled(
-        state_lib.TrainState(jnp.int32(0), phi, {}, opt_state, None),
+        step_lib.TrainState(jnp.int32(0), phi, {}, opt_state, None),
         control.controller.init(jnp.float32(1.5)),
         jnp.float32(0),
       )

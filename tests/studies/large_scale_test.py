@@ -16,7 +16,7 @@ from experiments.imagenet_resnet50.config import Config, NetConfig, RecipeConfig
 from powerprop_jax.core import distributions
 from powerprop_jax.optim import ema, topology, views
 from powerprop_jax.train import optimizers
-from powerprop_jax.train import state as state_lib
+from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.methods import SparseConfig
 from powerprop_jax.train.optimizers import ScheduleConfig
 from powerprop_jax.train.runs.errors import UserError
@@ -55,7 +55,7 @@ def make_tx(config):
 def state_of(config):
   tx = make_tx(config)
   phi, opt_state = views.init(tx, THETA)
-  return tx, state_lib.TrainState(
+  return tx, step_lib.TrainState(
     jnp.zeros([], jnp.int32), phi, {}, opt_state, jax.random.key(0)
   )
 

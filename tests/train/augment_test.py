@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from powerprop_jax.train.data import augment
+from powerprop_jax.train.data import splits
 
 
 def make_images(num, height=5, width=6, channels=2, dtype=np.uint8):
@@ -38,7 +38,7 @@ def candidates(image, padding):
 @pytest.mark.parametrize('padding', [0, 1, 4])
 def test_every_image_is_a_piece_of_its_reflection(padding, dtype):
   images = make_images(20, dtype=dtype)
-  found = augment.crop_and_flip(jax.random.key(0), images, padding=padding)
+  found = splits.crop_and_flip(jax.random.key(0), images, padding=padding)
   assert found.dtype == dtype
   assert found.shape == images.shape
   for image, result in zip(images, np.asarray(found), strict=True):
@@ -50,7 +50,7 @@ def test_all_shifts_and_both_sides_are_equally_likely():
   (image,) = make_images(1)
   num = 3_600
   images = np.broadcast_to(image, (num, *image.shape))
-  found = augment.crop_and_flip(jax.random.key(1), images, padding=1)
+  found = splits.crop_and_flip(jax.random.key(1), images, padding=1)
   names = {
     piece.tobytes(): name for name, piece in candidates(image, 1).items()
   }
@@ -64,7 +64,7 @@ def test_all_shifts_and_both_sides_are_equally_likely():
 
 def test_key_decides_and_jit_changes_nothing():
   images = jnp.asarray(make_images(8))
-  run = functools.partial(augment.crop_and_flip, padding=2)
+  run = functools.partial(splits.crop_and_flip, padding=2)
   first, again = run(jax.random.key(3), images), run(jax.random.key(3), images)
   chex.assert_trees_all_equal(first, again)
   chex.assert_trees_all_equal(jax.jit(run)(jax.random.key(3), images), first)
@@ -74,4 +74,4 @@ def test_key_decides_and_jit_changes_nothing():
 @pytest.mark.parametrize('padding', [-1, 5, 6])
 def test_images_too_small_to_be_reflected_are_refused(padding):
   with pytest.raises(ValueError, match=rf'5 × 6, got {padding}'):
-    augment.crop_and_flip(jax.random.key(0), make_images(1), padding=padding)
+    splits.crop_and_flip(jax.random.key(0), make_images(1), padding=padding)

@@ -13,7 +13,6 @@ import pytest
 from powerprop_jax import nets
 from powerprop_jax.optim import aliases, powerprop
 from powerprop_jax.train import condensed, step
-from powerprop_jax.train import state as state_lib
 from powerprop_jax.train.data.sources import Arrays
 from powerprop_jax.train.runs.errors import UserError
 
@@ -53,7 +52,7 @@ def _make(name, case, sparsity=0.8):
   net = nets.make(name, 10)
   make_net = lambda supports: nets.make(name, 10, supports=supports)
   arrays = _data((8, 8, 1))
-  state = state_lib.create(net, tx, jax.random.key(0), arrays.images[:1])
+  state = step.create(net, tx, jax.random.key(0), arrays.images[:1])
   return net, make_net, tx, state, arrays
 
 
@@ -108,7 +107,7 @@ class NumbersTest(parameterized.TestCase):
     )
     tx = aliases.static(_SGD, 0.9)
     images = jnp.asarray(random.random((8, 16, 16, 3), np.float32))
-    state = state_lib.create(net, tx, jax.random.key(0), images)
+    state = step.create(net, tx, jax.random.key(0), images)
     layout = condensed.layout(state, tx=tx, make_net=make_net, images=images)
     arrays = Arrays(images, jnp.arange(8))
     indices = np.arange(8)[np.newaxis]
@@ -206,12 +205,12 @@ class ChoiceTest(parameterized.TestCase):
     net, make_net, _, _, arrays = _make('lenet_300_100', 'static')
     for reason, make_tx in refused.items():
       tx = make_tx(sparsity=0.9)
-      state = state_lib.create(net, tx, jax.random.key(0), arrays.images[:1])
+      state = step.create(net, tx, jax.random.key(0), arrays.images[:1])
       with pytest.raises(UserError, match=reason):
         _layout(tx, state, make_net, arrays)
       auto = _layout(tx, state, make_net, arrays, execution='auto')
       assert not auto.shapes
-    state = state_lib.create(net, _SGD, jax.random.key(0), arrays.images[:1])
+    state = step.create(net, _SGD, jax.random.key(0), arrays.images[:1])
     with pytest.raises(UserError, match='sparsify is not the outermost'):
       _layout(_SGD, state, make_net, arrays)
     with pytest.raises(UserError, match="got 'fast'"):
@@ -221,7 +220,7 @@ class ChoiceTest(parameterized.TestCase):
     net, make_net, _, _, arrays = _make('lenet_300_100', 'static')
     inner = optax.adafactor(0.1, min_dim_size_to_factor=8)
     tx = aliases.static(inner, 0.9)
-    state = state_lib.create(net, tx, jax.random.key(0), arrays.images[:1])
+    state = step.create(net, tx, jax.random.key(0), arrays.images[:1])
     layout = _layout(tx, state, make_net, arrays)
     with pytest.raises(ValueError, match='factored moments'):
       condensed.condense(state, layout)

@@ -14,7 +14,6 @@ from powerprop_jax import nets
 from powerprop_jax.core import masks
 from powerprop_jax.prune import one_shot
 from powerprop_jax.train import ensemble, evaluate, loop, optimizers, step
-from powerprop_jax.train import state as state_lib
 from powerprop_jax.train.data import splits
 from powerprop_jax.train.data.splits import DataConfig
 from powerprop_jax.train.ensemble import Members
@@ -84,7 +83,7 @@ class TrainTest:
     alpha, key = MEMBERS.alpha[index], int(MEMBERS.key[index])
     tx = make_tx(jnp.asarray(alpha))
     state = loop.fit(
-      state_lib.create(NET, tx, jax.random.key(key), SPLITS.example),
+      step.create(NET, tx, jax.random.key(key), SPLITS.example),
       step.make_advance(NET, tx),
       evaluate.on_state(NET),
       SPLITS,
@@ -195,9 +194,7 @@ class PruneTest:
       assert record['accuracy'] == pytest.approx(correct.mean(), abs=1.1 / 360)
 
   def test_single_network_with_a_compiled_in_power_is_pruned_too(self):
-    state = state_lib.create(
-      NET, make_tx(2.0), jax.random.key(3), SPLITS.example
-    )
+    state = step.create(NET, make_tx(2.0), jax.random.key(3), SPLITS.example)
     stacked = jax.tree.map(lambda x: x[None], state)
     members = Members(np.array([2.0]), np.array([3]))
     (record,) = ensemble.prune(NET, stacked, members, SPLITS.test, [0.5])

@@ -14,7 +14,6 @@ from stream_runs import OPTIONS
 
 from powerprop_jax.nets import resnet
 from powerprop_jax.optim import aliases, powerprop
-from powerprop_jax.train import state as state_lib
 from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.images import batches
 from powerprop_jax.train.scale import guard, sharding
@@ -50,7 +49,7 @@ def step_alone():
 
 def create(net, tx):
   images = jnp.zeros((1, 8, 8, 3))
-  return state_lib.create(net, tx, jax.random.key(0), images)
+  return step_lib.create(net, tx, jax.random.key(0), images)
 
 
 def counts(state):

@@ -14,7 +14,6 @@ from sklearn import datasets
 
 from powerprop_jax.nets import layers
 from powerprop_jax.optim import aliases, powerprop
-from powerprop_jax.train import state as state_lib
 from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.checkpoints import checkpoint
 from powerprop_jax.train.data.sources import Arrays
@@ -42,7 +41,7 @@ def make_problem(num_steps=NUM_STEPS, period=5):
   inner = powerprop.powerprop(optax.sgd(0.05, 0.9), 2.0)
   tx = aliases.rigl(inner, 0.7, stop=100, period=period)
   create = functools.partial(
-    state_lib.create, net, tx, jax.random.key(0), jnp.zeros((1, 8, 8, 1))
+    step_lib.create, net, tx, jax.random.key(0), jnp.zeros((1, 8, 8, 1))
   )
   digits = datasets.load_digits()
   num = num_steps * BATCH

@@ -9,7 +9,7 @@ import pytest
 from powerprop_jax import nets
 from powerprop_jax.core import distributions
 from powerprop_jax.optim import topology, views
-from powerprop_jax.train import evaluate, methods, optimizers, state, step
+from powerprop_jax.train import evaluate, methods, optimizers, step
 from powerprop_jax.train.data import splits
 from powerprop_jax.train.data.splits import DataConfig
 from powerprop_jax.train.methods import Lengths, SparseConfig
@@ -35,7 +35,7 @@ def make_tx(method, density=0.2, alpha=1.0, lengths=LENGTHS, key=3, **settings):
 def trained(tx, num_steps=LENGTHS.num_steps):
   advance = jax.jit(step.make_advance(NET, tx), donate_argnums=0)
   rows = splits.batch_indices(0, 0, num_steps, 20, len(SPLITS.train.labels))
-  start = state.create(NET, tx, jax.random.key(0), IMAGES)
+  start = step.create(NET, tx, jax.random.key(0), IMAGES)
   return advance(start, SPLITS.train, rows)[0]
 
 
@@ -76,14 +76,14 @@ def test_dense_is_the_optimiser_itself():
   [('rigl', 'erk'), ('set', 'erk'), ('static', 'uniform'), ('snfs', 'uniform')],
 )
 def test_default_distribution_is_that_of_the_recipe(method, distribution):
-  start = state.create(NET, make_tx(method), jax.random.key(0), IMAGES)
+  start = step.create(NET, make_tx(method), jax.random.key(0), IMAGES)
   expected = getattr(distributions, distribution)(THETA, 0.8)
   for name, found in count(start).items():
     size = THETA[name]['w'].size
     assert found == pytest.approx((1 - expected[f'{name}/w']) * size, abs=1)
   other = {'erk': 'uniform', 'uniform': 'erk'}[distribution]
   tx = make_tx(method, distribution=other)
-  changed = state.create(NET, tx, jax.random.key(0), IMAGES)
+  changed = step.create(NET, tx, jax.random.key(0), IMAGES)
   assert count(changed) != count(start)
 
 

@@ -13,9 +13,10 @@ import pytest
 from powerprop_jax import nets
 from powerprop_jax.optim import aliases, ema, powerprop, views
 from powerprop_jax.train import evaluate as evaluate_lib
-from powerprop_jax.train import state, step
+from powerprop_jax.train import step
 from powerprop_jax.train.data import splits
 from powerprop_jax.train.data.sources import Arrays
+from powerprop_jax.train.runs import errors
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.scale import fusing
 
@@ -33,7 +34,7 @@ def make_arrays(size, seed=0, dtype=np.float32):
 
 def make_state(net, tx=TX, seed=0):
   images = make_arrays(1).images
-  return state.create(net, tx, jax.random.key(seed), jnp.asarray(images))
+  return step.create(net, tx, jax.random.key(seed), jnp.asarray(images))
 
 
 def without_key(train_state):
@@ -73,7 +74,7 @@ class StateTest:
   @pytest.mark.parametrize('key', [-1, 2**32])
   def test_key_out_of_range_is_refused(self, key):
     with pytest.raises(UserError, match=f'got {key}'):
-      state.check_key(key)
+      errors.check_key(key)
 
 
 class StepTest:

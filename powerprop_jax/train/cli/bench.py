@@ -27,7 +27,7 @@ from powerprop_jax.files import json_files, tables
 from powerprop_jax.files.tables import Row
 from powerprop_jax.train.cli import pruned_model, timing
 from powerprop_jax.train.cli.pruned_model import PruneOnce
-from powerprop_jax.train.runs import checks
+from powerprop_jax.train.runs import errors
 from powerprop_jax.train.runs.errors import UserError
 
 # A call of the network on some images, to the end.
@@ -81,8 +81,8 @@ def main(config: BenchConfig) -> None:
 
 
 def _check(config: BenchConfig) -> None:
-  checks.several(config, 'batches')
-  checks.positive(config, 'repeats', 'batches')
+  errors.check_several(config, 'batches')
+  errors.check_positive(config, 'repeats', 'batches')
   if config.out:
     path = pathlib.Path(config.out).expanduser()
     export_lib.check_free(path, overwrite=config.overwrite)

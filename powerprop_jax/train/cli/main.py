@@ -31,16 +31,16 @@ from powerprop_jax.files import tables
 from powerprop_jax.report import analysis, plotting, records
 from powerprop_jax.train import ensemble, loop, optimizers
 from powerprop_jax.train import evaluate as evaluate_lib
-from powerprop_jax.train import state as state_lib
+from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.cli import arguments, bench, export, pruned_model
 from powerprop_jax.train.data import splits as data
 from powerprop_jax.train.data.splits import DataConfig
 from powerprop_jax.train.loop import LoopConfig
 from powerprop_jax.train.optimizers import OptimizerConfig
 from powerprop_jax.train.runs import (
-  checks,
   contents,
   divergence,
+  errors,
   load,
   metrics,
 )
@@ -118,9 +118,9 @@ def train(config: TrainConfig) -> None:
   net = nets.make(config.net, splits.num_classes)
   # A Python number: α is compiled in, which is faster than an array.
   tx = optimizers.make_tx(config.optimizer, config.alpha, config.loop.num_steps)
-  state_lib.check_key(config.key)
+  errors.check_key(config.key)
   key = jax.random.key(config.key)
-  state = state_lib.create(net, tx, key, splits.example)
+  state = step_lib.create(net, tx, key, splits.example)
   folder = RunFolder(
     config.out,
     config,
@@ -210,7 +210,7 @@ def _contents(config: TrainConfig) -> Contents:
 
 def prune(config: PruneConfig) -> None:
   """Prunes the networks of a run and writes their test accuracies."""
-  checks.several(config, 'kept', differ=False)
+  errors.check_several(config, 'kept', differ=False)
   sparsities = [masks.density_to_sparsity(k, '--kept') for k in config.kept]
   pruned_model.check_output_factor(config.scope, config.output_factor)
   run = pathlib.Path(config.run).expanduser()

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from powerprop_jax.files.tables import Row
 from powerprop_jax.train.images import batches, image_set
 from powerprop_jax.train.images.batches import Batches
-from powerprop_jax.train.runs import checks
+from powerprop_jax.train.runs import errors
 from powerprop_jax.train.runs.errors import UserError
 
 # Batches that an evaluation on random images takes.
@@ -122,7 +122,7 @@ def _share(batch_size: int, host_count: int) -> int:
 
 
 def _check(config: ImagesConfig) -> None:
-  checks.positive(
+  errors.check_positive(
     config,
     *('image_size', 'test_batch', 'synthetic_classes', 'synthetic_examples'),
     prefix='--data.',

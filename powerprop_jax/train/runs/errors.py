@@ -1,9 +1,11 @@
-"""The user's mistakes, as opposed to ours.
+"""The user's mistakes, as opposed to ours, and checks of settings for them.
 
 A UserError says what is wrong and what to do about it in a single line. The
 programs print that line and stop with status 2, without a traceback; see
-run_folder.run_main.
+folder.run_main.
 """
+
+from typing import Any
 
 
 class UserError(ValueError):
@@ -20,3 +22,67 @@ class UserError(ValueError):
 
   def __init__(self, message: str):
     super().__init__(' '.join(message.split()))
+
+
+def check(settings: Any, name: str, is_right: bool, needed: str) -> None:
+  """Refuses a number among settings, unless it is right.
+
+  The end of the name is that of the setting; what stands in front of it, as in
+  'schedule.warmup', is for the message.
+
+  Example:
+    >>> import types
+    >>> check(types.SimpleNamespace(warmup=1), 'schedule.warmup', True, 'any')
+  """
+  if not is_right:
+    value = getattr(settings, name.rpartition('.')[2])
+    raise UserError(f'{name} must be {needed}, got {value:g}.')
+
+
+def check_several(settings: Any, *names: str, differ: bool = True) -> None:
+  """Refuses lists among settings that are empty or, if differ, repeat a value.
+
+  Example:
+    >>> import types
+    >>> check_several(types.SimpleNamespace(keys=(0, 1)), 'keys')
+    >>> check_several(types.SimpleNamespace(kept=(1, 1)), 'kept', differ=False)
+  """
+  for name in names:
+    values, option = getattr(settings, name), _option(name)
+    if not values:
+      raise UserError(f'{option} needs at least one value.')
+    if differ and len(set(values)) < len(values):
+      raise UserError(f'{option} must differ from each other, got {values}.')
+
+
+def check_positive(settings: Any, *names: str, prefix: str = '--') -> None:
+  """Refuses numbers below 1, alone or in tuples; None may pass.
+
+  Args:
+    prefix: what stands in front of a name in messages; '' for a part of the
+      settings, which does not know what the options of a program are called.
+
+  Example:
+    >>> import types
+    >>> check_positive(types.SimpleNamespace(num_steps=1), 'num_steps')
+  """
+  for name in names:
+    found = getattr(settings, name)
+    for value in found if isinstance(found, tuple) else (found,):
+      if value is not None and value < 1:
+        option = _option(name, prefix) if prefix else name
+        raise UserError(f'{option} must be at least 1, got {value}.')
+
+
+def check_key(key: int) -> None:
+  """Refuses a seed that jax.random.key and the order of the data cannot take.
+
+  Raises:
+    UserError: if it is negative or does not fit in 32 bits.
+  """
+  if not 0 <= key < 2**32:
+    raise UserError(f'a key must be at least 0 and below 2^32, got {key}.')
+
+
+def _option(name: str, prefix: str = '--') -> str:
+  return prefix + name.replace('_', '-')

@@ -28,7 +28,7 @@ from powerprop_jax.train.data.sources import Arrays
 from powerprop_jax.train.ensemble import Members
 from powerprop_jax.train.runs import contents, divergence, folder
 from powerprop_jax.train.runs.errors import UserError
-from powerprop_jax.train.state import TrainState
+from powerprop_jax.train.step import TrainState
 
 
 class Trained(NamedTuple):

@@ -15,7 +15,7 @@ a few operations a weight, as SGD; others would be computed twice, as would
 everything where the flag is not set.
 
 Measured on LeNet-300-100, batch 60, SGD, α = 2, as ratios of the dense step
-(docs/benchmarks.md#step): 1.22 plain, 1.13 with θ carried, 1.11 with the
+(docs/benchmarks.md): 1.22 plain, 1.13 with θ carried, 1.11 with the
 flag, 1.02 with the update written twice as well.
 """
 
@@ -33,7 +33,7 @@ from powerprop_jax.core.trees import OptState, Params, Updates
 from powerprop_jax.optim import sparsify, topology, views
 from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.data.sources import Arrays
-from powerprop_jax.train.state import TrainState
+from powerprop_jax.train.step import TrainState
 
 # Wide vectors halve the cost of roots and powers on processors that have them.
 _WIDE_VECTORS = {'--xla_cpu_prefer_vector_width': '512'}
@@ -161,37 +161,32 @@ def make_advance(
   θ is then computed where φ changes, in the same loop if tx is fused. Where α
   is an array the step computes θ and the slope together instead, which share
   their one power; and sparsify carries no θ, which would mostly be a copy of φ.
-
-  Args:
-    net: the network.
-    tx: fused or not.
-    **options: of step.make_advance.
+  The transformation is fused or not, the options are those of step.make_step.
   """
   once = _once(tx)
-  advance = step_lib.make_advance(net, once, **options)
   step = step_lib.make_step(net, once, **options)
 
-  def advance_with_theta(
+  def step_with_theta(
+    carry: tuple[TrainState, hk.Params], images: jax.Array, labels: jax.Array
+  ) -> tuple[tuple[TrainState, hk.Params], step_lib.Metrics]:
+    state, theta = carry
+    grads, net_state, metrics = step.gradient(state, images, labels, theta)
+    after = copy = step.update(state, grads, net_state)
+    if once is not tx:
+      grads, state = jax.lax.optimization_barrier((grads, state))
+      copy = step.update(state, grads, net_state)
+    return (after, copy.theta), metrics
+
+  def advance(
     state: TrainState, arrays: Arrays, indices: jax.Array
   ) -> tuple[TrainState, step_lib.Metrics]:
     is_sparse = topology.find_sparse_state(state.opt_state) is not None
     if is_sparse or not views.is_alpha_static(state.opt_state):
-      return advance(state, arrays, indices)
+      return step_lib.repeated(step)(state, arrays, indices)
+    carry = state, state.theta
+    (state, _), metrics = step_lib.repeated(step_with_theta)(
+      carry, arrays, indices
+    )
+    return state, metrics
 
-    def body(
-      carry: tuple[TrainState, hk.Params], batch: jax.Array
-    ) -> tuple[tuple[TrainState, hk.Params], step_lib.Metrics]:
-      state, theta = carry
-      grads, net_state, metrics = step.gradient(
-        state, arrays.images[batch], arrays.labels[batch], theta
-      )
-      after = copy = step.update(state, grads, net_state)
-      if once is not tx:
-        grads, state = jax.lax.optimization_barrier((grads, state))
-        copy = step.update(state, grads, net_state)
-      return (after, copy.theta), metrics
-
-    (state, _), metrics = jax.lax.scan(body, (state, state.theta), indices)
-    return state, step_lib.means(metrics)
-
-  return advance_with_theta
+  return advance

@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from powerprop_jax.core.trees import Tree
-from powerprop_jax.train.state import TrainState
-from powerprop_jax.train.step import Metrics, Step, TrainStep
+from powerprop_jax.train.step import Metrics, Step, TrainState, TrainStep
 
 GuardedStep = Callable[
   ['GuardedState', jax.Array, jax.Array], tuple['GuardedState', Metrics]
@@ -119,7 +118,7 @@ def is_finite(state: GuardedState) -> jax.Array:
   """Whether weights are finite, the same on all devices and hosts.
 
   Example:
-    >>> from powerprop_jax.train.state import TrainState
+    >>> from powerprop_jax.train.step import TrainState
     >>> train = TrainState(0, {'w': jnp.array([1.0, jnp.inf])}, {}, (), 0)
     >>> is_finite(create(train))
     Array(False, dtype=bool)

@@ -29,7 +29,7 @@ import numpy as np
 
 from powerprop_jax.core.trees import Tree
 from powerprop_jax.train.checkpoints import checkpoint
-from powerprop_jax.train.runs import checks, metrics
+from powerprop_jax.train.runs import errors, metrics
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
 from powerprop_jax.train.scale import guard, preemption
@@ -62,7 +62,7 @@ class StreamLoopConfig:
 
   def __post_init__(self) -> None:
     names = (field.name for field in dataclasses.fields(self))
-    checks.positive(self, *names, prefix='')
+    errors.check_positive(self, *names, prefix='')
 
 
 def fit(
