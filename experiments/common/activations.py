@@ -32,9 +32,6 @@ def layer_outputs(
     apply: runs the network, (theta, inputs) -> anything, not compiled by
       jax.jit; what calls layer_outputs may be. Layers inside hk.remat, hk.scan
       or hk.layer_stack cannot be read: their arrays must not leave it.
-    theta: effective parameters, dense or masked.
-    inputs: what apply takes.
-    with_norms: whether a normalisation belongs to the layer before it.
 
   Returns:
     For each layer, by the name of its module and in the order of the forward

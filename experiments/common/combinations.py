@@ -57,10 +57,8 @@ def check_workers(num_workers: int) -> None:
 def settings(config: Any, *left_out: str) -> Row:
   """What the results of a program depend on, as JSON holds it.
 
-  Args:
-    config: its settings, a dataclass.
-    *left_out: those that change nothing beside `workers`, the number of
-      processes that share the work.
+  Left out are those that change nothing: the number of `workers` that share the
+  work, and others by name.
   """
   every = json_files.to_json(config)
   return {k: v for k, v in every.items() if k not in ('workers', *left_out)}
@@ -79,7 +77,6 @@ def run_all(
     work: (description, combination) -> results, a function at the top level of
       a module or a functools.partial of one; the description is for its
       progress, '' for no progress.
-    combinations: what to call it with.
     config: out, the folder of the program, and workers: with 1, one after
       another in this process; otherwise so many at a time, each in a process of
       its own with one thread.
@@ -119,12 +116,7 @@ def folder(
 ) -> RunFolder:
   """The folder of a combination; it is complete where nothing is left to do.
 
-  Args:
-    config: the settings, with out, the folder of the program.
-    combination: which one.
-    program: name of the program.
-    *left_out: see settings.
-    contents: see RunFolder.
+  It lies in `out` of the settings; for what is left out of them see settings.
   """
   return RunFolder(
     path(config.out, combination),

@@ -16,11 +16,7 @@ MasksByLeaf = Row
 
 
 def masks_of(state: TrainState) -> MasksByLeaf:
-  """The masks of the weights of one network; none of a dense network.
-
-  Args:
-    state: the state of one network, possibly traced.
-  """
+  """The masks of the weights of one network; none of a dense network."""
   if topology.find_sparse_state(state.opt_state) is None:
     return {}
   masks = pp.current_masks(state.phi, state.opt_state)
@@ -50,19 +46,13 @@ class MaskWatch:
     self._first = self._last = stacked_masks(state)
 
   def begin(self, state: TrainState) -> None:
-    """Remembers the masks of the evaluation before an interruption.
-
-    Args:
-      state: stacked states from which training continues.
-    """
+    """Remembers the masks of stacked states from which training continues."""
     self._last = stacked_masks(state)
 
   def records(self, members: Members, masks: MasksByLeaf) -> list[Row]:
     """What one evaluation finds, and the reference for the next one.
 
-    Args:
-      members: the runs.
-      masks: the masks now, stacked, on the host.
+    The masks are stacked, on the host.
 
     Returns:
       For each member a record of all layers together, with alpha, key, churn

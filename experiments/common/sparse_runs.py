@@ -20,6 +20,7 @@ from experiments.common import mask_watch
 from experiments.common.combinations import Named
 import powerprop_jax as pp
 from powerprop_jax import nets
+from powerprop_jax.core import trees
 from powerprop_jax.core.trees import Params, Tree
 from powerprop_jax.files.tables import Row
 from powerprop_jax.train import condensed, ensemble, loop, methods, optimizers
@@ -150,11 +151,7 @@ def combinations(
 
 
 def check_settings(settings: Settings, *several: str) -> data.Splits:
-  """Refuses settings that do not fit, with a UserError that names them.
-
-  Args:
-    settings: the settings.
-    *several: names of those which are tuples of different values.
+  """Refuses settings that do not fit, of which several are tuples.
 
   Returns:
     The data.
@@ -228,18 +225,11 @@ def train(
   MaskWatch.records says. A line is printed about each key that diverged.
 
   Args:
-    settings: the data, the keys and the lengths.
-    net: the network.
-    make_tx: its gradient transformation.
-    alpha: the α of that.
-    folder: where metrics and checkpoints go.
+    alpha: the one that make_tx has.
     state: the stacked states to start from, donated; None makes them.
     execution: how training computes with weights that do not exist, see
       condensed.layout; condensed, keys are computed one by one.
     description: what is being trained, for the progress; '' for no progress.
-
-  Returns:
-    What came out.
   """
   splits = load(settings, show_progress=bool(description))
   prepare = preparation(settings, splits)
@@ -378,7 +368,8 @@ def lengths_of(
   loop: LoopConfig, theta: Params, splits: data.Splits
 ) -> methods.Lengths:
   """What the settings of a method are shares of."""
-  num_examples = len(splits.train.labels)
-  return methods.lengths_of(
-    theta, loop.num_steps, loop.batch_size, num_examples
+  num_weights = sum(
+    leaf.value.size for leaf in trees.named_leaves(theta) if pp.is_weight(*leaf)
   )
+  epoch = -(-len(splits.train.labels) // loop.batch_size)
+  return methods.Lengths(loop.num_steps, epoch, num_weights)

@@ -134,11 +134,7 @@ def layout(
 
   Returns:
     The layout, without leaves if the training cannot be condensed and need not
-    be.
-
-  Raises:
-    UserError: if execution is 'condensed' and that cannot be, or if nothing is
-      missing yet; the message says why.
+    be; if execution is 'condensed' that is a UserError, which says why.
   """
   check_execution(execution)
   reason = why_not(tx, state)
@@ -178,12 +174,8 @@ def layout(
 def condense(state: TrainState, layout: Layout) -> TrainState:
   """A masked state without what its masks remove.
 
-  Returns:
-    The condensed state; its net_state holds the index of each leaf.
-
-  Raises:
-    ValueError: if the optimiser keeps something else than a number for each
-      weight.
+  The net_state of the result holds the index of each leaf. An optimiser that
+  keeps something else than a number for each weight is refused.
   """
   sparse: SparseState = state.opt_state
   by_path = trees.by_path(sparse.masks)
@@ -285,16 +277,10 @@ def make_steps(
   layout: Layout,
   **options: Any,
 ) -> CondensedSteps:
-  """The steps of step.make_step over a condensed state.
+  """The steps of step.make_step, and with its options, over a condensed state.
 
-  Args:
-    make_net: makes it with the weights of the layout condensed.
-    **options: of step.make_step.
-
-  Returns:
-    Pure functions. Where topologies let the number of connections of a leaf
-    grow, its layout has no room for them: none of ours that can be condensed
-    does.
+  Where topologies let the number of connections of a leaf grow, its layout has
+  no room for them: none of ours that can be condensed does.
   """
   parts = sparsify_lib.parts(tx)
   assert parts is not None  # why_not says so

@@ -132,11 +132,8 @@ def create(
 ) -> TrainState:
   """The stacked states of all members before their first step.
 
-  Args:
-    net: a network from nets.make.
-    make_tx: from α, an array, to a gradient transformation over φ.
-    members: the runs.
-    images: a batch of inputs, float, for its shape.
+  As step.create, but for make_tx: from α, an array, to a gradient
+  transformation over φ.
 
   Raises:
     ValueError: if powerprop refuses the weights or a power.
@@ -226,14 +223,8 @@ def prune(
   """Accuracy of every member after one-shot pruning at every sparsity.
 
   Args:
-    net: the network.
-    state: stacked states.
-    members: the runs.
     arrays: examples to score on.
-    sparsities: shares of weights to remove, each in [0, 1).
-    scope: 'layer' or 'global'; see prune.one_shot.
     overrides: from a sparsity to the sparsities of leaves by pattern.
-    select: which leaves are pruned.
 
   Returns:
     One record for each member and sparsity, with alpha, key, scope, sparsity,
@@ -291,11 +282,8 @@ def prune(
 def keep_more_outputs(factor: float) -> Callable[[float], dict[str, float]]:
   """The rule by which the output layer keeps a multiple of the others' share.
 
-  Args:
-    factor: the multiple, positive; the authors' notebook has 2.
-
-  Returns:
-    Overrides for prune: sparsity -> {pattern of the output layer: sparsity}.
+  Overrides for prune: sparsity -> {pattern of the output layer: sparsity}. The
+  authors' notebook has the factor 2.
 
   Example:
     >>> keep_more_outputs(2.0)(0.9)

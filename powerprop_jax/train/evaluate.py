@@ -28,10 +28,7 @@ def make_score(
 ) -> Score:
   """Sums over a batch: score(theta, net_state, images, labels).
 
-  Args:
-    net: a network, (theta, net_state, key, images, is_training) -> (logits,
-      net_state).
-    prepare: turns images into what the network sees; the same as in training.
+  The images are prepared as in training.
 
   Returns:
     A pure function. It gives the number of examples whose label is not -1, and
@@ -72,13 +69,9 @@ def make_evaluate(
 ) -> Callable[[hk.Params, hk.State, Arrays], dict[str, jax.Array]]:
   """Loss and accuracy over a split in memory: (theta, net_state, arrays) -> .
 
-  Args:
-    net: a network from nets.make.
-    batch_size: examples at a time, which bounds the memory.
-    prepare: turns images into what the network sees; the same as in training.
-
   Returns:
-    A pure function, exact for any number of examples; see make_score.
+    A pure function, exact for any number of examples; see make_score. The
+    batch_size, of examples at a time, bounds its memory.
   """
   score = make_score(net, prepare)
 
@@ -118,13 +111,10 @@ def evaluate(
   net_state: hk.State,
   batches: Iterable[Arrays],
 ) -> dict[str, float]:
-  """Means over all examples of a stream.
+  """Means over all examples of a stream, of images and labels on devices.
 
   Args:
     score: from make_score, jitted; its sums must be readable here.
-    theta: effective parameters.
-    net_state: state of the network.
-    batches: images and labels, on devices.
 
   Returns:
     loss in nats, accuracy and top_5 in [0, 1], and the count of examples.

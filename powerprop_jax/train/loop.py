@@ -55,10 +55,8 @@ class LoopConfig:
 def record(trained: Tree, scores: Tree, **name: float) -> Row:
   """What an evaluation of one network found, flat.
 
-  Args:
-    trained: means over the steps before it.
-    scores: those of the validation split.
-    **name: what tells the network from others, such as alpha and key.
+  These are means over the steps before it, and scores of the validation split;
+  the name tells the network from others, such as alpha and key.
 
   Example:
     >>> record({'loss': 2.0}, {'accuracy': 0.5}, key=0)
@@ -94,18 +92,11 @@ def fit(
       pure function; see step.make_advance.
     evaluate: (state, validation split) -> what an evaluation finds, likewise.
     splits: the data; train and validation are moved to the device.
-    config: lengths.
-    folder: where metrics and checkpoints go.
     indices: (start, num_steps, batch_size, num_examples) -> rows of the
       training split; a pure function, which is what makes resuming exact.
     records: (train_metrics, what was found) -> flat records to log.
     begin: called once with the state from which training starts or continues.
     description: what is being trained, for the progress.
-    show_progress: whether to report on the standard error.
-    tensorboard: whether to write TensorBoard files too.
-
-  Returns:
-    The state after config.num_steps steps.
 
   Raises:
     Preempted: after SIGTERM or SIGUSR1, when the dispatch under way is done
@@ -183,12 +174,8 @@ def say_diverged(
   """Which networks diverged, by their weights or by what was logged last.
 
   A line is printed about each of which fit could not say it, as its losses did
-  not show it.
-
-  Args:
-    folder: that of their loop.
-    leaves: what divergence.lost_leaf says of each.
-    step: training steps done.
+  not show it. The leaves are what divergence.lost_leaf says of each network,
+  after so many steps.
   """
   logged = divergence.lost(metrics.read_metrics(folder.metrics_path))
   for network, leaf in leaves.items():

@@ -7,12 +7,14 @@ A setting that is None has the value of the method's own paper or code.
 
 from collections.abc import Callable
 import dataclasses
+import functools
+import math
 from typing import Literal, NamedTuple, get_args
 
 import jax
 import optax
 
-from powerprop_jax.core import distributions, trees
+from powerprop_jax.core import distributions
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.patterns import Structure
@@ -21,6 +23,7 @@ from powerprop_jax.files.tables import Row
 from powerprop_jax.optim import aliases
 from powerprop_jax.optim.topologies.neuron_ablation import Ablation
 from powerprop_jax.optim.topology import Regrow
+from powerprop_jax.train.runs import errors
 from powerprop_jax.train.runs.errors import UserError
 
 Method = Literal[
@@ -34,14 +37,8 @@ def uniform_dense_stem(
 ) -> dict[str, float]:
   """The same sparsity for every leaf but the first convolution, left dense.
 
-  The whole network is then a little denser than 1 - sparsity.
-
-  Args:
-    theta: parameters of a network whose first layer is called 'stem'.
-    sparsity: share of zeros of each other layer, in [0, 1).
-
-  Raises:
-    ValueError: if there is no layer 'stem', or as for distributions.uniform.
+  The whole network is then a little denser than 1 - sparsity. Its first layer
+  is called 'stem'.
 
   Example:
     >>> import numpy as np
@@ -187,18 +184,6 @@ _RECIPES = {
 }
 
 
-def lengths_of(
-  theta: Params, num_steps: int, batch_size: int, num_examples: int
-) -> Lengths:
-  """The lengths of a run over num_examples, for a network, or its shapes."""
-  sizes = [
-    leaf.value.size
-    for leaf in trees.named_leaves(theta)
-    if select_lib.is_weight(*leaf)
-  ]
-  return Lengths(num_steps, -(-num_examples // batch_size), sum(sizes))
-
-
 def make_tx(
   inner: optax.GradientTransformation,
   method: Method,
@@ -211,12 +196,9 @@ def make_tx(
 
   Args:
     inner: the optimiser, powerprop included; see optimizers.make_tx.
-    method: one of METHODS.
     density: share of the weights that are connections, in (0, 1]; for pruning
       in the end. The dense network takes 1 only.
-    config: the settings.
-    lengths: what the settings are shares of.
-    key: seed of first masks and random growth, an int or a PRNG key.
+    key: of first masks and random growth.
 
   Returns:
     sparsify around inner; inner itself for 'dense'.
@@ -288,21 +270,17 @@ def _arguments(
 
 
 def _check(config: SparseConfig) -> None:
-  def refuse(name: str, expected: str) -> None:
-    value = getattr(config, name)
-    raise UserError(f'{name} must be {expected}, got {value:g}.')
-
-  if config.period is not None and config.period < 1:
-    refuse('period', 'at least 1')
-  if config.stop is not None and not 0 < config.stop <= 1:
-    refuse('stop', 'a share of the run, in (0, 1]')
-  if config.drop_fraction is not None and not 0 < config.drop_fraction < 1:
-    refuse('drop_fraction', 'in (0, 1)')
-  if config.ablation is not None and not 0 < config.ablation <= 1:
-    refuse('ablation', 'a share of the inputs of a neuron, in (0, 1]')
-  if not 0 <= config.pruning_start < 1:
-    refuse('pruning_start', 'a share of the run, in [0, 1)')
-  if not 1 <= config.backward_factor < float('inf'):
-    refuse('backward_factor', 'at least 1 and finite')
-  if not 0 <= config.penalty < float('inf'):
-    refuse('penalty', 'at least 0 and finite')
+  check = functools.partial(errors.check, config)
+  if config.period is not None:
+    check('period', config.period >= 1, 'at least 1')
+  if config.stop is not None:
+    check('stop', 0 < config.stop <= 1, 'a share of the run, in (0, 1]')
+  if config.drop_fraction is not None:
+    check('drop_fraction', 0 < config.drop_fraction < 1, 'in (0, 1)')
+  if config.ablation is not None:
+    needed = 'a share of the inputs of a neuron, in (0, 1]'
+    check('ablation', 0 < config.ablation <= 1, needed)
+  start, factor = config.pruning_start, config.backward_factor
+  check('pruning_start', 0 <= start < 1, 'a share of the run, in [0, 1)')
+  check('backward_factor', 1 <= factor < math.inf, 'at least 1 and finite')
+  check('penalty', 0 <= config.penalty < math.inf, 'at least 0 and finite')

@@ -5,6 +5,7 @@ is for programs, which read their settings from a command line.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from powerprop_jax.core.trees import Select
 from powerprop_jax.optim import decay
 from powerprop_jax.optim import powerprop as powerprop_lib
 from powerprop_jax.optim.powerprop import Form
+from powerprop_jax.train.runs import errors
 from powerprop_jax.train.runs.errors import UserError
 
 
@@ -77,19 +79,12 @@ def make_tx(
 ) -> optax.GradientTransformationExtraArgs:
   """The gradient transformation over φ that the settings describe.
 
-  Args:
-    config: the settings.
-    alpha: the power, from 1 to reparam.MAX_ALPHA; a Python number is compiled
-      in, an array may be traced or batched.
-    num_steps: length of the run, for the schedule.
-    select: which leaves are reparameterised and decay.
-
-  Returns:
-    powerprop around the optimiser, followed by decay of φ if there is any.
+  powerprop around the optimiser, followed by decay of φ if there is any; the
+  selected leaves are reparameterised and decay. The number of steps is the
+  length of the run, for the schedule.
 
   Raises:
     UserError: if a setting is out of range.
-    ValueError: if alpha is, where it is known.
   """
   _check(config)
   learning_rate = _learning_rate(config, num_steps)
@@ -130,7 +125,6 @@ def schedule(
   """The learning rate as a function of the step.
 
   Args:
-    config: the settings.
     num_steps: steps of the whole run, at least 1.
     steps_per_epoch: steps in which every example is seen once, more than 0.
     length: by how much the run is longer than the recipe: epochs of the
@@ -171,29 +165,18 @@ def schedule(
 
 
 def _check(config: OptimizerConfig) -> None:
-  if not 0 < config.learning_rate < float('inf'):
-    raise UserError(
-      'learning_rate must be positive and finite, got '
-      f'{config.learning_rate:g}.'
-    )
-  if not 0 <= config.momentum < 1:
-    raise UserError(f'momentum must be in [0, 1), got {config.momentum:g}.')
-  if config.nesterov and not config.momentum:
+  check = functools.partial(errors.check, config)
+  rate, momentum = config.learning_rate, config.momentum
+  check('learning_rate', 0 < rate < math.inf, 'positive and finite')
+  check('momentum', 0 <= momentum < 1, 'in [0, 1)')
+  if config.nesterov and not momentum:
     raise UserError('nesterov needs a momentum, which is 0. Set it, e.g. 0.9.')
-  if config.stair_steps < 1:
-    raise UserError(
-      f'stair_steps must be at least 1, got {config.stair_steps}.'
-    )
-  if not 0 < config.stair_factor < 1:
-    raise UserError(
-      f'stair_factor must be in (0, 1), got {config.stair_factor:g}.'
-    )
+  check('stair_steps', config.stair_steps >= 1, 'at least 1')
+  check('stair_factor', 0 < config.stair_factor < 1, 'in (0, 1)')
   for name in ('decay_theta', 'decay_phi'):
-    if not 0 <= getattr(config, name) < math.inf:
-      raise UserError(
-        f'{name} must be finite and at least 0, got {getattr(config, name):g}.'
-      )
-  if config.name == 'adam' and config.momentum:
+    decays = getattr(config, name)
+    check(name, 0 <= decays < math.inf, 'finite and at least 0')
+  if config.name == 'adam' and momentum:
     raise UserError(
       "momentum is a setting of name='sgd'; 'adam' has its own, so leave it 0."
     )
@@ -205,23 +188,15 @@ def _check(config: OptimizerConfig) -> None:
 
 
 def _check_schedule(config: ScheduleConfig) -> None:
-  if not 0 < config.learning_rate < math.inf:
-    raise UserError(
-      'schedule.learning_rate must be positive and finite, got '
-      f'{config.learning_rate:g}.'
-    )
-  if not 0 <= config.warmup < math.inf:
-    raise UserError(
-      f'schedule.warmup must be at least 0 epochs, got {config.warmup:g}.'
-    )
+  check = functools.partial(errors.check, config)
+  rate, warmup = config.learning_rate, config.warmup
+  check('schedule.learning_rate', 0 < rate < math.inf, 'positive and finite')
+  check('schedule.warmup', 0 <= warmup < math.inf, 'at least 0 epochs')
   if config.kind not in ('stairs', 'cosine'):
     raise UserError(
       f"schedule.kind must be 'stairs' or 'cosine', got {config.kind!r}."
     )
-  if not 0 < config.factor < 1:
-    raise UserError(
-      f'schedule.factor must be in (0, 1), got {config.factor:g}.'
-    )
+  check('schedule.factor', 0 < config.factor < 1, 'in (0, 1)')
   drops = list(config.drops)
   if any(epoch <= 0 for epoch in drops) or drops != sorted(drops):
     raise UserError(

@@ -40,7 +40,6 @@ def run(
   Args:
     presets: settings by name; the first is the default, and '--preset NAME'
       chooses another one to start from.
-    args: the command line; None is that of this process.
     static_alpha: whether the program trains with an α that is a Python number,
       for the compiler's settings; sweeps do not. None leaves these alone.
 

@@ -92,10 +92,6 @@ def from_run(path: str | pathlib.Path, pruning: PruneOnce) -> Exported:
     The network on the host. Its description has `model` (see Model), `run`
     (settings), step, alpha, key, the pruning, the density of the weights and
     the scores on the test split.
-
-  Raises:
-    UserError: as load.load; if the pruning makes no sense, the run has several
-      networks and it does not say which, or a weight is not finite.
   """
   pruning.check()
   found = load_run.load(path, pruning.alpha, pruning.key)
@@ -157,11 +153,6 @@ def load(path: str | pathlib.Path, pruning: PruneOnce) -> Exported:
   """A network, on the host, from a run or from a file that export.write wrote.
 
   Of a file the pruning must be the default, as it is what it is.
-
-  Raises:
-    UserError: as from_run; if there is nothing at the path, the pruning of a
-      file is asked for, or a weight in it is not finite.
-    ValueError: as export.read.
   """
   path = pathlib.Path(path).expanduser()
   if path.is_dir():

@@ -94,10 +94,6 @@ def npz(path: str) -> Source:
   channel) or [N, F] (features: an image of one pixel with F channels). Labels
   are integers from 0, [N] or [N, 1]. Floating images are taken as they are.
   There is one more class than the largest label to train on.
-
-  Raises:
-    UserError: if the file is missing or cannot be read, or an array is missing
-      or does not fit the above.
   """
   arrays = _read_npz(path)
   parts = ['train', 'test']
@@ -214,14 +210,9 @@ def tfds(name: str, folder: str | None, show_progress: bool = False) -> Source:
   Reads ArrayRecord files without TensorFlow and without a network; images are
   uint8. Without a test split, the validation split is the test set.
 
-  Args:
-    name: e.g. 'mnist', or 'name/config'; the newest version found is read.
-    folder: where the data sets lie; None is ~/tensorflow_datasets.
-    show_progress: whether to report on the standard error while reading.
-
-  Raises:
-    UserError: if the data set is not there, is not in ArrayRecord form, is
-      damaged, or does not consist of labelled images of one size.
+  The name is e.g. 'mnist', or 'name/config', of which the newest version is
+  read; the folder is ~/tensorflow_datasets if None. What is not there, not in
+  ArrayRecord form, damaged, or not labelled images of one size is refused.
   """
   if name.split('/')[0] in _LARGE_NAMES:
     raise UserError(
@@ -271,12 +262,10 @@ def tfds(name: str, folder: str | None, show_progress: bool = False) -> Source:
 
 
 def find_prepared(name: str, folder: pathlib.Path) -> pathlib.Path:
-  """The newest version of a data set on disk; checked before TFDS is asked.
+  """The newest version of a data set on disk, in ArrayRecord form.
 
-  TFDS itself would look for the data set on the network, for minutes.
-
-  Raises:
-    UserError: if it is not there, or not in ArrayRecord form.
+  It is looked for before TFDS is asked, which would look on the network, for
+  minutes.
   """
   versions = {
     info.parent: tuple(map(int, info.parent.name.split('.')))

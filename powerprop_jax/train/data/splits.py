@@ -70,16 +70,8 @@ def load(config: DataConfig, *, show_progress: bool = False) -> Splits:
   x_test and y_test, and maybe x_validation and y_validation; see sources.npz
   for their shapes.
 
-  Args:
-    config: which data set.
-    show_progress: whether to report on the standard error while reading.
-
   Returns:
     The splits, none of them empty, as NumPy arrays.
-
-  Raises:
-    UserError: if there is no such data set, it is not on disk, cannot be read
-      or does not fit, or num_validation does not. The message says what to do.
 
   Example:
     >>> splits = load(DataConfig('digits'))
@@ -145,10 +137,9 @@ def to_float(images: jax.Array | np.ndarray) -> jax.Array:
 def normalise(images: np.ndarray) -> Prepare:
   """The map that gives every channel mean 0 and standard deviation 1.
 
-  Args:
-    images: the training images, [N, H, W, C], uint8 or floating, from which the
-      mean and the deviation of each channel are taken over all pixels. Those of
-      MNIST, in [0, 1], are 0.1307 and 0.3081.
+  The mean and the deviation of each channel are taken over all pixels of the
+  training images, [N, H, W, C]. Those of MNIST, in [0, 1], are 0.1307 and
+  0.3081.
 
   Returns:
     A function of images, uint8 or floating, to float32: (x - mean) / deviation,
@@ -237,15 +228,9 @@ def batch_indices(
   [0, 20) gives the same rows as asking for [0, 10) and then [10, 20), and a
   resumed run continues where it was without going through what it has seen.
 
-  Args:
-    key: which stream of random orders, at least 0.
-    start: first step.
-    num_steps: number of steps.
-    batch_size: examples in a batch; may exceed num_examples.
-    num_examples: examples in the data set.
-
   Returns:
-    int32 [num_steps, batch_size], indices in [0, num_examples).
+    int32 [num_steps, batch_size], indices in [0, num_examples), of the steps
+    from start on; batch_size may exceed num_examples.
 
   Example:
     >>> indices = batch_indices(0, 0, 3, 2, num_examples=6)

@@ -84,12 +84,9 @@ def training_batches(
   A file that is no image, or a damaged one, is replaced by the next good one in
   the order of the files. With nvImageCodec damage below the crop is no damage.
 
-  Args:
-    batch_size: examples in a batch of one host.
-    key: a seed of orders and crops, the same on all hosts.
-    host_index: which part is ours, in [0, host_count).
-    scale: smallest and largest share of an image's area; see random_crop.
-    ratio: smallest and largest width / height of a crop.
+  The batch_size is that of one host, of which this is number host_index; orders
+  and crops follow from the key, the same on all hosts. For scale and ratio see
+  random_crop.
   """
   _check_sizes(batch_size, image_size, key, host_index, host_count)
   if not 0 < scale[0] <= scale[1] <= 1:

@@ -127,8 +127,7 @@ def _check(config: ImagesConfig) -> None:
     *('image_size', 'test_batch', 'synthetic_classes', 'synthetic_examples'),
     prefix='--data.',
   )
-  if config.workers < 0:
-    raise UserError(f'--data.workers must be at least 0, got {config.workers}.')
+  errors.check(config, '--data.workers', config.workers >= 0, 'at least 0')
   if not 0 < config.smallest_crop <= 1:
     raise UserError(
       f'--data.smallest-crop must be in (0, 1], got {config.smallest_crop:g}.'

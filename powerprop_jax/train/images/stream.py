@@ -49,7 +49,6 @@ class Stream:
   a with statement.
 
   Args:
-    batches: what to give.
     num_workers: processes that make batches; 0 makes each when it is asked for.
     position: where to begin; None is the first batch.
 

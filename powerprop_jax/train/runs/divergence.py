@@ -110,8 +110,7 @@ def lost_leaf(tree: Tree) -> str | None:
     'linear/w'
   """
   for leaf in trees.named_leaves(tree):
-    # NumPy's own test does not know bfloat16.
-    if not np.isfinite(np.asarray(leaf.value).astype(np.float64)).all():
+    if not trees.all_finite(leaf.value):
       return leaf.path
   return None
 

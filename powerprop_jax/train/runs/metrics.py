@@ -237,12 +237,7 @@ def tensorboard_writer(
 ) -> Iterator[TensorBoardWriter]:
   """TensorBoard files in the folder of a run, or a writer that does nothing.
 
-  Args:
-    start: steps that are done already; TensorBoard hides what an interrupted
-      run wrote for later ones.
-
-  Raises:
-    UserError: if it is enabled and tensorboardX is not installed.
+  TensorBoard hides what an interrupted run wrote after the step of the start.
   """
   check_tensorboard(enabled)
   if not enabled:

@@ -44,10 +44,7 @@ def run(
   Args:
     work: a function at the top level of a module; it and what it takes and
       gives must be picklable. If it raises, so does this.
-    items: what to call it with.
-    num_workers: processes.
     watch: called every interval seconds while waiting, e.g. to show progress.
-    interval: in seconds.
 
   Raises:
     Preempted: after SIGTERM or SIGUSR1, when every process that has a watch of

@@ -54,11 +54,8 @@ def set_cpu_flags(
   """Adds what is useful to XLA_FLAGS, where the user has not set it.
 
   XLA reads its flags once, when JAX first touches a device: a program calls
-  this before anything else. Other devices do not mind.
-
-  Args:
-    environment: usually os.environ.
-    static_alpha: whether the program trains with an α that is a Python number.
+  this before anything else, usually with os.environ, and says whether it trains
+  with an α that is a Python number. Other devices do not mind.
 
   Example:
     >>> environment = {'XLA_FLAGS': '--xla_cpu_prefer_vector_width=256'}

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from powerprop_jax.core import trees
 from powerprop_jax.core.trees import Tree
 from powerprop_jax.train.step import Metrics, Step, TrainState, TrainStep
 
@@ -123,7 +124,7 @@ def is_finite(state: GuardedState) -> jax.Array:
     >>> is_finite(create(train))
     Array(False, dtype=bool)
   """
-  return _is_finite(state.train.phi)
+  return trees.all_finite(state.train.phi)
 
 
 class _Taken(NamedTuple):
@@ -150,7 +151,8 @@ def _update_if_sound(
       (carry, given)
     )
     train = step.update(train, grads, net_state)
-    return jnp.asarray(False), train, _is_finite(train.phi)
+    is_sound = _all(map(jnp.isfinite, map(_sum, _float_leaves(train.phi))))
+    return jnp.asarray(False), train, is_sound
 
   _, train, is_sound = jax.lax.while_loop(
     lambda carry: carry[0], body, (is_made, train, jnp.asarray(False))
@@ -178,10 +180,6 @@ def _float_leaves(tree: Tree) -> list[jax.Array]:
 
 def _sum(leaf: jax.Array) -> jax.Array:
   return jnp.sum(leaf, dtype=jnp.float32)
-
-
-def _is_finite(tree: Tree) -> jax.Array:
-  return _all(map(jnp.isfinite, map(_sum, _float_leaves(tree))))
 
 
 def _all(checks: Iterable[jax.Array]) -> jax.Array:

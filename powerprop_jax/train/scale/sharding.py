@@ -40,7 +40,6 @@ def make_mesh(
 
   Args:
     data: devices that share out a batch; None is as many as model leaves.
-    model: devices that share out the outputs of a layer.
     devices: which to use; all of them, on all hosts, by default.
     explicit: whether shardings are part of the types of arrays. By default the
       compiler finds them, which is what Haiku's layers need; with explicit
@@ -216,7 +215,6 @@ def on_mesh(
     step: (state, *inputs) -> (state, metrics), from step.make_step or
       make_advance.
     shardings: of the state, from state_shardings.
-    mesh: from make_mesh.
     inputs: sharding of each argument after the state. By default two batches,
       of images and of labels; for make_advance (replicated(mesh),
       batch_sharding(mesh, axis=1)).

@@ -83,10 +83,7 @@ class StreamLog:
   def write_means(self, step: int, batch_size: int, num_files: int) -> Row:
     """Writes a line of means, and one for each file not named before.
 
-    Args:
-      step: steps done.
-      batch_size: images in a batch, on all hosts.
-      num_files: how many of the files were met by then; see add_files.
+    A batch is that of all hosts; num_files were met by then, see add_files.
 
     Returns:
       What was written: no means where all steps were skipped.

@@ -88,15 +88,9 @@ def fit(
       guard.guarded; metrics are scalars.
     stream: batches, at the first one; closed at the end.
     evaluate: state -> scores to log, numbers on the host.
-    config: lengths.
-    folder: where metrics and checkpoints go.
     template: what to restore a checkpoint to, from sharding.template, for
       another mesh than that of state; None is the state itself.
     description: what is being trained, for the progress.
-    show_progress: whether to report on the standard error.
-
-  Returns:
-    The state after config.num_steps steps.
 
   Raises:
     Preempted: after SIGTERM or SIGUSR1, when the state is saved; see
