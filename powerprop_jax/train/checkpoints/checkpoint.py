@@ -29,6 +29,7 @@ from powerprop_jax.core.trees import Tree
 from powerprop_jax.files import json_files
 from powerprop_jax.files.tables import Row
 from powerprop_jax.train.checkpoints import leaf_format
+from powerprop_jax.train.runs import errors
 from powerprop_jax.train.runs.errors import UserError
 
 _DETAILS = 'powerprop_jax.json'
@@ -104,8 +105,7 @@ class Checkpoints:
         nothing to fall back to.
       report: called with a line for each damaged checkpoint.
     """
-    if max_to_keep < 1:
-      raise ValueError(f'max_to_keep must be at least 1, got {max_to_keep}.')
+    errors.check_least(1, max_to_keep=max_to_keep)
     self._folder = pathlib.Path(folder).absolute()
     self._max_to_keep = max_to_keep
     self._report = report

@@ -3,6 +3,7 @@
 Each reader returns a Source; data.load turns it into the splits of a run.
 """
 
+import functools
 import pathlib
 from typing import Any, NamedTuple
 import zipfile
@@ -218,17 +219,20 @@ def tfds(name: str, folder: str | None, show_progress: bool = False) -> Source:
     raise UserError(
       f'{name} does not fit into memory; train/images reads it in batches.'
     )
-  path = find_prepared(name, pathlib.Path(folder or TFDS_DIR).expanduser())
-  try:
-    import tensorflow_datasets
-  except ImportError as error:
-    raise UserError(
-      f'{name} is read with tensorflow-datasets; {INSTALL}'
-    ) from error
-  builder = tensorflow_datasets.builder_from_directory(str(path))
+  path = find_prepared(name, folder)
+  builder = open_builder(name, str(path))
   splits = {key: info.num_examples for key, info in builder.info.splits.items()}
   features = builder.info.features
-  _check_features(name, features, splits)
+  if None in features['image'].shape:
+    raise UserError(
+      f'{name} has images of shape {features["image"].shape}; only sets of '
+      'images of one size can be held in memory.'
+    )
+  if 'train' not in splits or not {'test', 'validation'} & set(splits):
+    raise UserError(
+      f'{name} has the splits {", ".join(splits)}; needed are train, and test '
+      'or validation.'
+    )
 
   def read(split: str) -> Arrays:
     images = np.empty((splits[split], *features['image'].shape), np.uint8)
@@ -246,10 +250,7 @@ def tfds(name: str, folder: str | None, show_progress: bool = False) -> Source:
           labels[start:stop] = [example['label'] for example in block]
           progress.update(stop)
     except Exception as error:
-      raise UserError(
-        f'cannot read the split {split} in {path}: {error}. Delete that folder '
-        f'and {how_to_prepare(name, path.parent.parent)}'
-      ) from error
+      raise damaged(name, split, path, error) from error
     return Arrays(images, labels)
 
   is_split = 'test' in splits and 'validation' in splits
@@ -261,26 +262,27 @@ def tfds(name: str, folder: str | None, show_progress: bool = False) -> Source:
   )
 
 
-def find_prepared(name: str, folder: pathlib.Path) -> pathlib.Path:
+def find_prepared(name: str, folder: str | None) -> pathlib.Path:
   """The newest version of a data set on disk, in ArrayRecord form.
 
   It is looked for before TFDS is asked, which would look on the network, for
-  minutes.
+  minutes. The folder is ~/tensorflow_datasets if None.
   """
+  root = pathlib.Path(folder or TFDS_DIR).expanduser()
   versions = {
     info.parent: tuple(map(int, info.parent.name.split('.')))
-    for info in (folder / name).glob('*/dataset_info.json')
+    for info in (root / name).glob('*/dataset_info.json')
     if info.parent.name.replace('.', '').isdigit()
   }
   if not versions:
-    raise UserError(_not_prepared(name, folder))
+    raise UserError(_not_prepared(name, root))
   path = max(versions, key=lambda version: versions[version])
   info = json_files.read_json(path / 'dataset_info.json')
   file_format = info.get('fileFormat', 'tfrecord')
   if file_format != 'array_record':
     raise UserError(
       f'{path} holds {file_format} files, which only TensorFlow reads; in '
-      f'another folder, {how_to_prepare(name, "DIR")}'
+      f'another folder, {_how_to_prepare(name, "DIR")}'
     )
   return path
 
@@ -300,7 +302,7 @@ def _not_prepared(name: str, folder: pathlib.Path) -> str:
   if name in known:
     return (
       f'{name} is not prepared in {folder} ({there}). Give the folder of your '
-      f'data sets with --data.dir, or {how_to_prepare(name, folder)}'
+      f'data sets with --data.dir, or {_how_to_prepare(name, folder)}'
     )
   close = names.closest(name, {*known, *found})
   return (
@@ -311,7 +313,7 @@ def _not_prepared(name: str, folder: pathlib.Path) -> str:
   )
 
 
-def how_to_prepare(name: str, folder: str | pathlib.Path) -> str:
+def _how_to_prepare(name: str, folder: str | pathlib.Path) -> str:
   """The end of a message: what to do so that find_prepared finds it."""
   return (
     'prepare it once: pip install tensorflow tensorflow-datasets '
@@ -321,26 +323,42 @@ def how_to_prepare(name: str, folder: str | pathlib.Path) -> str:
   )
 
 
-def _check_features(name: str, features: Any, splits: dict[str, int]) -> None:
+@functools.lru_cache(maxsize=8)
+def open_builder(name: str, path: str) -> Any:
+  """TFDS's reader of what find_prepared found, if it is labelled images."""
+  try:
+    import tensorflow_datasets
+  except ImportError as error:
+    raise UserError(
+      f'{name} is read with tensorflow-datasets; {INSTALL}'
+    ) from error
+  builder = tensorflow_datasets.builder_from_directory(path)
+  features = builder.info.features
   keys = list(getattr(features, 'keys', list)())
   if not {'image', 'label'} <= set(keys):
     raise UserError(
       f'{name} is not an image classification set: its features are '
       f"{', '.join(keys)}; needed are 'image' and 'label'."
     )
-  shape = features['image'].shape
-  is_image = len(shape) == 3 and features['image'].np_dtype == np.uint8
-  if (
-    not is_image
-    or None in shape
-    or not hasattr(features['label'], 'num_classes')
-  ):
+  shape, kind = features['image'].shape, features['image'].np_dtype
+  if len(shape) != 3 or kind != np.uint8:
     raise UserError(
-      f'{name} has images of shape {shape}; only sets of 8-bit images of one '
-      'size with one class label each can be held in memory.'
+      f'{name} has images of shape {shape} and type {np.dtype(kind)}; needed '
+      'are single images of 8 bits.'
     )
-  if 'train' not in splits or not {'test', 'validation'} & set(splits):
+  if not hasattr(features['label'], 'num_classes'):
     raise UserError(
-      f'{name} has the splits {", ".join(splits)}; needed are train, and test '
-      'or validation.'
+      f'the labels of {name} are no classes but {features["label"]}; needed is '
+      'one class for each image.'
     )
+  return builder
+
+
+def damaged(
+  name: str, split: str, path: pathlib.Path, error: Exception
+) -> UserError:
+  """What to say of files in the folder of a version that cannot be read."""
+  return UserError(
+    f'cannot read the split {split} in {path}: {error}. Delete that folder and '
+    f'{_how_to_prepare(name, path.parent.parent)}'
+  )

@@ -18,6 +18,7 @@ import numpy as np
 
 from powerprop_jax.train.data import sources
 from powerprop_jax.train.data.sources import Arrays
+from powerprop_jax.train.runs import errors
 from powerprop_jax.train.runs.errors import UserError
 
 # Images as they are stored to what the network sees.
@@ -241,15 +242,8 @@ def batch_indices(
     NumPy may change its shuffling in a new release; within one version of
     NumPy the order is fixed.
   """
-  for name, value, least in (
-    ('key', key, 0),
-    ('start', start, 0),
-    ('num_steps', num_steps, 0),
-    ('batch_size', batch_size, 1),
-    ('num_examples', num_examples, 1),
-  ):
-    if value < least:
-      raise ValueError(f'{name} must be at least {least}, got {value}.')
+  errors.check_least(0, key=key, start=start, num_steps=num_steps)
+  errors.check_least(1, batch_size=batch_size, num_examples=num_examples)
   if num_steps == 0:
     return np.empty((0, batch_size), np.int32)
   first = start * batch_size

@@ -18,6 +18,7 @@ from powerprop_jax.train.images import crops, decode, image_set
 from powerprop_jax.train.images.crops import Crop
 from powerprop_jax.train.images.decode import CorruptImageError, Decoder
 from powerprop_jax.train.images.image_set import Example, ImageSet
+from powerprop_jax.train.runs import errors
 from powerprop_jax.train.runs.errors import UserError
 
 # Numbers of batches that only the patience of the user ends.
@@ -208,14 +209,9 @@ def _random_arrays(
 def _check_sizes(
   batch_size: int, image_size: int, key: int, host_index: int, host_count: int
 ) -> None:
-  for name, value, least in (
-    ('batch_size', batch_size, 1),
-    ('image_size', image_size, 1),
-    ('key', key, 0),
-    ('host_count', host_count, 1),
-  ):
-    if value < least:
-      raise ValueError(f'{name} must be at least {least}, got {value}.')
+  sizes = {'batch_size': batch_size, 'image_size': image_size}
+  errors.check_least(1, **sizes, host_count=host_count)
+  errors.check_least(0, key=key)
   if not 0 <= host_index < host_count:
     raise ValueError(
       f'host_index must be in [0, host_count), got {host_index} and '

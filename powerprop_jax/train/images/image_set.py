@@ -12,8 +12,6 @@ import pathlib
 import time
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from powerprop_jax.files import json_files
 from powerprop_jax.train.data import sources
 from powerprop_jax.train.runs.errors import UserError
@@ -47,15 +45,11 @@ class Example(NamedTuple):
 def open_set(name: str, folder: str | None, split: str) -> ImageSet:
   """Finds an image classification set that lies prepared on disk.
 
-  Args:
-    name: e.g. 'imagenet2012', or 'name/config'; the newest version is read.
-    folder: where the data sets lie; None is ~/tensorflow_datasets.
-    split: as TFDS writes it, e.g. 'train', 'validation', 'train[:1000]'.
+  For its name and folder see sources.find_prepared; a split is written as in
+  TFDS, e.g. 'train', 'validation', 'train[:1000]'.
   """
-  root = pathlib.Path(folder or sources.TFDS_DIR).expanduser()
-  path = sources.find_prepared(name, root)
-  builder = _builder(str(path))
-  _check_features(name, builder.info.features)
+  path = sources.find_prepared(name, folder)
+  builder = sources.open_builder(name, str(path))
   base = split.partition('[')[0]
   if base not in builder.info.splits:
     raise UserError(
@@ -78,7 +72,8 @@ def open_set(name: str, folder: str | None, split: str) -> ImageSet:
 def read(images: ImageSet, indices: Sequence[int]) -> list[Example]:
   """Examples as they lie on disk, one for each index, in any order."""
   # Here, as threads that import TFDS at the same time may wait for each other.
-  source, message = _source(images.path, images.split), _message()
+  source = _source(images.name, images.path, images.split)
+  message = _message()
   read_one = functools.partial(_read_one, images, source, message)
   found: list[Example] = []
   # Threads that read from memory wait for each other, and cost three times the
@@ -112,11 +107,7 @@ def _read_one(
     )
   except Exception as error:
     path = pathlib.Path(images.path)
-    prepare = sources.how_to_prepare(images.name, path.parent.parent)
-    raise UserError(
-      f'cannot read the split {images.split} in {path}: {error}. Delete that '
-      f'folder and {prepare}'
-    ) from error
+    raise sources.damaged(images.name, images.split, path, error) from error
   if not 0 <= example.label < images.num_classes:
     raise UserError(
       f'{name} of {images.name} {images.split} has the label {example.label}, '
@@ -173,17 +164,6 @@ def write(
   json_files.write_json(path / 'dataset_info.json', info | {'splits': infos})
 
 
-@functools.lru_cache(maxsize=8)
-def _builder(path: str) -> Any:
-  try:
-    import tensorflow_datasets
-  except ImportError as error:
-    raise UserError(
-      f'{path} is read with tensorflow-datasets; {sources.INSTALL}'
-    ) from error
-  return tensorflow_datasets.builder_from_directory(path)
-
-
 @functools.cache
 def _threads() -> futures.Executor:
   return futures.ThreadPoolExecutor(_NUM_THREADS)
@@ -197,30 +177,10 @@ def _message() -> Any:
 
 
 @functools.lru_cache(maxsize=8)
-def _source(path: str, split: str) -> Any:
+def _source(name: str, path: str, split: str) -> Any:
   """Records of a split, unparsed: TFDS's own parser is slow for its purpose."""
   from tensorflow_datasets import decode
 
-  return _builder(path).as_data_source(
+  return sources.open_builder(name, path).as_data_source(
     split=split, deserialize_method=decode.DeserializeMethod.RAW_BYTES
   )
-
-
-def _check_features(name: str, features: Any) -> None:
-  keys = list(getattr(features, 'keys', list)())
-  if not {'image', 'label'} <= set(keys):
-    raise UserError(
-      f'{name} is not an image classification set: its features are '
-      f"{', '.join(keys)}; needed are 'image' and 'label'."
-    )
-  shape, kind = features['image'].shape, features['image'].np_dtype
-  if len(shape) != 3 or kind != np.uint8:
-    raise UserError(
-      f'{name} has images of shape {shape} and type {np.dtype(kind)}; needed '
-      'are single images of 8 bits.'
-    )
-  if not hasattr(features['label'], 'num_classes'):
-    raise UserError(
-      f'the labels of {name} are no classes but {features["label"]}; needed is '
-      'one class for each image.'
-    )

@@ -29,7 +29,7 @@ from powerprop_jax.train.data.sources import Arrays
 from powerprop_jax.train.images import batches as image_batches
 from powerprop_jax.train.images.batches import Batches, Skipped
 from powerprop_jax.train.images.shared_memory import SharedSlots
-from powerprop_jax.train.runs import workers
+from powerprop_jax.train.runs import errors, workers
 from powerprop_jax.train.runs.errors import UserError
 
 # Batches of a worker under way: grain holds fewer, and does not mind more.
@@ -74,8 +74,7 @@ class Stream:
     num_workers: int = 0,
     position: Row | None = None,
   ):
-    if num_workers < 0:
-      raise ValueError(f'num_workers must be at least 0, got {num_workers}.')
+    errors.check_least(0, num_workers=num_workers)
     self.batches = batches
     self.number = 0
     self.skipped: dict[str, str] = {}

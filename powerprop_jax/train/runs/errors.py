@@ -74,6 +74,17 @@ def check_positive(settings: Any, *names: str, prefix: str = '--') -> None:
         raise UserError(f'{option} must be at least 1, got {value}.')
 
 
+def check_least(least: int, **values: int) -> None:
+  """Refuses arguments that are smaller than allowed, by their names.
+
+  Example:
+    >>> check_least(1, batch_size=60, num_examples=100)
+  """
+  for name, value in values.items():
+    if value < least:
+      raise UserError(f'{name} must be at least {least}, got {value}.')
+
+
 def check_key(key: int) -> None:
   """Refuses a seed that jax.random.key and the order of the data cannot take.
 

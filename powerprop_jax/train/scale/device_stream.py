@@ -8,6 +8,7 @@ import jax
 from powerprop_jax.files.tables import Row
 from powerprop_jax.train.data.sources import Arrays
 from powerprop_jax.train.images.stream import Position, Stream
+from powerprop_jax.train.runs import errors
 from powerprop_jax.train.runs.errors import UserError
 
 
@@ -40,8 +41,7 @@ class DeviceStream:
     *,
     ahead: int = 2,
   ):
-    if ahead < 0:
-      raise ValueError(f'ahead must be at least 0, got {ahead}.')
+    errors.check_least(0, ahead=ahead)
     if sharding is not None:
       batch_size = stream.batches.global_batch_size
       most = len(sharding.device_set)

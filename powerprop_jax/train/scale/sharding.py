@@ -23,6 +23,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from powerprop_jax.core.trees import Tree
+from powerprop_jax.train.runs import errors
 from powerprop_jax.train.runs.errors import UserError
 
 DATA, MODEL = 'data', 'model'
@@ -93,8 +94,7 @@ def state_shardings(
     raise UserError(
       f'mode must be one of {", ".join(get_args(Mode))}, got {mode!r}.'
     )
-  if min_size < 1:
-    raise UserError(f'min_size must be at least 1, got {min_size}.')
+  errors.check_least(1, min_size=min_size)
 
   def place(leaf: jax.ShapeDtypeStruct) -> NamedSharding:
     shape = np.shape(leaf)
