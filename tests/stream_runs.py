@@ -150,7 +150,7 @@ def run(config, folder, *, step=None, batches=None, evaluate=evaluate):
     config=config.loop,
     folder=folder,
     template=None if lies is None else sharding.template(shapes, lies),
-    show_progress=False,
+    description='',
   )
 
 

@@ -181,7 +181,6 @@ def fit(
     ),
     records=records,
     description=description,
-    show_progress=bool(description),
   )
   logged = metrics.read_metrics(folder.metrics_path)
   return state, before + [{**r, 'step': start + r['step']} for r in logged]

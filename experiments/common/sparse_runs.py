@@ -262,7 +262,6 @@ def train(
     records=records,
     begin=watch.begin,
     description=description,
-    show_progress=bool(description),
   )
   ensemble.say_diverged(members, state, folder)
   return Trained(net, state, members, splits, prepare)

@@ -53,9 +53,6 @@ class Members(NamedTuple):
 def product(alphas: Sequence[float], keys: Sequence[int]) -> Members:
   """All pairs of a power and a seed, key by key within each α.
 
-  Raises:
-    UserError: if a key is out of range.
-
   Example:
     >>> product([1., 2.], [0, 1]).alpha
     array([1., 1., 2., 2.])
@@ -98,9 +95,6 @@ def mapped(
 
   Returns:
     The same over stacked states and all that follows; arrays are shared.
-
-  Raises:
-    UserError: if at_once is less than 1.
   """
   check_at_once(at_once)
 
@@ -134,9 +128,6 @@ def create(
 
   As step.create, but for make_tx: from α, an array, to a gradient
   transformation over φ.
-
-  Raises:
-    ValueError: if powerprop refuses the weights or a power.
   """
   # Inside vmap nobody can look at the values: check the powers, and build the
   # hardest member, outside.
@@ -182,20 +173,13 @@ def _keys(members: Members) -> jax.Array:
   return jnp.stack([jax.random.key(int(key)) for key in members.key])
 
 
-def batch_indices(
-  members: Members,
-  start: int,
-  num_steps: int,
-  batch_size: int,
-  num_examples: int,
-) -> np.ndarray:
+def batch_indices(members: Members, *stretch: int) -> np.ndarray:
   """Rows that each member trains on, int32[members, num_steps, batch_size].
 
-  Each key has the rows of splits.batch_indices.
+  Each key has the rows of splits.batch_indices, which the stretch is for.
   """
   by_key = {
-    key: data.batch_indices(key, start, num_steps, batch_size, num_examples)
-    for key in set(members.key.tolist())
+    key: data.batch_indices(key, *stretch) for key in set(members.key.tolist())
   }
   return np.stack([by_key[key] for key in members.key.tolist()])
 

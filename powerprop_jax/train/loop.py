@@ -78,7 +78,6 @@ def fit(
   records: Callable[[Tree, Tree], Records] = lambda *found: [record(*found)],
   begin: Callable[[S], None] | None = None,
   description: str = 'training',
-  show_progress: bool = True,
   tensorboard: bool = False,
 ) -> S:
   """Trains from the state, or from the folder's last checkpoint, to the end.
@@ -96,7 +95,7 @@ def fit(
       training split; a pure function, which is what makes resuming exact.
     records: (train_metrics, what was found) -> flat records to log.
     begin: called once with the state from which training starts or continues.
-    description: what is being trained, for the progress.
+    description: what is being trained, for the progress; '' for no progress.
 
   Raises:
     Preempted: after SIGTERM or SIGUSR1, when the dispatch under way is done
@@ -122,7 +121,7 @@ def fit(
     with (
       metrics.MetricsWriter(folder.metrics_path, start=step) as writer,
       metrics.Progress(
-        description, config.num_steps, start=step, enabled=show_progress
+        description, config.num_steps, start=step, enabled=bool(description)
       ) as progress,
       metrics.tensorboard_writer(folder.path, step, tensorboard) as board,
     ):

@@ -82,9 +82,6 @@ def make_tx(
   powerprop around the optimiser, followed by decay of φ if there is any; the
   selected leaves are reparameterised and decay. The number of steps is the
   length of the run, for the schedule.
-
-  Raises:
-    UserError: if a setting is out of range.
   """
   _check(config)
   learning_rate = _learning_rate(config, num_steps)
@@ -129,9 +126,6 @@ def schedule(
     steps_per_epoch: steps in which every example is seen once, more than 0.
     length: by how much the run is longer than the recipe: epochs of the
       settings are stretched by it.
-
-  Raises:
-    UserError: if a setting is out of range.
 
   Example:
     >>> rate = schedule(ScheduleConfig(), num_steps=100, steps_per_epoch=1)

@@ -117,10 +117,6 @@ def measure(
   Returns:
     One row for each batch and form: batch, form, ms of a call (median) and
     speed_up, the median of the ratios to neighbouring dense calls.
-
-  Raises:
-    UserError: if its description does not say what network it is.
-    ValueError: if a form computes other logits than the dense one.
   """
   model = pruned_model.model_of(exported.about)
   make, shape = model.make, model.image_shape

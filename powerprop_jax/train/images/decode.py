@@ -111,14 +111,8 @@ def decode_crop(
 
   The pixels are interpolated bilinearly. Where some are left out in resizing,
   Pillow takes the mean of more of them than OpenCV does. nvImageCodec does not
-  notice damage below the part.
-
-  Args:
-    data: a JPEG file, or any other that the decoder reads.
-    choose: gives the part from the height and the width of the image.
-    size: side of the square.
-    decoder: with what; None is fastest().
-    out: where to write the result; None is a new array.
+  notice damage below the part, which is chosen from the height and the width of
+  the image. No decoder is fastest(); no out is a new array.
 
   Raises:
     CorruptImageError: if it is not an image, or a damaged one.

@@ -86,11 +86,7 @@ def check_least(least: int, **values: int) -> None:
 
 
 def check_key(key: int) -> None:
-  """Refuses a seed that jax.random.key and the order of the data cannot take.
-
-  Raises:
-    UserError: if it is negative or does not fit in 32 bits.
-  """
+  """Refuses a seed that jax.random.key and the order of the data cannot take."""
   if not 0 <= key < 2**32:
     raise UserError(f'a key must be at least 0 and below 2^32, got {key}.')
 

@@ -224,9 +224,6 @@ def check_any_finite(path: str | pathlib.Path, found: Trained) -> None:
   """Refuses a run that has no network to work with.
 
   A line is printed about each network that diverged, where others did not.
-
-  Raises:
-    UserError: if a weight of every network is not finite; names one.
   """
   leaves = ensemble.lost_leaves(found.members, found.state)
   for network, leaf in leaves.items():

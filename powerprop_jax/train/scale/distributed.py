@@ -69,9 +69,6 @@ def initialise(config: HostsConfig) -> None:
   with status 2: JAX, left alone, would abort it. JAX catches SIGTERM in
   processes that it has joined; they learn of it from SignalWatch.
 
-  Raises:
-    UserError: if no cluster is found, or the address cannot be used.
-
   Example:
     >>> initialise(HostsConfig())
     >>> jax.process_index(), jax.process_count()

@@ -75,7 +75,6 @@ def fit(
   folder: RunFolder,
   template: Tree = None,
   description: str = 'training',
-  show_progress: bool = True,
 ) -> GuardedState:
   """Trains from the state, or from the folder's last checkpoint, to the end.
 
@@ -90,7 +89,7 @@ def fit(
     evaluate: state -> scores to log, numbers on the host.
     template: what to restore a checkpoint to, from sharding.template, for
       another mesh than that of state; None is the state itself.
-    description: what is being trained, for the progress.
+    description: what is being trained, for the progress; '' for no progress.
 
   Raises:
     Preempted: after SIGTERM or SIGUSR1, when the state is saved; see
@@ -133,7 +132,7 @@ def fit(
         description,
         config.num_steps,
         start=done,
-        enabled=show_progress and is_first,
+        enabled=bool(description) and is_first,
       )
     )
     run = _Run(step, stream, evaluate, config, checkpoints, log, progress)
