@@ -86,7 +86,7 @@ def check_least(least: int, **values: int) -> None:
 
 
 def check_key(key: int) -> None:
-  """Refuses a seed that jax.random.key and the order of the data cannot take."""
+  """Refuses a seed that jax.random.key and the order of data cannot take."""
   if not 0 <= key < 2**32:
     raise UserError(f'a key must be at least 0 and below 2^32, got {key}.')
 
