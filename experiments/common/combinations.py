@@ -24,7 +24,6 @@ from powerprop_jax.files import json_files
 from powerprop_jax.files.tables import Row
 from powerprop_jax.train.runs import divergence, metrics, workers
 from powerprop_jax.train.runs.contents import Contents
-from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
 
 Records = list[Row]
@@ -46,12 +45,6 @@ C = TypeVar('C', bound=Named)
 def path(out: str, combination: Named) -> pathlib.Path:
   """The folder of a combination within that of the program."""
   return pathlib.Path(out).expanduser() / 'combinations' / combination.name
-
-
-def check_workers(num_workers: int) -> None:
-  """Refuses a number of processes that is not positive."""
-  if num_workers < 1:
-    raise UserError(f'--workers must be at least 1, got {num_workers}.')
 
 
 def settings(config: Any, *left_out: str) -> Row:

@@ -94,7 +94,7 @@ def main(config: Config) -> None:
 
 def _checked_combinations(config: Config) -> list[Combination]:
   """All runs; refuses settings that do not fit before any of them starts."""
-  combination_runs.check_workers(config.workers)
+  errors.check_positive(config, 'workers')
   errors.check_several(config, 'methods', 'alphas', 'keys')
   if config.rates and len(config.rates) != len(config.alphas):
     raise UserError(

@@ -52,6 +52,7 @@ from experiments.dct_plus_sparse.config import PRESETS, Config
 from experiments.dct_plus_sparse.training import Combination
 from powerprop_jax.core.trees import Params
 from powerprop_jax.train.cli import arguments
+from powerprop_jax.train.runs import errors
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
 
@@ -98,7 +99,7 @@ def main(config: Config) -> None:
 
 def _check(config: Config) -> list[Combination]:
   """The combinations, after refusing what cannot be trained."""
-  combination_runs.check_workers(config.workers)
+  errors.check_positive(config, 'workers')
   if not 0 < config.dct_init_scale < float('inf'):
     raise UserError(
       '--dct-init-scale must be positive and finite, got '

@@ -36,6 +36,7 @@ from experiments.sparse_training.config import PRESETS, Config
 from powerprop_jax import nets
 from powerprop_jax.files.tables import Row
 from powerprop_jax.train.cli import arguments
+from powerprop_jax.train.runs import errors
 from powerprop_jax.train.runs.folder import RunFolder
 
 _PROGRAM = 'sparse_training'
@@ -46,7 +47,7 @@ def main(config: Config) -> None:
   splits = sparse_runs.check_settings(
     config, 'methods', 'densities', 'alphas', 'keys'
   )
-  combination_runs.check_workers(config.workers)
+  errors.check_positive(config, 'workers')
   combinations = sparse_runs.combinations(
     config.methods, config.densities, config.alphas
   )

@@ -51,7 +51,7 @@ class DeviceStreamTest:
     )
 
   def test_indivisible_batch_is_refused(self, images, sharding):
-    message = 'batch of 12 examples .* into 8 parts.* e.g. 16'
+    message = 'batch of 12 examples .* among 8 devices.* 8 or 16'
     with pytest.raises(UserError, match=message):
       DeviceStream(
         Stream(image_files.training(images, batch_size=12)), sharding

@@ -77,8 +77,10 @@ def open_images(
     4
   """
   _check(config)
-  own = _share(batch_size, host_count)
-  own_test = _share(config.test_batch or batch_size, host_count)
+  test_size = config.test_batch or batch_size
+  for size in (batch_size, test_size):
+    errors.check_shares(size, host_count, 'hosts')
+  own, own_test = batch_size // host_count, test_size // host_count
   if config.synthetic:
     synthetic = functools.partial(
       batches.synthetic_batches,
@@ -109,16 +111,6 @@ def open_images(
     ),
     batches.evaluation_batches(test, batch_size=own_test, **ours),
   )
-
-
-def _share(batch_size: int, host_count: int) -> int:
-  """Examples of a batch that each host has."""
-  if batch_size < 1 or batch_size % host_count:
-    raise UserError(
-      f'a batch of {batch_size} examples cannot be shared out equally among '
-      f'{host_count} hosts. Choose a multiple of {host_count}.'
-    )
-  return batch_size // host_count
 
 
 def _check(config: ImagesConfig) -> None:

@@ -85,6 +85,21 @@ def check_least(least: int, **values: int) -> None:
       raise UserError(f'{name} must be at least {least}, got {value}.')
 
 
+def check_shares(batch_size: int, count: int, sharers: str) -> None:
+  """Refuses a batch that hosts or devices cannot share out equally.
+
+  Example:
+    >>> check_shares(8, 4, 'devices')
+  """
+  if batch_size % count or batch_size < 1:
+    lower = batch_size // count * count
+    near = f'{lower} or {lower + count}' if lower > 0 else f'{count}'
+    raise UserError(
+      f'a batch of {batch_size} examples cannot be shared out equally among '
+      f'{count} {sharers}. Choose a multiple of {count}, such as {near}.'
+    )
+
+
 def check_key(key: int) -> None:
   """Refuses a seed that jax.random.key and the order of data cannot take."""
   if not 0 <= key < 2**32:

@@ -9,7 +9,6 @@ from powerprop_jax.files.tables import Row
 from powerprop_jax.train.data.sources import Arrays
 from powerprop_jax.train.images.stream import Position, Stream
 from powerprop_jax.train.runs import errors
-from powerprop_jax.train.runs.errors import UserError
 
 
 class DeviceStream:
@@ -43,16 +42,10 @@ class DeviceStream:
   ):
     errors.check_least(0, ahead=ahead)
     if sharding is not None:
-      batch_size = stream.batches.global_batch_size
       most = len(sharding.device_set)
       parts = most // sharding.shard_shape((most,))[0]
-      if batch_size % parts:
-        raise UserError(
-          f'a batch of {batch_size} examples cannot be divided evenly into '
-          f'{parts} parts, one for each device that shares it. Choose a batch '
-          f'size that is a multiple of {parts}, e.g. '
-          f'{-(-batch_size // parts) * parts}.'
-        )
+      size = stream.batches.global_batch_size
+      errors.check_shares(size, parts, 'devices')
     self.stream = stream
     self._sharding = sharding
     self._ahead = ahead

@@ -150,14 +150,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def check_batch(batch_size: int, mesh: Mesh) -> None:
   """Refuses a batch, of all hosts together, that 'data' cannot share out."""
-  num = mesh.shape[DATA]
-  if batch_size % num or batch_size < 1:
-    lower = batch_size // num * num
-    near = f'{lower} or {lower + num}' if lower > 0 else f'{num}'
-    raise UserError(
-      f'a batch of {batch_size} examples cannot be shared out equally among '
-      f'{num} devices. Choose a multiple of {num}, such as {near}.'
-    )
+  errors.check_shares(batch_size, mesh.shape[DATA], 'devices')
 
 
 def create_sharded(
