@@ -267,10 +267,7 @@ def _tx_maker(
 
 def _by_leaf(problem: Problem, alpha: Any) -> Tree:
   """A tree of the selected leaves that has the same α for each."""
-  theta, _ = jax.eval_shape(
-    lambda key: problem.net.init(key, problem.splits.example, is_training=True),
-    jax.random.key(0),
-  )
+  theta = step_lib.shapes(problem.net, problem.splits.example)
   tree: dict[str, Row] = {}
   for leaf in trees.named_leaves(theta):
     if pp.is_weight(*leaf):

@@ -46,6 +46,7 @@ from powerprop_jax.core.trees import Params, Tree
 from powerprop_jax.files import json_files
 from powerprop_jax.files.tables import Row
 from powerprop_jax.train import ensemble
+from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.cli import arguments
 from powerprop_jax.train.data.splits import DataConfig
 from powerprop_jax.train.loop import LoopConfig
@@ -108,7 +109,7 @@ def main(config: Config) -> None:
   )
   sparse_runs.check_combinations(config, chosen, splits)
   net = nets.make(config.net, splits.num_classes)
-  theta = sparse_runs.shapes(net, splits)
+  theta = step_lib.shapes(net, splits.example)
   folder = RunFolder(config.out, config, program=_PROGRAM, resume=config.resume)
   lost: list[bool] = []
   records: list[Row] = []

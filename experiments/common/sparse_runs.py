@@ -9,7 +9,7 @@ Python number and compiled in.
 from collections.abc import Callable, Iterable, Sequence
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import haiku as hk
 import jax
@@ -173,7 +173,7 @@ def check_combinations(
 ) -> None:
   """Refuses what a method or a network cannot do, before any training."""
   net = nets.make(settings.net, splits.num_classes)
-  theta = shapes(net, splits)
+  theta = step_lib.shapes(net, splits.example)
   for combination in chosen:
     make_tx = tx_maker(settings, combination, theta, splits)
     what = f'{combination.method} at density {combination.density:g}'
@@ -334,13 +334,6 @@ def print_accuracy(combination: Named, records: list[Row]) -> None:
   accuracies = [r['accuracy'] for r in records if 'accuracy' in r]
   if accuracies:
     print(f'{combination.name}: test accuracy {np.mean(accuracies):.4f}')
-
-
-def shapes(net: hk.TransformedWithState, splits: data.Splits) -> Any:
-  """Shapes of the parameters of a network for the images of a data set."""
-  init = functools.partial(net.init, is_training=True)
-  theta, _ = jax.eval_shape(init, jax.random.key(0), splits.example)
-  return theta
 
 
 def tx_maker(

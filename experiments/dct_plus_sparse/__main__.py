@@ -51,6 +51,7 @@ from experiments.dct_plus_sparse import patterns, report, training
 from experiments.dct_plus_sparse.config import PRESETS, Config
 from experiments.dct_plus_sparse.training import Combination
 from powerprop_jax.core.trees import Params
+from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.cli import arguments
 from powerprop_jax.train.runs import errors
 from powerprop_jax.train.runs.errors import UserError
@@ -122,7 +123,7 @@ def _check(config: Config) -> list[Combination]:
     network, support, density, alpha = combination
     if (network, alpha) not in made:
       net = training.make_net(config, network, alpha, splits.num_classes)
-      made[network, alpha] = sparse_runs.shapes(net, splits)
+      made[network, alpha] = step_lib.shapes(net, splits.example)
     theta = made[network, alpha]
     make_tx = training.tx_maker(config, combination, theta, splits)
     what = f'{support} at density {density:g}'

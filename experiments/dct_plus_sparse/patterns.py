@@ -26,8 +26,8 @@ from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core.trees import Params
 from powerprop_jax.prune import at_init
 from powerprop_jax.train import methods
-from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.data.sources import Arrays
+from powerprop_jax.train.data.splits import Prepare
 from powerprop_jax.train.methods import Lengths, SparseConfig
 from powerprop_jax.train.runs import errors
 from powerprop_jax.train.runs.errors import UserError
@@ -101,7 +101,7 @@ def make_scorer(
   net: hk.TransformedWithState,
   net_state: hk.State,
   examples: Arrays,
-  prepare: step_lib.Prepare,
+  prepare: Prepare,
   config: ScoreConfig,
 ) -> Scorer:
   """What scored supports of a network are found with.

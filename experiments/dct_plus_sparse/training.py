@@ -131,7 +131,7 @@ def train(
   splits = sparse_runs.load(config, bool(description))
   network, support, _, alpha = combination
   net = make_net(config, network, alpha, splits.num_classes)
-  theta = sparse_runs.shapes(net, splits)
+  theta = step_lib.shapes(net, splits.example)
   make_tx = tx_maker(config, combination, theta, splits)
   members = ensemble.product([alpha], config.keys)
   state = ensemble.create_by_key(net, make_tx, members, splits.example)

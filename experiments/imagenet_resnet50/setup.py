@@ -8,7 +8,6 @@ weights       of a state: what to evaluate and to export
 
 from collections.abc import Callable
 import dataclasses
-import functools
 import math
 from typing import Any, NamedTuple
 
@@ -218,5 +217,4 @@ def density(found: Weights) -> float:
 def shapes(net: hk.TransformedWithState, image_size: int) -> Params:
   """Shapes of the parameters of a network, for square images of a side."""
   images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-  init = functools.partial(net.init, is_training=True)
-  return jax.eval_shape(init, jax.random.key(0), images)[0]
+  return step_lib.shapes(net, images)

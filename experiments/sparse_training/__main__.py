@@ -35,6 +35,7 @@ from experiments.sparse_training import report
 from experiments.sparse_training.config import PRESETS, Config
 from powerprop_jax import nets
 from powerprop_jax.files.tables import Row
+from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.cli import arguments
 from powerprop_jax.train.runs import errors
 from powerprop_jax.train.runs.folder import RunFolder
@@ -91,7 +92,7 @@ def train(
   method, density, alpha = combination
   splits = sparse_runs.load(config, bool(description))
   net = nets.make(config.net, splits.num_classes)
-  theta = sparse_runs.shapes(net, splits)
+  theta = step_lib.shapes(net, splits.example)
   trained = sparse_runs.train(
     config,
     net,

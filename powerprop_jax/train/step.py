@@ -10,6 +10,7 @@ step alone, so that a resumed run repeats it.
 
 from collections.abc import Callable
 import dataclasses
+import functools
 from typing import Any, NamedTuple, TypeVar
 
 import haiku as hk
@@ -76,6 +77,13 @@ def create(
   # The key is of another stream than the weights, and an array of its own.
   key = jax.random.fold_in(key, 1)
   return TrainState(jnp.zeros([], jnp.int32), phi, net_state, opt_state, key)
+
+
+def shapes(net: hk.TransformedWithState, images: Any) -> Any:
+  """Shapes of the parameters of a network for images, or their shape."""
+  init = functools.partial(net.init, is_training=True)
+  theta, _ = jax.eval_shape(init, jax.random.key(0), images)
+  return theta
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

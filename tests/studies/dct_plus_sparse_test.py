@@ -12,6 +12,7 @@ from experiments.common import sparse_runs
 from experiments.dct_plus_sparse import __main__ as dct_plus_sparse
 from experiments.dct_plus_sparse import patterns, training
 from experiments.dct_plus_sparse.config import PRESETS
+from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.data import splits as data
 from powerprop_jax.train.data.sources import Arrays
 from powerprop_jax.train.runs import metrics
@@ -238,7 +239,7 @@ def test_presets_leave_a_weight_in_every_layer(name):
   for combination in training.combinations(config):
     network, support, density, alpha = combination
     net = training.make_net(config, network, alpha, 10)
-    theta = sparse_runs.shapes(net, splits)
+    theta = step_lib.shapes(net, splits.example)
     patterns.check_density(support, theta, density, combination.name)
     # Raises an error where a layer would lose all its weights.
     make_tx = training.tx_maker(config, combination, theta, splits)

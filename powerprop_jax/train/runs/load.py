@@ -5,7 +5,6 @@ states is read by name, so that the optimiser that trained them does not matter.
 Nothing in the folder of the run is written to.
 """
 
-import functools
 import pathlib
 import re
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ from powerprop_jax.files.tables import Row
 from powerprop_jax.optim.powerprop import PowerState
 from powerprop_jax.optim.topology import SparseState
 from powerprop_jax.train import ensemble
+from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.checkpoints import checkpoint
 from powerprop_jax.train.data import splits as data
 from powerprop_jax.train.data.sources import Arrays
@@ -145,8 +145,7 @@ def _check_fits(
       f'{path / "config.json"} is of {count} networks, its latest checkpoint '
       f'of {len(state.step)}.'
     )
-  init = functools.partial(net.init, is_training=True)
-  theta, _ = jax.eval_shape(init, jax.random.key(0), splits.example)
+  theta = step_lib.shapes(net, splits.example)
   shapes = {leaf.path: leaf.value.shape for leaf in trees.named_leaves(theta)}
   saved = trees.named_leaves(state.phi)
   if shapes != {leaf.path: leaf.value.shape[1:] for leaf in saved}:
