@@ -48,6 +48,7 @@ _MODULES = {
   'train.image_batches': 'train.images.batches',
   'train.image_stream': 'train.images.stream',
   'train.sharding': 'train.scale.sharding',
+  'train.state': 'train.step',
 }
 _PACKAGE = 'powerprop_jax'
 

@@ -40,7 +40,7 @@ _NUM_EXAMPLES = 1_000
 class Diverged(Exception):  # noqa: N818
   """No network of a run is left; all that was found is written.
 
-  run_folder.run_main turns it into one line and EXIT_STATUS.
+  folder.run_main turns it into one line and EXIT_STATUS.
 
   Example:
     >>> print(Diverged('runs/train', 1))

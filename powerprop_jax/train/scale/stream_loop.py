@@ -93,7 +93,7 @@ def fit(
 
   Raises:
     Preempted: after SIGTERM or SIGUSR1, when the state is saved; see
-      run_folder.run_main, which makes exit status 75 of it.
+      folder.run_main, which makes exit status 75 of it.
     UserError: if config.max_skipped steps in a row were not finite, the weights
       at the end are not, the stream ends early, or the checkpoint is of other
       data or another state.
