@@ -212,7 +212,7 @@ def prune(config: PruneConfig) -> None:
   """Prunes the networks of a run and writes their test accuracies."""
   errors.check_several(config, 'kept', differ=False)
   sparsities = [masks.density_to_sparsity(k, '--kept') for k in config.kept]
-  pruned_model.check_output_factor(config.scope, config.output_factor)
+  rule = pruned_model.output_rule(config.scope, config.output_factor)
   run = pathlib.Path(config.run).expanduser()
   found = load.load(run)
   load.check_any_finite(run, found)
@@ -240,7 +240,6 @@ def prune(config: PruneConfig) -> None:
       )
     ),
   )
-  factor = config.output_factor
   results = ensemble.prune(
     found.net,
     found.state,
@@ -248,7 +247,7 @@ def prune(config: PruneConfig) -> None:
     found.splits.test,
     sparsities,
     scope=config.scope,
-    overrides=ensemble.keep_more_outputs(factor) if factor != 1 else None,
+    overrides=rule,
   )
   folder.write_results([{**r, 'step': found.step} for r in results])
   report = run_report.write(folder.path)

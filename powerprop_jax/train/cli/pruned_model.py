@@ -5,6 +5,7 @@ well enough that a file of it says all there is to know; model_of gives the
 function back, from that description.
 """
 
+from collections.abc import Callable
 import dataclasses
 import functools
 import pathlib
@@ -48,7 +49,7 @@ class PruneOnce:
   def check(self) -> None:
     """Raises a UserError for shares that make no sense."""
     masks_lib.density_to_sparsity(self.kept, '--kept')
-    check_output_factor(self.scope, self.output_factor)
+    output_rule(self.scope, self.output_factor)
 
   def settings(self) -> Row:
     """These settings alone, where a command has others besides."""
@@ -75,14 +76,19 @@ class Model(NamedTuple):
     return functools.partial(nets.make, self.net, self.num_classes)
 
 
-def check_output_factor(scope: str, factor: float) -> None:
-  """Refuses a factor that is not positive, or goes with --scope global."""
-  ensemble.keep_more_outputs(factor)
-  if scope == 'global' and factor != 1:
+def output_rule(
+  scope: str, factor: float
+) -> Callable[[float], dict[str, float]] | None:
+  """Overrides for a factor; None for 1, all that --scope global may have."""
+  rule = ensemble.keep_more_outputs(factor)
+  if factor == 1:
+    return None
+  if scope == 'global':
     raise UserError(
       '--output-factor is for --scope layer; with --scope global the output '
       'layer is ranked with the others, so leave it out.'
     )
+  return rule
 
 
 def from_run(path: str | pathlib.Path, pruning: PruneOnce) -> Exported:
@@ -96,13 +102,13 @@ def from_run(path: str | pathlib.Path, pruning: PruneOnce) -> Exported:
   pruning.check()
   found = load_run.load(path, pruning.alpha, pruning.key)
   index = _chosen(path, found, pruning)
-  state = jax.tree.map(lambda x: x[index], found.state)
+  state = ensemble.take(found.state, index)
   theta = state.theta
   alpha, key = float(found.members.alpha[index]), int(found.members.key[index])
   divergence.refuse(path, (alpha, key), divergence.lost_leaf(theta))
   sparsity = masks_lib.density_to_sparsity(pruning.kept)
-  factor = pruning.output_factor
-  more = ensemble.keep_more_outputs(factor)(sparsity) if factor != 1 else None
+  rule = output_rule(pruning.scope, pruning.output_factor)
+  more = rule(sparsity) if rule else None
   masks = masks_lib.intersect(
     one_shot.prune(theta, sparsity, scope=pruning.scope, overrides=more),
     views.current_masks(state.phi, state.opt_state),
