@@ -142,7 +142,6 @@ def run(
         epochs * len(approach.learns),
         unit='epochs',
         start=epochs * (len(approach.learns) - len(learns)),
-        enabled=bool(description),
       ) as progress,
     ):
       for number in learns:

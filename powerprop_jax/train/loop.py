@@ -120,9 +120,7 @@ def fit(
       begin(state)
     with (
       metrics.MetricsWriter(folder.metrics_path, start=step) as writer,
-      metrics.Progress(
-        description, config.num_steps, start=step, enabled=bool(description)
-      ) as progress,
+      metrics.Progress(description, config.num_steps, start=step) as progress,
       metrics.tensorboard_writer(folder.path, step, tensorboard) as board,
     ):
       watch = divergence.Watch(folder.path)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from powerprop_jax.core.trees import OptState
+from powerprop_jax.core.trees import OptState, Params, Tree
 from powerprop_jax.optim import sparsify, views
 from powerprop_jax.train.data import splits
 from powerprop_jax.train.data.sources import Arrays
@@ -79,7 +79,7 @@ def create(
   return TrainState(jnp.zeros([], jnp.int32), phi, net_state, opt_state, key)
 
 
-def shapes(net: hk.TransformedWithState, images: Any) -> Any:
+def shapes(net: hk.TransformedWithState, images: Tree) -> Params:
   """Shapes of the parameters of a network for images, or their shape."""
   init = functools.partial(net.init, is_training=True)
   theta, _ = jax.eval_shape(init, jax.random.key(0), images)

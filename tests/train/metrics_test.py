@@ -147,7 +147,7 @@ class ProgressTest:
       pass
     assert stream.getvalue() == ''
     for stream in (io.StringIO(), Terminal()):
-      with metrics.Progress('a', 2, enabled=False, stream=stream) as progress:
+      with metrics.Progress('', 2, stream=stream) as progress:
         clock.now += 100
         progress.update(1)
       assert stream.getvalue() == ''

@@ -239,9 +239,9 @@ def tfds(name: str, folder: str | None, show_progress: bool = False) -> Source:
     labels = np.empty(splits[split], np.int32)
     try:
       source = builder.as_data_source(split=split)
-      description = f'reading {name} {split}'
+      description = f'reading {name} {split}' if show_progress else ''
       with metrics.Progress(
-        description, len(labels), unit='images', enabled=show_progress
+        description, len(labels), unit='images'
       ) as progress:
         for start in range(0, len(labels), 1000):
           stop = min(start + 1000, len(labels))

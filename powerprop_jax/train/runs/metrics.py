@@ -117,10 +117,9 @@ class Progress:
     unit: str = 'steps',
     start: int = 0,
     interval: float = 10.0,
-    enabled: bool = True,
     stream: IO[str] | None = None,
   ):
-    """Starts the clock.
+    """Starts the clock; nothing is shown without a description.
 
     Args:
       start: how many are done already; they do not count for the speed.
@@ -128,7 +127,7 @@ class Progress:
     """
     self._task = description, total, unit, start
     self._interval = interval
-    self._stream = (stream or sys.stderr) if enabled else None
+    self._stream = (stream or sys.stderr) if description else None
     self._began = self._reported = time.monotonic()
     self._text = ''
     self._bar: Any = None

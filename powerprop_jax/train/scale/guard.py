@@ -20,6 +20,10 @@ GuardedStep = Callable[
 ]
 
 
+# What a guarded step adds to the metrics.
+COUNTS = ('num_skipped', 'num_in_a_row')
+
+
 class GuardedState(NamedTuple):
   """A training state, and how often it was left alone.
 
@@ -105,11 +109,8 @@ def guarded(step: Step) -> GuardedStep:
       num_skipped=state.num_skipped + (~taken.is_made).astype(jnp.int32),
       num_in_a_row=jnp.where(taken.is_sound, 0, state.num_in_a_row + 1),
     )
-    counts = {
-      'num_skipped': after.num_skipped,
-      'num_in_a_row': after.num_in_a_row,
-    }
-    return after, {**taken.metrics, **counts}
+    counts = after._asdict()
+    return after, {**taken.metrics, **{name: counts[name] for name in COUNTS}}
 
   return guarded_step
 

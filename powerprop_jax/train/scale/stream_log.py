@@ -21,9 +21,7 @@ import time
 
 from powerprop_jax.files.tables import Record, Row
 from powerprop_jax.train.runs import metrics
-
-# Metrics that guard.guarded adds.
-_COUNTS = ('num_skipped', 'num_in_a_row')
+from powerprop_jax.train.scale import guard
 
 
 class StreamLog:
@@ -71,7 +69,7 @@ class StreamLog:
       return
     self._num_made += 1
     for name, value in values.items():
-      if name not in _COUNTS:
+      if name not in guard.COUNTS:
         self._sums[name] = self._sums.get(name, 0.0) + value
 
   def add_files(self, files: Mapping[str, str]) -> int:

@@ -129,10 +129,7 @@ def fit(
     )
     progress = stack.enter_context(
       metrics.Progress(
-        description,
-        config.num_steps,
-        start=done,
-        enabled=bool(description) and is_first,
+        description if is_first else '', config.num_steps, start=done
       )
     )
     run = _Run(step, stream, evaluate, config, checkpoints, log, progress)
