@@ -18,7 +18,6 @@ On many machines a scheduler starts the hosts. Under Slurm:
 
 from collections.abc import Sequence
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -172,12 +171,11 @@ def check_agreement(settings: object, name: str = 'settings') -> None:
     return
   own = {'jax': jax.__version__, name: json_files.to_json(settings)}
   text = json.dumps(own, sort_keys=True).encode()
-  digests = _gathered(hashlib.sha256(text).digest())
-  for host, digest in enumerate(digests):
-    if digest != digests[0]:
-      texts = _gathered(text)
-      first, other = (json.loads(texts[i]) for i in (0, host))
-      differences = '; '.join(folder.differences(first, other))
+  texts = _gathered(text)
+  for host, other in enumerate(texts):
+    if other != texts[0]:
+      changes = folder.differences(json.loads(texts[0]), json.loads(other))
+      differences = '; '.join(changes)
       raise UserError(
         f'host {host} differs from host 0: {differences}. Start all hosts with '
         'the same command, versions and environment.'
