@@ -123,10 +123,9 @@ def folder(
 
 def read(folder: RunFolder) -> Records:
   """Results of a complete folder; says again which networks diverged."""
-  watch = divergence.Watch(folder.path)
   if folder.metrics_path.exists():
-    for record in metrics.read_metrics(folder.metrics_path):
-      watch.look(record['step'], [record])
+    logged = metrics.read_metrics(folder.metrics_path)
+    divergence.Watch(folder.path).look(logged)
   found: Records = folder.read_json('results.json')
   return found
 

@@ -124,8 +124,7 @@ def fit(
       metrics.tensorboard_writer(folder.path, step, tensorboard) as board,
     ):
       watch = divergence.Watch(folder.path)
-      for earlier in metrics.read_metrics(folder.metrics_path):
-        watch.look(earlier['step'], [earlier])
+      watch.look(metrics.read_metrics(folder.metrics_path))
       while step < config.num_steps:
         count = _steps_until_evaluation(step, config)
         rows = indices(step, count, config.batch_size, num_examples)
@@ -137,7 +136,7 @@ def fit(
           for found in logged:
             writer.write(step, found)
             board.write(step, found)
-          watch.look(step, logged)
+          watch.look([{'step': step, **found} for found in logged])
           checkpoints.save(step, state, {})
           progress.update(step, _mean(logged))
         else:

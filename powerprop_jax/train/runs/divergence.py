@@ -64,10 +64,10 @@ class Watch:
     self._path = os.fspath(path)
     self._said: set[Network] = set()
 
-  def look(self, step: int, records: Iterable[Record]) -> None:
+  def look(self, logged: Iterable[Record]) -> None:
     """Says which networks have diverged and had not before, by their losses."""
-    for record in records:
-      network = _network(record)
+    for record in logged:
+      network, step = _network(record), record['step']
       if _is_lost(record) and network not in self._said:
         self._said.add(network)
         _say(network, self._path, f'by step {step:,} its loss is not finite')
