@@ -15,6 +15,7 @@ from experiments.dct_plus_sparse.config import Config, Network
 from powerprop_jax.files.tables import Row
 from powerprop_jax.train import methods
 from powerprop_jax.train import step as step_lib
+from powerprop_jax.train.data import splits as data
 
 _Records = Sequence[dict[str, Any]]
 _REPEATS = 7
@@ -100,7 +101,7 @@ def _program(config: Config, network: Network) -> timing.Program:
       net,
       tx,
       prepare=prepare,
-      augment=splits.crop_and_flip if config.augment else None,
+      augment=data.crop_and_flip if config.augment else None,
     )
   )
   start = step_lib.create(net, tx, jax.random.key(0), prepare(images))
