@@ -7,7 +7,7 @@ import statistics
 from experiments.adaptive_alpha import figures as plots
 from experiments.adaptive_alpha.config import Config
 from experiments.adaptive_alpha.runs import Combination
-from experiments.sparse_training.report import markdown, mean_and_deviation
+from experiments.common import tables
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core.trees import Params
 from powerprop_jax.files import whole
@@ -39,7 +39,7 @@ def write(
   for net in config.nets:
     of_net = [record for record in results if record['net'] == net]
     title = f'{net} on {config.data.name}'
-    tables = {
+    shown = {
       'Test accuracy in per cent by the share of weights kept, mean ± '
       'standard deviation over keys.': accuracy_table(of_net, config.kept),
       f'Weights with |θ| < {config.control.epsilon:g} at the end, in per cent; '
@@ -48,8 +48,8 @@ def write(
     }
     notes = verdicts(of_net, config.race.kept)
     text += f'## {title}\n\n'
-    for caption, rows in tables.items():
-      text += f'{caption}\n\n{markdown(rows)}\n'
+    for caption, rows in shown.items():
+      text += f'{caption}\n\n{tables.markdown(rows)}\n'
     text += ''.join(f'{note}\n\n' for note in notes)
     figures = _figures(
       title,
@@ -68,7 +68,7 @@ def write(
         figures=[
           html.Figure(paths[name], f'{_ALT[name]}, {title}') for name in paths
         ],
-        tables=[html.Table(rows, words) for words, rows in tables.items()],
+        tables=[html.Table(rows, words) for words, rows in shown.items()],
       )
     )
   whole.write_bytes(path / 'table.md', text.encode())
@@ -127,7 +127,9 @@ def accuracy_table(results: _Records, kept: Sequence[float]) -> list[Row]:
     if way[1] is not None:
       row['α at the end'] = f'{way[1]:g}'
     for share in kept:
-      row[f'{100 * share:g} %'] = mean_and_deviation(_accuracies(of_way, share))
+      row[f'{100 * share:g} %'] = tables.mean_and_deviation(
+        _accuracies(of_way, share)
+      )
     rows.append(row)
   return rows
 
@@ -154,9 +156,9 @@ def artefact_table(results: _Records) -> list[Row]:
     rows.append(
       {
         'method': plots.name_of(*way),
-        'near zero': mean_and_deviation(of('near_zero')),
-        'gain': mean_and_deviation(gains),
-        'mechanical': mean_and_deviation(jumps),
+        'near zero': tables.mean_and_deviation(of('near_zero')),
+        'gain': tables.mean_and_deviation(gains),
+        'mechanical': tables.mean_and_deviation(jumps),
         'share': share,
       }
     )

@@ -6,6 +6,7 @@ import statistics
 from typing import Any
 
 from experiments.class_specialisation import figures
+from experiments.common import tables as common_tables
 from powerprop_jax.files import tables as tables_lib
 from powerprop_jax.files.tables import Row
 from powerprop_jax.report import html, plotting
@@ -98,9 +99,7 @@ def mean_by_layer(records: _Records) -> list[Row]:
   rows: dict[str, Row] = {}
   for (layer, method), by_key in values.items():
     means = [statistics.fmean(of_key) for of_key in by_key.values() if of_key]
-    words = f'{statistics.fmean(means):.4f}' if means else None
-    if len(means) > 1:
-      words = f'{words} ± {statistics.stdev(means):.4f}'
+    words = common_tables.mean_and_deviation(means, per_cent=False)
     rows.setdefault(layer, {'layer': names[layer]})[method] = words
   return list(rows.values())
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 import pathlib
 
+from experiments.common import tables
 from experiments.continual_permuted import figures as plotting
-from experiments.sparse_training.report import markdown, mean_and_deviation
 from powerprop_jax.core.trees import Params
 from powerprop_jax.files import whole
 from powerprop_jax.files.tables import Row
@@ -33,7 +33,7 @@ def write(
     weights: shared weights after the last task, by method and α.
   """
   rows = table(results)
-  text = markdown(rows)
+  text = tables.markdown(rows)
   whole.write_bytes(path / 'table.md', text.encode())
   print(f'\n{title}, in per cent, mean ± standard deviation over keys:\n')
   print(text, end='')
@@ -107,7 +107,7 @@ def table(results: _Records) -> list[Row]:
       'tasks': str(min(r['tasks_fitted'] for r in ends)),
     }
     for field in _METRICS:
-      row[field.replace('_', ' ')] = mean_and_deviation(
+      row[field.replace('_', ' ')] = tables.mean_and_deviation(
         [r[field] for r in ends if records_lib.is_finite(r.get(field))]
       )
     # It never falls, so the largest is that after the last task.
@@ -115,7 +115,7 @@ def table(results: _Records) -> list[Row]:
     for record in of_place:
       if 'capacity_used' in record:
         used[record['key']] = record['capacity_used']
-    row['capacity used'] = mean_and_deviation(list(used.values()))
+    row['capacity used'] = tables.mean_and_deviation(list(used.values()))
     rows.append(row)
   return rows
 

@@ -5,8 +5,8 @@ import pathlib
 import statistics
 from typing import Any
 
+from experiments.common import tables as common_tables
 from experiments.dct_plus_sparse import figures as figures_lib
-from experiments.sparse_training import report
 from powerprop_jax.files import tables, whole
 from powerprop_jax.files.tables import Row
 from powerprop_jax.report import html, plotting
@@ -49,7 +49,7 @@ def write(
   of_networks = [record for record in results if 'accuracy' in record]
   of_layers = [record for record in results if 'layer' in record]
   rows = accuracy_table(of_networks)
-  text = report.markdown(rows)
+  text = common_tables.markdown(rows)
   whole.write_bytes(path / 'table.md', text.encode())
   print(f'\n{_ACCURACY}\n\n{text}', end='')
   for words, name in ((_SIZES, 'sizes'), (_STEPS, 'steps')):
@@ -142,7 +142,7 @@ def accuracy_table(records: _Records) -> list[Row]:
   for (place, column), values in cells.items():
     empty = {'support': place[0], 'density': place[1], **columns}
     row = rows.setdefault(place, empty)
-    row[column] = report.mean_and_deviation(values)
+    row[column] = common_tables.mean_and_deviation(values)
   return list(rows.values())
 
 

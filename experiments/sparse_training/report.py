@@ -1,10 +1,9 @@
 """Table, figures and page of experiments/sparse_training."""
 
 from collections.abc import Sequence
-import statistics
 from typing import Any
 
-from experiments.common import sparse_runs
+from experiments.common import sparse_runs, tables
 from experiments.common.sparse_runs import Combination
 from experiments.sparse_training import published
 from experiments.sparse_training.config import Config
@@ -28,7 +27,7 @@ _Records = Sequence[dict[str, Any]]
 def write(folder: RunFolder, config: Config, results: _Records) -> None:
   """Prints the table; writes it, the figures and report.html."""
   rows = table(results, published.sparse_training(config.net, config.data.name))
-  text = markdown(rows)
+  text = tables.markdown(rows)
   whole.write_bytes(folder.path / 'table.md', text.encode())
   folder.write_json('table.json', rows)
   title = f'{config.net} on {config.data.name}'
@@ -140,7 +139,7 @@ def table(results: _Records, theirs: _Records = ()) -> list[Row]:
     )
   for (method, density), row in rows.items():
     for alpha in alphas:
-      row[f'α = {alpha:g}'] = mean_and_deviation(
+      row[f'α = {alpha:g}'] = tables.mean_and_deviation(
         [
           record['accuracy']
           for record in results
@@ -156,39 +155,3 @@ def table(results: _Records, theirs: _Records = ()) -> list[Row]:
       ]
       row['published'] = known[0] if known else None
   return list(rows.values())
-
-
-def mean_and_deviation(accuracies: Sequence[float]) -> str | None:
-  """Accuracies of several keys in words, in per cent; None for no key.
-
-  Example:
-    >>> mean_and_deviation([0.98, 0.99]), mean_and_deviation([0.5])
-    ('98.50 ± 0.71', '50.00')
-  """
-  if not accuracies:
-    return None
-  mean = f'{100 * statistics.fmean(accuracies):.2f}'
-  if len(accuracies) == 1:
-    return mean
-  return f'{mean} ± {100 * statistics.stdev(accuracies):.2f}'
-
-
-def markdown(rows: _Records) -> str:
-  """Rows that have the same names as a table in Markdown.
-
-  Example:
-    >>> print(markdown([{'method': 'set', 'density': 0.1}]), end='')
-    | method | density |
-    |---|---|
-    | set | 0.1 |
-  """
-  names = list(rows[0])
-  lines = [names, *([_cell(row[name]) for name in names] for row in rows)]
-  text = [f'| {" | ".join(line)} |\n' for line in lines]
-  return ''.join([text[0], '|---' * len(names), '|\n', *text[1:]])
-
-
-def _cell(value: Any) -> str:
-  if value is None:
-    return ''
-  return f'{value:g}' if isinstance(value, float) else str(value)
