@@ -47,10 +47,10 @@ docs/results/adaptive_alpha.md.
 """
 
 import functools
-import sys
 
 import numpy as np
 
+import experiments
 from experiments.adaptive_alpha import methods, report, runs
 from experiments.adaptive_alpha.config import PRESETS, Config
 from experiments.adaptive_alpha.runs import Combination
@@ -58,7 +58,6 @@ from experiments.common import combinations as combination_runs
 from powerprop_jax.core import masks, reparam
 from powerprop_jax.files.tables import Row
 from powerprop_jax.train import ensemble, optimizers
-from powerprop_jax.train.cli import arguments
 from powerprop_jax.train.runs import divergence, errors
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
@@ -138,11 +137,4 @@ def _print(
 
 
 if __name__ == '__main__':
-  sys.exit(
-    arguments.run(
-      main,
-      PRESETS,
-      prog=f'python -m experiments.{runs.PROGRAM}',
-      description=str(__doc__).split('\n', maxsplit=1)[0],
-    )
-  )
+  experiments.start(main, PRESETS)

@@ -23,7 +23,6 @@ from collections.abc import Callable
 import dataclasses
 import math
 import statistics
-import sys
 from typing import Any, Literal, NamedTuple
 
 import haiku as hk
@@ -32,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+import experiments
 from experiments.benchmarks import timing
 import powerprop_jax as pp
 from powerprop_jax.core import masks as masks_lib
@@ -40,7 +40,6 @@ from powerprop_jax.nets import layers
 from powerprop_jax.nets.layers import forms
 from powerprop_jax.sparse import weight as sparse_weight
 from powerprop_jax.sparse.weight import Support
-from powerprop_jax.train.cli import arguments
 from powerprop_jax.train.runs import errors
 from powerprop_jax.train.runs.errors import UserError
 
@@ -258,11 +257,4 @@ def _program(
 
 
 if __name__ == '__main__':
-  sys.exit(
-    arguments.run(
-      main,
-      {'default': Config()},
-      prog='python -m experiments.benchmarks.dct',
-      description=str(__doc__).split('\n', maxsplit=1)[0],
-    )
-  )
+  experiments.start(main, {'default': Config()})

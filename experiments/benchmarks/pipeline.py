@@ -32,17 +32,16 @@ import os
 import pathlib
 import random
 import statistics
-import sys
 import tempfile
 import time
 from typing import NamedTuple
 
 import psutil  # comes with grain
 
+import experiments
 from experiments.benchmarks import timing
 from powerprop_jax.files import json_files, tables
 from powerprop_jax.files.tables import Row
-from powerprop_jax.train.cli import arguments
 from powerprop_jax.train.images import batches as image_batches
 from powerprop_jax.train.images import crops, decode, image_set
 from powerprop_jax.train.images.decode import Decoder
@@ -304,11 +303,4 @@ def _row(record: Row) -> Row:
 
 
 if __name__ == '__main__':
-  sys.exit(
-    arguments.run(
-      main,
-      {'default': Config()},
-      prog='python -m experiments.benchmarks.pipeline',
-      description=str(__doc__).split('\n', maxsplit=1)[0],
-    )
-  )
+  experiments.start(main, {'default': Config()})

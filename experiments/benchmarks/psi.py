@@ -12,16 +12,15 @@ from collections.abc import Callable
 import dataclasses
 import functools
 import statistics
-import sys
 
 import jax
 import jax.numpy as jnp
 
+import experiments
 from experiments.benchmarks import timing
 import powerprop_jax as pp
 from powerprop_jax.core import reparam
 from powerprop_jax.files import tables
-from powerprop_jax.train.cli import arguments
 from powerprop_jax.train.runs import errors
 
 
@@ -78,11 +77,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == '__main__':
-  sys.exit(
-    arguments.run(
-      main,
-      {'default': Config()},
-      prog='python -m experiments.benchmarks.psi',
-      description=str(__doc__).split('\n', maxsplit=1)[0],
-    )
-  )
+  experiments.start(main, {'default': Config()})

@@ -31,7 +31,6 @@ two CPU cores, and runs for three quarters of an hour there with all methods.
 import dataclasses
 import functools
 import statistics
-import sys
 from typing import Any, Literal
 
 import haiku as hk
@@ -39,6 +38,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+import experiments
 from experiments.benchmarks import timing
 from experiments.imagenet_resnet50 import config as imagenet
 from experiments.imagenet_resnet50 import setup
@@ -47,7 +47,6 @@ from powerprop_jax.core.trees import Params, Tree
 from powerprop_jax.files import tables
 from powerprop_jax.files.tables import Row
 from powerprop_jax.train import step as step_lib
-from powerprop_jax.train.cli import arguments
 from powerprop_jax.train.methods import SparseConfig
 from powerprop_jax.train.optimizers import ScheduleConfig
 from powerprop_jax.train.runs import errors, metrics
@@ -286,13 +285,5 @@ def _plain(
 
 
 if __name__ == '__main__':
-  sys.exit(
-    arguments.run(
-      main,
-      {'default': Config()},
-      prog='python -m experiments.benchmarks.resnet_step',
-      description=str(__doc__).split('\n', maxsplit=1)[0],
-      # As in experiments/imagenet_resnet50.
-      static_alpha=True,
-    )
-  )
+  # As in experiments/imagenet_resnet50.
+  experiments.start(main, {'default': Config()}, static_alpha=True)

@@ -25,7 +25,6 @@ from collections.abc import Callable
 import dataclasses
 import math
 import statistics
-import sys
 from typing import Any, NamedTuple
 
 import jax
@@ -33,6 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+import experiments
 from experiments.benchmarks import timing
 import powerprop_jax as pp
 from powerprop_jax import nets
@@ -48,7 +48,6 @@ from powerprop_jax.optim.topologies import (
   snfs,
   top_kast,
 )
-from powerprop_jax.train.cli import arguments
 from powerprop_jax.train.runs.errors import UserError
 
 # A topology's function that changes the masks.
@@ -331,11 +330,4 @@ def sorted_top_k(
 
 
 if __name__ == '__main__':
-  sys.exit(
-    arguments.run(
-      main,
-      {'default': Config()},
-      prog='python -m experiments.benchmarks.rewiring',
-      description=str(__doc__).split('\n', maxsplit=1)[0],
-    )
-  )
+  experiments.start(main, {'default': Config()})

@@ -43,6 +43,7 @@ import numpy as np
 import optax
 import scipy.sparse
 
+import experiments
 from experiments.benchmarks import figures_speed, mkl, timing
 import powerprop_jax as pp
 from powerprop_jax.core import masks as masks_lib
@@ -58,7 +59,6 @@ from powerprop_jax.sparse.weight import Support
 from powerprop_jax.train import condensed
 from powerprop_jax.train import evaluate as evaluate_lib
 from powerprop_jax.train import step as step_lib
-from powerprop_jax.train.cli import arguments
 from powerprop_jax.train.data import splits as data
 from powerprop_jax.train.data.sources import Arrays
 from powerprop_jax.train.data.splits import DataConfig
@@ -425,12 +425,4 @@ _PARTS: dict[Part, Callable[[Config], Iterator[Row]]] = {
 
 
 if __name__ == '__main__':
-  sys.exit(
-    arguments.run(
-      main,
-      {'default': Config()},
-      prog='python -m experiments.benchmarks.sparse_speed',
-      description=str(__doc__).split('\n', maxsplit=1)[0],
-      static_alpha=None,
-    )
-  )
+  experiments.start(main, {'default': Config()}, static_alpha=None)

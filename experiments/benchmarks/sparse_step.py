@@ -31,7 +31,6 @@ import contextlib
 import dataclasses
 import functools
 import statistics
-import sys
 from typing import Any, Literal, NamedTuple
 
 import haiku as hk
@@ -39,12 +38,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+import experiments
 from experiments.benchmarks import timing
 import powerprop_jax as pp
 from powerprop_jax import nets
 from powerprop_jax.core import masks
 from powerprop_jax.files import tables
-from powerprop_jax.train.cli import arguments
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.scale import fusing
 
@@ -329,11 +328,4 @@ def _print(
 
 
 if __name__ == '__main__':
-  sys.exit(
-    arguments.run(
-      main,
-      {'default': Config()},
-      prog='python -m experiments.benchmarks.sparse_step',
-      description=str(__doc__).split('\n', maxsplit=1)[0],
-    )
-  )
+  experiments.start(main, {'default': Config()})

@@ -17,7 +17,6 @@ from collections.abc import Callable
 import dataclasses
 import functools
 import statistics
-import sys
 from typing import Any, NamedTuple
 
 import haiku as hk
@@ -26,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+import experiments
 from experiments.benchmarks import timing
 import powerprop_jax as pp
 from powerprop_jax import nets
@@ -33,7 +33,6 @@ from powerprop_jax.core import reparam
 from powerprop_jax.core.trees import Tree
 from powerprop_jax.files import tables
 from powerprop_jax.train import step as step_lib
-from powerprop_jax.train.cli import arguments
 from powerprop_jax.train.data.sources import Arrays
 from powerprop_jax.train.runs import errors
 from powerprop_jax.train.scale import fusing
@@ -249,11 +248,4 @@ def _print(found: dict[str, list[_Times]], config: Config) -> None:
 
 
 if __name__ == '__main__':
-  sys.exit(
-    arguments.run(
-      main,
-      {'default': Config()},
-      prog='python -m experiments.benchmarks.step',
-      description=str(__doc__).split('\n', maxsplit=1)[0],
-    )
-  )
+  experiments.start(main, {'default': Config()})

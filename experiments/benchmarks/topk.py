@@ -15,18 +15,17 @@ from collections.abc import Callable
 import dataclasses
 import pathlib
 import statistics
-import sys
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+import experiments
 from experiments.benchmarks import timing
 import powerprop_jax as pp
 from powerprop_jax.files import json_files, tables
 from powerprop_jax.files.tables import Row
-from powerprop_jax.train.cli import arguments
 from powerprop_jax.train.runs import errors
 from powerprop_jax.train.runs.errors import UserError
 
@@ -160,11 +159,4 @@ def _measure(name: str, leaves: list[jax.Array], config: Config) -> list[Row]:
 
 
 if __name__ == '__main__':
-  sys.exit(
-    arguments.run(
-      main,
-      {'default': Config()},
-      prog='python -m experiments.benchmarks.topk',
-      description=str(__doc__).split('\n', maxsplit=1)[0],
-    )
-  )
+  experiments.start(main, {'default': Config()})

@@ -31,12 +31,12 @@ what differs.
 
 from collections.abc import Mapping
 import dataclasses
-import sys
 from typing import Any
 
 import jax
 import numpy as np
 
+import experiments
 from experiments.class_specialisation import features, report
 from experiments.class_specialisation.features import LayerFeatures
 from experiments.common import sparse_runs
@@ -47,7 +47,6 @@ from powerprop_jax.files import json_files
 from powerprop_jax.files.tables import Row
 from powerprop_jax.train import ensemble
 from powerprop_jax.train import step as step_lib
-from powerprop_jax.train.cli import arguments
 from powerprop_jax.train.data.splits import DataConfig
 from powerprop_jax.train.loop import LoopConfig
 from powerprop_jax.train.methods import Method
@@ -212,12 +211,4 @@ def _pooled(
 
 
 if __name__ == '__main__':
-  sys.exit(
-    arguments.run(
-      main,
-      PRESETS,
-      prog=f'python -m experiments.{_PROGRAM}',
-      description=str(__doc__).split('\n', maxsplit=1)[0],
-      static_alpha=True,
-    )
-  )
+  experiments.start(main, PRESETS, static_alpha=True)

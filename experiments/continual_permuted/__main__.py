@@ -36,11 +36,11 @@ figures 13 and 14. Numbers: docs/results/continual_permuted.md.
 """
 
 import functools
-import sys
 from typing import Any
 
 import numpy as np
 
+import experiments
 from experiments.common import combinations as combination_runs
 from experiments.continual_permuted import (
   methods,
@@ -54,7 +54,6 @@ from experiments.continual_permuted.runs import Combination
 from powerprop_jax.core import reparam
 from powerprop_jax.files.tables import Row
 from powerprop_jax.train import optimizers
-from powerprop_jax.train.cli import arguments
 from powerprop_jax.train.runs import errors
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
@@ -153,12 +152,4 @@ def _print(combination: Combination, results: list[Row]) -> None:
 
 
 if __name__ == '__main__':
-  sys.exit(
-    arguments.run(
-      main,
-      PRESETS,
-      prog=f'python -m experiments.{runs.PROGRAM}',
-      description=str(__doc__).split('\n', maxsplit=1)[0],
-      static_alpha=True,
-    )
-  )
+  experiments.start(main, PRESETS, static_alpha=True)

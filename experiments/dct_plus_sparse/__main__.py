@@ -42,8 +42,8 @@ differences between supports and theirs see prune/at_init.
 """
 
 import functools
-import sys
 
+import experiments
 from experiments.common import combinations as combination_runs
 from experiments.common import sparse_runs
 from experiments.dct_plus_sparse import costs as costs_lib
@@ -52,7 +52,6 @@ from experiments.dct_plus_sparse.config import PRESETS, Config
 from experiments.dct_plus_sparse.training import Combination
 from powerprop_jax.core.trees import Params
 from powerprop_jax.train import step as step_lib
-from powerprop_jax.train.cli import arguments
 from powerprop_jax.train.runs import errors
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
@@ -147,12 +146,4 @@ def _check_supports(config: Config, any_possible: bool) -> None:
 
 
 if __name__ == '__main__':
-  sys.exit(
-    arguments.run(
-      main,
-      PRESETS,
-      prog=f'python -m experiments.{training.PROGRAM}',
-      description=str(__doc__).split('\n', maxsplit=1)[0],
-      static_alpha=True,
-    )
-  )
+  experiments.start(main, PRESETS, static_alpha=True)

@@ -20,13 +20,13 @@ from collections.abc import Callable
 import dataclasses
 import functools
 import re
-import sys
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+import experiments
 from experiments.flops_table import published as flops_published
 import powerprop_jax as pp
 from powerprop_jax import nets
@@ -37,7 +37,6 @@ from powerprop_jax.costs import training as training_flops
 from powerprop_jax.costs.layers import LayerCost
 from powerprop_jax.files import tables, whole
 from powerprop_jax.files.tables import Row
-from powerprop_jax.train.cli import arguments
 from powerprop_jax.train.runs import errors
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
@@ -364,11 +363,4 @@ def _published(config: Config, table: dict[Any, Any]) -> dict[Any, Any]:
 
 
 if __name__ == '__main__':
-  sys.exit(
-    arguments.run(
-      main,
-      PRESETS,
-      prog='python -m experiments.flops_table',
-      description=str(__doc__).split('\n', maxsplit=1)[0],
-    )
-  )
+  experiments.start(main, PRESETS)

@@ -23,13 +23,13 @@ notebook. Numbers: docs/results/one_shot_pruning.md.
 from collections.abc import Mapping
 import dataclasses
 import functools
-import sys
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+import experiments
 from powerprop_jax import nets
 from powerprop_jax.core import masks
 from powerprop_jax.core.trees import Params
@@ -37,7 +37,6 @@ from powerprop_jax.costs import summary
 from powerprop_jax.files.tables import Row
 from powerprop_jax.report import analysis, plotting
 from powerprop_jax.train import ensemble, evaluate, loop, optimizers, step
-from powerprop_jax.train.cli import arguments
 from powerprop_jax.train.data import splits as data
 from powerprop_jax.train.data.splits import DataConfig
 from powerprop_jax.train.ensemble import Members
@@ -290,11 +289,4 @@ def _print(config: Config, folder: RunFolder, results: list[Row]) -> None:
 
 
 if __name__ == '__main__':
-  sys.exit(
-    arguments.run(
-      main,
-      PRESETS,
-      prog='python -m experiments.one_shot_pruning',
-      description=str(__doc__).split('\n', maxsplit=1)[0],
-    )
-  )
+  experiments.start(main, PRESETS)

@@ -26,8 +26,8 @@ weights alone, theirs on biases too. Numbers: docs/results/sparse_training.md.
 """
 
 import functools
-import sys
 
+import experiments
 from experiments.common import combinations as combination_runs
 from experiments.common import sparse_runs
 from experiments.common.sparse_runs import Combination
@@ -36,7 +36,6 @@ from experiments.sparse_training.config import PRESETS, Config
 from powerprop_jax import nets
 from powerprop_jax.files.tables import Row
 from powerprop_jax.train import step as step_lib
-from powerprop_jax.train.cli import arguments
 from powerprop_jax.train.runs import errors
 from powerprop_jax.train.runs.folder import RunFolder
 
@@ -109,12 +108,4 @@ def train(
 
 
 if __name__ == '__main__':
-  sys.exit(
-    arguments.run(
-      main,
-      PRESETS,
-      prog=f'python -m experiments.{_PROGRAM}',
-      description=str(__doc__).split('\n', maxsplit=1)[0],
-      static_alpha=True,
-    )
-  )
+  experiments.start(main, PRESETS, static_alpha=True)

@@ -35,19 +35,18 @@ from collections.abc import Sequence
 import dataclasses
 import functools
 import statistics
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+import experiments
 from powerprop_jax import nets
 from powerprop_jax.core import masks
 from powerprop_jax.core.trees import Params, Tree
 from powerprop_jax.files.tables import Row
 from powerprop_jax.report import analysis, html, plotting, records
 from powerprop_jax.train import ensemble, evaluate, loop, optimizers, step
-from powerprop_jax.train.cli import arguments
 from powerprop_jax.train.data import splits as data
 from powerprop_jax.train.data.splits import DataConfig
 from powerprop_jax.train.ensemble import Members
@@ -441,11 +440,4 @@ def _print(config: Config, found: Sequence[Row]) -> None:
 
 
 if __name__ == '__main__':
-  sys.exit(
-    arguments.run(
-      main,
-      PRESETS,
-      prog=f'python -m experiments.{_PROGRAM}',
-      description=str(__doc__).split('\n', maxsplit=1)[0],
-    )
-  )
+  experiments.start(main, PRESETS)
