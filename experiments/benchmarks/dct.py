@@ -32,7 +32,6 @@ import numpy as np
 import optax
 
 import experiments
-from experiments.benchmarks import timing
 import powerprop_jax as pp
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.files import tables
@@ -40,6 +39,7 @@ from powerprop_jax.nets import layers
 from powerprop_jax.nets.layers import forms
 from powerprop_jax.sparse import weight as sparse_weight
 from powerprop_jax.sparse.weight import Support
+from powerprop_jax.train.cli import timing
 from powerprop_jax.train.runs import errors
 from powerprop_jax.train.runs.errors import UserError
 

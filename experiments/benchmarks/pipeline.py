@@ -39,9 +39,9 @@ from typing import NamedTuple
 import psutil  # comes with grain
 
 import experiments
-from experiments.benchmarks import timing
 from powerprop_jax.files import json_files, tables
 from powerprop_jax.files.tables import Row
+from powerprop_jax.train.cli import timing
 from powerprop_jax.train.images import batches as image_batches
 from powerprop_jax.train.images import crops, decode, image_set
 from powerprop_jax.train.images.decode import Decoder

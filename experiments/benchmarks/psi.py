@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 
 import experiments
-from experiments.benchmarks import timing
 import powerprop_jax as pp
 from powerprop_jax.core import reparam
 from powerprop_jax.files import tables
+from powerprop_jax.train.cli import timing
 from powerprop_jax.train.runs import errors
 
 

@@ -33,7 +33,7 @@ import numpy as np
 import optax
 
 import experiments
-from experiments.benchmarks import timing
+from experiments.benchmarks import processes
 import powerprop_jax as pp
 from powerprop_jax import nets
 from powerprop_jax.core import masks, schedules, trees
@@ -48,6 +48,7 @@ from powerprop_jax.optim.topologies import (
   snfs,
   top_kast,
 )
+from powerprop_jax.train.cli import timing
 from powerprop_jax.train.runs.errors import UserError
 
 # A topology's function that changes the masks.
@@ -132,7 +133,7 @@ class Config:
 def main(config: Config) -> None:
   """Prints a table as it grows."""
   _check(config)
-  with timing.process_with('none') as process:
+  with processes.process_with('none') as process:
     environment = process.submit(timing.environment).result()
     print(
       f'{config.net}, sparsity {config.sparsity:g}; medians of '

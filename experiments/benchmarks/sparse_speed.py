@@ -29,7 +29,6 @@ that more is faster. The default takes two to four minutes on two CPU cores.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
-import functools
 import statistics
 import sys
 import time
@@ -44,7 +43,7 @@ import optax
 import scipy.sparse
 
 import experiments
-from experiments.benchmarks import figures_speed, mkl, timing
+from experiments.benchmarks import figures_speed, mkl
 import powerprop_jax as pp
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core.trees import Tree
@@ -59,6 +58,7 @@ from powerprop_jax.sparse.weight import Support
 from powerprop_jax.train import condensed
 from powerprop_jax.train import evaluate as evaluate_lib
 from powerprop_jax.train import step as step_lib
+from powerprop_jax.train.cli import timing
 from powerprop_jax.train.data import splits as data
 from powerprop_jax.train.data.sources import Arrays
 from powerprop_jax.train.data.splits import DataConfig
@@ -164,27 +164,11 @@ def _inference(config: Config) -> Iterator[Row]:
     for batch in config.batches:
       for sparsity in config.sparsities:
         programs = _products(width, batch, sparsity)
-        calls = {name: _num_calls(run) for name, run in programs.items()}
-        repeated = {
-          name: functools.partial(_repeat, run, calls[name])
-          for name, run in programs.items()
-        }
-        times = timing.take_turns(repeated, config.repeats)
+        seconds = timing.seconds_of_calls(
+          programs, config.repeats, _SECONDS_PER_RUN
+        )
         place = {'width': width, 'batch': batch, 'sparsity': sparsity}
-        yield from _records('inference', place, times, calls)
-
-
-def _num_calls(program: timing.Program) -> int:
-  """As many as take about as long as a timed run should."""
-  timing.run_once(program)  # compiles
-  seconds = min(timing.run_once(program)[0] for _ in range(3))
-  return max(1, round(_SECONDS_PER_RUN / seconds))
-
-
-def _repeat(program: timing.Program, calls: int) -> None:
-  """Each call waits for the one before."""
-  for _ in range(calls):
-    jax.block_until_ready(program())
+        yield from _records('inference', place, seconds)
 
 
 def _products(
@@ -241,7 +225,8 @@ def _step(config: Config) -> Iterator[Row]:
         programs[name] = _stepper(step, training.state, images, labels)
       times = timing.take_turns(programs, config.repeats)
       place = {'width': width, 'batch': batch, 'sparsity': sparsity}
-      yield from _records('step', place, times, dict.fromkeys(times, 1))
+      seconds = {name: found.wall for name, found in times.items()}
+      yield from _records('step', place, seconds)
 
 
 def _stepper(
@@ -385,16 +370,9 @@ def _train(
 
 
 def _records(
-  part: str,
-  place: Row,
-  times: Mapping[str, timing.Times],
-  calls: Mapping[str, int],
+  part: str, place: Row, seconds: Mapping[str, list[float]]
 ) -> Iterator[Row]:
   """What a table says of each program."""
-  seconds = {
-    way: [wall / calls[way] for wall in found.wall]
-    for way, found in times.items()
-  }
   for way, found in seconds.items():
     yield {
       'part': part,

@@ -39,11 +39,12 @@ import jax.numpy as jnp
 import optax
 
 import experiments
-from experiments.benchmarks import timing
+from experiments.benchmarks import processes
 import powerprop_jax as pp
 from powerprop_jax import nets
 from powerprop_jax.core import masks
 from powerprop_jax.files import tables
+from powerprop_jax.train.cli import timing
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.scale import fusing
 
@@ -170,14 +171,14 @@ def _measure(
   num_steps = _setting(config, net_name).num_steps
   found: dict[str, tuple[list[float], list[float]]] = {}
   with contextlib.ExitStack() as stack:
-    processes = []
+    pools = []
     for flags in ('none', 'static') if config.with_flags else ('none',):
       initargs = (config, net_name, way, flags != 'none')
-      context = timing.process_with(flags, _prepare, initargs)
-      processes.append(stack.enter_context(context))
+      context = processes.process_with(flags, _prepare, initargs)
+      pools.append(stack.enter_context(context))
     for repeat in range(config.repeats + 1):
-      for process in processes:
-        for name, seconds in process.submit(_take_turn).result().items():
+      for pool in pools:
+        for name, seconds in pool.submit(_take_turn).result().items():
           if repeat:  # the first one compiles
             for kind, value in zip(
               found.setdefault(name, ([], [])), seconds, strict=True

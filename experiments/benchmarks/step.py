@@ -26,13 +26,14 @@ import numpy as np
 import optax
 
 import experiments
-from experiments.benchmarks import timing
+from experiments.benchmarks import processes
 import powerprop_jax as pp
 from powerprop_jax import nets
 from powerprop_jax.core import reparam
 from powerprop_jax.core.trees import Tree
 from powerprop_jax.files import tables
 from powerprop_jax.train import step as step_lib
+from powerprop_jax.train.cli import timing
 from powerprop_jax.train.data.sources import Arrays
 from powerprop_jax.train.runs import errors
 from powerprop_jax.train.scale import fusing
@@ -62,7 +63,7 @@ class Config:
 Run = Callable[[np.ndarray], None]
 
 # Variants that share compiler settings; the first holds the baseline.
-_GROUPS: dict[str, timing.Flags] = {
+_GROUPS: dict[str, processes.Flags] = {
   'dense': 'none',
   'static': 'static',
   'traced': 'traced',
@@ -85,7 +86,7 @@ def main(config: Config) -> None:
   found: dict[str, list[_Times]] = {}
   for _ in range(config.rounds):
     for group, flags in _GROUPS.items():
-      with timing.process_with(flags) as process:
+      with processes.process_with(flags) as process:
         measured = process.submit(_measure, config, group).result()
       for name, times in measured.items():
         found.setdefault(name, []).append(times)

@@ -22,10 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import experiments
-from experiments.benchmarks import timing
 import powerprop_jax as pp
 from powerprop_jax.files import json_files, tables
 from powerprop_jax.files.tables import Row
+from powerprop_jax.train.cli import timing
 from powerprop_jax.train.runs import errors
 from powerprop_jax.train.runs.errors import UserError
 

@@ -8,13 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmarks import timing
 from experiments.common import sparse_runs
 from experiments.dct_plus_sparse import patterns, training
 from experiments.dct_plus_sparse.config import Config, Network
 from powerprop_jax.files.tables import Row
 from powerprop_jax.train import methods
 from powerprop_jax.train import step as step_lib
+from powerprop_jax.train.cli import timing
 from powerprop_jax.train.data import splits as data
 
 _Records = Sequence[dict[str, Any]]

@@ -5,7 +5,8 @@ import dataclasses
 import jax
 import pytest
 
-from experiments.benchmarks import resnet_step, timing
+from experiments.benchmarks import resnet_step
+from powerprop_jax.train.cli import timing
 from powerprop_jax.train.runs.errors import UserError
 
 TINY = resnet_step.Config(

@@ -4,10 +4,9 @@ Every form of the network computes the same images in turns, and is checked
 against the dense one before anything is timed.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 import dataclasses
 import functools
-import math
 import pathlib
 import statistics
 from typing import Annotated, Any
@@ -30,11 +29,7 @@ from powerprop_jax.train.cli.pruned_model import PruneOnce
 from powerprop_jax.train.runs import errors
 from powerprop_jax.train.runs.errors import UserError
 
-# A call of the network on some images, to the end.
-_Call = Callable[[], Any]
-
-# Calls are repeated within a run for about this long: one of a small network
-# takes no longer than reading the clock.
+# Calls are repeated within a run for about this long.
 _RUN_SECONDS = 0.01
 
 
@@ -135,16 +130,17 @@ def measure(
     if mlp is not None:
       calls['scipy CSR'] = functools.partial(mlp, images)
     _check_equal(calls)
-    rows += _rows(batch, _times(calls, repeats))
+    rows += _rows(batch, timing.seconds_of_calls(calls, repeats, _RUN_SECONDS))
   return rows
 
 
-def _compiled(form: Form, images: np.ndarray[Any, Any]) -> _Call:
-  run, on_device = jax.jit(form.run), jax.device_put(images)
-  return lambda: jax.block_until_ready(run(form.parameters, on_device))
+def _compiled(form: Form, images: np.ndarray[Any, Any]) -> timing.Program:
+  return functools.partial(
+    jax.jit(form.run), form.parameters, jax.device_put(images)
+  )
 
 
-def _check_equal(calls: Mapping[str, _Call]) -> None:
+def _check_equal(calls: Mapping[str, timing.Program]) -> None:
   """Refuses to time forms that do not compute the same."""
   logits = {n: np.asarray(call(), np.float32) for n, call in calls.items()}
   # Half precision is computed with in other widths, and rounded.
@@ -157,28 +153,6 @@ def _check_equal(calls: Mapping[str, _Call]) -> None:
         f'{error:.3g} away from the dense ones, which reach {size:.3g}. Is '
         'what the file says about its network true?'
       )
-
-
-def _times(calls: Mapping[str, _Call], repeats: int) -> dict[str, list[float]]:
-  """Seconds of one call of each form, run by run."""
-  counts = {}
-  for name, call in calls.items():
-    seconds = min(timing.run_once(call)[0] for _ in range(3))
-    counts[name] = max(1, math.ceil(_RUN_SECONDS / max(seconds, 1e-9)))
-
-  def repeated(call: _Call, count: int) -> None:
-    for _ in range(count):
-      call()
-
-  programs = {
-    name: functools.partial(repeated, call, counts[name])
-    for name, call in calls.items()
-  }
-  found = timing.take_turns(programs, repeats)
-  return {
-    name: [seconds / counts[name] for seconds in times.wall]
-    for name, times in found.items()
-  }
 
 
 def _rows(batch: int, times: Mapping[str, list[float]]) -> list[Row]:

@@ -6,7 +6,9 @@ median is what counts.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import functools
 import itertools
+import math
 import os
 import platform
 import random
@@ -62,6 +64,37 @@ def take_turns(
       found[name].cpu.append(cpu)
       on_run(next(num_runs))
   return found
+
+
+def seconds_of_calls(
+  programs: Mapping[str, Program], repeats: int, run_seconds: float
+) -> dict[str, list[float]]:
+  """Seconds of one call of each program, run by run, in turns.
+
+  A run repeats a call for about run_seconds, each waiting for the one before:
+  one of a small network takes no longer than reading the clock.
+  """
+  counts = {}
+  for name, program in programs.items():
+    run_once(program)  # compiles
+    seconds = min(run_once(program)[0] for _ in range(3))
+    counts[name] = max(1, math.ceil(run_seconds / max(seconds, 1e-9)))
+
+  def repeated(program: Program, count: int) -> None:
+    for _ in range(count):
+      jax.block_until_ready(program())
+
+  found = take_turns(
+    {
+      name: functools.partial(repeated, program, counts[name])
+      for name, program in programs.items()
+    },
+    repeats,
+  )
+  return {
+    name: [seconds / counts[name] for seconds in times.wall]
+    for name, times in found.items()
+  }
 
 
 def run_once(program: Program) -> tuple[float, float]:

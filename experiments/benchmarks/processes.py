@@ -1,4 +1,4 @@
-"""What the benchmark programs share: measuring, and processes of their own."""
+"""Processes with compiler settings of their own."""
 
 from collections.abc import Callable, Iterator
 from concurrent import futures
@@ -7,26 +7,7 @@ import multiprocessing
 import os
 from typing import Any, Literal
 
-from powerprop_jax.train.cli.timing import (
-  Program,
-  Times,
-  environment,
-  median_ratio,
-  run_once,
-  take_turns,
-)
 from powerprop_jax.train.scale import fusing
-
-__all__ = (
-  'Flags',
-  'Program',
-  'Times',
-  'environment',
-  'median_ratio',
-  'process_with',
-  'run_once',
-  'take_turns',
-)
 
 # Compiler settings: those JAX comes with, or those of our programs for an α
 # that is a Python number or an array (train/scale/fusing.py).
