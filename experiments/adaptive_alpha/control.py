@@ -107,13 +107,7 @@ def initial_state(
   horizon: int,
   control: Control | None = None,
 ) -> Controlled:
-  """Stacked states before the first step.
-
-  Args:
-    problem: what is trained.
-    members: the keys, and the α from which each starts.
-    horizon: length of the run, for the schedule.
-    control: what changes α, if anything does.
+  """Stacked states before the first step, for a run of horizon steps.
 
   Raises:
     ValueError: if powerprop refuses an α. For a controller see check_start:
@@ -147,15 +141,11 @@ def fit(
   """Trains for a stretch, or goes on where the folder stopped.
 
   Args:
-    problem: what is trained.
     state: stacked states; they are donated.
-    members: the runs.
-    folder: where metrics and checkpoints go.
     num_steps: length of the stretch.
     horizon: steps of the whole run, for the schedule. There is no control point
       after the last of them: nothing would be trained with its α.
     start: steps before this stretch.
-    control: what changes α, if anything does.
     description: what is being trained, for the progress; '' for no progress.
 
   Returns:
@@ -189,16 +179,10 @@ def fit(
 def change_alpha(
   state: Controlled, control: Control, epsilon: float
 ) -> Controlled:
-  """A control point: asks for a new α and reads the weights before and after.
+  """A control point of one network: asks for a new α.
 
-  Args:
-    state: the state of one network.
-    control: the rule, and what stays.
-    epsilon: the distance from zero for the readings.
-
-  Returns:
-    The state with the new α, and what that added to the share of weights near
-    zero added to jump; nothing once weights are not finite.
+  What that adds to the share of weights within epsilon of zero is added to
+  jump; nothing once weights are not finite.
   """
   train = state.train
   alpha, memory = control.controller.update(
@@ -219,15 +203,9 @@ def branch(
 ) -> tuple[Controlled, Members]:
   """Copies of every network that go on with other powers, and the same φ.
 
-  Args:
-    problem: what is trained.
-    state: stacked states, which have no controller.
-    members: the runs, one for each key.
-    candidates: the powers.
-
   Returns:
-    The stacked states of the branches, key by key within each power; and what
-    they are, with the power of each as its α.
+    The stacked states of the branches, key by key within each power, which have
+    no controller; and what they are, with the power of each as its α.
   """
   size = len(members.key)
   alpha = np.repeat(np.asarray(candidates, np.float64), size)

@@ -15,18 +15,14 @@ Records = list[Row]
 
 
 def records(members: Members, trained: Tree, found: Tree) -> Records:
-  """Flat records of what an evaluation of the members found.
-
-  Args:
-    members: the runs.
-    trained: stacked loss and accuracy, means since the last evaluation.
-    found: what the evaluation found, stacked.
+  """Flat records of what an evaluation found, stacked over the members.
 
   Returns:
     For each member a record with key, start_alpha, leaf 'total', the metrics,
     validation_loss, validation_accuracy, near_zero, jump, and power, the α of
     the moment; where leaves have an α each, that is in records of their own
-    with leaf and power.
+    with leaf and power. The metrics, trained, are means since the last
+    evaluation.
   """
   trained, found = jax.device_get((trained, found))
   rows: Records = []

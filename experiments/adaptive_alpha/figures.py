@@ -48,9 +48,8 @@ def alpha_over_steps(
   """α against the training step, one line for each method that changes it.
 
   Args:
-    records: with method, step, power and, if there are several, key; leaf tells
-      layers apart that have an α each, analysis.TOTAL is the network.
-    title: what was trained on what.
+    records: with method, step and power; leaf tells layers apart that have an
+      α each, analysis.TOTAL is the network.
     cap: a level to draw, the largest α of the methods that have one.
   """
   points = records_lib.usable(records, 'method', 'step', 'power')
@@ -112,11 +111,8 @@ def accuracy_by_method(
 ) -> Figure:
   """Test accuracy against the share of weights left, for each way to choose α.
 
-  Args:
-    records: one per measured point, with method, alpha (None where it is not
-      fixed), sparsity, accuracy and, if there are several, key.
-    title: what was trained on what.
-    best: a fixed power to show beside the other methods.
+  Records have method, alpha (None where it is not fixed), sparsity and
+  accuracy; best is a fixed power to show beside the other methods.
   """
   points = records_lib.usable(records, 'method', 'sparsity', 'accuracy')
   lowest = min(1 - point['sparsity'] for point in points)

@@ -136,13 +136,8 @@ def train(
 ) -> Trained:
   """Trains one method for every key, or goes on where the folder stopped.
 
-  Args:
-    config: settings of the methods.
-    problem: what is trained.
-    method: the method.
-    alpha: the power of 'fixed'; None for the others.
-    folder: where metrics and checkpoints go.
-    description: what is being trained, for the progress; '' for no progress.
+  alpha is the power of 'fixed', None for the others; the description is for the
+  progress, '' for none.
   """
   if method in ('race', 'branch'):
     plan = _plan(problem, config.race if method == 'race' else config.branch)

@@ -71,16 +71,9 @@ def rungs(
 ) -> tuple[Rung, ...]:
   """The ladder: how many networks train for how many steps, rung by rung.
 
-  Their number is halved, rounded up, until one is left. What is not set aside
-  for the last rung is shared equally between the others.
-
-  Args:
-    num_candidates: powers at the start, at least 1.
-    num_steps: training steps of all networks together, at least 1.
-    final_share: share of them that the last rung gets at least, in (0, 1).
-
-  Returns:
-    The rungs; num_members · num_steps of all of them add up to num_steps.
+  Their number is halved, rounded up, until one is left. The last rung gets at
+  least final_share of the steps, in (0, 1); the others share the rest equally.
+  num_members · num_steps of all of them add up to num_steps.
 
   Raises:
     UserError: if an argument is out of range, or the budget has not a step for
@@ -135,11 +128,6 @@ def survivors(
   Of equal scores the lower loss is better, of equal losses the lower index. One
   whose score or loss is not finite comes last.
 
-  Args:
-    scores: one for each network, larger is better.
-    losses: likewise.
-    num: how many go on, from 1 to the number of networks.
-
   Example:
     >>> survivors([0.5, 0.9, 0.5, 0.9], [2.0, 1.0, 1.0, float('nan')], 2)
     array([1, 2])
@@ -167,8 +155,7 @@ def run(
 
   Args:
     state: stacked states before the first step; they may be donated.
-    members: the powers and keys, every power with every key.
-    ladder: what rungs gave for the number of powers.
+    members: every power with every key.
     train: (state, members, number of the rung, its num_steps) -> state.
     score: (state, members) -> scores and losses, one for each.
 

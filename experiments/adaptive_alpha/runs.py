@@ -104,12 +104,6 @@ def results(
 ) -> Records:
   """Flat records of all that is known of one method.
 
-  Args:
-    problem: what was trained.
-    trained: what came out.
-    kept: shares of weights to keep in one-shot pruning.
-    epsilons: distances from zero.
-
   Returns:
     Records that all have key, of five kinds: sparsity, density, accuracy, loss
     after one-shot pruning, on the test split; leaf, epsilon, size, near_zero;

@@ -23,18 +23,10 @@ _WAYS = {
 def speed_ups(records: Sequence[Record], *, title: str = '') -> Figure:
   """Speed-up over dense against the density, a line for each way to compute.
 
-  Args:
-    records: those of experiments.benchmarks.sparse_speed, with part, width,
-      batch, sparsity, way and speed_up; others are passed over, as are ways
-      that are another one of them, such as 'auto'.
-    title: what was measured on what.
-
-  Returns:
-    A figure with a pair of axes for each part, width and batch, both scales
-    logarithmic; a line at 1 is the dense network.
-
-  Raises:
-    ValueError: if no record has these fields.
+  There is a pair of axes for each part, width and batch, both scales
+  logarithmic; a line at 1 is the dense network. Records are those of
+  sparse_speed; those without speed_up are passed over, as are ways that are
+  another one of them, such as 'auto'.
   """
   fields = ('part', 'width', 'batch', 'sparsity', 'way', 'speed_up')
   points = [

@@ -20,18 +20,11 @@ def process_with(
   initializer: Callable[..., object] | None = None,
   initargs: tuple[Any, ...] = (),
 ) -> Iterator[futures.Executor]:
-  """A process of its own with given compiler settings.
+  """A process with compiler settings of its own, which ends with the context.
 
   XLA reads its flags once a process, and those that make powerprop fast make a
-  dense step slower: a baseline must not be compiled with them.
-
-  Args:
-    flags: the compiler settings; whatever XLA_FLAGS says here is left out.
-    initializer: what to call in the process when it starts.
-    initargs: with which arguments.
-
-  Yields:
-    An executor with the one process, which ends when the context does.
+  dense step slower: a baseline must not be compiled with them. What XLA_FLAGS
+  says here is left out. The process starts with initializer(*initargs).
   """
   before = os.environ.get('XLA_FLAGS')
   os.environ['XLA_FLAGS'] = ''

@@ -310,13 +310,7 @@ def sorted_top_k(
 ) -> jax.Array:
   """What core.topk.top_k_mask gives, by sorting.
 
-  Args:
-    scores: finite floats.
-    k: how many to keep, an integer scalar; no more than among has.
-    among: booleans of the same shape; only entries where it is True are kept.
-
-  Returns:
-    Booleans of the same shape; ties go to the lowest flat index.
+  Keeps k entries, an integer scalar, where among is True; no more than it has.
 
   Example:
     >>> sorted_top_k(jnp.array([3., 1., 3., 2.]), 2,

@@ -46,9 +46,8 @@ def class_activity(
     activations: [N, ..., C], the features last; all axes between are summed
       over. Negative values count as 0, so that it makes no difference whether
       a ReLU comes before.
-    labels: classes of the examples, integers [N]. An example with a label
-      outside [0, num_classes), such as a padded one, counts for no class.
-    num_classes: labels are below it.
+    labels: integers [N]. An example with a label outside [0, num_classes), such
+      as a padded one, counts for no class.
 
   Returns:
     The sums, float32[num_classes, C].
@@ -82,14 +81,8 @@ def class_specialisation(activity: jax.Array | np.ndarray) -> jax.Array:
 
   1 is a feature of a single class, 1/num_classes one that responds to all of
   them alike; more exactly, with classes of different size, the share of the
-  largest class.
-
-  Args:
-    activity: non-negative sums [num_classes, C], of class_activity.
-
-  Returns:
-    The shares, float32[C]; NaN for a feature that is dead, active for no
-    example, or whose sums are not finite.
+  largest class. NaN for a feature that is dead, active for no example, or whose
+  sums are not finite. From activity [num_classes, C] to float32[C].
 
   Example:
     >>> class_specialisation(jnp.array([[1., 3., 0.], [1., 1., 0.]]))
@@ -127,18 +120,14 @@ def specialisation_by_layer(
   specialisation only says that the network classifies.
 
   Args:
-    apply: runs the network, (theta, inputs) -> anything, in evaluation mode,
-      e.g. lambda theta, x: net.apply(theta, net_state, None, x, False). Not
-      compiled: compiling is done here, once for each shape of a batch. Layers
-      inside hk.remat, hk.scan or hk.layer_stack cannot be read.
-    theta: effective parameters, dense or masked.
+    apply: see activations.layer_outputs; in evaluation mode, and not compiled,
+      which is done here, once for each shape of a batch.
     batches: (inputs, labels), labels integers [N] in [0, num_classes).
-    num_classes: labels are below it.
 
   Returns:
-    The activity and the specialisation of the features of each layer, by the
-    name of its module, in the order of the forward pass. A layer that is
-    applied more than once counts all its outputs.
+    What the features of each layer respond to, by the name of its module, in
+    the order of the forward pass. A layer that is applied more than once counts
+    all its outputs.
 
   Raises:
     ValueError: if there is no batch, a label is out of range, apply runs none

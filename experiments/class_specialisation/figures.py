@@ -22,24 +22,17 @@ def class_specialisation(
 ) -> Figure:
   """Histograms of the class-specialisation of features, dense against sparse.
 
+  A pair of axes for each layer: shares of the features that are not dead,
+  filled for the dense network, as outlines for others; a triangle at each mean.
+  The legend says what share of the features of all layers is left out, dead or
+  not finite.
+
   Args:
-    records: those of analysis.specialisation_records, each with method ('dense'
-      for the dense network) and, if there are several, alpha and key added:
-      one per feature, with layer and specialisation. Features of different
-      keys are counted together.
-    title: what was trained on what.
+    records: those of features.specialisation_records, with method ('dense' for
+      the dense network) added. Features of different keys are counted together.
     num_classes: marks 1/num_classes, a feature that responds to all classes
       alike, where the scale starts.
     bins: number of bins over the common scale.
-
-  Returns:
-    A figure with a pair of axes for each layer: shares of the features that
-    are not dead, filled for the dense network, as outlines for others; a
-    triangle at each mean. The legend says what share of the features of all
-    layers is left out, dead or not finite.
-
-  Raises:
-    ValueError: if no record has these fields or bins is not positive.
   """
   if bins < 1:
     raise ValueError(f'bins must be at least 1, got {bins}.')

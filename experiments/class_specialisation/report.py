@@ -31,13 +31,8 @@ def write(
 ) -> None:
   """Prints the tables; writes them and the figure to report.html.
 
-  Args:
-    path: the folder of the run.
-    title: what was trained on what.
-    num_classes: of the data.
-    settings: the settings of the run.
-    records: with method, key, and accuracy or layer, feature, specialisation.
-    tables: features.specialisation_table by method.
+  Records have method, key, and accuracy or layer, feature, specialisation;
+  tables are those of features.specialisation_table, by method.
   """
   of_features = [record for record in records if 'feature' in record]
   names = ('method', 'key', 'accuracy')

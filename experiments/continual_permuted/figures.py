@@ -42,12 +42,9 @@ def accuracy_over_tasks(
   The first panel is the mean over the tasks so far; of many tasks there are
   eight evenly chosen ones. The scale is logarithmic in the error. A method that
   is measured only at the end, such as training on all tasks at once, is drawn
-  as a level; what was measured before a task was learned is not drawn.
-
-  Args:
-    records: entries of accuracy matrices, with method, tasks_learned, task and
-      accuracy and, if there are several, key and alpha.
-    title: what was trained on what.
+  as a level; what was measured before a task was learned is not drawn. Records
+  are entries of accuracy matrices, with method, tasks_learned, task and
+  accuracy.
   """
   fields = ('method', 'tasks_learned', 'task', 'accuracy')
   points = [
@@ -95,11 +92,8 @@ def accuracy_over_tasks(
 def capacity(records: Sequence[Record], *, title: str = '') -> Figure:
   """Weights that belong to some task, and of each task to earlier ones, too.
 
-  Args:
-    records: one for each task, with method, tasks_learned, capacity_used and
-      overlap (continual.metrics.capacity) and, if there are several, key and
-      alpha.
-    title: what was trained on what.
+  Records are one for each task, with method, tasks_learned, capacity_used and
+  overlap (continual.metrics.capacity).
   """
   fields = ('method', 'tasks_learned', *_CAPACITY)
   points = records_lib.usable(records, *fields)

@@ -25,12 +25,8 @@ def write(
 ) -> None:
   """Prints the table; writes it, the figures and report.html.
 
-  Args:
-    path: the folder of the run.
-    title: what was learned.
-    settings: the settings of the run.
-    results: the records of results.json.
-    weights: shared weights after the last task, by method and α.
+  results are the records of results.json, weights those that all tasks share
+  after the last one, by method and α.
   """
   rows = table(results)
   text = tables.markdown(rows)

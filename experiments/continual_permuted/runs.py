@@ -111,9 +111,6 @@ def run(
   """Learns the tasks that are not learned yet, and scores the network on them.
 
   Args:
-    approach: how.
-    problem: the stream.
-    folder: where state and metrics go, and where to continue from.
     measure_every: number of tasks between two evaluations of all earlier ones;
       each task is scored right after it was learned, and all after the last.
     description: what is being done, for the progress; '' for no progress.

@@ -241,15 +241,10 @@ def fit(
   key: int,
   report: Callable[[float], None],
 ) -> Learner:
-  """Trains on one task.
+  """Trains on one task; report is called with the mean loss of each epoch.
 
-  Args:
-    program: what is compiled.
-    learner: where to start.
-    task: what to train on.
-    sizes: how long.
-    key: seed of the order of the examples, which also depends on the task.
-    report: called with the mean loss of each epoch.
+  The key is the seed of the order of the examples, which also depends on the
+  task.
 
   Raises:
     StoppedError: if a weight is not finite in the end.

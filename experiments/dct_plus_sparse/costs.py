@@ -25,11 +25,8 @@ def size_table(records: _Records) -> list[Row]:
   """Sizes of the state, a row for each network and density.
 
   Bytes are of the state while training, masked and condensed, the latter as a
-  share of the dense network's too.
-
-  Args:
-    records: of networks; the first of each network and density counts, and a
-      support that stays as it is before one that moves.
+  share of the dense network's too. The first record of each network and density
+  counts, and a support that stays as it is before one that moves.
 
   Example:
     >>> sizes = {'bytes_dense': 400, 'bytes_masked': 500, 'bytes_condensed': 8}

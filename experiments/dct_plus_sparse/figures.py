@@ -24,15 +24,9 @@ def accuracy_by_support(
 ) -> Figure:
   """Test accuracy against density, a pair of axes for each support.
 
-  Args:
-    records: one per trained network, with support, network, density, accuracy
-      and, if there are several, key and alpha; keys are averaged.
-    title: what was trained on what.
-    num_classes: draws the accuracy of guessing, 1/num_classes.
-
-  Returns:
-    A figure with common scales, on which the density falls to the right; a line
-    for each network and α.
+  Common scales, on which the density falls to the right; a line for each
+  network and α. Records have support, network, density and accuracy;
+  num_classes draws the accuracy of guessing.
   """
   points = records_lib.usable(
     records, 'support', 'network', 'density', 'accuracy'
@@ -87,18 +81,11 @@ _MAX_NAMES = 10
 def signal_propagation(records: Sequence[Record], *, title: str = '') -> Figure:
   """Variance of activations and gradient norm, layer by layer.
 
-  Args:
-    records: one per layer, as of propagation.signal_records, each with network
-      (its kind, as it shall be called) and density added and, if there are
-      several, key; averaged over keys. Layers are drawn in the order in which
-      they first occur.
-    title: which network, and at which time.
-
-  Returns:
-    A figure with a pair of axes for each of variance and gradient_norm, with a
-    logarithmic scale: a line for each network and density, the colour for the
-    density, the line style for the network. Values of 0, of a signal that is
-    lost, are gaps.
+  A pair of axes for each of the two, with a logarithmic scale: a line for each
+  network and density, the colour for the density, the line style for the
+  network. Values of 0, of a signal that is lost, are gaps. Records are those of
+  propagation.signal_records, with network (as it shall be called) and density
+  added; layers are drawn in the order in which they first occur.
   """
   points = records_lib.usable(records, 'network', 'density', 'layer', *_FIELDS)
   layers = list(dict.fromkeys(point['layer'] for point in points))

@@ -107,11 +107,9 @@ def make_scorer(
   """What scored supports of a network are found with.
 
   Args:
-    net: the network.
     net_state: its own state at initialisation, with any key: in a training step
       norms divide by the statistics of the batch.
     examples: the training split.
-    prepare: turns images into what the network sees.
     config: how much to look at, see check.
   """
 
@@ -189,11 +187,8 @@ def check_density(
 ) -> None:
   """Refuses less than one connection for each layer, of all ranked together.
 
-  Args:
-    name: one of NAMES; those that are not scored check their own budgets.
-    theta: parameters, or their shapes.
-    density: share of the weights to keep, in (0, 1].
-    what: the combination, for the message.
+  Supports that are not scored check their own budgets. theta may be shapes;
+  what is the combination, for the message.
   """
   if name not in SCORED:
     return
@@ -218,16 +213,8 @@ def find(
 ) -> pp.Masks:
   """The masks of a scored support, of all layers ranked together.
 
-  Args:
-    scorer: see make_scorer.
-    name: one of SCORED.
-    theta: effective parameters at initialisation.
-    density: share of the weights to keep, in (0, 1].
-    key: PRNG key of the examples to look at; those of each round are others.
-
-  Returns:
-    Masks like theta. A layer that is left without connections is a
-    LayerCollapseWarning.
+  The key chooses the examples to look at; those of each round are others. A
+  layer that is left without connections is a LayerCollapseWarning.
 
   Raises:
     ValueError: if the scores cannot be computed, or the density is less than
@@ -269,15 +256,10 @@ def _batches(
 
 
 def install(state: TrainState, masks: pp.Masks) -> TrainState:
-  """The states of all members with other connections.
+  """Stacked states with the stacked masks of a scored support.
 
-  Args:
-    state: stacked states before their first step, of a scored support; they
-      are donated.
-    masks: the masks of each member, stacked.
-
-  Returns:
-    Stacked states with these connections, and φ zero without one.
+  φ is zero without a connection. The states are those before the first step,
+  and donated.
   """
 
   def one(state: TrainState, masks: pp.Masks) -> TrainState:

@@ -48,19 +48,13 @@ def signal_propagation(
 
   A layer is a module that has a selected weight; its fixed transform, where it
   has one, counts in its outputs. Of a layer that is applied several times, all
-  outputs are taken together.
+  outputs are taken together. Layers come by the names of their modules, in the
+  order of the forward pass.
 
   Args:
-    apply: runs the network, (theta, inputs) -> outputs, not compiled by
-      jax.jit; what calls this function may be (see activations.layer_outputs).
+    apply: see activations.layer_outputs.
     loss_fn: outputs -> scalar loss.
-    theta: effective parameters.
-    inputs: a batch, what apply takes.
     masks: the network is measured at theta⊙masks; all True by default.
-
-  Returns:
-    The signal in each layer, by the name of its module and in the order of the
-    forward pass.
 
   Raises:
     ValueError: if masks do not fit theta, or apply runs none of its modules.

@@ -38,13 +38,8 @@ def write(
 ) -> None:
   """Prints the tables; writes them, the figures and report.html.
 
-  Args:
-    path: the folder of the run.
-    title: what was trained on what.
-    num_classes: of the data, for the accuracy of guessing.
-    settings: the settings of the run.
-    results: records of networks, with accuracy, and of layers.
-    costs: the tables 'sizes' and 'steps'.
+  results are records of networks, with accuracy, and of layers; costs are the
+  tables 'sizes' and 'steps'.
   """
   of_networks = [record for record in results if 'accuracy' in record]
   of_layers = [record for record in results if 'layer' in record]
@@ -117,11 +112,7 @@ def _sections(
 def accuracy_table(records: _Records) -> list[Row]:
   """A row for each support and density, a column for each network and α.
 
-  Args:
-    records: of networks, with network, support, density, alpha and accuracy.
-
-  Returns:
-    Rows of words, in per cent; None where nothing was trained.
+  Cells are words, in per cent; None where nothing was trained.
 
   Example:
     >>> record = {'network': 'dct', 'support': 'erk', 'density': 0.01,

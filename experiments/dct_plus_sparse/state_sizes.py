@@ -30,12 +30,7 @@ def tree_bytes(tree: Tree) -> int:
 def trained_bytes(
   tx: optax.GradientTransformation, phi: Params, net_state: Tree = ()
 ) -> int:
-  """Bytes of φ, the network's own state and the optimiser's.
-
-  Args:
-    tx: the gradient transformation, sparsify included where there is one.
-    phi: latent parameters, or their shapes.
-    net_state: the network's own state, or its shapes.
+  """Bytes of φ, the network's own state and the optimiser's; shapes will do.
 
   Example:
     >>> trained_bytes(optax.sgd(0.1, 0.9), {'w': np.zeros((5, 2), np.float32)})
@@ -55,10 +50,9 @@ def condensed_bytes(
 
   Args:
     inner: the optimiser, without sparsify: there are no masks.
-    phi: latent parameters of the dense form, or their shapes.
+    phi: of the dense form.
     num_connections: connections of each weight, by 'module/name'; other leaves
       are kept as they are.
-    net_state: the network's own state, or its shapes.
 
   Example:
     >>> phi = {'w': np.zeros((5, 2), np.float32)}

@@ -115,15 +115,9 @@ def train(
 ) -> Records:
   """Results of a combination: trained, or read where that is done.
 
-  Args:
-    config: the settings.
-    description: what is being trained, for the progress; '' for no progress.
-    combination: what to train.
-
-  Returns:
-    One record of the network for each key, and one of each layer. None at all
-    where the scores rank nothing, as of a network that earlier rounds of
-    pruning have cut through; a line says so.
+  One record of the network for each key, and one of each layer. None at all
+  where the scores rank nothing, as of a network that earlier rounds of pruning
+  have cut through; a line says so.
   """
   folder = combination_runs.folder(config, combination, PROGRAM, *NOT_SETTINGS)
   if folder.is_complete:

@@ -139,10 +139,7 @@ class Evaluation:
 
   Called with a state, it gives validation_loss, validation_accuracy and
   validation_top_5, and validation_accuracy_ema where there is a running mean.
-
-  Args:
-    run: the run.
-    keep: given what was evaluated, the mean where there is one, such as a Best.
+  keep is given what was evaluated, the mean where there is one, such as a Best.
   """
 
   def __init__(self, run: ImageRun, keep: Keep | None = None):
@@ -174,11 +171,9 @@ class Evaluation:
   def final(self, state: GuardedState) -> Row:
     """Scores of the state after the last step, as a flat record.
 
-    For one-shot pruning accuracy_dense is that of the network before.
-
-    Returns:
-      step, num_skipped, loss, accuracy, top_5, density, and perhaps
-      accuracy_ema.
+    It has step, num_skipped, loss, accuracy, top_5, density, and perhaps
+    accuracy_ema; for one-shot pruning accuracy_dense, that of the network
+    before.
     """
     step, scores = self._last
     if step != _batches_seen(state):
@@ -214,10 +209,8 @@ class Evaluation:
 class Best:
   """Writes best.npz whenever the accuracy is higher than ever before.
 
-  Args:
-    folder: of the run; all hosts call it, the first one writes.
-    settings: what the file says about the run, made of what JSON holds.
-    mesh: the devices that hold the networks.
+  All hosts call it, the first one writes. The settings, made of what JSON
+  holds, are what the file says about the run.
   """
 
   def __init__(self, folder: RunFolder, settings: Row, mesh: jax.sharding.Mesh):

@@ -100,13 +100,7 @@ def make_tx(
 
   From the inside out: L2 penalty, SGD, powerprop unless α is 1, sparsify, and
   the running mean of θ where the recipe has one. For 'one_shot' it trains the
-  dense network.
-
-  Args:
-    config: the settings.
-    num_examples: of the training split.
-    theta: parameters, or their shapes.
-    key: seed of masks and random growth.
+  dense network. theta may be shapes.
   """
   recipe = config.recipe
   inner: Any = optax.sgd(
@@ -176,14 +170,9 @@ class Weights(NamedTuple):
 def weights(
   state: TrainState, config: Config, *, mean: bool = False
 ) -> Weights:
-  """The network to evaluate or to export; a pure function.
+  """The network to evaluate or to export, or its running mean; a pure function.
 
   For 'one_shot' the smallest weights of each layer are left out here.
-
-  Args:
-    state: in training, or trained.
-    config: the settings.
-    mean: take the running mean of θ.
   """
   read = ema.average if mean else pp.effective_params
   theta = read(state.phi, state.opt_state)

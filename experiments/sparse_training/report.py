@@ -37,12 +37,7 @@ def write(folder: RunFolder, config: Config, results: _Records) -> None:
 
 
 def contents(config: Config, densities: Sequence[float]) -> Contents:
-  """What the page of a run shows.
-
-  Args:
-    config: the settings.
-    densities: those of the combinations, a pair of figures each.
-  """
+  """What the page of a run shows, with a pair of figures for each density."""
   title = f'{config.net} on {config.data.name}'
   theirs = published.sparse_training(config.net, config.data.name)
   accuracy = Figure(
@@ -110,14 +105,7 @@ def _mask_sections(
 def table(results: _Records, theirs: _Records = ()) -> list[Row]:
   """Rows with the method, the density, a column for each α, and published ones.
 
-  Args:
-    results: records with method, density, alpha, accuracy and
-      density_measured.
-    theirs: published records with method, density and accuracy.
-
-  Returns:
-    One row for each method and density, in the order of the results;
-    accuracies are words, in per cent.
+  Accuracies are words, in per cent.
 
   Example:
     >>> record = {'method': 'set', 'density': 0.1, 'density_measured': 0.1,
