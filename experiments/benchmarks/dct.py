@@ -21,6 +21,7 @@ hour on two CPU cores.
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import math
 import statistics
 from typing import Any, Literal, NamedTuple
@@ -32,6 +33,7 @@ import numpy as np
 import optax
 
 import experiments
+from experiments.benchmarks import harness
 import powerprop_jax as pp
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.files import tables
@@ -151,10 +153,14 @@ def _measure(
   keys = [(form, method) for form in FORMS for method in METHODS]
   names = {f'{form}, {method}': (form, method) for form, method in keys}
   names['masked, none, again'] = ('masked', 'none')
-  programs = {
-    name: _program(*make_step(*key, mask, inputs), inputs, config.steps)
-    for name, key in names.items()
-  }
+  programs = {}
+  for name, key in names.items():
+    step, carry = make_step(*key, mask, inputs)
+    programs[name] = harness.going_on(
+      jax.jit(step, donate_argnums=0),
+      functools.partial(lambda first: first, carry),
+      [(inputs,)] * config.steps,
+    )
   times = timing.take_turns(programs, config.repeats)
   print(
     f'\n{title}, density {density:g}; medians of {config.repeats} interleaved '
@@ -239,21 +245,6 @@ def _module(
     if window:
       return layers.conv(num_out, window[0], 'layer')
     return layers.linear(num_out, 'layer')
-
-
-def _program(
-  step: Step, carry: Carry, inputs: jax.Array, num_steps: int
-) -> timing.Program:
-  """Goes some steps on with a layer of its own."""
-  jitted = jax.jit(step, donate_argnums=0)
-
-  def run() -> tuple[Carry, jax.Array]:
-    nonlocal carry
-    for _ in range(num_steps):
-      carry, to_inputs = jitted(carry, inputs)
-    return carry, to_inputs
-
-  return run
 
 
 if __name__ == '__main__':

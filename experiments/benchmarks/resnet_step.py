@@ -39,6 +39,7 @@ import jax.numpy as jnp
 import optax
 
 import experiments
+from experiments.benchmarks import harness
 from experiments.imagenet_resnet50 import config as imagenet
 from experiments.imagenet_resnet50 import setup
 from experiments.imagenet_resnet50.config import NetConfig, RecipeConfig
@@ -190,7 +191,8 @@ def _programs(config: Config) -> dict[str, timing.Program]:
     num_steps=_NEVER,
     schedule=ScheduleConfig(learning_rate=0.01, warmup=0.0),
   )
-  programs = {'plain': _plain(net, recipe, config.steps, images, labels)}
+  batches = [(images, labels)] * config.steps
+  programs = {'plain': _plain(net, recipe, batches)}
   plan: list[tuple[str, str, float, int]] = [('dense', 'dense', 1.0, 1)]
   for alpha in config.alphas:
     for method in config.methods:
@@ -209,7 +211,7 @@ def _programs(config: Config) -> dict[str, timing.Program]:
     )
     # An epoch of many steps, so that the stairs do not fall.
     tx = setup.make_tx(settings, config.batch * _NEVER, theta)
-    programs[name] = _ours(net, tx, recipe, config.steps, images, labels)
+    programs[name] = _ours(net, tx, recipe, batches)
   return programs
 
 
@@ -217,35 +219,25 @@ def _ours(
   net: hk.TransformedWithState,
   tx: optax.GradientTransformation,
   recipe: RecipeConfig,
-  steps: int,
-  images: jax.Array,
-  labels: jax.Array,
+  batches: list[tuple[jax.Array, jax.Array]],
 ) -> timing.Program:
   """Goes some steps on, each a dispatch, as stream_loop does."""
-  step = jax.jit(
-    guard.guarded(setup.make_step(net, tx, recipe)), donate_argnums=0
+  step = guard.guarded(setup.make_step(net, tx, recipe))
+  first = setup.normalise(batches[0][0][:1])
+  create = jax.jit(
+    lambda key: guard.create(step_lib.create(net, tx, key, first))
   )
-  state = None
-
-  def run() -> Any:
-    nonlocal state
-    if state is None:
-      first = setup.normalise(images[:1])
-      create = lambda key: guard.create(step_lib.create(net, tx, key, first))
-      state = jax.jit(create)(jax.random.key(0))
-    for _ in range(steps):
-      state, _ = step(state, images, labels)
-    return state
-
-  return run
+  return harness.going_on(
+    jax.jit(step, donate_argnums=0),
+    lambda: create(jax.random.key(0)),
+    batches,
+  )
 
 
 def _plain(
   net: hk.TransformedWithState,
   recipe: RecipeConfig,
-  steps: int,
-  images: jax.Array,
-  labels: jax.Array,
+  batches: list[tuple[jax.Array, jax.Array]],
 ) -> timing.Program:
   """The step with nothing of ours but the network."""
   tx = optax.sgd(0.01, recipe.momentum, recipe.nesterov)
@@ -266,22 +258,15 @@ def _plain(
       theta, net_state, images, labels
     )
     updates, opt_state = tx.update(grads, opt_state)
-    return optax.apply_updates(theta, updates), net_state, opt_state
+    return (optax.apply_updates(theta, updates), net_state, opt_state), None
 
-  carry = None
+  @jax.jit
+  def create(key: jax.Array) -> Tree:
+    first = setup.normalise(batches[0][0][:1])
+    theta, net_state = net.init(key, first, True)
+    return theta, net_state, tx.init(theta)
 
-  def run() -> Any:
-    nonlocal carry
-    if carry is None:
-      first = setup.normalise(images[:1])
-      init = jax.jit(lambda key: net.init(key, first, True))
-      theta, net_state = init(jax.random.key(0))
-      carry = theta, net_state, tx.init(theta)
-    for _ in range(steps):
-      carry = step(carry, images, labels)
-    return carry
-
-  return run
+  return harness.going_on(step, lambda: create(jax.random.key(0)), batches)
 
 
 if __name__ == '__main__':

@@ -33,7 +33,7 @@ import numpy as np
 import optax
 
 import experiments
-from experiments.benchmarks import processes
+from experiments.benchmarks import harness
 import powerprop_jax as pp
 from powerprop_jax import nets
 from powerprop_jax.core import masks, schedules, trees
@@ -133,7 +133,7 @@ class Config:
 def main(config: Config) -> None:
   """Prints a table as it grows."""
   _check(config)
-  with processes.process_with('none') as process:
+  with harness.process_with('none') as process:
     environment = process.submit(timing.environment).result()
     print(
       f'{config.net}, sparsity {config.sparsity:g}; medians of '

@@ -29,6 +29,7 @@ that more is faster. The default takes two to four minutes on two CPU cores.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
+import functools
 import statistics
 import sys
 import time
@@ -43,7 +44,7 @@ import optax
 import scipy.sparse
 
 import experiments
-from experiments.benchmarks import figures_speed, mkl
+from experiments.benchmarks import figures_speed, harness, mkl
 import powerprop_jax as pp
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core.trees import Tree
@@ -222,24 +223,15 @@ def _step(config: Config) -> Iterator[Row]:
         width, sparsity, images, config.learning_rate
       ).items():
         step = jax.jit(training.step, donate_argnums=0)
-        programs[name] = _stepper(step, training.state, images, labels)
+        programs[name] = harness.going_on(
+          step,
+          functools.partial(lambda first: first, training.state),
+          [(images, labels)],
+        )
       times = timing.take_turns(programs, config.repeats)
       place = {'width': width, 'batch': batch, 'sparsity': sparsity}
       seconds = {name: found.wall for name, found in times.items()}
       yield from _records('step', place, seconds)
-
-
-def _stepper(
-  step: Callable[..., Any], state: Tree, images: jax.Array, labels: jax.Array
-) -> timing.Program:
-  """One step after the other."""
-  held = [state]
-
-  def run() -> Any:
-    held[0], metrics = step(held[0], images, labels)
-    return held[0], metrics
-
-  return run
 
 
 def _trainings(

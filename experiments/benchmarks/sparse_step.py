@@ -39,7 +39,7 @@ import jax.numpy as jnp
 import optax
 
 import experiments
-from experiments.benchmarks import processes
+from experiments.benchmarks import harness
 import powerprop_jax as pp
 from powerprop_jax import nets
 from powerprop_jax.core import masks
@@ -174,7 +174,7 @@ def _measure(
     pools = []
     for flags in ('none', 'static') if config.with_flags else ('none',):
       initargs = (config, net_name, way, flags != 'none')
-      context = processes.process_with(flags, _prepare, initargs)
+      context = harness.process_with(flags, _prepare, initargs)
       pools.append(stack.enter_context(context))
     for repeat in range(config.repeats + 1):
       for pool in pools:
@@ -213,12 +213,24 @@ def _prepare(config: Config, net_name: str, way: Way, with_flags: bool) -> None:
     """Goes some steps on with a network of its own."""
     carry = (*pp.init(tx, theta), jax.tree.map(jnp.array, net_state))
     step = make_step(net, tx, view)
-    if way == 'own':
-      return _own(step, carry, [(images[row], labels[row]) for row in rows])
     if way == 'lanes':
       step = jax.vmap(step)
       carry = jax.tree.map(lambda x: jnp.stack([x] * config.lanes), carry)
-    return _loop(step, carry, images, labels, rows)
+
+    def once(carry: _Carry, images: Any, labels: Any) -> tuple[_Carry, None]:
+      return step(carry, images, labels), None
+
+    def loop(carry: _Carry, *data: jax.Array) -> tuple[_Carry, None]:
+      images, labels, rows = data
+      take = lambda carry, row: once(carry, images[row], labels[row])
+      return jax.lax.scan(take, carry, rows)
+
+    run: Callable[..., tuple[_Carry, None]] = loop
+    batches: list[tuple[jax.Array, ...]] = [(images, labels, rows)]
+    if way == 'own':
+      run, batches = once, [(images[row], labels[row]) for row in rows]
+    run = jax.jit(run, donate_argnums=0)
+    return harness.going_on(run, lambda: carry, batches)
 
   inner = optax.sgd(0.01, momentum=0.9)
   if not with_flags:
@@ -259,42 +271,6 @@ def make_step(
     return optax.apply_updates(phi, updates), opt_state, after
 
   return step
-
-
-def _own(
-  step: _Step, carry: _Carry, batches: list[tuple[jax.Array, jax.Array]]
-) -> timing.Program:
-  jitted = jax.jit(step, donate_argnums=0)
-
-  def run() -> _Carry:
-    nonlocal carry
-    for images, labels in batches:
-      carry = jitted(carry, images, labels)
-    return carry
-
-  return run
-
-
-def _loop(
-  step: _Step,
-  carry: _Carry,
-  images: jax.Array,
-  labels: jax.Array,
-  rows: jax.Array,
-) -> timing.Program:
-  @functools.partial(jax.jit, donate_argnums=0)
-  def advance(
-    carry: _Carry, images: jax.Array, labels: jax.Array, rows: jax.Array
-  ) -> _Carry:
-    body = lambda carry, row: (step(carry, images[row], labels[row]), None)
-    return jax.lax.scan(body, carry, rows)[0]
-
-  def run() -> _Carry:
-    nonlocal carry
-    carry = advance(carry, images, labels, rows)
-    return carry
-
-  return run
 
 
 def _print(

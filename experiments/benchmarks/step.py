@@ -13,7 +13,6 @@ rounds, and ratios within a round.
 The numbers that it gave are in docs/benchmarks.md.
 """
 
-from collections.abc import Callable
 import dataclasses
 import functools
 import statistics
@@ -26,7 +25,7 @@ import numpy as np
 import optax
 
 import experiments
-from experiments.benchmarks import processes
+from experiments.benchmarks import harness
 import powerprop_jax as pp
 from powerprop_jax import nets
 from powerprop_jax.core import reparam
@@ -59,11 +58,8 @@ class Config:
   torch_threads: tuple[int, ...] = (1, 2)
 
 
-# Runs num_steps steps on rows of the data, to the end.
-Run = Callable[[np.ndarray], None]
-
 # Variants that share compiler settings; the first holds the baseline.
-_GROUPS: dict[str, processes.Flags] = {
+_GROUPS: dict[str, harness.Flags] = {
   'dense': 'none',
   'static': 'static',
   'traced': 'traced',
@@ -86,7 +82,7 @@ def main(config: Config) -> None:
   found: dict[str, list[_Times]] = {}
   for _ in range(config.rounds):
     for group, flags in _GROUPS.items():
-      with processes.process_with(flags) as process:
+      with harness.process_with(flags) as process:
         measured = process.submit(_measure, config, group).result()
       for name, times in measured.items():
         found.setdefault(name, []).append(times)
@@ -100,23 +96,32 @@ def _measure(config: Config, group: str) -> dict[str, _Times]:
     rng.integers(0, 256, (10_000, 28, 28, 1), np.uint8),
     rng.integers(0, 10, 10_000).astype(np.int32),
   )
-  runs: dict[str, Run] = {}
+  rng = np.random.default_rng(1)
+  shape = (config.num_steps, config.batch_size)
+  indices = rng.integers(0, len(arrays.labels), shape, np.int32)
+  runs: dict[str, timing.Program] = {}
   if group == 'dense':
-    runs['dense Haiku and Optax'] = _dense(arrays)
+    runs['dense Haiku and Optax'] = _dense(arrays, indices)
   elif group == 'static':
     for alpha in config.alphas:
-      runs[f'powerprop, α = {alpha:g}'] = _powerprop(arrays, alpha)
+      runs[f'powerprop, α = {alpha:g}'] = _powerprop(arrays, indices, alpha)
   elif group == 'traced':
     alpha = config.traced_alpha
-    traced = _powerprop(arrays, jnp.float32(alpha))
+    traced = _powerprop(arrays, indices, jnp.float32(alpha))
     runs[f'powerprop, α = {alpha:g} traced'] = traced
   else:
     for threads in config.torch_threads:
-      runs |= _torch(arrays, threads)
-  return _time(runs, config, len(arrays.labels))
+      runs |= _torch(arrays, indices, threads)
+  return {
+    name: _Times(
+      statistics.median(times.wall) / config.num_steps,
+      statistics.median(times.cpu) / config.num_steps,
+    )
+    for name, times in timing.take_turns(runs, config.repeats).items()
+  }
 
 
-def _dense(arrays: Arrays) -> Run:
+def _dense(arrays: Arrays, indices: np.ndarray) -> timing.Program:
   """The plain step: Haiku, Optax, jit, scan."""
   net = nets.make('lenet_300_100', 10)
   tx = optax.sgd(0.1)
@@ -144,37 +149,29 @@ def _dense(arrays: Arrays) -> Run:
     )
 
   theta, _ = net.init(jax.random.key(0), arrays.images[:1] / 255.0, True)
-  on_device = jax.device_put(arrays)
   carry = (theta, tx.init(theta))
-
-  def run(indices: np.ndarray) -> None:
-    nonlocal carry
-    carry, _ = advance(carry, on_device, indices)
-    jax.block_until_ready(carry)
-
-  return run
+  on_device = jax.device_put(arrays)
+  return harness.going_on(advance, lambda: carry, [(on_device, indices)])
 
 
-def _powerprop(arrays: Arrays, alpha: Any) -> Run:
+def _powerprop(
+  arrays: Arrays, indices: np.ndarray, alpha: Any
+) -> timing.Program:
   """What the programs of this library run."""
   net = nets.make('lenet_300_100', 10)
   tx = pp.powerprop(optax.sgd(0.1), alpha)
   images = jnp.asarray(arrays.images[:1] / 255.0)
-  current = step_lib.create(net, tx, jax.random.key(0), images)
+  first = step_lib.create(net, tx, jax.random.key(0), images)
   advance = jax.jit(
     fusing.make_advance(net, fusing.fused(tx)), donate_argnums=0
   )
   on_device = jax.device_put(arrays)
-
-  def run(indices: np.ndarray) -> None:
-    nonlocal current
-    current, _ = advance(current, on_device, indices)
-    jax.block_until_ready(current)
-
-  return run
+  return harness.going_on(advance, lambda: first, [(on_device, indices)])
 
 
-def _torch(arrays: Arrays, threads: int) -> dict[str, Run]:
+def _torch(
+  arrays: Arrays, indices: np.ndarray, threads: int
+) -> dict[str, timing.Program]:
   """The plain dense loop in PyTorch, or nothing where it is missing."""
   try:
     import torch
@@ -191,7 +188,7 @@ def _torch(arrays: Arrays, threads: int) -> dict[str, Run]:
   )
   optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
 
-  def run(indices: np.ndarray) -> None:
+  def run() -> None:
     torch.set_num_threads(threads)
     for batch in torch.from_numpy(indices.astype(np.int64)):
       logits = net(images[batch].float() / 255)
@@ -201,26 +198,6 @@ def _torch(arrays: Arrays, threads: int) -> dict[str, Run]:
       optimizer.step()
 
   return {f'dense PyTorch, {threads} threads': run}
-
-
-def _time(
-  runs: dict[str, Run], config: Config, num_examples: int
-) -> dict[str, _Times]:
-  """Medians of the wall and CPU seconds per step of every variant."""
-  rng = np.random.default_rng(1)
-  shape = (config.num_steps, config.batch_size)
-  indices = rng.integers(0, num_examples, shape, np.int32)
-  programs = {
-    name: functools.partial(run, indices) for name, run in runs.items()
-  }
-  found = timing.take_turns(programs, config.repeats)
-  return {
-    name: _Times(
-      statistics.median(times.wall) / config.num_steps,
-      statistics.median(times.cpu) / config.num_steps,
-    )
-    for name, times in found.items()
-  }
 
 
 def _print(found: dict[str, list[_Times]], config: Config) -> None:

@@ -1,17 +1,42 @@
-"""Processes with compiler settings of their own."""
+"""What benchmarks run: steps that go on, in processes of their own."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 import contextlib
 import multiprocessing
 import os
 from typing import Any, Literal
 
+from powerprop_jax.core.trees import Tree
+from powerprop_jax.train.cli import timing
 from powerprop_jax.train.scale import fusing
 
 # Compiler settings: those JAX comes with, or those of our programs for an α
 # that is a Python number or an array (train/scale/fusing.py).
 Flags = Literal['none', 'static', 'traced']
+
+
+def going_on(
+  step: Callable[..., tuple[Tree, Any]],
+  create: Callable[[], Tree],
+  batches: Sequence[tuple[Any, ...]],
+) -> timing.Program:
+  """A program that takes a step for each batch, from where it got to before.
+
+  step(state, *batch) gives the next state, and what else it computes. The first
+  state is made in the first run.
+  """
+  state = None
+
+  def run() -> tuple[Tree, Any]:
+    nonlocal state
+    if state is None:
+      state = create()
+    for batch in batches:
+      state, found = step(state, *batch)
+    return state, found
+
+  return run
 
 
 @contextlib.contextmanager
