@@ -83,13 +83,8 @@ def main(config: Config) -> None:
     for record in records
   ]
   folder.write_results(results)
-  report.write(
-    folder.path,
-    config,
-    settings,
-    results,
-    {c: runs.read_weights(config, c) for c in combinations},
-  )
+  weights = {c: runs.read_weights(config, c) for c in combinations}
+  report.write(folder.path, config, results, weights)
   folder.mark_complete()
   print(f'\nFigures and report: {folder.path / "report.html"}')
   combination_runs.check_any_left(config.out, combinations)

@@ -7,7 +7,7 @@ import statistics
 from experiments.adaptive_alpha import figures as plots
 from experiments.adaptive_alpha.config import Config
 from experiments.adaptive_alpha.runs import Combination
-from experiments.common import tables
+from experiments.common import combinations, tables
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core.trees import Params
 from powerprop_jax.files import whole
@@ -26,14 +26,12 @@ _Way = tuple[str, float | None]
 def write(
   path: pathlib.Path,
   config: Config,
-  settings: Row,
   results: _Records,
   weights: Mapping[Combination, Params],
 ) -> None:
   """Prints the tables; writes them, the figures and report.html.
 
-  settings are those of the run for the page, results the records of
-  results.json, and weights trees of the first key by (net, method, alpha).
+  results are the records of results.json, weights trees of the first key.
   """
   text, sections = '', []
   for net in config.nets:
@@ -77,7 +75,7 @@ def write(
     path / 'report.html',
     title='Choosing the power α',
     subtitle=f'{", ".join(config.nets)} on {config.data.name}',
-    config=settings,
+    config=combinations.settings(config),
     sections=sections,
   )
 

@@ -80,13 +80,8 @@ def main(config: Config) -> None:
     for record in records
   ]
   folder.write_results(results)
-  report.write(
-    folder.path,
-    _title(config, num_tasks),
-    settings,
-    results,
-    _weights(config, combinations),
-  )
+  weights = _weights(config, combinations)
+  report.write(folder.path, config, results, weights)
   folder.mark_complete()
   print(f'\nFigures and report: {folder.path / "report.html"}')
 
@@ -133,12 +128,6 @@ def _weights(
       state = runs.read_state(path, approach)
       weights.setdefault(method, {})[alpha] = packing.weights(state)
   return weights
-
-
-def _title(config: Config, num_tasks: int) -> str:
-  if config.stream.kind == 'sequence':
-    return ', then '.join(config.stream.sequence)
-  return f'{num_tasks} tasks, {config.stream.kind} {config.data.name}'
 
 
 def _print(combination: Combination, results: list[Row]) -> None:

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 import pathlib
 
-from experiments.common import tables
+from experiments.common import combinations, tables
 from experiments.continual_permuted import figures as plotting
+from experiments.continual_permuted.config import Config
 from powerprop_jax.core.trees import Params
 from powerprop_jax.files import whole
 from powerprop_jax.files.tables import Row
@@ -18,8 +19,7 @@ _Records = Sequence[Row]
 
 def write(
   path: pathlib.Path,
-  title: str,
-  settings: Row,
+  config: Config,
   results: _Records,
   weights: Mapping[str, Mapping[float, Params]],
 ) -> None:
@@ -28,6 +28,10 @@ def write(
   results are the records of results.json, weights those that all tasks share
   after the last one, by method and α.
   """
+  stream = config.stream
+  title = f'{stream.num_tasks} tasks, {stream.kind} {config.data.name}'
+  if stream.kind == 'sequence':
+    title = ', then '.join(stream.sequence)
   rows = table(results)
   text = tables.markdown(rows)
   whole.write_bytes(path / 'table.md', text.encode())
@@ -73,7 +77,7 @@ def write(
     path / 'report.html',
     title='Continual learning',
     subtitle=title,
-    config=settings,
+    config=combinations.settings(config),
     sections=sections,
   )
 

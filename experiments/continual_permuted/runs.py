@@ -192,26 +192,18 @@ def _entries(
   before = {r['task']: r['accuracy'] for r in known or [] if 'task' in r}
   row = []
   for number in others:
-    accuracy = _score(approach, problem, state, number)
-    if accuracy is None and number + 1 < learned:
+    network, accuracy = approach.params(state, number), None
+    if network is not None:
+      images, labels = problem.stream[number].test
+      arrays = Arrays(images, labels + approach.labels_apart * number)
+      arrays = training.scored(arrays, problem.sizes)
+      accuracy = approach.program.accuracy(*network, arrays)
+    elif number + 1 < learned:
       accuracy = before.get(number + 1)
     if accuracy is not None:
       place = {'tasks_learned': learned, 'task': number + 1}
       row.append({**place, 'accuracy': accuracy})
   return row
-
-
-def _score(
-  approach: Approach, problem: Problem, state: Any, number: int
-) -> float | None:
-  """Test accuracy on a task, if there are weights for it."""
-  network = approach.params(state, number)
-  if network is None:
-    return None
-  images, labels = problem.stream[number].test
-  arrays = Arrays(images, labels + approach.labels_apart * number)
-  arrays = training.scored(arrays, problem.sizes)
-  return approach.program.accuracy(*network, arrays)
 
 
 def _summary(records: Records, num_tasks: int) -> Row:

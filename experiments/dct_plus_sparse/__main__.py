@@ -84,14 +84,7 @@ def main(config: Config) -> None:
     'steps': costs_lib.step_table(config),
   }
   folder.write_json('costs.json', costs)
-  report.write(
-    folder.path,
-    f'{config.net} on {config.data.name}',
-    sparse_runs.load(config).num_classes,
-    settings,
-    results,
-    costs,
-  )
+  report.write(folder.path, config, results, costs)
   folder.mark_complete()
   print(f'\nFigures and report: {folder.path / "report.html"}')
   combination_runs.check_any_left(config.out, chosen)

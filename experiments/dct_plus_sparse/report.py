@@ -5,8 +5,11 @@ import pathlib
 import statistics
 from typing import Any
 
+from experiments.common import combinations, sparse_runs
 from experiments.common import tables as common_tables
 from experiments.dct_plus_sparse import figures as figures_lib
+from experiments.dct_plus_sparse import training
+from experiments.dct_plus_sparse.config import Config
 from powerprop_jax.files import tables, whole
 from powerprop_jax.files.tables import Row
 from powerprop_jax.report import html, plotting
@@ -30,9 +33,7 @@ _DENSITIES = 'Weights left in each layer after training (%), mean over keys.'
 
 def write(
   path: pathlib.Path,
-  title: str,
-  num_classes: int,
-  settings: Row,
+  config: Config,
   results: _Records,
   costs: Mapping[str, _Records],
 ) -> None:
@@ -41,6 +42,7 @@ def write(
   results are records of networks, with accuracy, and of layers; costs are the
   tables 'sizes' and 'steps'.
   """
+  title = f'{config.net} on {config.data.name}'
   of_networks = [record for record in results if 'accuracy' in record]
   of_layers = [record for record in results if 'layer' in record]
   rows = accuracy_table(of_networks)
@@ -52,7 +54,9 @@ def write(
       print(f'\n{words}\n\n{tables.text_table(costs[name])}')
   figures = {
     'accuracy': figures_lib.accuracy_by_support(
-      of_networks, title=title, num_classes=num_classes
+      of_networks,
+      title=title,
+      num_classes=sparse_runs.load(config).num_classes,
     ),
     **{
       f'signals_{support}': figures_lib.signal_propagation(
@@ -69,7 +73,7 @@ def write(
     path / 'report.html',
     title='Cosine transform plus sparse',
     subtitle=title,
-    config=settings,
+    config=combinations.settings(config, *training.NOT_SETTINGS),
     sections=_sections(images, rows, costs, density_table(of_layers)),
   )
 
