@@ -106,10 +106,7 @@ def main(config: Config) -> None:
 
 
 def _check(config: Config) -> None:
-  for name in config.convs:
-    if name not in _CONVS:
-      known = ', '.join(_CONVS)
-      raise UserError(f'--convs has no {name!r}; there are: {known}.')
+  harness.check_known(config, 'convs', _CONVS)
   for density in config.densities:
     if not 0 < density <= 1:
       raise UserError(f'--densities must be in (0, 1], got {density}.')

@@ -1,6 +1,6 @@
-"""What benchmarks run: steps that go on, in processes of their own."""
+"""What benchmarks share: steps that go on, processes of their own, a check."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent import futures
 import contextlib
 import multiprocessing
@@ -9,11 +9,21 @@ from typing import Any, Literal
 
 from powerprop_jax.core.trees import Tree
 from powerprop_jax.train.cli import timing
+from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.scale import fusing
 
 # Compiler settings: those JAX comes with, or those of our programs for an α
 # that is a Python number or an array (train/scale/fusing.py).
 Flags = Literal['none', 'static', 'traced']
+
+
+def check_known(config: Any, option: str, known: Collection[str]) -> None:
+  """Refuses names in a setting that are not among those known."""
+  for name in getattr(config, option):
+    if name not in known:
+      raise UserError(
+        f'--{option} has no {name!r}; there are: {", ".join(known)}.'
+      )
 
 
 def going_on(

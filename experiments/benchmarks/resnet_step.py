@@ -131,11 +131,7 @@ def _check(config: Config) -> None:
   errors.check_positive(
     config, 'num_classes', 'batch', 'image_size', 'steps', 'repeats', 'period'
   )
-  for name in config.methods:
-    if name not in METHODS:
-      raise UserError(
-        f'--methods has no {name!r}; there are: {", ".join(METHODS)}.'
-      )
+  harness.check_known(config, 'methods', METHODS)
   if config.peak is not None and not config.peak > 0:
     raise UserError(f'--peak must be positive, got {config.peak}.')
 

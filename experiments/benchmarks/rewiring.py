@@ -49,7 +49,7 @@ from powerprop_jax.optim.topologies import (
   top_kast,
 )
 from powerprop_jax.train.cli import timing
-from powerprop_jax.train.runs.errors import UserError
+from powerprop_jax.train.runs import errors
 
 # A topology's function that changes the masks.
 _Rewire = Callable[[pp.Rewiring], tuple[Any, Any]]
@@ -150,15 +150,10 @@ def main(config: Config) -> None:
 
 
 def _check(config: Config) -> None:
-  for name in config.methods:
-    if name not in METHODS:
-      raise UserError(
-        f'--methods has no {name!r}; there are: {", ".join(METHODS)}.'
-      )
+  harness.check_known(config, 'methods', METHODS)
   masks.check_sparsity(config.sparsity, '--sparsity')
   counts.check_fraction(config.drop_fraction, '--drop-fraction')
-  if config.repeats < 1:
-    raise UserError(f'--repeats must be at least 1, got {config.repeats}.')
+  errors.check_positive(config, 'repeats')
   nets.make(config.net, 1)
 
 

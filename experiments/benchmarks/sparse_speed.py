@@ -142,10 +142,7 @@ def _check(config: Config) -> None:
   errors.check_several(
     config, 'parts', 'widths', 'batches', 'sparsities', differ=False
   )
-  for part in config.parts:
-    if part not in get_args(Part):
-      known = ', '.join(get_args(Part))
-      raise UserError(f'--parts has no {part!r}; there are: {known}.')
+  harness.check_known(config, 'parts', get_args(Part))
   errors.check_positive(config, 'widths', 'batches', 'train_batch', 'repeats')
   errors.check_positive(config, 'accuracy_width', 'max_steps')
   for sparsity in config.sparsities:

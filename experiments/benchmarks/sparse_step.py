@@ -45,7 +45,7 @@ from powerprop_jax import nets
 from powerprop_jax.core import masks
 from powerprop_jax.files import tables
 from powerprop_jax.train.cli import timing
-from powerprop_jax.train.runs.errors import UserError
+from powerprop_jax.train.runs import errors
 from powerprop_jax.train.scale import fusing
 
 Way = Literal['own', 'loop', 'lanes']
@@ -137,22 +137,12 @@ def main(config: Config) -> None:
 
 
 def _check(config: Config) -> None:
-  known: tuple[tuple[str, Mapping[str, Any]], ...] = (
-    ('nets', _SETTINGS),
-    ('methods', METHODS),
-  )
-  for option, names in known:
-    for name in getattr(config, option):
-      if name not in names:
-        raise UserError(
-          f'--{option} has no {name!r}; there are: {", ".join(names)}.'
-        )
+  harness.check_known(config, 'nets', _SETTINGS)
+  harness.check_known(config, 'methods', METHODS)
   masks.check_sparsity(config.sparsity, '--sparsity')
-  for option in ('batch', 'image_size', 'steps', 'repeats', 'lanes'):
-    value = getattr(config, option)
-    if value is not None and value < 1:
-      name = option.replace('_', '-')
-      raise UserError(f'--{name} must be at least 1, got {value}.')
+  errors.check_positive(
+    config, 'batch', 'image_size', 'steps', 'repeats', 'lanes'
+  )
 
 
 def _setting(config: Config, net_name: str) -> _Setting:
