@@ -151,11 +151,7 @@ def _densities(
 
 
 def inference_flops(
-  costs: Sequence[LayerCost],
-  sparsities: Sparsities = None,
-  *,
-  count_bias: bool = True,
-  count_relu: bool = True,
+  costs: Sequence[LayerCost], sparsities: Sparsities = None, **flags: bool
 ) -> float:
   """FLOPs of one example: multiplications and additions of inference_counts.
 
@@ -166,9 +162,7 @@ def inference_flops(
     >>> inference_flops([layer])
     14.0
   """
-  return inference_counts(
-    costs, sparsities, count_bias=count_bias, count_relu=count_relu
-  ).flops
+  return inference_counts(costs, sparsities, **flags).flops
 
 
 def model_bytes(

@@ -9,9 +9,7 @@ reordering. The numbers are the same. Other backends have kernels for the
 gradients of a convolution, which this form would hide from them.
 """
 
-from collections.abc import Sequence
 import functools
-from typing import Any
 
 import jax
 from jax import lax
@@ -29,21 +27,9 @@ def convolve(x: jax.Array, w: jax.Array, stride: int, pads: Pads) -> jax.Array:
   return _conv(x, w, (stride, stride), pads)
 
 
-def _conv(
-  x: jax.Array,
-  w: jax.Array,
-  strides: tuple[int, int],
-  pads: Sequence[tuple[int, int]],
-  **dilations: Any,
-) -> jax.Array:
-  return lax.conv_general_dilated(
-    x,
-    w,
-    strides,
-    pads,
-    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-    **dilations,
-  )
+_conv = functools.partial(
+  lax.conv_general_dilated, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+)
 
 
 def _forward(
