@@ -101,8 +101,8 @@ def main(config: Config) -> None:
   _check(config)
   print(timing.environment())
   for density in config.densities:
-    for title, shape, inputs_shape in _layers(config):
-      _measure(config, title, shape, inputs_shape, density)
+    for layer in _layers(config):
+      _measure(config, layer, density)
 
 
 def _check(config: Config) -> None:
@@ -114,16 +114,21 @@ def _check(config: Config) -> None:
   errors.check_positive(config, 'steps', 'repeats')
 
 
-def _layers(
-  config: Config,
-) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
-  """(title, shape of the weight, shape of the inputs) of each layer."""
-  found: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = []
+class _Layer(NamedTuple):
+  """What is measured, with the shapes of its weight and of its inputs."""
+
+  title: str
+  shape: tuple[int, ...]
+  inputs_shape: tuple[int, ...]
+
+
+def _layers(config: Config) -> list[_Layer]:
+  found = []
   if 'linear' in config.kinds:
     for width in config.widths:
       for batch in config.batches:
         title = f'linear {width} → {width}, batch {batch}'
-        found.append((title, (width, width), (batch, width)))
+        found.append(_Layer(title, (width, width), (batch, width)))
   if 'conv' in config.kinds:
     batch = config.conv_batch
     for name in config.convs:
@@ -133,20 +138,14 @@ def _layers(
         f'{size}×{size}'
       )
       shape = (kernel, kernel, num_in, num_out)
-      found.append((title, shape, (batch, size, size, num_in)))
+      found.append(_Layer(title, shape, (batch, size, size, num_in)))
   return found
 
 
-def _measure(
-  config: Config,
-  title: str,
-  shape: tuple[int, ...],
-  inputs_shape: tuple[int, ...],
-  density: float,
-) -> None:
+def _measure(config: Config, layer: _Layer, density: float) -> None:
   """Measures the forms of one layer and prints their table."""
-  mask = _random_mask(shape, density)
-  inputs = jax.random.normal(jax.random.key(0), inputs_shape)
+  mask = _random_mask(layer.shape, density)
+  inputs = jax.random.normal(jax.random.key(0), layer.inputs_shape)
   keys = [(form, method) for form in FORMS for method in METHODS]
   names = {f'{form}, {method}': (form, method) for form, method in keys}
   names['masked, none, again'] = ('masked', 'none')
@@ -160,8 +159,8 @@ def _measure(
     )
   times = timing.take_turns(programs, config.repeats)
   print(
-    f'\n{title}, density {density:g}; medians of {config.repeats} interleaved '
-    f'runs of {config.steps} steps.\n'
+    f'\n{layer.title}, density {density:g}; medians of {config.repeats} '
+    f'interleaved runs of {config.steps} steps.\n'
   )
   rows = []
   for name, (form, _) in names.items():

@@ -156,9 +156,9 @@ def run(
         writer.write(learned, {**said, 'seconds': seconds})
         records.append(said)
         is_last = learned == num_tasks
-        looks_back = is_last or learned % measure_every == 0
+        scores_all = is_last or learned % measure_every == 0
         # Earlier tasks, this one and, for the transfer, the next.
-        others = range(0 if looks_back else number, learned + (not is_last))
+        others = range(0 if scores_all else number, learned + (not is_last))
         records += _entries(approach, problem, state, learned, others, records)
         arrays = approach.to_arrays(state)
         # A copy: it is written in the background.

@@ -410,12 +410,8 @@ def _accuracy_by_alpha(
   of_net = [
     r for r in results if r['net'] == name and r.get('sparsity') == lowest
   ]
-  return {
-    alpha: statistics.fmean(
-      r['accuracy'] for r in of_net if r['alpha'] == alpha
-    )
-    for alpha in sorted({r['alpha'] for r in of_net})
-  }
+  by_alpha = records.group(of_net, 'alpha', 'accuracy')
+  return {alpha: statistics.fmean(found) for alpha, found in by_alpha.items()}
 
 
 def _print(config: Config, found: Sequence[Row]) -> None:
