@@ -23,7 +23,6 @@ from experiments.continual_permuted.methods import (
 )
 from experiments.continual_permuted.training import Program, TaskData
 import powerprop_jax as pp
-from powerprop_jax.continual import storage
 from powerprop_jax.continual.packnet import Learner
 from powerprop_jax.continual.state import Network
 from powerprop_jax.core.trees import Params, Tree
@@ -107,7 +106,8 @@ def _sequential(problem: Problem, is_ewc: bool) -> Approach:
       return None
     return {**state.theta, **head}, state.net_state
 
-  return _approach(problem, program, init, learn, params)
+  tasks = range(len(problem.stream))
+  return Approach(init, learn, params, program, problem.net.epochs, tasks)
 
 
 def _separate(problem: Problem) -> Approach:
@@ -131,7 +131,8 @@ def _separate(problem: Problem) -> Approach:
     return state.theta, state.net_state
 
   init = functools.partial(_untrained, program, problem)
-  return _approach(problem, program, init, learn, params)
+  tasks = range(len(problem.stream))
+  return Approach(init, learn, params, program, problem.net.epochs, tasks)
 
 
 def _joint(problem: Problem) -> Approach:
@@ -160,27 +161,8 @@ def _joint(problem: Problem) -> Approach:
     return None if state.latest < 0 else (state.theta, state.net_state)
 
   init = functools.partial(_untrained, program, problem)
-  approach = _approach(problem, program, init, learn, params)
-  return approach._replace(learns=[num_tasks - 1], labels_apart=apart)
-
-
-def _approach(
-  problem: Problem,
-  program: Program,
-  init: Callable[[], DenseState],
-  learn: Callable[[DenseState, TaskData, Report], tuple[DenseState, Row]],
-  params: Callable[[DenseState, int], Network | None],
-) -> Approach:
-  return Approach(
-    init,
-    learn,
-    params,
-    storage.by_name,
-    lambda arrays: storage.restored(arrays, init()),
-    program,
-    epochs=problem.net.epochs,
-    learns=range(len(problem.stream)),
-  )
+  last, epochs = [num_tasks - 1], problem.net.epochs
+  return Approach(init, learn, params, program, epochs, last, apart)
 
 
 def _untrained(program: Program, problem: Problem) -> DenseState:

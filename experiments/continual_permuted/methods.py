@@ -16,6 +16,7 @@ import numpy as np
 
 from experiments.continual_permuted import training
 from experiments.continual_permuted.training import Lengths, Program, TaskData
+from powerprop_jax.continual import storage
 from powerprop_jax.continual.state import Network
 from powerprop_jax.continual.storage import Arrays
 from powerprop_jax.continual.task_streams import Task
@@ -100,23 +101,23 @@ class Approach(NamedTuple):
       else there is to say about the task. A training.StoppedError ends it.
     params: (state, number) -> what the network computes a task with, or None if
       there is nothing: it was not learned yet, or is of another network.
-    to_arrays: state -> arrays on the host, by name.
-    from_arrays: its inverse.
     program: what scores them.
     epochs: how often learn calls report.
     learns: numbers of the tasks at which learn is called.
     labels_apart: what to add to labels for each task before.
+    to_arrays: state -> arrays on the host, by name.
+    from_arrays: (arrays, a state of init) -> state, its inverse.
   """
 
   init: Callable[[], Any]
   learn: Callable[[Any, TaskData, Report], tuple[Any, Row]]
   params: Callable[[Any, int], Network | None]
-  to_arrays: Callable[[Any], dict[str, np.ndarray]]
-  from_arrays: Callable[[Arrays], Any]
   program: Program
   epochs: int
   learns: Sequence[int]
   labels_apart: int = 0
+  to_arrays: Callable[[Any], dict[str, np.ndarray]] = storage.by_name
+  from_arrays: Callable[[Arrays, Any], Any] = storage.restored
 
 
 def check(problem: Problem) -> None:

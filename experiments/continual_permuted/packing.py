@@ -100,11 +100,11 @@ def make(
     init,
     learn,
     params,
-    continual.to_arrays,
-    lambda arrays: continual.from_arrays(arrays, init()),
     program,
     epochs=problem.net.epochs * (1 + config.retrain),
     learns=range(len(stream)),
+    to_arrays=continual.to_arrays,
+    from_arrays=continual.from_arrays,
   )
 
 

@@ -241,7 +241,8 @@ def _restore(
   named, done, metadata = restored
   # A checkpoint calls the leaf 'a' of a dictionary "['a']".
   arrays = {name[2:-2]: array for name, array in named.leaves.items()}
-  return approach.from_arrays(arrays), metadata['records'], done
+  state = approach.from_arrays(arrays, approach.init())
+  return state, metadata['records'], done
 
 
 def read_state(path: pathlib.Path, approach: Approach) -> Any:
