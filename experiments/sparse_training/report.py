@@ -114,32 +114,27 @@ def table(results: _Records, theirs: _Records = ()) -> list[Row]:
     '98.50 ± 0.71'
   """
   alphas = sorted({record['alpha'] for record in results})
-  rows: dict[tuple[str, float], Row] = {}
+  places: dict[tuple[str, float], list[Row]] = {}
   for record in results:
     place = (record['method'], record['density'])
-    rows.setdefault(
-      place,
-      {
-        'method': record['method'],
-        'density': record['density'],
-        'measured': round(record['density_measured'], 6),
-      },
-    )
-  for (method, density), row in rows.items():
+    places.setdefault(place, []).append(record)
+  rows = []
+  for place, found in places.items():
+    row: Row = {
+      'method': place[0],
+      'density': place[1],
+      'measured': round(found[0]['density_measured'], 6),
+    }
     for alpha in alphas:
       row[f'α = {alpha:g}'] = tables.mean_and_deviation(
-        [
-          record['accuracy']
-          for record in results
-          if (record['method'], record['density'], record['alpha'])
-          == (method, density, alpha)
-        ]
+        [record['accuracy'] for record in found if record['alpha'] == alpha]
       )
     if theirs:
       known = [
         f'{record["accuracy"]:.2%}'.rstrip('%')
         for record in theirs
-        if (record['method'], record['density']) == (method, density)
+        if (record['method'], record['density']) == place
       ]
       row['published'] = known[0] if known else None
-  return list(rows.values())
+    rows.append(row)
+  return rows
