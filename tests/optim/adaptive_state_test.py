@@ -7,10 +7,11 @@ import alphas
 import chex
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 import numpy as np
 import optax
 import pytest
+import small
 
 import powerprop_jax as pp
 from powerprop_jax.core import masks as masks_lib
@@ -54,8 +55,8 @@ class CompiledTest(parameterized.TestCase):
       return jax.lax.scan(body, pp.init(tx, theta), length=7)
 
     powers, scales = jnp.array([1.25, 2.0, 3.0]), jnp.array([1.0, 0.3, 0.5])
-    together = alphas.jit(jax.vmap(train))(powers, scales)
-    alone_jit = alphas.jit(train)
+    together = jax.jit(jax.vmap(train))(powers, scales)
+    alone_jit = jax.jit(train)
     for i in range(3):
       alone = alone_jit(powers[i], scales[i])
       chex.assert_trees_all_close(
@@ -68,9 +69,7 @@ class CompiledTest(parameterized.TestCase):
     tx = pp.adaptive_alpha(alphas.power(2.0), alphas.always(3.0), period=2)
     states = alphas.run(tx, 1)
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *states)
-    _, after = alphas.jit(jax.vmap(functools.partial(alphas.step, tx)))(
-      *stacked
-    )
+    _, after = jax.jit(jax.vmap(functools.partial(alphas.step, tx)))(*stacked)
     np.testing.assert_allclose(alphas.alpha_of(after), [2.0, 3.0])
 
   @parameterized.parameters(True, False)
@@ -90,7 +89,7 @@ class CompiledTest(parameterized.TestCase):
 
     def train(theta):
       phi, opt_state = pp.init(tx, theta)
-      update, powers = alphas.jit(tx.update), []
+      update, powers = jax.jit(tx.update), []
       for i in range(3):
         wave = jax.tree.map(lambda p, i=i: 0.3 * jnp.sin(3 * p + i), phi)
         updates, opt_state = update(wave, opt_state, phi)
@@ -99,15 +98,7 @@ class CompiledTest(parameterized.TestCase):
       return phi, powers
 
     alone, powers_alone = train(theta)
-    devices = np.array(jax.devices()).reshape(4, 2)
-    mesh = (
-      jax.make_mesh((4, 2), ('x', 'y'))
-      if explicit
-      else Mesh(devices, ('x', 'y'))
-    )
-    sharded = jax.tree.map(
-      lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec)), theta, specs
-    )
+    mesh, sharded = small.on_devices(theta, specs, explicit)
     with jax.set_mesh(mesh):
       phi, powers = train(sharded)
     np.testing.assert_allclose(powers, powers_alone, rtol=1e-6)

@@ -78,7 +78,7 @@ class RuleTest(parameterized.TestCase):
     lanes = jax.tree.map(
       lambda x: jnp.stack([x, x]), pp.init(tx, alphas.weights())
     )
-    step = alphas.jit(jax.vmap(functools.partial(alphas.step, tx)))
+    step = jax.jit(jax.vmap(functools.partial(alphas.step, tx)))
     counts = []
     for _ in range(6):
       lanes = step(*lanes)

@@ -34,12 +34,6 @@ def theta_bound(theta, old, new):
   return 2 * eps * (max(old, new) + 1 + log) * theta
 
 
-# Compiles the many small programs here in half the time.
-jit = functools.partial(
-  jax.jit, compiler_options={'xla_backend_optimization_level': 0}
-)
-
-
 def set_alpha(*powers):
   """A controller that goes through given powers, one after the other."""
   listed = jnp.array(powers, jnp.float32)
@@ -84,7 +78,7 @@ def step(tx, phi, opt_state):
 
 def run(tx, num_steps, start=None):
   """φ and state after each step, the start included."""
-  compiled = jit(functools.partial(step, tx))
+  compiled = jax.jit(functools.partial(step, tx))
   seen = [pp.init(tx, weights() if start is None else start)]
   for _ in range(num_steps):
     seen.append(compiled(*seen[-1]))
@@ -99,7 +93,7 @@ def alpha_of(opt_state):
 def still(tx):
   """A step with gradients of zero."""
 
-  @jit
+  @jax.jit
   def still_step(phi, opt_state):
     zeros = jax.tree.map(jnp.zeros_like, phi)
     updates, opt_state = tx.update(zeros, opt_state, phi)

@@ -68,11 +68,7 @@ def train(c: Composition) -> Iterator[Move]:
     return optax.apply_updates(phi, updates), state
 
   if c.jit:
-    step = jax.jit(
-      step,
-      donate_argnums=(1, 2),
-      compiler_options={'xla_backend_optimization_level': 0},
-    )
+    step = jax.jit(step, donate_argnums=(1, 2))
   look = _look(c, phi, state)
   yield Move(-1, {}, look, look)
   for number in range(c.steps):

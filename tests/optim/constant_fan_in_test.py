@@ -161,7 +161,7 @@ class TopologyTest(parameterized.TestCase):
     )
     phi, state = views.init(tx, cases.theta())
     zeros = jax.tree.map(jnp.zeros_like, phi)
-    _, state = cases.jit(tx.update)(zeros, state, phi)
+    _, state = jax.jit(tx.update)(zeros, state, phi)
     for name, k in _KEPT.items():
       flat = _oracle_of_layer(phi, name).reshape(-1, cases.NEURONS[name])
       mask = np.asarray(state.masks[name]['w']).reshape(flat.shape)
@@ -175,7 +175,7 @@ class TopologyTest(parameterized.TestCase):
     )
     phi, old = views.init(tx, cases.theta())
     grads = optax.tree.random_like(jax.random.key(1), phi, jax.random.normal)
-    _, new = cases.jit(tx.update)(grads, old, phi)
+    _, new = jax.jit(tx.update)(grads, old, phi)
     grow = jax.tree.map(jnp.abs, grads)
     if make is aliases.sparse_evolution:
       # The key of a rewiring, as sparsify makes it.
@@ -212,7 +212,7 @@ class TopologyTest(parameterized.TestCase):
       optax.sgd(0.0), sparsity, stop=9, period=1, structure='constant_fan_in'
     )
     phi, state = views.init(tx, theta)
-    update = cases.jit(tx.update)
+    update = jax.jit(tx.update)
     for i in range(6):
       grads = optax.tree.random_like(jax.random.key(i), phi, jax.random.normal)
       _, state = update(grads, state, phi)
@@ -228,7 +228,7 @@ class TopologyTest(parameterized.TestCase):
     uneven = jax.tree.map(lambda x: (x > 0) | (x.ndim == 1), phi)
     state = views.with_masks(state, uneven)
     ones = jax.tree.map(jnp.ones_like, phi)
-    _, state = cases.jit(tx.update)(ones, state, phi)
+    _, state = jax.jit(tx.update)(ones, state, phi)
     for name, k in _KEPT.items():
       np.testing.assert_array_equal(cases.inputs(state.masks, name), k)
 
@@ -308,7 +308,7 @@ class SnfsTest(parameterized.TestCase):
     theta = cases.theta()
     state = tx.init(theta)
     grads = optax.tree.random_like(jax.random.key(5), theta, jax.random.normal)
-    _, new = cases.jit(tx.update)(grads, state, theta)
+    _, new = jax.jit(tx.update)(grads, state, theta)
     masks = [np.asarray(state.masks[name]['w']) for name in cases.NEURONS]
     momenta = [_oracle_of_layer(grads, name) for name in cases.NEURONS]
     means = [m[mask].mean() for m, mask in zip(momenta, masks, strict=True)]

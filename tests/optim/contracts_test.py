@@ -30,11 +30,6 @@ from powerprop_jax.optim.topologies import protected
 from powerprop_jax.train.checkpoints import checkpoint
 from powerprop_jax.train.scale import fusing
 
-# Compiles the many small programs here in half the time.
-_jit = functools.partial(
-  jax.jit, compiler_options={'xla_backend_optimization_level': 0}
-)
-
 POWERS = {
   'powerprop': lambda inner: powerprop.powerprop(inner, 2.0),
   'powerprop_traced': lambda inner: powerprop.powerprop(
@@ -250,7 +245,7 @@ class ContractTest:
   ):
     tx = optax.with_extra_args_support(_build(transformation, inner, wrapper))
 
-    @functools.partial(_jit, donate_argnums=(0, 1))
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
     @chex.assert_max_traces(n=1)
     def step(phi, opt_state):
       theta = views.effective_params(phi, opt_state)
@@ -309,8 +304,8 @@ class ContractTest:
       return views.effective_params(phi, opt_state)
 
     scales = jnp.array([1.0, 0.5])
-    together = _jit(jax.vmap(train))(scales)
-    alone = _jit(train)(scales[1])
+    together = jax.jit(jax.vmap(train))(scales)
+    alone = jax.jit(train)(scales[1])
     chex.assert_trees_all_close(
       jax.tree.map(lambda x: x[1], together), alone, rtol=2e-3, atol=1e-4
     )
@@ -329,7 +324,7 @@ def test_an_update_that_is_written_twice_is_the_same(
   def train(change):
     tx = _build(transformation, inner, wrapper, change)
 
-    @_jit
+    @jax.jit
     def step(phi, opt_state):
       grads = jax.grad(_loss)(views.effective_params(phi, opt_state))
       updates, opt_state = tx.update(grads, opt_state, phi)
@@ -359,7 +354,7 @@ def test_slots_of_weights_that_come_or_go_start_anew(inner):
   phi, opt_state = views.init(tx, _theta())
   fresh = opt_state.inner_state
 
-  @_jit
+  @jax.jit
   def step(phi, opt_state):
     grads = jax.grad(_loss)(views.effective_params(phi, opt_state))
     updates, opt_state = tx.update(grads, opt_state, phi)
@@ -422,7 +417,7 @@ def test_hyperparameters_can_be_injected(alpha):
     learning_rate=fall, alpha=alpha, drop_fraction=0.5
   )
   phi, opt_state = views.init(tx, _theta())
-  step = _jit(lambda grads, state, phi: tx.update(grads, state, phi))
+  step = jax.jit(lambda grads, state, phi: tx.update(grads, state, phi))
   for _ in range(9):
     grads = jax.grad(_loss)(views.effective_params(phi, opt_state))
     old_masks = views.current_masks(phi, opt_state)

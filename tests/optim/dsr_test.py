@@ -7,7 +7,6 @@ from exchanges import (
   always,
   counts,
   flatten,
-  jit,
   random_tree,
   rewiring,
 )
@@ -58,8 +57,8 @@ class RuleTest(parameterized.TestCase):
     topology = dsr.dsr(
       sparsity, always, num_dropped=target, threshold=threshold
     )
-    masks, limit = jit(topology.init)(jax.random.key(1), random_tree(0))
-    rewire, total = jit(topology.rewire), counts(masks).sum()
+    masks, limit = jax.jit(topology.init)(jax.random.key(1), random_tree(0))
+    rewire, total = jax.jit(topology.rewire), counts(masks).sum()
     for turn in range(8):
       theta = random_tree(10 + turn)
       # Layers of different scale lose different shares.
@@ -94,8 +93,8 @@ class RuleTest(parameterized.TestCase):
   ):
     theta = random_tree(0)
     topology = dsr.dsr(0.8, always, num_dropped=10, threshold=100.0)
-    masks, limit = jit(topology.init)(jax.random.key(0), theta)
-    new, after = jit(topology.rewire)(rewiring(masks, theta, limit))
+    masks, limit = jax.jit(topology.init)(jax.random.key(0), theta)
+    new, after = jax.jit(topology.rewire)(rewiring(masks, theta, limit))
     self.assertEqual(counts(new).sum(), counts(masks).sum())
     self.assertEqual(after, 50.0)
     for name, flat in flatten(masks).items():
@@ -105,8 +104,8 @@ class RuleTest(parameterized.TestCase):
   def test_dropped_connections_return_only_where_there_is_no_other_place(self):
     theta = random_tree(0)
     topology = dsr.dsr(0.1, always, num_dropped=10, threshold=1.0)
-    masks, limit = jit(topology.init)(jax.random.key(0), theta)
-    new, _ = jit(topology.rewire)(rewiring(masks, theta, limit))
+    masks, limit = jax.jit(topology.init)(jax.random.key(0), theta)
+    new, _ = jax.jit(topology.rewire)(rewiring(masks, theta, limit))
     self.assertEqual(counts(new).sum(), counts(masks).sum())
     # More were dropped than there were free places, so all of those are taken.
     for name, flat in flatten(new).items():
@@ -115,8 +114,8 @@ class RuleTest(parameterized.TestCase):
   def test_threshold_never_reaches_zero_or_infinity(self):
     theta = jax.tree.map(jnp.zeros_like, random_tree(0))
     topology = dsr.dsr(0.8, always, num_dropped=1, threshold=1e-29)
-    rewire = jit(topology.rewire)
-    masks, limit = jit(topology.init)(jax.random.key(0), theta)
+    rewire = jax.jit(topology.rewire)
+    masks, limit = jax.jit(topology.init)(jax.random.key(0), theta)
     for _ in range(8):
       masks, limit = rewire(rewiring(masks, theta, limit))
     self.assertEqual(limit, np.float32(1e-30))

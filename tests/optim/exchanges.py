@@ -1,6 +1,5 @@
 """Trees and training for methods that move connections between layers."""
 
-import functools
 import math
 
 import jax
@@ -10,11 +9,6 @@ import optax
 
 from powerprop_jax.optim import views
 from powerprop_jax.optim.topology import Rewiring
-
-# Compiles in half the time.
-jit = functools.partial(
-  jax.jit, compiler_options={'xla_backend_optimization_level': 0}
-)
 
 SHAPES = {'a': (12, 9), 'b': (9, 14), 'c': (3, 3, 2, 4), 'd': (14, 2)}
 always = lambda step: step >= 0

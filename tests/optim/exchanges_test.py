@@ -28,7 +28,7 @@ METHODS = {
 @pytest.mark.parametrize('name', METHODS)
 def test_the_total_is_exact_at_every_step(name, alpha):
   tx = METHODS[name](powerprop.powerprop(optax.sgd(0.05, 0.9), alpha))
-  run = exchanges.jit(lambda theta: exchanges.train(tx, theta, 60))
+  run = jax.jit(lambda theta: exchanges.train(tx, theta, 60))
   phi, state, history, losses = run(exchanges.small_tree(0))
   assert set(history.sum(1).tolist()) == {masks_lib.num_kept(153, 0.7)}
   assert history.min() >= 1
@@ -49,8 +49,8 @@ def test_lanes_equal_single_runs(name):
     _, state, history, _ = exchanges.train(tx, exchanges.small_tree(0), 24)
     return state.masks, history
 
-  lanes = exchanges.jit(jax.vmap(final))(jnp.arange(3))
-  alone = exchanges.jit(final)
+  lanes = jax.jit(jax.vmap(final))(jnp.arange(3))
+  alone = jax.jit(final)
   for key in range(3):
     lane = jax.tree.map(lambda x, k=key: x[k], lanes)
     chex.assert_trees_all_equal(lane, alone(key))
@@ -58,7 +58,7 @@ def test_lanes_equal_single_runs(name):
 
 def test_a_gradient_that_is_not_finite_leaves_the_masks_of_snfs():
   tx = aliases.snfs(optax.sgd(0.1), 0.5, period=1, start=0, stop=9)
-  phi, update = exchanges.small_tree(0), exchanges.jit(tx.update)
+  phi, update = exchanges.small_tree(0), jax.jit(tx.update)
   state = tx.init(phi)
   bad = jax.tree.map(lambda x: x.at[0].set(jnp.nan), exchanges.small_tree(1))
   _, new = update(bad, state, phi)
@@ -79,7 +79,7 @@ def test_only_weights_that_are_not_finite_stop_a_rewiring_of_dsr():
     num_dropped=5,
     threshold=0.5,
   )
-  phi, update = exchanges.small_tree(0), exchanges.jit(tx.update)
+  phi, update = exchanges.small_tree(0), jax.jit(tx.update)
   state = tx.init(phi)
   bad = jax.tree.map(lambda x: x.at[0].set(jnp.nan), phi)
   _, new = update(phi, state, bad)

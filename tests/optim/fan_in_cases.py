@@ -1,7 +1,5 @@
 """Parameters, runs and slow oracles for the tests of constant fan-in."""
 
-import functools
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -14,11 +12,6 @@ from powerprop_jax.optim import views
 UNIFORM = {'distribution': distributions.uniform}
 # Neurons of the leaves 'w' of theta().
 NEURONS = {'conv': 6, 'linear': 12, 'logits': 4}
-
-# Compiles small programs in half the time.
-jit = functools.partial(
-  jax.jit, compiler_options={'xla_backend_optimization_level': 0}
-)
 
 
 def theta():
@@ -36,7 +29,7 @@ def states(tx, num_steps):
   """Sparse states at the start and after each of some random updates."""
   phi, opt_state = views.init(tx, theta())
 
-  @jit
+  @jax.jit
   @chex.assert_max_traces(n=1)
   def step(phi, opt_state, key):
     grads = optax.tree.random_like(key, phi, jax.random.normal)

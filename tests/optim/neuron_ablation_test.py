@@ -134,7 +134,7 @@ class TrainingTest(parameterized.TestCase):
     )
     theta = cases.theta()
     state = tx.init(theta)
-    update = cases.jit(tx.update)
+    update = jax.jit(tx.update)
     removed = returned = False
     for i in range(6):
       grads = optax.tree.random_like(

@@ -38,7 +38,7 @@ def test_update_is_exactly_zero_where_protected(inner, alpha):
   """Also for momentum that a weight has from before it was protected."""
   tx = packing.make_tx(inners.INNERS[inner](), alpha)
 
-  @functools.partial(packing.jit, donate_argnums=(0, 1))
+  @functools.partial(jax.jit, donate_argnums=(0, 1))
   @chex.assert_max_traces(n=1)
   def step(phi, opt_state, grads):
     updates, opt_state = tx.update(grads, opt_state, phi)

@@ -10,7 +10,6 @@ from exchanges import (
   always,
   counts,
   flatten,
-  jit,
   random_masks,
   random_tree,
   rewiring,
@@ -106,7 +105,7 @@ class RuleTest(parameterized.TestCase):
   @pytest.mark.slow
   def test_equals_the_published_rules_and_keeps_the_total(self, densities, p):
     topology = snfs.snfs(0.5, always, p)
-    rewire = jit(topology.rewire)
+    rewire = jax.jit(topology.rewire)
     oracle, masks = Oracle(), random_masks(densities)
     memory, total = memory_of(random_tree(1)), counts(masks).sum()
     for turn in range(6):
@@ -164,7 +163,7 @@ class RuleTest(parameterized.TestCase):
     momentum = jax.tree.map(lambda x: 0.001 * x, random_tree(0))
     momentum['c'] = random_tree(0)['c']
     topology = snfs.snfs(0.8, always)
-    new, _ = jit(topology.rewire)(
+    new, _ = jax.jit(topology.rewire)(
       rewiring(masks, random_tree(1), memory_of(momentum))
     )
     moved = counts(new) - counts(masks)
@@ -175,7 +174,7 @@ class RuleTest(parameterized.TestCase):
     masks = random_masks((0.2, 0.2, 0.2, 0.2))
     zeros = jax.tree.map(jnp.zeros_like, random_tree(0))
     topology = snfs.snfs(0.8, always)
-    new, _ = jit(topology.rewire)(
+    new, _ = jax.jit(topology.rewire)(
       rewiring(masks, random_tree(1), memory_of(zeros))
     )
     removed = np.ceil(0.5 * counts(masks))
@@ -187,7 +186,7 @@ class RuleTest(parameterized.TestCase):
     masks = random_masks((0.2, 0.5, 0.1, 0.9))
     momentum = random_tree(3, scale=5.0)
     topology = snfs.snfs(0.8, always, redistribute=False)
-    new, _ = jit(topology.rewire)(
+    new, _ = jax.jit(topology.rewire)(
       rewiring(masks, random_tree(1), memory_of(momentum))
     )
     np.testing.assert_array_equal(counts(new), counts(masks))
@@ -201,7 +200,7 @@ class RuleTest(parameterized.TestCase):
 class MomentumTest(parameterized.TestCase):
   def test_is_the_sum_that_the_optimiser_would_have(self):
     topology = snfs.snfs(0.5, always, momentum=0.8)
-    _, memory = jit(topology.init)(jax.random.key(0), random_tree(0))
+    _, memory = jax.jit(topology.init)(jax.random.key(0), random_tree(0))
     trace, observe = optax.trace(0.8), jax.jit(topology.observe)
     state = trace.init(random_tree(0))
     for seed in range(5):
@@ -216,14 +215,14 @@ class MomentumTest(parameterized.TestCase):
   def test_with_second_moment_ranks_as_adam_would(self):
     topology = snfs.snfs(0.5, always, momentum=0.9, second_moment=0.99)
     theta = random_tree(0)
-    masks, memory = jit(topology.init)(jax.random.key(0), theta)
+    masks, memory = jax.jit(topology.init)(jax.random.key(0), theta)
     adam = optax.scale_by_adam(0.9, 0.99)
     state = adam.init(theta)
     for seed in range(5):
       grads = random_tree(seed)
       memory = topology.observe(memory, grads)
       _, state = adam.update(grads, state)
-    new, _ = jit(topology.rewire)(rewiring(masks, theta, memory))
+    new, _ = jax.jit(topology.rewire)(rewiring(masks, theta, memory))
     for name in SHAPES:
       ratio = np.abs(state.mu[name]['w']) / np.sqrt(state.nu[name]['w'])
       came = np.asarray(new[name]['w'] & ~masks[name]['w'])
@@ -236,7 +235,7 @@ class MomentumTest(parameterized.TestCase):
   @parameterized.parameters(jnp.nan, jnp.inf, -jnp.inf, 3e38)
   def test_stays_finite_whatever_the_gradient(self, value):
     topology = snfs.snfs(0.5, always, second_moment=0.9)
-    _, memory = jit(topology.init)(jax.random.key(0), random_tree(0))
+    _, memory = jax.jit(topology.init)(jax.random.key(0), random_tree(0))
     bad = jax.tree.map(lambda x: x.at[0].set(value), random_tree(1))
     memory = topology.observe(memory, random_tree(2))
     before = memory
@@ -266,7 +265,7 @@ class ScheduleTest(parameterized.TestCase):
     state = tx.init(phi)._replace(step=jnp.int32(step))
     # All that is dropped moves: only missing connections have a gradient.
     grads = {'w': jnp.where(state.masks['w'], 0.0, 1.0)}
-    _, new = jit(tx.update)(grads, state, phi)
+    _, new = jax.jit(tx.update)(grads, state, phi)
     self.assertEqual(jnp.sum(new.masks['w'] & ~state.masks['w']), moved)
 
 

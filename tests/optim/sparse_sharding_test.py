@@ -8,10 +8,11 @@ from absl.testing import parameterized
 import chex
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 import numpy as np
 import optax
 import pytest
+import small
 
 from powerprop_jax.optim import aliases, powerprop, views
 from powerprop_jax.train.scale import sharding
@@ -58,10 +59,7 @@ def _theta():
 def _run(tx, theta):
   """φ and the state after four updates whose gradients are exact."""
 
-  # Compiled with little optimisation, which takes half the time.
-  @functools.partial(
-    jax.jit, compiler_options={'xla_backend_optimization_level': 0}
-  )
+  @jax.jit
   def step(phi, opt_state, i):
     wave = lambda p: jnp.round(8 * jnp.sin(3 * p + i)) / 8
     grads = jax.tree.map(wave, views.effective_params(phi, opt_state))
@@ -97,17 +95,7 @@ class ShardedTest:
   )
   def test_masks_are_those_of_one_device(self, method, explicit):
     alone, state_alone, start_alone = _run_alone(method)
-    devices = np.array(jax.devices()).reshape(4, 2)
-    mesh = (
-      jax.make_mesh((4, 2), ('x', 'y'))
-      if explicit
-      else Mesh(devices, ('x', 'y'))
-    )
-    sharded = jax.tree.map(
-      lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec)),
-      _theta(),
-      _SPECS,
-    )
+    mesh, sharded = small.on_devices(_theta(), _SPECS, explicit)
     with jax.set_mesh(mesh):
       phi, state, start = _run(METHODS[method](), sharded)
     host = lambda tree: jax.tree.map(np.asarray, tree)
@@ -150,13 +138,7 @@ class ProgramTest(parameterized.TestCase):
     placed = sharding.state_shardings(shapes, mesh, min_size=64)
     state = sharding.template(shapes, placed)
     compiled = lambda fn, *args: (
-      jax.jit(
-        fn,
-        out_shardings=placed,
-        compiler_options={'xla_backend_optimization_level': 0},
-      )
-      .lower(*args)
-      .compile()
+      jax.jit(fn, out_shardings=placed).lower(*args).compile()
     )
     with jax.set_mesh(mesh):
       program = (

@@ -4,9 +4,10 @@ from absl.testing import parameterized
 import chex
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 import numpy as np
 import pytest
+import small
 
 from powerprop_jax.prune import at_init
 
@@ -16,11 +17,11 @@ _SPECS = {
 }
 
 
-def _theta(shape_b):
+def _theta():
   rng = np.random.default_rng(0)
   # Coarse values, so that sums do not depend on their order and ties occur.
   draw = lambda shape: jnp.asarray(rng.choice([-2, -1, 1, 2], shape), float)
-  return {'a': {'w': draw((16, 8))}, 'b': {'w': draw(shape_b)}}
+  return {'a': {'w': draw((16, 8))}, 'b': {'w': draw((8, 16))}}
 
 
 def _batches():
@@ -71,19 +72,9 @@ class ShardedTest(parameterized.TestCase):
   @pytest.mark.slow
   def test_masks_are_those_of_one_device(self, method, explicit):
     net, loss = (_chains, _chains_loss) if explicit else (_mlp, _mlp_loss)
-    theta = _theta((8, 16))
+    theta = _theta()
     alone = METHODS[method](net, loss, theta)
-    devices = np.array(jax.devices()).reshape(4, 2)
-    mesh = (
-      jax.make_mesh((4, 2), ('x', 'y'))
-      if explicit
-      else Mesh(devices, ('x', 'y'))
-    )
-    sharded = jax.tree.map(
-      lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec)),
-      theta,
-      _SPECS,
-    )
+    mesh, sharded = small.on_devices(theta, _SPECS, explicit)
     with jax.set_mesh(mesh):
       masks = METHODS[method](net, loss, sharded)
     host = lambda tree: jax.tree.map(np.asarray, tree)

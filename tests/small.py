@@ -1,0 +1,68 @@
+"""Small trees and their training, eight devices, and the slowest top-k."""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+import numpy as np
+import optax
+
+from powerprop_jax.optim import views
+
+
+def normal(shapes, seed=0, dtype=jnp.float32):
+  """Random numbers of these shapes, {module: {name: shape}}."""
+  rng = np.random.default_rng(seed)
+  return {
+    module: {
+      name: jnp.asarray(rng.normal(size=shape), dtype)
+      for name, shape in leaves.items()
+    }
+    for module, leaves in shapes.items()
+  }
+
+
+def two_layers(a, n, dtype=jnp.float32):
+  """A layer 'a' with a bias, and a layer 'n' without one."""
+  shapes = {'a': {'w': a, 'b': a[-1:]}, 'n': {'w': n}}
+  return normal(shapes, dtype=dtype)
+
+
+def grads(i, like):
+  return optax.tree.random_like(jax.random.key(i), like, jax.random.normal)
+
+
+def history(tx, theta, num_steps, make_grads=None):
+  """(φ, state) at the start and after each update, by random gradients."""
+  entries = [views.init(tx, theta)]
+  update = jax.jit(lambda grads, state, phi: tx.update(grads, state, phi))
+  for i in range(num_steps):
+    phi, state = entries[-1]
+    given = make_grads(i) if make_grads else grads(i, phi)
+    updates, state = update(given, state, phi)
+    entries.append((optax.apply_updates(phi, updates), state))
+  return entries
+
+
+def on_devices(tree, specs, explicit):
+  """A mesh of four by two devices, 'x' by 'y', and a tree sharded over it."""
+  mesh = (
+    jax.make_mesh((4, 2), ('x', 'y'))
+    if explicit
+    else Mesh(np.array(jax.devices()).reshape(4, 2), ('x', 'y'))
+  )
+  put = lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec))
+  return mesh, jax.tree.map(put, tree, specs)
+
+
+def largest(leaves, k, among=None):
+  """Flat mask of the k largest by a stable sort, NaN last, if eligible."""
+  flat_of = lambda arrays: np.concatenate([np.ravel(x) for x in arrays])
+  with np.errstate(invalid='ignore'):  # signalling NaNs
+    flat = flat_of([np.asarray(x, np.float64) for x in leaves])
+  eligible = np.ones(flat.shape, bool) if among is None else flat_of(among)
+  number = np.where(np.isnan(flat), -np.inf, flat)
+  # The last key is the most important one; the sort is stable.
+  order = np.lexsort((-number, np.isnan(flat), ~eligible))
+  mask = np.zeros(flat.shape, bool)
+  mask[order[: max(k, 0)]] = True
+  return mask & eligible
