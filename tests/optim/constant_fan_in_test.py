@@ -1,7 +1,5 @@
 """Constant fan-in: exact at every step, and rewired as a slow oracle does."""
 
-import math
-
 from absl.testing import parameterized
 import chex
 import fan_in_cases as cases
@@ -12,13 +10,13 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import optax
 import pytest
+import small
 
 from powerprop_jax.core import distributions, patterns
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.optim import aliases, powerprop, views
 from powerprop_jax.optim.topologies import allocation, drop_grow, snfs
 from powerprop_jax.optim.topologies.counts import Budget
-from powerprop_jax.optim.topology import Rewiring
 
 _OPTIONS = {'structure': 'constant_fan_in', **cases.UNIFORM}
 _MOVES = {'period': 4, 'stop': 60, 'drop_fraction': 0.5}
@@ -124,37 +122,6 @@ class TopologyTest(parameterized.TestCase):
       masks = state.masks['linear']['w']
     self.assertEqual(moved, method != 'static')
 
-  @parameterized.product(
-    make=(aliases.gradual_pruning, aliases.one_shot_pruning), alpha=(1.0, 2.0)
-  )
-  def test_pruning_follows_the_schedule_in_whole_inputs(self, make, alpha):
-    is_gradual = make is aliases.gradual_pruning
-    options = (
-      {'start': 3, 'stop': 51, 'period': 6} if is_gradual else {'step': 20}
-    )
-    tx = make(_inner(alpha), 0.7, structure='constant_fan_in', **options)
-    old, done = None, 0.0
-    for i, state in enumerate(cases.states(tx, 64)):
-      step = i - 1  # of the last update
-      if not is_gradual:
-        done = float(step >= 20)
-      elif step > 3 and step <= 51 and (step - 3) % 6 == 0:
-        done = 1 - (1 - (step - 3) / 48) ** 3
-      for name, k in _KEPT.items():
-        counts = cases.inputs(state.masks, name)
-        size = {'conv': 18, 'linear': 20, 'logits': 12}[name]
-        # float32 may fall on the other side of a whole number.
-        expected = {
-          size - math.floor(done * (size - k) + e) for e in (-1e-4, 1e-4)
-        }
-        self.assertLen(set(counts), 1)
-        self.assertIn(counts[0], expected, (i, name))
-        if old is not None:
-          grown = state.masks[name]['w'] & ~old[name]['w']
-          self.assertFalse(grown.any())
-      old = state.masks
-    self.assertEqual([cases.inputs(old, n)[0] for n in _KEPT], [5, 6, 4])
-
   def test_pruning_keeps_the_largest_inputs_of_every_neuron(self):
     tx = aliases.one_shot_pruning(
       optax.sgd(0.1), 0.7, step=0, structure='constant_fan_in'
@@ -167,32 +134,6 @@ class TopologyTest(parameterized.TestCase):
       mask = np.asarray(state.masks[name]['w']).reshape(flat.shape)
       least = np.sort(flat, axis=0)[-k]
       np.testing.assert_array_equal(mask, flat >= least)
-
-  @parameterized.parameters(aliases.rigl, aliases.sparse_evolution)
-  def test_one_rewiring_equals_the_oracle_in_every_layer(self, make):
-    tx = make(
-      optax.sgd(0.01), 0.7, stop=100, period=1, start=0, key=7, **_OPTIONS
-    )
-    phi, old = views.init(tx, cases.theta())
-    grads = optax.tree.random_like(jax.random.key(1), phi, jax.random.normal)
-    _, new = jax.jit(tx.update)(grads, old, phi)
-    grow = jax.tree.map(jnp.abs, grads)
-    if make is aliases.sparse_evolution:
-      # The key of a rewiring, as sparsify makes it.
-      key = jax.random.split(jax.random.fold_in(jax.random.key(7), 0))[0]
-      grow = drop_grow.at_random(
-        Rewiring(key, jnp.int32(0), old.masks, (), phi, grads)
-      )
-    for name, k in _KEPT.items():
-      mask = np.asarray(old.masks[name]['w'])
-      expected = cases.drop_and_grow(
-        mask,
-        _oracle_of_layer(phi, name),
-        np.asarray(grow[name]['w']),
-        int(0.3 * mask.sum() + 1e-6),
-        [k] * mask.shape[-1],
-      )
-      np.testing.assert_array_equal(new.masks[name]['w'], expected)
 
   def test_leaves_that_are_not_selected_stay_dense(self):
     select = select_lib.exclude(select_lib.is_weight, 'logits')
@@ -214,7 +155,7 @@ class TopologyTest(parameterized.TestCase):
     phi, state = views.init(tx, theta)
     update = jax.jit(tx.update)
     for i in range(6):
-      grads = optax.tree.random_like(jax.random.key(i), phi, jax.random.normal)
+      grads = small.grads(i, phi)
       _, state = update(grads, state, phi)
       self.assertTrue(state.masks['dense']['w'].all())
       self.assertTrue(state.masks['one_in']['w'].all())
@@ -307,7 +248,7 @@ class SnfsTest(parameterized.TestCase):
     )
     theta = cases.theta()
     state = tx.init(theta)
-    grads = optax.tree.random_like(jax.random.key(5), theta, jax.random.normal)
+    grads = small.grads(5, theta)
     _, new = jax.jit(tx.update)(grads, state, theta)
     masks = [np.asarray(state.masks[name]['w']) for name in cases.NEURONS]
     momenta = [_oracle_of_layer(grads, name) for name in cases.NEURONS]

@@ -5,11 +5,13 @@ import math
 
 from absl.testing import parameterized
 import chex
+import fan_in_cases as cases
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import small
 
 from powerprop_jax.core import distributions, masks, schedules
 from powerprop_jax.core import select as select_lib
@@ -17,20 +19,14 @@ from powerprop_jax.optim import aliases, topology, views
 from powerprop_jax.optim.topologies import drop_grow
 
 
-def _oracle(mask, drop_scores, grow_scores, num_moved):
-  """Weight by weight: drop the worst active ones, grow the best not kept."""
-  mask = mask.copy().ravel()
-  drop, grow = drop_scores.ravel(), grow_scores.ravel()
+def _oracle(mask, drop, grow, num_moved):
+  """All weights as the inputs of one neuron, and as many as before."""
+  column = lambda x: np.reshape(x, (-1, 1))
   num_moved = min(num_moved, int((~mask).sum()))
-  for _ in range(num_moved):
-    active = [i for i in range(mask.size) if mask[i]]
-    # The lowest index stays when there is a tie, so the highest one goes.
-    worst = min(active, key=lambda i: (drop[i], -i))
-    mask[worst] = False
-  candidates = [i for i in range(mask.size) if not mask[i]]
-  candidates.sort(key=lambda i: (-grow[i], i))
-  mask[candidates[:num_moved]] = True
-  return mask.reshape(drop_scores.shape)
+  new = cases.drop_and_grow(
+    column(mask), column(drop), column(grow), num_moved, [mask.sum()]
+  )
+  return new.reshape(mask.shape)
 
 
 @jax.jit
@@ -92,29 +88,11 @@ class DropAndGrowTest(parameterized.TestCase):
 
 
 def _theta():
-  rng = np.random.default_rng(0)
-  normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
-  return {
-    'a': {'w': normal(10, 10), 'b': normal(10)},
-    'b': {'w': normal(10, 4)},
-  }
+  return small.two_layers((10, 10), (10, 4))
 
 
-def _run(tx, steps, make_grads):
-  """Masks before each update and after the last one, φ likewise."""
-  phi, opt_state = views.init(tx, _theta())
-  step = jax.jit(lambda g, s, p: tx.update(g, s, p))
-  history = [(phi, opt_state)]
-  for i in range(steps):
-    updates, opt_state = step(make_grads(i), opt_state, phi)
-    phi = optax.apply_updates(phi, updates)
-    history.append((phi, opt_state))
-  return history
-
-
-def _grads(i):
-  keys = jax.random.key(i)
-  return optax.tree.random_like(keys, _theta(), jax.random.normal)
+def _run(tx, steps):
+  return small.history(tx, _theta(), steps)
 
 
 def _moves(history):
@@ -122,26 +100,40 @@ def _moves(history):
   moves = []
   for (_, old), (_, new) in itertools.pairwise(history):
     grown = masks.difference(new.masks, old.masks)
-    moves.append(tuple(int(grown[name]['w'].sum()) for name in 'ab'))
+    moves.append(tuple(int(grown[name]['w'].sum()) for name in 'an'))
   return moves
 
 
 class RiglTest(parameterized.TestCase):
-  def test_one_rewiring_equals_the_oracle_in_every_layer(self):
-    tx = aliases.rigl(optax.sgd(0.01), 0.5, stop=100, period=1, start=0)
-    phi, opt_state = views.init(tx, _theta())
-    grads = _grads(0)
-    _, after = tx.update(grads, opt_state, phi)
-    for name in 'ab':
-      mask = np.asarray(opt_state.masks[name]['w'])
-      expected = _oracle(
-        mask,
-        np.abs(np.asarray(phi[name]['w'])),
-        np.abs(np.asarray(grads[name]['w'])),
-        int(0.3 * mask.sum() + 1e-6),
+  @parameterized.product(
+    make=(aliases.rigl, aliases.sparse_evolution),
+    structure=('unstructured', 'constant_fan_in'),
+  )
+  def test_one_rewiring_equals_the_oracle_in_every_layer(self, make, structure):
+    options = {'structure': structure, **cases.UNIFORM}
+    tx = make(optax.sgd(0.01), 0.7, stop=9, period=1, start=0, key=7, **options)
+    phi, old = views.init(tx, cases.theta())
+    grads = small.grads(1, phi)
+    _, new = jax.jit(tx.update)(grads, old, phi)
+    grow = jax.tree.map(jnp.abs, grads)
+    if make is aliases.sparse_evolution:
+      # The key of a rewiring, as sparsify makes it.
+      key = jax.random.split(jax.random.fold_in(jax.random.key(7), 0))[0]
+      grow = drop_grow.at_random(
+        topology.Rewiring(key, jnp.int32(0), old.masks, (), phi, grads)
       )
-      np.testing.assert_array_equal(after.masks[name]['w'], expected)
-    self.assertTrue(after.masks['a']['b'].all())
+    for name in cases.NEURONS:
+      mask, size, merit = (
+        np.asarray(tree[name]['w']) for tree in (old.masks, phi, grow)
+      )
+      layer = mask, np.abs(size), merit, int(0.3 * mask.sum() + 1e-6)
+      expected = (
+        _oracle(*layer)
+        if structure == 'unstructured'
+        else cases.drop_and_grow(*layer, cases.inputs(old.masks, name))
+      )
+      np.testing.assert_array_equal(new.masks[name]['w'], expected)
+      self.assertTrue(new.masks[name]['b'].all())
 
   @pytest.mark.slow
   def test_the_number_dropped_follows_the_cosine(self):
@@ -163,7 +155,7 @@ class RiglTest(parameterized.TestCase):
       _, opt_state = tx.update(grads, opt_state, phi)
       fraction = 0.25 * (1 + math.cos(math.pi * i / stop))
       due = i % period == 0 and period <= i < stop
-      for name, count in (('a', 50), ('b', 20)):
+      for name, count in (('a', 50), ('n', 20)):
         grown = masks.difference(opt_state.masks, old)[name]['w']
         wanted = int(fraction * count) if due else 0
         self.assertEqual(int(grown.sum()), wanted, (i, name))
@@ -183,14 +175,14 @@ class RiglTest(parameterized.TestCase):
       drop_fraction=schedules.constant(0.5),
       **options,
     )
-    moves = _moves(_run(tx, 12, _grads))
+    moves = _moves(_run(tx, 12))
     self.assertEqual(
       [i for i, grown in enumerate(moves) if grown != (0, 0)], list(due)
     )
 
   def test_a_rewiring_replaces_the_step(self):
     tx = aliases.rigl(optax.adam(0.1), 0.5, stop=9, period=3)
-    history = _run(tx, 5, _grads)
+    history = _run(tx, 5)
     (phi, old), (moved, new) = history[3:5]
     both = masks.intersect(old.masks, new.masks)
     chex.assert_trees_all_equal(
@@ -206,9 +198,9 @@ class RiglTest(parameterized.TestCase):
     tx = aliases.rigl(
       optax.sgd(0.1), 0.5, stop=9, period=3, replaces_step=False
     )
-    history = _run(tx, 4, _grads)
+    history = _run(tx, 4)
     (phi, _), (moved, new) = history[3:5]
-    stepped = jax.tree.map(lambda p, g: p - 0.1 * g, phi, _grads(3))
+    stepped = jax.tree.map(lambda p, g: p - 0.1 * g, phi, small.grads(3, phi))
     chex.assert_trees_all_close(
       moved, masks.apply_masks(stepped, new.masks), atol=1e-6
     )
@@ -236,7 +228,7 @@ class SetTest(parameterized.TestCase):
 
   def test_takes_the_step_when_it_rewires(self):
     tx = aliases.sparse_evolution(optax.adam(0.1), 0.5, stop=9, period=3)
-    history = _run(tx, 5, _grads)
+    history = _run(tx, 5)
     count = lambda state: int(optax.tree.get(state, 'count'))
     self.assertEqual([count(state) for _, state in history], list(range(6)))
     self.assertEqual(
@@ -247,11 +239,11 @@ class SetTest(parameterized.TestCase):
     make = lambda key: aliases.sparse_evolution(
       optax.sgd(0.1), 0.5, stop=9, period=2, key=key
     )
-    ends = [
-      _run(make(key), 5, _grads)[-1][1].masks
-      for key in (3, jax.random.key(3), jax.random.PRNGKey(3), 4)
-    ]
+    keys = (3, jax.random.key(3), jax.random.PRNGKey(3), 4)
+    ends = [_run(make(key), 5)[-1][1].masks for key in keys]
     chex.assert_trees_all_equal(*ends[:3])
+    jax.jit(lambda s: s, donate_argnums=0)(make(keys[1]).init(_theta()))
+    self.assertFalse(keys[1].is_deleted())
     self.assertFalse(
       np.array_equal(ends[0]['a']['w'], ends[3]['a']['w']), 'keys 3 and 4'
     )

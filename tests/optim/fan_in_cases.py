@@ -1,13 +1,10 @@
 """Parameters, runs and slow oracles for the tests of constant fan-in."""
 
 import chex
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
+import small
 
 from powerprop_jax.core import distributions
-from powerprop_jax.optim import views
 
 UNIFORM = {'distribution': distributions.uniform}
 # Neurons of the leaves 'w' of theta().
@@ -16,31 +13,15 @@ NEURONS = {'conv': 6, 'linear': 12, 'logits': 4}
 
 def theta():
   """A kernel of fan-in 18, a layer of fan-in 20, and one of fan-in 12."""
-  rng = np.random.default_rng(0)
-  normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
-  return {
-    'conv': {'w': normal(3, 3, 2, 6), 'b': normal(6)},
-    'linear': {'w': normal(20, 12), 'b': normal(12)},
-    'logits': {'w': normal(12, 4), 'b': normal(4)},
-  }
+  shapes = {'conv': (3, 3, 2, 6), 'linear': (20, 12), 'logits': (12, 4)}
+  return small.normal({n: {'w': s, 'b': s[-1:]} for n, s in shapes.items()})
 
 
 def states(tx, num_steps):
   """Sparse states at the start and after each of some random updates."""
-  phi, opt_state = views.init(tx, theta())
-
-  @jax.jit
-  @chex.assert_max_traces(n=1)
-  def step(phi, opt_state, key):
-    grads = optax.tree.random_like(key, phi, jax.random.normal)
-    updates, opt_state = tx.update(grads, opt_state, phi)
-    return optax.apply_updates(phi, updates), opt_state
-
-  yield opt_state
-  for i in range(num_steps):
-    phi, opt_state = step(phi, opt_state, jax.random.key(i))
-    chex.assert_tree_all_finite(phi)
-    yield opt_state
+  entries = small.history(tx, theta(), num_steps)
+  chex.assert_tree_all_finite([phi for phi, _ in entries])
+  return [state for _, state in entries]
 
 
 def inputs(masks, name):

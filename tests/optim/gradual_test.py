@@ -9,33 +9,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import small
 
-from powerprop_jax.core import distributions, masks, schedules, scores
+from powerprop_jax.core import distributions, masks, patterns, schedules, scores
 from powerprop_jax.optim import aliases, topology, views
 from powerprop_jax.optim.topologies import gradual
 
 
 def _theta():
-  rng = np.random.default_rng(0)
-  normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
-  return {
-    'a': {'w': normal(20, 10), 'b': normal(10)},
-    'b': {'w': normal(10, 5)},
-    'c': {'w': 0.01 * normal(2, 4)},
-  }
+  theta = small.normal(
+    {
+      'a': {'w': (20, 10), 'b': (10,)},
+      'b': {'w': (10, 5)},
+      'c': {'w': (2, 4)},
+    }
+  )
+  return theta | {'c': {'w': 0.01 * theta['c']['w']}}
 
 
-def _history(tx, steps, theta=None):
-  """(φ, state) at the start and after each update with small random steps."""
-  phi, opt_state = views.init(tx, _theta() if theta is None else theta)
-  step = jax.jit(lambda g, s, p: tx.update(g, s, p))
-  history = [(phi, opt_state)]
-  for i in range(steps):
-    grads = optax.tree.random_like(jax.random.key(i), phi, jax.random.normal)
-    updates, opt_state = step(grads, opt_state, phi)
-    phi = optax.apply_updates(phi, updates)
-    history.append((phi, opt_state))
-  return history
+def _history(tx, steps):
+  return small.history(tx, _theta(), steps)
 
 
 def _counts(opt_state):
@@ -43,39 +36,47 @@ def _counts(opt_state):
 
 
 class GradualPruningTest(parameterized.TestCase):
-  @parameterized.parameters(
-    (0.8, 2, 14, 3, 3.0),
-    (0.5, 0, 10, 1, 3.0),
-    (0.9, 3, 10, 4, 1.0),  # stop is not a multiple: pruned at 7 and 10
+  @parameterized.product(
+    case=(
+      (0.8, 2, 14, 3, 3.0),
+      (0.5, 0, 10, 1, 3.0),
+      (0.9, 3, 10, 4, 1.0),  # stop is not a multiple: pruned at 7 and 10
+    ),
+    pattern=(patterns.UNSTRUCTURED, patterns.CONSTANT_FAN_IN),
   )
   def test_counts_are_those_of_the_polynomial_at_every_step(
-    self, sparsity, start, stop, period, power
+    self, case, pattern
   ):
+    """Of each leaf, or of each neuron."""
+    sparsity, start, stop, period, power = case
+    shares = {'a/w': sparsity, 'b/w': sparsity, 'c/w': 0.5}
+    shapes = {'a/w': (20, 10), 'b/w': (10, 5), 'c/w': (2, 4)}
+    sizes = [pattern.groups(shape)[1] for shape in shapes.values()]
+    kept = list(pattern.kept(shares, shapes).values())
     tx = aliases.gradual_pruning(
       optax.sgd(0.01),
-      {'a/w': sparsity, 'b/w': sparsity, 'c/w': 0.5},
+      shares,
       start=start,
       stop=stop,
       period=period,
       power=power,
+      structure=pattern.name,
     )
     done = 0.0
-    history = _history(tx, stop + 3)
-    self.assertEqual(_counts(history[0][1]), [200, 50, 8])
-    for step, (_, opt_state) in enumerate(history[1:]):
+    # The first entry is the start, before update 0.
+    for step, (_, opt_state) in enumerate(_history(tx, stop + 3), start=-1):
       if start < step <= stop and (
         (step - start) % period == 0 or step == stop
       ):
         done = 1 - (1 - (step - start) / (stop - start)) ** power
-      for count, size, share in zip(
-        _counts(opt_state), (200, 50, 8), (sparsity, sparsity, 0.5), strict=True
-      ):
-        zeros = size - masks.num_kept(size, share)
+      for name, size, final in zip('abc', sizes, kept, strict=True):
+        counts = pattern.num_active(opt_state.masks[name]['w'])
+        zeros = done * (size - final)
         # float32 may fall on the other side of a whole number.
-        expected = {math.floor(done * zeros + e) for e in (-1e-4, 1e-4)}
-        self.assertIn(size - count, expected, (step, size))
-    final = [masks.num_kept(200, sparsity), masks.num_kept(50, sparsity), 4]
-    self.assertEqual(_counts(history[stop + 1][1]), final)
+        expected = {size - math.floor(zeros + e) for e in (-1e-4, 1e-4)}
+        self.assertIn(set(np.ravel(counts).tolist()), [{n} for n in expected])
+        if step >= stop:
+          np.testing.assert_array_equal(counts, final)
 
   @parameterized.parameters('layer', 'global')
   def test_weights_never_return_and_the_smallest_go(self, scope):

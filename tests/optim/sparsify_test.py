@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import small
 
 from powerprop_jax.core import masks, schedules
 from powerprop_jax.optim import aliases, powerprop, sparsify, views
@@ -15,15 +16,11 @@ from powerprop_jax.optim.topology import Topology
 
 
 def _theta(dtype=jnp.float32):
-  rng = np.random.default_rng(0)
-  normal = lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)
-  return {'a': {'w': normal(8, 6), 'b': normal(6)}, 'n': {'w': normal(6, 4)}}
+  return small.two_layers((8, 6), (6, 4), dtype)
 
 
 def _grads(i, dtype=jnp.float32):
-  return optax.tree.random_like(
-    jax.random.key(i), _theta(dtype), jax.random.normal
-  )
+  return small.grads(i, _theta(dtype))
 
 
 def _rigl(inner, **options):
@@ -31,16 +28,9 @@ def _rigl(inner, **options):
   return aliases.rigl(inner, 0.5, **(defaults | options))
 
 
-def _run(tx, steps, theta=None, make_grads=_grads):
-  """[(φ, state)] before each update and after the last one."""
-  phi, opt_state = views.init(tx, _theta() if theta is None else theta)
-  step = jax.jit(lambda g, s, p: tx.update(g, s, p))
-  history = [(phi, opt_state)]
-  for i in range(steps):
-    updates, opt_state = step(make_grads(i), opt_state, phi)
-    phi = optax.apply_updates(phi, updates)
-    history.append((phi, opt_state))
-  return history
+def _run(tx, steps, theta=None, make_grads=None):
+  theta = _theta() if theta is None else theta
+  return small.history(tx, theta, steps, make_grads)
 
 
 def _changes(history):
@@ -54,31 +44,12 @@ def _changes(history):
 
 
 class PinsTest(parameterized.TestCase):
-  @parameterized.named_parameters(
-    ('bare', lambda tx: tx),
-    ('chain', lambda tx: optax.chain(optax.clip(0.5), tx)),
-    ('multi_steps', lambda tx: optax.MultiSteps(tx, 2)),
-    ('finite', lambda tx: optax.apply_if_finite(tx, 3)),
-  )
-  def test_phi_is_zero_where_nothing_is_connected(self, wrap):
-    inner = optax.adamw(0.1, weight_decay=0.1)
-    for tx in (
-      _rigl(inner),
-      _rigl(powerprop.powerprop(inner, 2.0), regrow='smallest'),
-      aliases.gradual_pruning(inner, 0.5, start=0, stop=6, period=2),
-    ):
-      history = _run(wrap(tx), 9)
-      self.assertNotEmpty(_changes(history))
-      for phi, opt_state in history:
-        seen = masks.apply_masks(phi, views.current_masks(phi, opt_state))
-        chex.assert_trees_all_equal(phi, seen)
-
   @parameterized.product(
     phi_dtype=(jnp.float32, jnp.bfloat16),
     grad_dtype=(jnp.float32, jnp.bfloat16),
   )
   @pytest.mark.slow
-  def test_also_with_half_precision(self, phi_dtype, grad_dtype):
+  def test_phi_is_pinned_with_half_precision_too(self, phi_dtype, grad_dtype):
     """A step in bfloat16 is too coarse to take a float32 weight to zero."""
     for inner in (optax.sgd(0.1), optax.adam(0.1, mu_dtype=jnp.float32)):
       tx = _rigl(powerprop.powerprop(inner, 1.0))
@@ -88,16 +59,6 @@ class PinsTest(parameterized.TestCase):
         chex.assert_trees_all_equal_dtypes(phi, _theta(phi_dtype))
         seen = masks.apply_masks(phi, opt_state.masks)
         chex.assert_trees_all_equal(phi, seen)
-
-  def test_effective_params_hides_what_is_behind_the_masks(self):
-    tx = _rigl(powerprop.powerprop(optax.sgd(0.1), 2.0), regrow='keep')
-    phi, opt_state = views.init(tx, _theta())
-    self.assertTrue((phi['a']['w'] != 0).all())
-    for pinned in (False, True):
-      seen = views.effective_params(phi, opt_state, pinned=pinned)
-      np.testing.assert_array_equal(
-        seen['a']['w'] != 0, opt_state.masks['a']['w']
-      )
 
   def test_masks_can_be_replaced(self):
     tx = aliases.static(optax.sgd(0.1), 0.5)
@@ -238,24 +199,6 @@ class LanesTest(parameterized.TestCase):
     jax.effects_barrier()
     self.assertEmpty(calls)
 
-  @pytest.mark.slow
-  def test_seeds_as_lanes_equal_each_alone(self):
-    def train(key):
-      tx = aliases.sparse_evolution(
-        optax.sgd(0.1), 0.5, stop=100, period=2, key=key
-      )
-      phi, opt_state = views.init(tx, _theta())
-      for i in range(5):
-        updates, opt_state = tx.update(_grads(i), opt_state, phi)
-        phi = optax.apply_updates(phi, updates)
-      return phi, opt_state.masks
-
-    seeds = jnp.arange(3)
-    together = jax.jit(jax.vmap(train))(seeds)
-    pick = lambda i: jax.tree.map(lambda x: x[i], together)
-    chex.assert_trees_all_close(pick(2), jax.jit(train)(2), atol=1e-6)
-    self.assertFalse(np.array_equal(pick(0)[1]['a']['w'], pick(1)[1]['a']['w']))
-
 
 class NotFiniteTest(parameterized.TestCase):
   @parameterized.product(bad=(float('nan'), float('inf')), leaf=('w', 'b'))
@@ -332,15 +275,6 @@ class RefusalsTest(parameterized.TestCase):
     tx = _rigl(optax.sgd(0.1))
     with self.assertRaisesRegex(ValueError, r'update\(grads, state, phi\)'):
       tx.update(_grads(0), tx.init(_theta()))
-
-  def test_keys_may_be_numbers_or_of_either_kind(self):
-    keys = (7, jax.random.key(7), jax.random.PRNGKey(7))
-    states = [_rigl(optax.sgd(0.1), key=k).init(_theta()) for k in keys]
-    for state in states[1:]:
-      chex.assert_trees_all_equal(state.masks, states[0].masks)
-    donate = jax.jit(lambda s: s, donate_argnums=0)
-    donate(states[1])
-    self.assertFalse(keys[1].is_deleted())
 
   def test_rewirings_at_two_steps_draw_anew_and_at_one_step_the_same(self):
     tx = aliases.sparse_evolution(
