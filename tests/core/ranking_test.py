@@ -4,38 +4,28 @@ from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import small
 
 from powerprop_jax.core import ranking
 
 _SHAPES = {'a': (4, 3), 'b': (2, 5), 'c': (3, 3)}
 
 
-def _scores(seed):
+def _tree(seed, largest, norm):
   rng = np.random.default_rng(seed)
   tree = {
-    name: {'w': jnp.asarray(rng.integers(0, 4, shape), jnp.float32)}
+    name: {'w': jnp.asarray(rng.integers(0, largest + 1, shape), norm.dtype)}
     for name, shape in _SHAPES.items()
   }
-  return tree | {'norm': {'scale': jnp.ones(3)}}
+  return tree | {'norm': {'scale': norm}}
 
 
-def _among(seed):
-  rng = np.random.default_rng(100 + seed)
-  tree = {
-    name: {'w': jnp.asarray(rng.integers(0, 2, shape), bool)}
-    for name, shape in _SHAPES.items()
-  }
-  return tree | {'norm': {'scale': jnp.ones(3, bool)}}
+def _scores(seed):
+  return _tree(seed, 3, jnp.ones(3))
 
 
 def _largest(arrays, count, eligible):
-  """Stable sort of all arrays together, the eligible ones first."""
-  flat = np.concatenate([np.ravel(x) for x in arrays])
-  allowed = np.concatenate([np.ravel(x) for x in eligible])
-  order = np.lexsort((np.arange(flat.size), -flat, ~allowed))
-  kept = np.zeros(flat.size, bool)
-  kept[order[:count]] = True
-  kept &= allowed
+  kept = small.largest(arrays, count, eligible)
   ends = np.cumsum([np.size(x) for x in arrays])[:-1]
   return [
     part.reshape(np.shape(x))
@@ -46,7 +36,8 @@ def _largest(arrays, count, eligible):
 class MasksFromCountsTest(parameterized.TestCase):
   @parameterized.product(seed=(0, 1, 2, 3), has_among=(False, True))
   def test_equals_a_stable_sort_with_ties(self, seed, has_among):
-    scores, among = _scores(seed), _among(seed)
+    scores = _scores(seed)
+    among = _tree(100 + seed, 1, jnp.ones(3, bool))
     everything = jax.tree.map(lambda s: np.ones(s.shape, bool), scores)
     eligible = among if has_among else everything
     counts = {'b/w': 2 + seed, ranking.SHARED: 3 * seed}

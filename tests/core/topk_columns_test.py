@@ -1,12 +1,11 @@
 """Top-k of each column against top-k of the column alone, and a stable sort."""
 
-import math
-
 from absl.testing import parameterized
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import small
 
 from powerprop_jax.core import counting, topk_columns
 
@@ -14,19 +13,13 @@ VALUES = [0.0, -0.0, 1.0, -1.0, 2.5, np.nan, -np.nan, np.inf, -np.inf, 1e-42]
 
 
 def oracle(scores, k, among=None):
-  """Column by column with a stable sort, NaN last, the eligible first."""
-  scores = np.asarray(scores, np.float64)
-  flat = scores.reshape(math.prod(scores.shape[:-1]), scores.shape[-1])
-  eligible = np.ones(flat.shape, bool)
-  if among is not None:
-    eligible = np.asarray(among).reshape(flat.shape)
-  mask = np.zeros(flat.shape, bool)
-  for column, count in enumerate(np.broadcast_to(k, flat.shape[-1:])):
-    values = flat[:, column]
-    number = np.where(np.isnan(values), -np.inf, values)
-    order = np.lexsort((-number, np.isnan(values), ~eligible[:, column]))
-    mask[order[: max(int(count), 0)], column] = True
-  return (mask & eligible).reshape(scores.shape)
+  """Column by column."""
+  scores, mask = np.asarray(scores), np.zeros(scores.shape, bool)
+  for j, count in enumerate(np.broadcast_to(k, scores.shape[-1:])):
+    eligible = among if among is None else [among[..., j]]
+    column = small.largest([scores[..., j]], int(count), eligible)
+    mask[..., j] = column.reshape(scores.shape[:-1])
+  return mask
 
 
 def _shapes(generator):

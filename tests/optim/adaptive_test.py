@@ -275,13 +275,6 @@ class WrappersTest(parameterized.TestCase):
       rtol=1e-5,
     )
 
-  def test_gradients_are_clipped_before(self):
-    tx = optax.chain(
-      optax.clip(0.01),
-      pp.adaptive_alpha(alphas.power(), pp.near_zero_controller(), period=1),
-    )
-    chex.assert_tree_all_finite(alphas.run(tx, 3)[-1][0])
-
   def test_extra_arguments_reach_the_optimiser(self):
     plateau = optax.contrib.reduce_on_plateau(patience=1)
     tx = pp.adaptive_alpha(

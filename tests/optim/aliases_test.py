@@ -10,17 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import small
 
 from powerprop_jax import nets
 from powerprop_jax.core import distributions, schedules
-from powerprop_jax.optim import aliases, powerprop, sparsify, views
+from powerprop_jax.optim import aliases, powerprop, sparsify
 from powerprop_jax.optim.topologies import drop_grow, fixed, gradual, top_kast
 
 
 def _theta():
-  rng = np.random.default_rng(0)
-  normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
-  return {'a': {'w': normal(9, 8), 'b': normal(8)}, 'n': {'w': normal(8, 5)}}
+  return small.two_layers((9, 8), (8, 5))
 
 
 def _masks():
@@ -123,13 +122,7 @@ ALL = {
 
 
 def _run(tx, steps=7):
-  phi, opt_state = views.init(tx, _theta())
-  update = jax.jit(tx.update)
-  for i in range(steps):
-    grads = optax.tree.random_like(jax.random.key(i), phi, jax.random.normal)
-    updates, opt_state = update(grads, opt_state, phi)
-    phi = optax.apply_updates(phi, updates)
-  return phi, opt_state
+  return small.history(tx, _theta(), steps)[-1]
 
 
 class AliasesTest(parameterized.TestCase):
@@ -178,41 +171,6 @@ class AliasesTest(parameterized.TestCase):
       chex.assert_trees_all_equal(powered[1].masks, plain[1].masks)
       chex.assert_trees_all_close(powered[0], plain[0], rtol=1e-6)
 
-  @pytest.mark.slow
-  def test_learns_on_few_connections(self):
-    """A fifth of the weights fits eight points, whatever the method."""
-    x = jax.random.normal(jax.random.key(0), (8, 30))
-    y = jax.random.normal(jax.random.key(1), (8, 4))
-    theta = {
-      'a': {'w': jax.random.normal(jax.random.key(2), (30, 64)) / 5},
-      'n': {'w': jax.random.normal(jax.random.key(3), (64, 4)) / 8},
-    }
-    loss = lambda t: jnp.mean(
-      (jnp.tanh(x @ t['a']['w']) @ t['n']['w'] - y) ** 2
-    )
-    for make in (
-      lambda inner: aliases.static(inner, 0.8),
-      lambda inner: aliases.rigl(inner, 0.8, stop=200, period=10),
-      lambda inner: aliases.sparse_evolution(inner, 0.8, stop=200, period=10),
-      lambda inner: aliases.gradual_pruning(
-        inner, 0.8, start=0, stop=150, period=10
-      ),
-      lambda inner: aliases.top_kast(inner, 0.8, 0.6),
-    ):
-      tx = make(powerprop.powerprop(optax.adam(0.02), 2.0))
-
-      def body(carry, _, tx=tx):
-        phi, state = carry
-        grads = jax.grad(loss)(views.effective_params(phi, state))
-        updates, state = tx.update(grads, state, phi)
-        return (optax.apply_updates(phi, updates), state), None
-
-      start = views.init(tx, theta)
-      train = jax.jit(lambda s, body=body: jax.lax.scan(body, s, length=300)[0])
-      phi, state = train(start)
-      final = float(loss(views.effective_params(phi, state)))
-      self.assertLess(final, 0.1 * float(jnp.mean(y**2)))
-
 
 class StreamsTest(parameterized.TestCase):
   @parameterized.parameters('lenet_300_100', 'lenet_5')
@@ -227,22 +185,6 @@ class StreamsTest(parameterized.TestCase):
       error = jnp.std(leaves['w']) / kept.size**0.5
       assert abs(jnp.mean(kept)) < 5 * error
       assert 0.7 < jnp.std(kept) / jnp.std(leaves['w']) < 1.3
-
-
-class RandomnessTest(parameterized.TestCase):
-  def test_rewirings_at_different_steps_grow_different_connections(self):
-    tx = aliases.sparse_evolution(
-      optax.sgd(0.1), 0.5, start=0, stop=100, period=1
-    )
-    phi, state = views.init(tx, _theta())
-    grown = [
-      tx.update(phi, state._replace(step=jnp.int32(step)), phi)[1].masks
-      for step in (3, 3, 4)
-    ]
-    chex.assert_trees_all_equal(grown[0], grown[1])
-    for name in 'an':
-      same = grown[1][name]['w'] == grown[2][name]['w']
-      self.assertFalse(same.all())
 
 
 class RefusalsTest(parameterized.TestCase):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import small
 
 from powerprop_jax.core import distributions, select
 from powerprop_jax.optim import aliases, powerprop, views
@@ -16,13 +17,9 @@ from powerprop_jax.optim.topologies.counts import Budget
 
 
 def _small():
-  rng = np.random.default_rng(0)
-  normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
-  return {
-    'a': {'w': normal(8, 6), 'b': normal(6)},
-    'b': {'w': normal(6, 4)},
-    'c': {'w': normal(2, 5)},
-  }
+  return small.normal(
+    {'a': {'w': (8, 6), 'b': (6,)}, 'b': {'w': (6, 4)}, 'c': {'w': (2, 5)}}
+  )
 
 
 class AtRandomTest(parameterized.TestCase):

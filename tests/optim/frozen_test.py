@@ -2,18 +2,15 @@
 
 import warnings
 
-import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
+import small
 
 import powerprop_jax as pp
 
 
 def make_theta():
-  rng = np.random.default_rng(0)
-  normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
-  return {'a': {'w': normal(6, 5), 'b': normal(5)}, 'n': {'w': normal(5, 4)}}
+  return small.two_layers((6, 5), (5, 4))
 
 
 def frozen(names):

@@ -6,9 +6,9 @@ import re
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
+import small
 
 import powerprop_jax as pp
 from powerprop_jax import nets
@@ -16,9 +16,7 @@ from powerprop_jax.train import step as step_lib
 
 
 def make_theta():
-  rng = np.random.default_rng(0)
-  normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
-  return {'a': {'w': normal(12, 10), 'b': normal(10)}, 'n': {'w': normal(5, 8)}}
+  return small.two_layers((12, 10), (5, 8))
 
 
 def rigl(inner, alpha=None, **options):
@@ -105,41 +103,6 @@ def test_wrappers_that_are_not_known_to_be_right_are_refused(around):
       pp.effective_params(theta, tx.init(params))
     else:
       pp.init(tx, theta)
-
-
-RIGHT = {
-  'bare': lambda tx: tx,
-  'clip_before': lambda tx: optax.chain(optax.clip(10.0), tx),
-  'multi_steps': lambda tx: optax.MultiSteps(tx, 1).gradient_transformation(),
-  'apply_if_finite': lambda tx: optax.apply_if_finite(tx, 3),
-  'conditionally_mask': lambda tx: optax.conditionally_mask(
-    tx, lambda step: step >= 0
-  ),
-}
-
-
-@pytest.mark.parametrize('alpha', [None, 2.0])
-@pytest.mark.parametrize('wrapper', RIGHT)
-@pytest.mark.slow
-def test_wrappers_that_are_right(wrapper, alpha):
-  expected = train(rigl(optax.sgd(0.1, 0.9), alpha))
-  actual = train(RIGHT[wrapper](rigl(optax.sgd(0.1, 0.9), alpha)))
-  chex.assert_trees_all_close(actual[2], expected[2], rtol=1e-6)
-  chex.assert_trees_all_equal(
-    pp.current_masks(*actual[:2]), pp.current_masks(*expected[:2])
-  )
-  phi, state, _ = actual
-  chex.assert_trees_all_equal(
-    pp.effective_params(phi, state, pinned=True),
-    pp.effective_params(phi, state),
-  )
-
-
-def test_injected_hyperparameters_are_right():
-  make = lambda learning_rate: rigl(optax.sgd(learning_rate, 0.9), 2.0)
-  expected = train(make(0.1))
-  actual = train(optax.inject_hyperparams(make)(learning_rate=0.1))
-  chex.assert_trees_all_close(actual[2], expected[2], rtol=1e-6)
 
 
 def scaled(inner, factor):

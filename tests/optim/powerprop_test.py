@@ -48,11 +48,8 @@ def _run(tx, phi, opt_state, steps=5):
 
 def _run_autodiff(inner, alpha, phi, steps=5):
   """The naive form as anyone would write it: Optax on ∂L(ψ(φ))/∂φ."""
-
-  def loss(phi):
-    psi = lambda x: reparam.psi(x, alpha)
-    return _loss(_map_weights(psi, phi))
-
+  psi = lambda x: reparam.psi(x, alpha)
+  loss = lambda phi: _loss(_map_weights(psi, phi))
   state = inner.init(phi)
   for _ in range(steps):
     updates, state = inner.update(jax.grad(loss)(phi), state, phi)
@@ -137,26 +134,6 @@ class PowerpropTest(parameterized.TestCase):
       views.effective_params(phi, opt_state), theta, rtol=1e-5
     )
     _run(tx, phi, opt_state)
-
-  def test_vmap_over_alpha_and_key(self):
-    def train(alpha, key):
-      tx = powerprop.powerprop(optax.sgd(0.05, 0.9), alpha)
-      theta = {'m': {'w': jax.random.normal(key, (3, 2))}}
-      phi, opt_state = views.init(tx, theta)
-      for _ in range(3):
-        theta = views.effective_params(phi, opt_state)
-        updates, opt_state = tx.update(theta, opt_state, phi)
-        phi = optax.apply_updates(phi, updates)
-      return phi
-
-    alphas = jnp.array([1.0, 2.0, 3.0])
-    keys = jax.random.split(jax.random.key(0), 3)
-    together = jax.jit(jax.vmap(train))(alphas, keys)
-    for i in range(3):
-      alone = jax.jit(train)(alphas[i], keys[i])
-      chex.assert_trees_all_close(
-        jax.tree.map(lambda x, i=i: x[i], together), alone, rtol=1e-6
-      )
 
   def test_a_weight_at_zero_stays_and_its_neighbours_move(self):
     tx = powerprop.powerprop(optax.sgd(0.1), 2.0)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import small
 
 from powerprop_jax.core import masks, schedules, trees
 from powerprop_jax.optim import aliases, powerprop, regrow, sparsify, views
@@ -16,9 +17,7 @@ _MODES = ('zero', 'keep', 'redraw', 'smallest')
 
 
 def _theta():
-  rng = np.random.default_rng(0)
-  normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
-  return {'a': {'w': normal(12, 10), 'b': normal(10)}, 'n': {'w': normal(5, 8)}}
+  return small.two_layers((12, 10), (5, 8))
 
 
 def _rigl(inner, **options):
@@ -29,7 +28,7 @@ def _one_rewiring(inner, mode, seed=0):
   """State and θ before, gradients, and state and θ after one rewiring."""
   tx = _rigl(inner, regrow=mode)
   phi, old = views.init(tx, _theta())
-  grads = optax.tree.random_like(jax.random.key(seed), phi, jax.random.normal)
+  grads = small.grads(seed, phi)
   updates, new = tx.update(grads, old, phi)
   moved = optax.apply_updates(phi, updates)
   # Without the masks, to see what is behind them too.
@@ -40,7 +39,7 @@ def _one_rewiring(inner, mode, seed=0):
 
 def _one_more(tx, phi, state, seed):
   """φ and the state after an update by random gradients."""
-  grads = optax.tree.random_like(jax.random.key(seed), phi, jax.random.normal)
+  grads = small.grads(seed, phi)
   updates, state = tx.update(grads, state, phi)
   return optax.apply_updates(phi, updates), state
 
@@ -105,7 +104,7 @@ class ValuesTest(parameterized.TestCase):
       key=4,
     )
     phi, old = views.init(tx, theta)
-    grads = optax.tree.random_like(jax.random.key(5), phi, jax.random.normal)
+    grads = small.grads(5, phi)
     updates, new = tx.update(grads, old, phi)
     moved = views.effective_params(optax.apply_updates(phi, updates), new)
     for name, scale in (('a', 3.0), ('n', 0.1)):
@@ -144,7 +143,7 @@ class DefaultsAndRefusalsTest(parameterized.TestCase):
     """Every reborn weight moves at the step after."""
     tx = _rigl(powerprop.powerprop(optax.sgd(0.1), 2.0), regrow=mode)
     phi, old = views.init(tx, _theta())
-    grads = optax.tree.random_like(jax.random.key(0), phi, jax.random.normal)
+    grads = small.grads(0, phi)
     updates, new = tx.update(grads, old, phi)
     phi = optax.apply_updates(phi, updates)
     reborn = masks.difference(new.masks, old.masks)['a']['w']
@@ -268,7 +267,7 @@ class DefaultsAndRefusalsTest(parameterized.TestCase):
     tx = _rigl(powerprop.powerprop(optax.adam(0.1), 1.5), regrow=mode)
     phi, state = views.init(tx, _theta())
     phi, state = views.with_alpha(phi, state, 2.0)
-    grads = optax.tree.random_like(jax.random.key(0), phi, jax.random.normal)
+    grads = small.grads(0, phi)
     updates, new = tx.update(grads, state, phi)
     self.assertTrue(masks.difference(new.masks, state.masks)['a']['w'].any())
     chex.assert_tree_all_finite(updates)

@@ -111,6 +111,28 @@ class SlotsTest(parameterized.TestCase):
     for slot, start, was in zip(slots, starts, before, strict=True):
       check(slot, start, was, changed['a']['w'])
 
+  def test_a_norm_sees_no_ghosts(self):
+    """The first steps after pruning are as if the optimiser never knew."""
+    inner = optax.chain(optax.trace(0.9), optax.clip_by_global_norm(1e-3))
+    tx = aliases.one_shot_pruning(inner, 0.5, step=2)
+    phi, state = views.init(tx, _theta())
+    for i in range(5):
+      updates, state = tx.update(_grads(i), state, phi)
+      if i > 2:
+        norm = optax.tree.norm(masks.apply_masks(updates, state.masks))
+        np.testing.assert_allclose(norm, 1e-3, rtol=1e-4)
+      phi = optax.apply_updates(phi, updates)
+
+  def test_flatten_is_refused_where_connections_move(self):
+    inner = optax.flatten(optax.adam(0.1))
+    with self.assertRaisesRegex(ValueError, r'Leave out optax\.flatten'):
+      views.init(_rigl(inner), _theta())
+    flat, tx = (aliases.static(i, 0.5) for i in (inner, optax.adam(0.1)))
+    phi, state = views.init(flat, _theta())
+    updates, _ = flat.update(phi, state, phi)
+    expected, _ = tx.update(phi, tx.init(phi), phi)
+    chex.assert_trees_all_close(updates, expected, rtol=1e-6)
+
   def test_random_keys_inside_are_left_alone(self):
     inner = optax.chain(optax.add_noise(0.1, 0.5, 0), optax.adam(0.1))
     self.assertEqual(_changes(_run(_rigl(inner), 5)), [3])

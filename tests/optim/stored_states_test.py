@@ -12,14 +12,13 @@ import numpy as np
 import optax
 from orbax import checkpoint as ocp
 import pytest
+import small
 
 import powerprop_jax as pp
 
 
 def make_theta():
-  rng = np.random.default_rng(0)
-  normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
-  return {'a': {'w': normal(6, 5), 'b': normal(5)}, 'n': {'w': normal(5, 4)}}
+  return small.two_layers((6, 5), (5, 4))
 
 
 def adaptive(inner):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import small
 
 from powerprop_jax.core import distributions, masks, select
 from powerprop_jax.optim import aliases, powerprop, views
@@ -15,13 +16,6 @@ ROW = jnp.array([[5.0, -4.0, 3.0, -2.0, 1.0, 0.5, -0.25, 0.125, 0.0625, 0.01]])
 
 def _theta():
   return {'a': {'w': ROW, 'b': jnp.ones(10)}}
-
-
-def _top(values, k):
-  order = np.argsort(-np.abs(np.ravel(values)), kind='stable')
-  mask = np.zeros(np.size(values), bool)
-  mask[order[:k]] = True
-  return mask.reshape(np.shape(values))
 
 
 def _tx(inner=None, sparsity=0.8, backward_sparsity=0.5, **options):
@@ -54,7 +48,9 @@ class TopKastTest(parameterized.TestCase):
         # The sets are those of the weights that the network has just seen.
         np.testing.assert_array_equal(
           state.masks[name]['w'],
-          _top(before[name]['w'], masks.num_kept(size, 0.8)),
+          small.largest(
+            [jnp.abs(before[name]['w'])], masks.num_kept(size, 0.8)
+          ).reshape(state.masks[name]['w'].shape),
         )
 
   def test_the_network_sees_a_and_everything_else_stays_in_phi(self):

@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import small
 
 from powerprop_jax.core import distributions, masks, reparam, scores, trees
 from powerprop_jax.core import select as select_lib
@@ -38,10 +39,7 @@ def by_name(tree):
 
 
 def top_mask(values, k):
-  """Stable argsort, largest first: ties go to the lowest index."""
-  mask = np.zeros(values.size, bool)
-  mask[np.argsort(-values.ravel(), kind='stable')[:k]] = True
-  return mask.reshape(values.shape)
+  return small.largest([values], k).reshape(values.shape)
 
 
 def weights(theta):
