@@ -1,5 +1,7 @@
 """Small trees and their training, eight devices, and the slowest top-k."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
@@ -25,6 +27,36 @@ def two_layers(a, n, dtype=jnp.float32):
   """A layer 'a' with a bias, and a layer 'n' without one."""
   shapes = {'a': {'w': a, 'b': a[-1:]}, 'n': {'w': n}}
   return normal(shapes, dtype=dtype)
+
+
+def weights(scale=1.0):
+  """θ of a network of two layers, 'm' and 'n', as inners.py names them."""
+  keys = jax.random.split(jax.random.key(0), 3)
+  draw = lambda key, shape: scale * jax.random.normal(key, shape)
+  return {
+    'm': {'w': draw(keys[0], (6, 5)), 'b': draw(keys[1], (5,))},
+    'n': {'w': draw(keys[2], (5, 4))},
+  }
+
+
+def loss(theta):
+  hidden = jnp.tanh(jnp.eye(6) @ theta['m']['w'] + theta['m']['b'][None])
+  return jnp.mean((hidden @ theta['n']['w'] - 1.0) ** 2)
+
+
+def step(tx, phi, state):
+  grads = jax.grad(loss)(views.effective_params(phi, state))
+  updates, state = tx.update(grads, state, phi)
+  return optax.apply_updates(phi, updates), state
+
+
+def run(tx, num_steps, theta=None):
+  """(φ, state) at the start and after each step down the loss."""
+  compiled = jax.jit(functools.partial(step, tx))
+  entries = [views.init(tx, weights() if theta is None else theta)]
+  for _ in range(num_steps):
+    entries.append(compiled(*entries[-1]))
+  return entries
 
 
 def grads(i, like):

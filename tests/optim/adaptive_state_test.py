@@ -29,12 +29,12 @@ class CompiledTest(parameterized.TestCase):
     @chex.assert_max_traces(n=1)
     def train(phi, opt_state):
       def body(carry, _):
-        carry = alphas.step(tx, *carry)
+        carry = small.step(tx, *carry)
         return carry, alphas.alpha_of(carry[1])
 
       return jax.lax.scan(body, (phi, opt_state), length=8)
 
-    carry, first = train(*pp.init(tx, alphas.weights()))
+    carry, first = train(*pp.init(tx, small.weights()))
     _, second = train(*carry)
     powers = np.concatenate([first, second])
     self.assertGreater(len(np.unique(powers)), 3)
@@ -47,9 +47,9 @@ class CompiledTest(parameterized.TestCase):
         pp.near_zero_controller(0.2),
         period=2,
       )
-      theta = jax.tree.map(lambda x: x * scale, alphas.weights())
+      theta = jax.tree.map(lambda x: x * scale, small.weights())
       body = lambda carry, _: (
-        alphas.step(tx, *carry),
+        small.step(tx, *carry),
         alphas.alpha_of(carry[1]),
       )
       return jax.lax.scan(body, pp.init(tx, theta), length=7)
@@ -67,9 +67,9 @@ class CompiledTest(parameterized.TestCase):
   def test_lanes_at_different_steps_change_at_their_own(self):
     """Only the lane that is due moves."""
     tx = pp.adaptive_alpha(alphas.power(2.0), alphas.always(3.0), period=2)
-    states = alphas.run(tx, 1)
+    states = small.run(tx, 1)
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *states)
-    _, after = jax.jit(jax.vmap(functools.partial(alphas.step, tx)))(*stacked)
+    _, after = jax.jit(jax.vmap(functools.partial(small.step, tx)))(*stacked)
     np.testing.assert_allclose(alphas.alpha_of(after), [2.0, 3.0])
 
   @parameterized.parameters(True, False)
@@ -121,7 +121,7 @@ class SparseTest(parameterized.TestCase):
     """Masks and θ, behind the masks too, are those at the old α."""
     make = lambda: _sparse(alphas.power(2.0), mode, replaces_step=False)
     tx = pp.adaptive_alpha(make(), alphas.always(new), period=3)
-    sparse, plain = alphas.run(tx, 3), alphas.run(make(), 3)
+    sparse, plain = small.run(tx, 3), small.run(make(), 3)
     before, after = sparse[2][1].inner_state, sparse[3][1].inner_state
     moved = masks_lib.difference(after.masks, before.masks)
     self.assertTrue(moved['m']['w'].any())
@@ -140,7 +140,7 @@ class SparseTest(parameterized.TestCase):
     tx = pp.adaptive_alpha(
       _sparse(alphas.power()), pp.near_zero_controller(0.3), period=1
     )
-    phi, opt_state = alphas.run(tx, 1)[1]
+    phi, opt_state = small.run(tx, 1)[1]
     theta = pp.effective_params(phi, opt_state)
     masks = pp.current_masks(phi, opt_state)
     alive = np.concatenate(
@@ -153,7 +153,7 @@ class SparseTest(parameterized.TestCase):
   def test_top_kast_ranks_weights_behind_the_mask_as_at_the_old_alpha(self):
     make = lambda: pp.top_kast(alphas.power(2.0), 0.5, 0.2)
     tx = pp.adaptive_alpha(make(), alphas.always(4.0), period=2)
-    adaptive, plain = alphas.run(tx, 3)[3], alphas.run(make(), 3)[3]
+    adaptive, plain = small.run(tx, 3)[3], small.run(make(), 3)[3]
     chex.assert_trees_all_equal(
       pp.current_masks(*adaptive), pp.current_masks(*plain)
     )
@@ -163,7 +163,7 @@ class SparseTest(parameterized.TestCase):
       pp.adaptive_alpha(alphas.power(), pp.near_zero_controller(), period=1)
     )
     with self.assertRaisesRegex(ValueError, 'sparsify goes inside adaptive'):
-      pp.init(tx, alphas.weights())
-    opt_state = tx.init(alphas.weights())
+      pp.init(tx, small.weights())
+    opt_state = tx.init(small.weights())
     with self.assertRaisesRegex(ValueError, 'sparsify goes inside adaptive'):
-      pp.effective_params(alphas.weights(), opt_state)
+      pp.effective_params(small.weights(), opt_state)

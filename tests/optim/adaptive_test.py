@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import small
 
 import powerprop_jax as pp
 from powerprop_jax.core import reparam
@@ -46,7 +47,7 @@ class RuleTest(parameterized.TestCase):
     tx = pp.adaptive_alpha(
       alphas.power(2.0), up, period=period, warm_up=warm_up
     )
-    powers = [float(alphas.alpha_of(state)) for _, state in alphas.run(tx, 12)]
+    powers = [float(alphas.alpha_of(state)) for _, state in small.run(tx, 12)]
     expected = [2.0 + max(0, n - warm_up) // period for n in range(13)]
     self.assertEqual(powers, expected)
 
@@ -60,7 +61,7 @@ class RuleTest(parameterized.TestCase):
     tx = pp.adaptive_alpha(
       alphas.power(), pp.AlphaController(lambda alpha: (), look), period=1
     )
-    _, after = alphas.run(tx, 1)
+    _, after = small.run(tx, 1)
     jax.effects_barrier()
     chex.assert_trees_all_close(seen[-1], pp.effective_params(*after))
 
@@ -76,9 +77,9 @@ class RuleTest(parameterized.TestCase):
       alphas.power(), pp.AlphaController(lambda alpha: (), look), period=3
     )
     lanes = jax.tree.map(
-      lambda x: jnp.stack([x, x]), pp.init(tx, alphas.weights())
+      lambda x: jnp.stack([x, x]), pp.init(tx, small.weights())
     )
-    step = jax.jit(jax.vmap(functools.partial(alphas.step, tx)))
+    step = jax.jit(jax.vmap(functools.partial(small.step, tx)))
     counts = []
     for _ in range(6):
       lanes = step(*lanes)
@@ -90,11 +91,11 @@ class RuleTest(parameterized.TestCase):
   def test_equals_a_loop_that_calls_the_controller_itself(self):
     controller = pp.near_zero_controller(0.2)
     tx = pp.adaptive_alpha(alphas.power(), controller, period=3)
-    inside = alphas.run(tx, 12)
-    phi, opt_state = pp.init(alphas.power(), alphas.weights())
+    inside = small.run(tx, 12)
+    phi, opt_state = pp.init(alphas.power(), small.weights())
     alpha, remembered = jnp.float32(1.5), controller.init(jnp.float32(1.5))
     for step in range(1, 13):
-      phi, opt_state = alphas.step(alphas.power(), phi, opt_state)
+      phi, opt_state = small.step(alphas.power(), phi, opt_state)
       if step % 3 == 0:
         theta = pp.effective_params(phi, opt_state)
         alpha, remembered = controller.update(
@@ -119,12 +120,12 @@ class RuleTest(parameterized.TestCase):
       pp.near_zero_controller(0.1, per_leaf=True),
       period=2,
     )
-    before, after = alphas.run(tx, 2)[1:]
+    before, after = small.run(tx, 2)[1:]
     chex.assert_trees_all_close(
       alphas.alpha_of(after[1]), {'m': {'w': 1.75}, 'n': {'w': 2.5}}
     )
     plain = pp.powerprop(optax.sgd(0.1), alpha)
-    phi, _ = alphas.step(plain, before[0], plain.init(before[0]))
+    phi, _ = small.step(plain, before[0], plain.init(before[0]))
     chex.assert_trees_all_close(
       pp.effective_params(*after),
       pp.effective_params(phi, plain.init(phi)),
@@ -141,7 +142,7 @@ class HoldTest(parameterized.TestCase):
   def test_theta_stays_to_its_rounding(self, pair, scale):
     """Added to φ as a step, and set by with_alpha."""
     old, new = pair
-    theta = alphas.weights(scale)
+    theta = small.weights(scale)
     theta['m']['w'] = theta['m']['w'].at[0, :2].set(jnp.array([0.0, -0.0]))
     tx = pp.adaptive_alpha(alphas.power(old), alphas.always(new), period=1)
     phi, opt_state = pp.init(tx, theta)
@@ -162,15 +163,15 @@ class HoldTest(parameterized.TestCase):
   )
   def test_the_loss_stays_to_1e_6(self, old, new):
     tx = pp.adaptive_alpha(alphas.power(old), alphas.always(new), period=1)
-    phi, opt_state = pp.init(tx, alphas.weights())
-    loss = float(alphas.loss(pp.effective_params(phi, opt_state)))
+    phi, opt_state = pp.init(tx, small.weights())
+    loss = float(small.loss(pp.effective_params(phi, opt_state)))
     for after in (
       alphas.still(tx)(phi, opt_state),
       pp.with_alpha(phi, opt_state, new),
     ):
       np.testing.assert_allclose(alphas.alpha_of(after[1]), new)
       np.testing.assert_allclose(
-        alphas.loss(pp.effective_params(*after)), loss, rtol=1e-6
+        small.loss(pp.effective_params(*after)), loss, rtol=1e-6
       )
 
   def test_a_way_down_and_up_again_keeps_theta(self):
@@ -178,7 +179,7 @@ class HoldTest(parameterized.TestCase):
     tx = pp.adaptive_alpha(
       alphas.power(4.0), alphas.set_alpha(*powers), period=1
     )
-    phi, opt_state = pp.init(tx, alphas.weights())
+    phi, opt_state = pp.init(tx, small.weights())
     before = pp.effective_params(phi, opt_state)
     step = alphas.still(tx)
     for _ in powers:
@@ -192,7 +193,7 @@ class HoldTest(parameterized.TestCase):
     tx = pp.adaptive_alpha(
       alphas.power(old), alphas.always(new), period=1, hold='phi'
     )
-    phi, opt_state = pp.init(tx, alphas.weights())
+    phi, opt_state = pp.init(tx, small.weights())
     before = pp.effective_params(phi, opt_state)
     after_phi, after_state = alphas.still(tx)(phi, opt_state)
     chex.assert_trees_all_equal(after_phi, phi)
@@ -207,7 +208,7 @@ class HoldTest(parameterized.TestCase):
   def test_slots_of_the_optimiser_stay(self):
     tx = pp.adaptive_alpha(alphas.power(2.0), alphas.always(3.0), period=1)
     plain = alphas.power(2.0)
-    after, expected = (alphas.run(t, 1)[1][1] for t in (tx, plain))
+    after, expected = (small.run(t, 1)[1][1] for t in (tx, plain))
     chex.assert_trees_all_equal(
       after.inner_state.inner_state, expected.inner_state
     )
@@ -218,13 +219,13 @@ class HoldTest(parameterized.TestCase):
     tx = pp.adaptive_alpha(
       alphas.power(4.0, optax.sgd(0.1)), alphas.always(2.0), period=1
     )
-    phi, opt_state = pp.init(tx, alphas.weights())
+    phi, opt_state = pp.init(tx, small.weights())
     before = pp.effective_params(phi, opt_state)
     zeros = jax.tree.map(lambda x: jnp.zeros_like(x, dtype), phi)
     updates, changed = tx.update(zeros, opt_state, phi)
     after = pp.effective_params(optax.apply_updates(phi, updates), changed)
     alphas.assert_theta_stays(before, after, 4.0, 2.0)
-    coarse = jax.tree.map(lambda x: x.astype(dtype), alphas.weights())
+    coarse = jax.tree.map(lambda x: x.astype(dtype), small.weights())
     phi, opt_state = pp.init(tx, coarse)
     after_phi, changed = alphas.still(tx)(phi, opt_state)
     chex.assert_trees_all_equal_dtypes(after_phi, phi)
@@ -238,7 +239,7 @@ class WrappersTest(parameterized.TestCase):
     """Its step is part of what θ is held at."""
     make = lambda: optax.chain(alphas.power(2.0), pp.decay_phi(0.5, 0.1))
     tx = pp.adaptive_alpha(make(), alphas.always(3.0), period=1)
-    adaptive, plain = alphas.run(tx, 1)[1], alphas.run(make(), 1)[1]
+    adaptive, plain = small.run(tx, 1)[1], small.run(make(), 1)[1]
     np.testing.assert_allclose(alphas.alpha_of(adaptive[1]), 3)
     chex.assert_trees_all_close(
       pp.effective_params(*adaptive), pp.effective_params(*plain), rtol=1e-5
@@ -250,7 +251,7 @@ class WrappersTest(parameterized.TestCase):
       pp.decay_phi(1e-3, 0.1),
     )
     with self.assertRaisesRegex(ValueError, 'decay_phi goes inside'):
-      pp.init(tx, alphas.weights())
+      pp.init(tx, small.weights())
 
   @parameterized.parameters(True, False)
   def test_gradients_are_accumulated(self, outside):
@@ -264,7 +265,7 @@ class WrappersTest(parameterized.TestCase):
       if outside
       else adapt(many(alphas.power(2.0)))
     )
-    runs, plain = alphas.run(tx, 4), alphas.run(many(alphas.power(2.0)), 4)
+    runs, plain = small.run(tx, 4), small.run(many(alphas.power(2.0)), 4)
     powers = [float(alphas.alpha_of(state)) for _, state in runs]
     expected = [2, 2, 2, 2, 3] if outside else [2, 2, 3, 3, 4]
     np.testing.assert_allclose(powers, expected)
@@ -282,8 +283,8 @@ class WrappersTest(parameterized.TestCase):
       pp.near_zero_controller(),
       period=1,
     )
-    phi, opt_state = pp.init(tx, alphas.weights())
-    tx.update(alphas.weights(), opt_state, phi, value=jnp.float32(1))
+    phi, opt_state = pp.init(tx, small.weights())
+    tx.update(small.weights(), opt_state, phi, value=jnp.float32(1))
 
 
 class RefusalsTest(parameterized.TestCase):
@@ -315,18 +316,18 @@ class RefusalsTest(parameterized.TestCase):
   )
   def test_what_is_inside(self, inner, message):
     with self.assertRaisesRegex(ValueError, message):
-      pp.init(self._make(inner), alphas.weights())
+      pp.init(self._make(inner), small.weights())
 
   def test_the_naive_form_unless_phi_is_held(self):
     naive = lambda: alphas.power(form='naive')
     with self.assertRaisesRegex(ValueError, "form='naive' keeps.*hold='phi'"):
-      pp.init(self._make(naive()), alphas.weights())
-    alphas.run(self._make(naive(), hold='phi'), 2)
+      pp.init(self._make(naive()), small.weights())
+    small.run(self._make(naive(), hold='phi'), 2)
 
   def test_update_without_parameters(self):
     tx = self._make(alphas.power())
     with self.assertRaisesRegex(ValueError, 'effective_params'):
-      tx.update(alphas.weights(), tx.init(alphas.weights()))
+      tx.update(small.weights(), tx.init(small.weights()))
 
 
 def test_the_bound_on_alpha_is_what_the_docstrings_say():

@@ -1,6 +1,4 @@
-"""Facts about a changing α, and small networks to change it in."""
-
-import functools
+"""Facts about a changing α, and transformations that change it."""
 
 import jax
 import jax.numpy as jnp
@@ -50,39 +48,9 @@ def always(alpha):
   return set_alpha(*[alpha] * 9)
 
 
-def weights(scale=1.0):
-  """θ of a network of two layers."""
-  keys = jax.random.split(jax.random.key(0), 3)
-  normal = lambda key, shape: scale * jax.random.normal(key, shape)
-  return {
-    'm': {'w': normal(keys[0], (6, 5)), 'b': normal(keys[1], (5,))},
-    'n': {'w': normal(keys[2], (5, 4))},
-  }
-
-
-def loss(theta):
-  hidden = jnp.tanh(jnp.eye(6) @ theta['m']['w'] + theta['m']['b'][None])
-  return jnp.mean((hidden @ theta['n']['w'] - 1.0) ** 2)
-
-
 def power(alpha=1.5, inner=None, **kwargs):
   inner = optax.sgd(0.1, momentum=0.9) if inner is None else inner
   return pp.powerprop(inner, jnp.float32(alpha), **kwargs)
-
-
-def step(tx, phi, opt_state):
-  grads = jax.grad(loss)(pp.effective_params(phi, opt_state))
-  updates, opt_state = tx.update(grads, opt_state, phi)
-  return optax.apply_updates(phi, updates), opt_state
-
-
-def run(tx, num_steps, start=None):
-  """φ and state after each step, the start included."""
-  compiled = jax.jit(functools.partial(step, tx))
-  seen = [pp.init(tx, weights() if start is None else start)]
-  for _ in range(num_steps):
-    seen.append(compiled(*seen[-1]))
-  return seen
 
 
 def alpha_of(opt_state):

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import small
 
 from powerprop_jax.core import distributions, masks
 from powerprop_jax.optim import (
@@ -170,27 +171,11 @@ def _are_equal(masks, others):
   return all(jax.tree.leaves(same))
 
 
-def _theta():
-  keys = jax.random.split(jax.random.key(0), 3)
-  return {
-    'm': {
-      'w': jax.random.normal(keys[0], (6, 5)),
-      'b': jax.random.normal(keys[1], (5,)),
-    },
-    'n': {'w': jax.random.normal(keys[2], (5, 4))},
-  }
-
-
 def _given_masks():
   return {
     'm': {'w': jnp.arange(30).reshape(6, 5) % 3 == 0, 'b': jnp.ones(5, bool)},
     'n': {'w': jnp.arange(20).reshape(5, 4) > 5},
   }
-
-
-def _loss(theta):
-  hidden = jnp.tanh(jnp.eye(6) @ theta['m']['w'] + theta['m']['b'][None])
-  return jnp.mean((hidden @ theta['n']['w'] - 1.0) ** 2)
 
 
 def _build(transformation, inner, wrapper='bare', change=lambda tx: tx):
@@ -227,13 +212,13 @@ def test_what_cannot_be_right_is_refused(transformation):
   make = SPARSE[transformation]
   around = optax.contrib.sam(make(optax.sgd(0.05)), optax.sgd(0.01))
   with pytest.raises(ValueError, match='SAMState: this wrapper'):
-    views.init(around, _theta())
+    views.init(around, small.weights())
   flat = make(optax.flatten(optax.adam(0.01)))
   if transformation.startswith(('static', 'protected')):  # nothing moves
-    views.init(flat, _theta())
+    views.init(flat, small.weights())
   else:
     with pytest.raises(ValueError, match=r'optax\.flatten'):
-      views.init(flat, _theta())
+      views.init(flat, small.weights())
 
 
 class ContractTest:
@@ -249,13 +234,13 @@ class ContractTest:
     @chex.assert_max_traces(n=1)
     def step(phi, opt_state):
       theta = views.effective_params(phi, opt_state)
-      loss, grads = jax.value_and_grad(_loss)(theta)
+      loss, grads = jax.value_and_grad(small.loss)(theta)
       updates, opt_state = tx.update(
         grads, opt_state, phi, value=loss, not_a_known_argument=loss
       )
       return optax.apply_updates(phi, updates), opt_state, loss
 
-    phi, opt_state = views.init(tx, _theta())
+    phi, opt_state = views.init(tx, small.weights())
     before = jax.tree.map(lambda x: (x.shape, x.dtype), (phi, opt_state))
     losses, all_masks = [], []
     for _ in range(12):
@@ -281,7 +266,7 @@ class ContractTest:
   @pytest.mark.parametrize(('transformation', 'inner'), _EVERY_PAIR)
   def test_states_can_be_mapped_like_parameters(self, transformation, inner):
     tx = _build(transformation, inner)
-    _, opt_state = views.init(tx, _theta())
+    _, opt_state = views.init(tx, small.weights())
     mapped = optax.tree.map_params(tx, jnp.copy, opt_state, is_leaf=None)
     chex.assert_trees_all_equal(mapped, opt_state)
 
@@ -292,16 +277,10 @@ class ContractTest:
     tx = _build(transformation, inner)
 
     def train(scale):
-      theta = jax.tree.map(lambda x: x * scale, _theta())
-
-      def body(carry, _):
-        phi, opt_state = carry
-        grads = jax.grad(_loss)(views.effective_params(phi, opt_state))
-        updates, opt_state = tx.update(grads, opt_state, phi)
-        return (optax.apply_updates(phi, updates), opt_state), None
-
-      (phi, opt_state), _ = jax.lax.scan(body, views.init(tx, theta), length=7)
-      return views.effective_params(phi, opt_state)
+      theta = jax.tree.map(lambda x: x * scale, small.weights())
+      body = lambda carry, _: (small.step(tx, *carry), None)
+      end, _ = jax.lax.scan(body, views.init(tx, theta), length=7)
+      return views.effective_params(*end)
 
     scales = jnp.array([1.0, 0.5])
     together = jax.jit(jax.vmap(train))(scales)
@@ -321,21 +300,10 @@ class ContractTest:
 def test_an_update_that_is_written_twice_is_the_same(
   transformation, inner, wrapper
 ):
-  def train(change):
-    tx = _build(transformation, inner, wrapper, change)
-
-    @jax.jit
-    def step(phi, opt_state):
-      grads = jax.grad(_loss)(views.effective_params(phi, opt_state))
-      updates, opt_state = tx.update(grads, opt_state, phi)
-      return optax.apply_updates(phi, updates), opt_state
-
-    phi, opt_state = views.init(tx, _theta())
-    for _ in range(9):
-      phi, opt_state = step(phi, opt_state)
-    return phi, opt_state
-
-  once, twice = train(lambda tx: tx), train(fusing.fused)
+  once, twice = (
+    small.run(_build(transformation, inner, wrapper, change), 9)[-1]
+    for change in (lambda tx: tx, fusing.fused)
+  )
   chex.assert_trees_all_equal(
     *(views.current_masks(*state) for state in (once, twice))
   )
@@ -351,18 +319,7 @@ def test_an_update_that_is_written_twice_is_the_same(
 def test_slots_of_weights_that_come_or_go_start_anew(inner):
   """And nothing else in the state moves, as RigL replaces the step."""
   tx = _build('rigl', inner)
-  phi, opt_state = views.init(tx, _theta())
-  fresh = opt_state.inner_state
-
-  @jax.jit
-  def step(phi, opt_state):
-    grads = jax.grad(_loss)(views.effective_params(phi, opt_state))
-    updates, opt_state = tx.update(grads, opt_state, phi)
-    return optax.apply_updates(phi, updates), opt_state
-
-  for _ in range(3):
-    phi, opt_state = step(phi, opt_state)
-  before, (_, after) = opt_state, step(phi, opt_state)
+  fresh, *_, before, after = (state for _, state in small.run(tx, 4))
   changed = jax.tree.map(jnp.not_equal, before.masks, after.masks)
   assert changed['m']['w'].any()
   assert changed['n']['w'].any()
@@ -382,7 +339,7 @@ def test_slots_of_weights_that_come_or_go_start_anew(inner):
     tx, expect, before, changed, is_leaf=lambda _: True
   ).inner_state
   chex.assert_trees_all_equal(after.inner_state, expected)
-  chex.assert_trees_all_equal_structs(after.inner_state, fresh)
+  chex.assert_trees_all_equal_structs(after, fresh)
 
 
 @pytest.mark.parametrize(
@@ -390,7 +347,7 @@ def test_slots_of_weights_that_come_or_go_start_anew(inner):
 )
 def test_state_survives_a_checkpoint(transformation, inner, tmp_path):
   tx = _build(transformation, inner)
-  state = views.init(tx, _theta())
+  state = views.init(tx, small.weights())
   with checkpoint.Checkpoints(tmp_path / 'checkpoints') as checkpoints:
     checkpoints.save(7, state, {})
     checkpoints.wait()
@@ -416,10 +373,10 @@ def test_hyperparameters_can_be_injected(alpha):
   tx = optax.inject_hyperparams(make)(
     learning_rate=fall, alpha=alpha, drop_fraction=0.5
   )
-  phi, opt_state = views.init(tx, _theta())
+  phi, opt_state = views.init(tx, small.weights())
   step = jax.jit(lambda grads, state, phi: tx.update(grads, state, phi))
   for _ in range(9):
-    grads = jax.grad(_loss)(views.effective_params(phi, opt_state))
+    grads = jax.grad(small.loss)(views.effective_params(phi, opt_state))
     old_masks = views.current_masks(phi, opt_state)
     updates, opt_state = step(grads, opt_state, phi)
     phi = optax.apply_updates(phi, updates)

@@ -7,49 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import small
 
 from powerprop_jax.core import reparam, select
 from powerprop_jax.optim import aliases, decay, powerprop, views
 
 
-def _theta(key=0):
-  keys = jax.random.split(jax.random.key(key), 4)
-  return {
-    'linear_0': {
-      'w': jax.random.normal(keys[0], (5, 4)),
-      'b': jax.random.normal(keys[1], (4,)),
-    },
-    'linear_1': {
-      'w': jax.random.normal(keys[2], (4, 3)),
-      'b': jax.random.normal(keys[3], (3,)),
-    },
-  }
-
-
-def _loss(theta):
-  x = jnp.linspace(-1, 1, 10).reshape(2, 5)
-  for layer in ('linear_0', 'linear_1'):
-    b = theta[layer]['b'][None]
-    x = jnp.tanh(x @ theta[layer]['w'] + b)
-  return jnp.sum((x - 0.3) ** 2)
-
-
-def _run(tx, phi, opt_state, steps=5):
-  @jax.jit
-  def step(phi, opt_state):
-    grads = jax.grad(_loss)(views.effective_params(phi, opt_state))
-    updates, opt_state = tx.update(grads, opt_state, phi)
-    return optax.apply_updates(phi, updates), opt_state
-
-  for _ in range(steps):
-    phi, opt_state = step(phi, opt_state)
-  return phi, opt_state
-
-
 def _run_autodiff(inner, alpha, phi, steps=5):
   """The naive form as anyone would write it: Optax on ∂L(ψ(φ))/∂φ."""
   psi = lambda x: reparam.psi(x, alpha)
-  loss = lambda phi: _loss(_map_weights(psi, phi))
+  loss = lambda phi: small.loss(_map_weights(psi, phi))
   state = inner.init(phi)
   for _ in range(steps):
     updates, state = inner.update(jax.grad(loss)(phi), state, phi)
@@ -59,8 +26,7 @@ def _run_autodiff(inner, alpha, phi, steps=5):
 
 def _map_weights(fn, tree):
   return {
-    layer: {'w': fn(leaves['w']), 'b': leaves['b']}
-    for layer, leaves in tree.items()
+    layer: leaves | {'w': fn(leaves['w'])} for layer, leaves in tree.items()
   }
 
 
@@ -75,8 +41,7 @@ class PowerpropTest(parameterized.TestCase):
   ):
     power = alpha if static else jnp.float32(alpha)
     tx = powerprop.powerprop(optax.sgd(0.05), power, form=form)
-    start, opt_state = views.init(tx, _theta())
-    phi, _ = _run(tx, start, opt_state)
+    (start, _), *_, (phi, _) = small.run(tx, 5)
     expected = _run_autodiff(optax.sgd(0.05), alpha, start)
     chex.assert_trees_all_close(phi, expected, rtol=2e-5, atol=1e-6)
 
@@ -87,44 +52,39 @@ class PowerpropTest(parameterized.TestCase):
     ends = {}
     for form in ('recommended', 'naive'):
       tx = powerprop.powerprop(make(), 2.0, form=form)
-      start, opt_state = views.init(tx, _theta())
-      ends[form], _ = _run(tx, start, opt_state)
+      (start, _), *_, (ends[form], _) = small.run(tx, 5)
     expected = _run_autodiff(make(), 2.0, start)
     chex.assert_trees_all_close(ends['naive'], expected, rtol=1e-4, atol=1e-5)
-    naive, other = (ends[form]['linear_0']['w'] for form in sorted(ends))
+    naive, other = (ends[form]['m']['w'] for form in sorted(ends))
     self.assertGreater(float(jnp.max(jnp.abs(naive - other))), 1e-4)
 
   def test_recommended_form_multiplies_the_step_on_theta_by_the_slope(self):
-    theta, alpha = _theta(), 2.0
+    theta, alpha = small.weights(), 2.0
     inner = optax.adamw(0.01, weight_decay=0.1)
     tx = powerprop.powerprop(inner, alpha)
     phi, opt_state = views.init(tx, theta)
-    grads = jax.grad(_loss)(theta)
+    grads = jax.grad(small.loss)(theta)
     updates, _ = tx.update(grads, opt_state, phi)
     step, _ = inner.update(grads, inner.init(theta), theta)
     np.testing.assert_allclose(
-      updates['linear_0']['w'],
-      step['linear_0']['w'] * 2 * jnp.abs(phi['linear_0']['w']),
+      updates['m']['w'],
+      step['m']['w'] * 2 * jnp.abs(phi['m']['w']),
       rtol=1e-4,
     )
-    np.testing.assert_allclose(
-      updates['linear_0']['b'], step['linear_0']['b'], rtol=1e-6
-    )
+    np.testing.assert_allclose(updates['m']['b'], step['m']['b'], rtol=1e-6)
 
   def test_alpha_one_is_the_inner_optimiser(self):
     for alpha in (1.0, jnp.float32(1)):
       tx = powerprop.powerprop(optax.adamw(0.01), alpha)
-      phi, _ = _run(tx, *views.init(tx, _theta()))
-      dense = optax.adamw(0.01)
-      expected, _ = _run(dense, *views.init(dense, _theta()))
-      chex.assert_trees_all_close(phi, expected, rtol=1e-6)
+      ends = [small.run(tx, 5)[-1][0] for tx in (tx, optax.adamw(0.01))]
+      chex.assert_trees_all_close(*ends, rtol=1e-6)
 
   def test_a_tree_of_alphas(self):
-    alpha = {'linear_0': {'w': 2.0}, 'linear_1': {'w': jnp.float32(3)}}
+    alpha = {'m': {'w': 2.0}, 'n': {'w': jnp.float32(3)}}
     tx = powerprop.powerprop(optax.sgd(0.1), alpha)
-    theta = _theta()
+    theta = small.weights()
     phi, opt_state = views.init(tx, theta)
-    for layer, power in (('linear_0', 2.0), ('linear_1', 3.0)):
+    for layer, power in (('m', 2.0), ('n', 3.0)):
       np.testing.assert_allclose(
         phi[layer]['w'],
         reparam.psi_inverse(theta[layer]['w'], power),
@@ -133,7 +93,7 @@ class PowerpropTest(parameterized.TestCase):
     chex.assert_trees_all_close(
       views.effective_params(phi, opt_state), theta, rtol=1e-5
     )
-    _run(tx, phi, opt_state)
+    small.step(tx, phi, opt_state)
 
   def test_a_weight_at_zero_stays_and_its_neighbours_move(self):
     tx = powerprop.powerprop(optax.sgd(0.1), 2.0)
@@ -144,7 +104,7 @@ class PowerpropTest(parameterized.TestCase):
 
   @parameterized.parameters(jnp.float32, jnp.bfloat16)
   def test_keeps_dtypes_and_is_clean_under_strict_promotion(self, dtype):
-    theta = jax.tree.map(lambda x: x.astype(dtype), _theta())
+    theta = jax.tree.map(lambda x: x.astype(dtype), small.weights())
     with jax.numpy_dtype_promotion('strict'):
       for alpha in (1.5, jnp.float32(1.3)):
         inner = optax.chain(decay.decay_theta(1e-3), optax.sgd(0.1))
@@ -156,7 +116,7 @@ class PowerpropTest(parameterized.TestCase):
         chex.assert_trees_all_equal_dtypes(phi, updates, theta)
 
   def test_donation_leaves_the_callers_arrays_alone(self):
-    theta, alpha = _theta(), jnp.float32(2)
+    theta, alpha = small.weights(), jnp.float32(2)
     tx = powerprop.powerprop(optax.sgd(0.1), alpha)
     phi, opt_state = views.init(tx, theta)
     step = jax.jit(
@@ -171,7 +131,7 @@ class PowerpropTest(parameterized.TestCase):
 class RefusalsTest(parameterized.TestCase):
   @parameterized.parameters(0.5, -2.0, float('nan'), float('inf'))
   def test_bad_alpha(self, alpha):
-    for power in (alpha, jnp.float32(alpha), {'linear_0': {'w': alpha}}):
+    for power in (alpha, jnp.float32(alpha), {'m': {'w': alpha}}):
       with self.assertRaisesRegex(ValueError, 'at least 1, got'):
         powerprop.powerprop(optax.sgd(0.1), power)
 
@@ -180,27 +140,27 @@ class RefusalsTest(parameterized.TestCase):
     (1e6, 'alpha must be at most 64'),
     (jnp.float32(65), 'alpha must be at most 64'),
     ({'m': {'w': 2.0}, 'n': {'w': 1e3}}, 'alpha must be at most 64'),
-    ({'linear_0': {'w': 2.0}}, "no value for.*'linear_1/w'"),
+    ({'m': {'w': 2.0}}, "no value for.*'n/w'"),
     (
-      {name: {'w': 2.0} for name in ('linear_0', 'linear_1', 'typo')},
+      {name: {'w': 2.0} for name in ('m', 'n', 'typo')},
       "unknown leaves.*'typo/w'",
     ),
   )
   def test_alpha_that_does_not_fit(self, alpha, message):
     with self.assertRaisesRegex(ValueError, message):
-      powerprop.powerprop(optax.sgd(0.1), alpha).init(_theta())
+      powerprop.powerprop(optax.sgd(0.1), alpha).init(small.weights())
 
   def test_selecting_nothing(self):
     tx = powerprop.powerprop(optax.sgd(0.1), 2.0, select.by_regex('kernel'))
-    with self.assertRaisesRegex(ValueError, r'linear_0/b .*, linear_0/w fl'):
-      tx.init(_theta())
+    with self.assertRaisesRegex(ValueError, r'm/b .*, m/w fl'):
+      tx.init(small.weights())
 
   def test_a_dead_leaf(self):
-    theta = _theta()
-    theta['linear_1']['w'] = jnp.zeros((4, 3))
+    theta = small.weights()
+    theta['n']['w'] = jnp.zeros((5, 4))
     for alpha in (2.0, jnp.float32(2)):
       tx = powerprop.powerprop(optax.sgd(0.1), alpha)
-      with self.assertRaisesRegex(ValueError, "'linear_1/w' is all zeros"):
+      with self.assertRaisesRegex(ValueError, "'n/w' is all zeros"):
         views.init(tx, theta)
     views.init(powerprop.powerprop(optax.sgd(0.1), 1.0), theta)
 
@@ -228,7 +188,7 @@ class RefusalsTest(parameterized.TestCase):
   def test_update_without_parameters(self):
     tx = powerprop.powerprop(optax.sgd(0.1), 2.0)
     with self.assertRaisesRegex(ValueError, 'effective_params'):
-      tx.update(_theta(), tx.init(_theta()))
+      tx.update(small.weights(), tx.init(small.weights()))
 
 
 class DecayTest(parameterized.TestCase):
@@ -243,15 +203,15 @@ class DecayTest(parameterized.TestCase):
         powerprop.powerprop(optax.sgd(0.1), alpha), decay.decay_phi(rate, 0.1)
       )
       weight = lambda phi, alpha: phi
-    phi, opt_state = views.init(tx, _theta())
+    phi, opt_state = views.init(tx, small.weights())
     zeros = jax.tree.map(jnp.zeros_like, phi)
     updates, _ = tx.update(zeros, opt_state, phi)
-    w = phi['linear_0']['w']
+    w = phi['m']['w']
     penalty = lambda w: rate / 2 * jnp.sum(weight(w, alpha) ** 2)
     np.testing.assert_allclose(
-      updates['linear_0']['w'], -0.1 * jax.grad(penalty)(w), rtol=1e-5
+      updates['m']['w'], -0.1 * jax.grad(penalty)(w), rtol=1e-5
     )
-    self.assertFalse(jnp.any(updates['linear_0']['b']))
+    self.assertFalse(jnp.any(updates['m']['b']))
 
   def test_decay_of_phi_follows_a_schedule(self):
     rates = optax.piecewise_constant_schedule(1.0, {1: 0.5})
