@@ -98,3 +98,10 @@ def largest(leaves, k, among=None):
   mask = np.zeros(flat.shape, bool)
   mask[order[: max(k, 0)]] = True
   return mask & eligible
+
+
+def largest_of_all(arrays, k, among=None):
+  """The same in the shapes of the arrays, which are ranked together."""
+  ends = np.cumsum([np.size(x) for x in arrays])[:-1]
+  parts = np.split(largest(arrays, k, among), ends)
+  return [m.reshape(np.shape(x)) for m, x in zip(parts, arrays, strict=True)]

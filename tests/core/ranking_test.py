@@ -24,15 +24,6 @@ def _scores(seed):
   return _tree(seed, 3, jnp.ones(3))
 
 
-def _largest(arrays, count, eligible):
-  kept = small.largest(arrays, count, eligible)
-  ends = np.cumsum([np.size(x) for x in arrays])[:-1]
-  return [
-    part.reshape(np.shape(x))
-    for part, x in zip(np.split(kept, ends), arrays, strict=True)
-  ]
-
-
 class MasksFromCountsTest(parameterized.TestCase):
   @parameterized.product(seed=(0, 1, 2, 3), has_among=(False, True))
   def test_equals_a_stable_sort_with_ties(self, seed, has_among):
@@ -43,14 +34,11 @@ class MasksFromCountsTest(parameterized.TestCase):
     counts = {'b/w': 2 + seed, ranking.SHARED: 3 * seed}
     given = {'among': among} if has_among else {}
     masks = ranking.masks_from_counts(scores, counts, **given)
-    [b] = _largest([scores['b']['w']], 2 + seed, [eligible['b']['w']])
-    a, c = _largest(
-      [scores[name]['w'] for name in 'ac'],
-      3 * seed,
-      [eligible[name]['w'] for name in 'ac'],
-    )
-    for name, expected in (('a', a), ('b', b), ('c', c)):
-      np.testing.assert_array_equal(masks[name]['w'], expected, err_msg=name)
+    for count, names in ((2 + seed, 'b'), (3 * seed, 'ac')):
+      given = [[x[n]['w'] for n in names] for x in (scores, eligible)]
+      expected = small.largest_of_all(given[0], count, given[1])
+      for name, mask in zip(names, expected, strict=True):
+        np.testing.assert_array_equal(masks[name]['w'], mask, err_msg=name)
     self.assertTrue(masks['norm']['scale'].all())
 
   def test_traced_counts_give_the_same(self):

@@ -26,11 +26,7 @@ def _tx(inner=None, sparsity=0.8, backward_sparsity=0.5, **options):
 class TopKastTest(parameterized.TestCase):
   @parameterized.parameters(1.0, 2.0)
   def test_sizes_are_exact_and_a_is_inside_b_at_every_step(self, alpha):
-    rng = np.random.default_rng(0)
-    theta = {
-      'a': {'w': jnp.asarray(rng.normal(size=(9, 7)), jnp.float32)},
-      'n': {'w': jnp.asarray(rng.normal(size=(5, 4)), jnp.float32)},
-    }
+    theta = small.normal({'a': {'w': (9, 7)}, 'n': {'w': (5, 4)}})
     tx = _tx(powerprop.powerprop(optax.adam(0.1), alpha))
     phi, state = views.init(tx, theta)
     step = jax.jit(lambda g, s, p: tx.update(g, s, p))
@@ -40,18 +36,16 @@ class TopKastTest(parameterized.TestCase):
         self.assertEqual(int(forward.sum()), masks.num_kept(size, 0.8))
         self.assertFalse((forward & rest).any())
         self.assertEqual(int((forward | rest).sum()), masks.num_kept(size, 0.5))
-      grads = optax.tree.random_like(jax.random.key(i), phi, jax.random.normal)
+      grads = small.grads(i, phi)
       before = phi
       updates, state = step(grads, state, phi)
       phi = optax.apply_updates(phi, updates)
       for name, size in (('a', 63), ('n', 20)):
         # The sets are those of the weights that the network has just seen.
-        np.testing.assert_array_equal(
-          state.masks[name]['w'],
-          small.largest(
-            [jnp.abs(before[name]['w'])], masks.num_kept(size, 0.8)
-          ).reshape(state.masks[name]['w'].shape),
+        [largest] = small.largest_of_all(
+          [jnp.abs(before[name]['w'])], masks.num_kept(size, 0.8)
         )
+        np.testing.assert_array_equal(state.masks[name]['w'], largest)
 
   def test_the_network_sees_a_and_everything_else_stays_in_phi(self):
     tx = _tx()

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import small
 
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.nets import lenet
@@ -21,14 +22,9 @@ SIZES = (6, 10, 8, 4)
 
 
 def random_mlp(seed=0):
-  rng = np.random.default_rng(seed)
-  return {
-    f'linear_{i}': {
-      'w': jnp.asarray(rng.normal(size=shape), jnp.float32),
-      'b': jnp.asarray(rng.normal(size=shape[1:]), jnp.float32),
-    }
-    for i, shape in enumerate(itertools.pairwise(SIZES))
-  }
+  shapes = enumerate(itertools.pairwise(SIZES))
+  layers = {f'linear_{i}': {'w': s, 'b': s[1:]} for i, s in shapes}
+  return small.normal(layers, seed)
 
 
 def random_batch(seed=1):
@@ -68,28 +64,18 @@ def num_kept(masks):
 
 
 def oracle_in_steps(theta, final, steps, revives):
-  """The methods with SNIP's score, sorted in NumPy; weights in one vector."""
+  """The methods with SNIP's score, sorted in NumPy."""
   kept, size = masks_lib.full_masks(theta), 60 + 80 + 32
   for step in range(steps):
     count = round(size * (final / size) ** ((step + 1) / steps))
     pruned = masks_lib.apply_masks(theta, kept)
     grads = at_init.mean_gradient(LOSS, pruned, BATCHES)
-    score = np.concatenate(
-      [
-        np.abs(np.ravel(theta[n]['w']) * np.ravel(grads[n]['w']))
-        for n in sorted(theta)
-      ]
-    )
-    old = np.concatenate([np.ravel(kept[n]['w']) for n in sorted(theta)])
-    if not revives:
-      score[~old] = -1
-    new = np.zeros(size, bool)
-    new[np.argsort(-score, kind='stable')[:count]] = True
-    ends = np.cumsum([60, 80, 32])
-    for name, end in zip(sorted(theta), ends, strict=True):
-      shape = theta[name]['w'].shape
-      piece = new[end - np.prod(shape) : end].reshape(shape)
-      kept = {**kept, name: {**kept[name], 'w': jnp.asarray(piece)}}
+    names = sorted(theta)
+    scores = [jnp.abs(theta[n]['w'] * grads[n]['w']) for n in names]
+    among = None if revives else [kept[n]['w'] for n in names]
+    new = small.largest_of_all(scores, count, among)
+    for name, mask in zip(names, new, strict=True):
+      kept = {**kept, name: {**kept[name], 'w': jnp.asarray(mask)}}
   return kept
 
 
@@ -225,24 +211,17 @@ class BadInputTest(parameterized.TestCase):
 
 
 def digits_masks(method, loss_fn, net, theta, batches):
-  sparsity = 0.95
   if method == 'force':
-    return at_init.force(loss_fn, theta, batches, sparsity, steps=5)
+    return at_init.force(loss_fn, theta, batches, 0.95, steps=5)
   if method == 'synflow':
-    return at_init.synflow_masks(
-      net.apply, theta, (1, 8, 8, 1), sparsity, steps=30
-    )
+    return at_init.synflow_masks(net.apply, theta, (1, 8, 8, 1), 0.95, steps=30)
+  score = at_init.snip
   if method == 'grasp':
+    score = at_init.grasp
     loss_fn = at_init.classification_loss(net.apply, temperature=200.0)
-    return at_init.masks_from_scores(
-      at_init.grasp(loss_fn, theta, batches), sparsity
-    )
-  return at_init.masks_from_scores(
-    at_init.snip(loss_fn, theta, batches), sparsity
-  )
+  return at_init.masks_from_scores(score(loss_fn, theta, batches), 0.95)
 
 
-@pytest.mark.slow
 class DigitsTest(parameterized.TestCase):
   @parameterized.parameters(
     ('snip', 1.0),

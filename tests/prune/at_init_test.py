@@ -8,6 +8,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
+import small
 
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.nets import layers
@@ -16,14 +17,9 @@ from powerprop_jax.prune import at_init
 SIZES = (3, 4, 5, 3)
 
 
-def random_mlp(sizes=SIZES, seed=0, scale=1.0):
-  rng = np.random.default_rng(seed)
-  return {
-    f'linear_{i}': {
-      'w': jnp.asarray(scale * rng.normal(size=shape), jnp.float32)
-    }
-    for i, shape in enumerate(itertools.pairwise(sizes))
-  }
+def random_mlp(sizes=SIZES, seed=0):
+  shapes = enumerate(itertools.pairwise(sizes))
+  return small.normal({f'linear_{i}': {'w': s} for i, s in shapes}, seed)
 
 
 def random_batch(num_examples=6, seed=1):
@@ -286,7 +282,7 @@ class SynFlowTest(parameterized.TestCase):
 
   def test_a_deep_network_does_not_overflow(self):
     # R is about 1e48, beyond float32.
-    theta = random_mlp((30,) * 21, scale=10.0)
+    theta = jax.tree.map(lambda w: 10 * w, random_mlp((30,) * 21))
     names = [f'linear_{i}' for i in range(20)]
 
     def outputs(theta, x):

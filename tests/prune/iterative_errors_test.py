@@ -3,7 +3,7 @@
 from absl.testing import parameterized
 import jax
 import jax.numpy as jnp
-import numpy as np
+import small
 
 from powerprop_jax.core import masks
 from powerprop_jax.core import select as select_lib
@@ -12,12 +12,10 @@ from powerprop_jax.prune.iterative import Rewind
 
 
 def make_theta():
-  rng = np.random.default_rng(0)
-  leaf = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
-  return {
-    'net/conv': {'w': leaf(3, 3, 2, 5), 'b': leaf(5)},
-    'net/logits': {'w': leaf(17, 1), 'b': leaf(1)},
-  }
+  conv = {'w': (3, 3, 2, 5), 'b': (5,)}
+  return small.normal(
+    {'net/conv': conv, 'net/logits': {'w': (17, 1), 'b': (1,)}}
+  )
 
 
 def _diverged(number):

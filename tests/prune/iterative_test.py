@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import small
 
 from powerprop_jax.core import distributions, masks, scores, trees
 from powerprop_jax.core import select as select_lib
@@ -23,13 +24,12 @@ SPARSITIES = (0.0, 0.29, 0.5, 0.75)
 
 
 def make_theta(seed=0):
-  rng = np.random.default_rng(seed)
-  leaf = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
-  return {
-    'net/conv': {'w': leaf(3, 3, 2, 5), 'b': leaf(5)},
-    'net/logits': {'w': leaf(17, 1), 'b': leaf(1)},
-    'net/norm': {'scale': leaf(1, 1, 5)},
+  shapes = {
+    'net/conv': {'w': (3, 3, 2, 5), 'b': (5,)},
+    'net/logits': {'w': (17, 1), 'b': (1,)},
+    'net/norm': {'scale': (1, 1, 5)},
   }
+  return small.normal(shapes, seed)
 
 
 def by_name(tree):

@@ -18,18 +18,16 @@ SPARSITIES = (0.0, 0.29, 0.5, 0.9, 0.98)
 
 def make_theta(seed=0, ties=False):
   """A small network: three kernels, biases, a norm and a name inside a name."""
-  rng = np.random.default_rng(seed)
-
-  def leaf(*shape):
-    values = rng.normal(size=shape)
-    return jnp.asarray(np.round(values) if ties else values, jnp.float32)
-
-  return {
-    'net/conv': {'w': leaf(3, 3, 2, 5), 'b': leaf(5)},
-    'net/conv/inner': {'w': leaf(7, 11)},
-    'net/logits': {'w': leaf(17, 1), 'b': leaf(1)},
-    'net/norm': {'scale': leaf(1, 1, 5)},
-  }
+  theta = small.normal(
+    {
+      'net/conv': {'w': (3, 3, 2, 5), 'b': (5,)},
+      'net/conv/inner': {'w': (7, 11)},
+      'net/logits': {'w': (17, 1), 'b': (1,)},
+      'net/norm': {'scale': (1, 1, 5)},
+    },
+    seed,
+  )
+  return jax.tree.map(jnp.round, theta) if ties else theta
 
 
 def by_name(tree):
@@ -39,7 +37,7 @@ def by_name(tree):
 
 
 def top_mask(values, k):
-  return small.largest([values], k).reshape(values.shape)
+  return small.largest_of_all([values], k)[0]
 
 
 def weights(theta):
