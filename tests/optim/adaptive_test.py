@@ -135,7 +135,7 @@ class RuleTest(parameterized.TestCase):
 
 class HoldTest(parameterized.TestCase):
   @parameterized.product(
-    pair=((1.5, 1.75), (2.5, 2.0), (4.0, 3.0), (4.0, 1.1)),
+    pair=((1.5, 1.75), (2.6875, 2.125), (4.0, 3.0), (4.0, 1.1), (1.1, 4.0)),
     scale=(1.0, 1e-9),
   )
   @pytest.mark.filterwarnings('ignore:.*start at exactly zero')
@@ -157,22 +157,11 @@ class HoldTest(parameterized.TestCase):
     for name in ('m', 'n'):
       a, b = (np.asarray(x[name]['w'], np.float64) for x in (before, after))
       self.assertTrue(np.all(np.abs(b - a) <= alphas.theta_bound(a, old, new)))
-
-  @parameterized.parameters(
-    (1.5, 1.75), (2.6875, 2.125), (4.0, 3.0), (1.1, 4.0)
-  )
-  def test_the_loss_stays_to_1e_6(self, old, new):
-    tx = pp.adaptive_alpha(alphas.power(old), alphas.always(new), period=1)
-    phi, opt_state = pp.init(tx, small.weights())
-    loss = float(small.loss(pp.effective_params(phi, opt_state)))
-    for after in (
-      alphas.still(tx)(phi, opt_state),
-      pp.with_alpha(phi, opt_state, new),
-    ):
-      np.testing.assert_allclose(alphas.alpha_of(after[1]), new)
-      np.testing.assert_allclose(
-        small.loss(pp.effective_params(*after)), loss, rtol=1e-6
-      )
+    if scale == 1:  # so the loss does not notice
+      for theta in (pp.effective_params(*changed), after):
+        np.testing.assert_allclose(
+          small.loss(theta), small.loss(before), rtol=1e-6
+        )
 
   def test_a_way_down_and_up_again_keeps_theta(self):
     powers = (3.0, 2.0, 1.5, 1.2, 2.0, 3.5, 4.0, 1.5)

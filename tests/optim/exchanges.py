@@ -1,13 +1,11 @@
-"""Trees and training for methods that move connections between layers."""
+"""Trees for methods that move connections between layers."""
 
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from powerprop_jax.optim import views
 from powerprop_jax.optim.topology import Rewiring
 
 SHAPES = {'a': (12, 9), 'b': (9, 14), 'c': (3, 3, 2, 4), 'd': (14, 2)}
@@ -46,32 +44,3 @@ def counts(masks):
 def rewiring(masks, theta, memory, seed=0):
   key, step = jax.random.key(seed), jnp.asarray(0, jnp.int32)
   return Rewiring(key, step, masks, memory, theta, theta)
-
-
-def small_tree(seed):
-  """A layer of 12 · 9 weights, and one of 9 · 5."""
-  tree = random_tree(seed, 0.5)
-  return {'a': tree['a'], 'out': {'w': tree['b']['w'][:, :5]}}
-
-
-def _loss(theta, x):
-  hidden = jnp.tanh(x @ theta['a']['w'] + theta['a']['b'][None])
-  return jnp.mean((hidden @ theta['out']['w'] - x[:, :5]) ** 2)
-
-
-def train(tx, theta, num_steps):
-  """The final φ and state; counts and losses of all steps."""
-  phi, state = views.init(tx, theta)
-
-  def step(carry, key):
-    phi, state = carry
-    x = jax.random.normal(key, (16, 12))
-    effective = views.effective_params(phi, state)
-    loss, grads = jax.value_and_grad(_loss)(effective, x)
-    updates, state = tx.update(grads, state, phi)
-    now = [jnp.sum(state.masks[n]['w'], dtype=jnp.int32) for n in ('a', 'out')]
-    return (optax.apply_updates(phi, updates), state), (jnp.stack(now), loss)
-
-  keys = jax.random.split(jax.random.key(0), num_steps)
-  (phi, state), (history, losses) = jax.lax.scan(step, (phi, state), keys)
-  return phi, state, history, losses

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import small
 
-from powerprop_jax.core import distributions, masks, patterns, schedules, scores
+from powerprop_jax.core import masks, patterns, schedules, scores
 from powerprop_jax.optim import aliases, topology, views
 from powerprop_jax.optim.topologies import gradual
 
@@ -139,22 +139,6 @@ class GradualPruningTest(parameterized.TestCase):
       masked = masks.apply_masks(theta, current)
       current = _rewired(method, step, current, masked)
       self.assertTrue(current['c']['w'].any(), step)
-
-  def test_one_shot_prunes_once_and_exactly(self):
-    tx = aliases.one_shot_pruning(
-      optax.sgd(0.1), 0.75, step=2, distribution=distributions.erk
-    )
-    history = _history(tx, 5)
-    for _, opt_state in history[:3]:
-      self.assertEqual(_counts(opt_state), [200, 50, 8])
-    kept = distributions.erk(_theta(), 0.75)
-    final = [
-      masks.num_kept(size, kept[f'{name}/w'])
-      for name, size in (('a', 200), ('b', 50), ('c', 8))
-    ]
-    for _, opt_state in history[3:]:
-      self.assertEqual(_counts(opt_state), final)
-      chex.assert_trees_all_equal(opt_state.masks, history[3][1].masks)
 
   def test_a_gradient_that_is_not_finite_does_not_prevent_pruning(self):
     """Its only step must not be missed: magnitudes do not need gradients."""

@@ -138,24 +138,6 @@ class ValuesTest(parameterized.TestCase):
 
 
 class DefaultsAndRefusalsTest(parameterized.TestCase):
-  @parameterized.parameters('keep', 'redraw', 'smallest')
-  def test_the_others_are_alive(self, mode):
-    """Every reborn weight moves at the step after."""
-    tx = _rigl(powerprop.powerprop(optax.sgd(0.1), 2.0), regrow=mode)
-    phi, old = views.init(tx, _theta())
-    grads = small.grads(0, phi)
-    updates, new = tx.update(grads, old, phi)
-    phi = optax.apply_updates(phi, updates)
-    reborn = masks.difference(new.masks, old.masks)['a']['w']
-    theta = powerprop.to_theta(phi, new.inner_state)['a']['w']
-    self.assertTrue(reborn.any())
-    self.assertTrue((theta != 0)[reborn].all())
-    static = sparsify.sparsify(
-      powerprop.powerprop(optax.sgd(0.1), 2.0), fixed.given(new.masks)
-    )
-    updates, _ = static.update(grads, static.init(phi), phi)
-    self.assertTrue((updates['a']['w'] != 0)[reborn].all())
-
   @parameterized.named_parameters(
     ('number', 2.0),
     ('array', jnp.float32(2)),
