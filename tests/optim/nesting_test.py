@@ -25,20 +25,6 @@ def rigl(inner, alpha=None, **options):
   return pp.rigl(inner, 0.5, start=1, stop=90, period=2, **options)
 
 
-def train(tx, num_steps=6):
-  """φ, the state, and what the network saw at every step."""
-  phi, state = pp.init(tx, make_theta())
-  update = jax.jit(tx.update)
-  seen = []
-  for i in range(num_steps):
-    theta = pp.effective_params(phi, state)
-    seen.append(theta)
-    grads = jax.tree.map(lambda t, i=i: jnp.sin(7 * t + i) + 0.1, theta)
-    updates, state = update(grads, state, phi)
-    phi = optax.apply_updates(phi, updates)
-  return phi, state, seen
-
-
 AFTER = {
   'learning_rate': lambda: optax.scale_by_learning_rate(0.1),
   'schedule': lambda: optax.scale_by_schedule(lambda step: 0.1),
@@ -144,7 +130,8 @@ def without_a_trace(inner, factor):
 @pytest.mark.parametrize('alpha', [None, 2.0])
 @pytest.mark.parametrize('around', [scaled, in_a_pair])
 def test_a_step_computes_with_the_masks_whatever_is_around(alpha, around):
-  phi, state, _ = train(around(rigl(optax.sgd(0.5), alpha), 0.3))
+  tx = around(rigl(optax.sgd(0.5), alpha), 0.3)
+  phi, state = small.history(tx, make_theta(), 6)[-1]
   seen = pp.effective_params(phi, state, pinned=True)
   masks = pp.current_masks(phi, state)
   chex.assert_trees_all_equal(seen, pp.apply_masks(seen, masks))

@@ -65,14 +65,9 @@ CASES = [
 ]
 
 
-def trained(make, select, num_steps=3):
+def trained(make, select):
   tx = MAKE[make](SELECT[select])
-  phi, state = pp.init(tx, make_theta())
-  for i in range(num_steps):
-    grads = jax.tree.map(lambda p, i=i: jnp.sin(9 * p + i), phi)
-    updates, state = tx.update(grads, state, phi)
-    phi = optax.apply_updates(phi, updates)
-  return tx, phi, state
+  return tx, *small.history(tx, make_theta(), 3)[-1]
 
 
 def by_pickle(state, template):

@@ -1,5 +1,7 @@
 """Top-KAST: A inside B; what is computed, trained and penalised."""
 
+import itertools
+
 from absl.testing import parameterized
 import chex
 import jax
@@ -28,22 +30,19 @@ class TopKastTest(parameterized.TestCase):
   def test_sizes_are_exact_and_a_is_inside_b_at_every_step(self, alpha):
     theta = small.normal({'a': {'w': (9, 7)}, 'n': {'w': (5, 4)}})
     tx = _tx(powerprop.powerprop(optax.adam(0.1), alpha))
-    phi, state = views.init(tx, theta)
-    step = jax.jit(lambda g, s, p: tx.update(g, s, p))
-    for i in range(8):
-      for name, size in (('a', 63), ('n', 20)):
+    history = small.history(tx, theta, 8)
+    sizes = {'a': 63, 'n': 20}
+    for _, state in history:
+      for name, size in sizes.items():
         forward, rest = state.masks[name]['w'], state.memory[name]['w']
         self.assertEqual(int(forward.sum()), masks.num_kept(size, 0.8))
         self.assertFalse((forward & rest).any())
         self.assertEqual(int((forward | rest).sum()), masks.num_kept(size, 0.5))
-      grads = small.grads(i, phi)
-      before = phi
-      updates, state = step(grads, state, phi)
-      phi = optax.apply_updates(phi, updates)
-      for name, size in (('a', 63), ('n', 20)):
+    for (seen, _), (_, state) in itertools.pairwise(history):
+      for name, size in sizes.items():
         # The sets are those of the weights that the network has just seen.
         [largest] = small.largest_of_all(
-          [jnp.abs(before[name]['w'])], masks.num_kept(size, 0.8)
+          [jnp.abs(seen[name]['w'])], masks.num_kept(size, 0.8)
         )
         np.testing.assert_array_equal(state.masks[name]['w'], largest)
 
