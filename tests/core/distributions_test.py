@@ -156,36 +156,21 @@ class CountsTest(parameterized.TestCase):
 
 class PublishedTest(parameterized.TestCase):
   @parameterized.parameters(
-    (0.80, (0.162241, 0.469362, 1)),
-    (0.90, (0.079568, 0.230189, 1)),
-    (0.95, (0.038484, 0.111334, 0.918507)),
-    (0.98, (0.015394, 0.044534, 0.367403)),
-    (0.99, (0.007697, 0.022267, 0.183701)),
+    ('er', 0.80, (0.162241, 0.469362, 1)),
+    ('er', 0.90, (0.079568, 0.230189, 1)),
+    ('er', 0.95, (0.038484, 0.111334, 0.918507)),
+    ('er', 0.98, (0.015394, 0.044534, 0.367403)),
+    ('er', 0.99, (0.007697, 0.022267, 0.183701)),
+    ('equal_per_filter', 0.90, (0.082815, 0.216423, 0.649268)),
+    ('equal_per_filter', 0.99, (0.008281, 0.021642, 0.064927)),
+    # The first two have half each of 26,620 - 1,000 connections.
+    ('equal_per_layer', 0.90, (12_810 / 235_200, 12_810 / 30_000, 1)),
+    ('equal_per_layer', 0.99, (0.003773, 0.029578, 0.887333)),
   )
-  def test_erk_and_er_of_lenet_300_100(self, sparsity, densities):
-    for fn in (distributions.erk, distributions.er):
-      result = fn(tree_of(LENET), sparsity)
-      np.testing.assert_allclose(
-        [1 - s for s in result.values()], densities, atol=6e-7
-      )
-
-  @parameterized.parameters(
-    # Per layer, the first two have half each of 26,620 - 1,000 connections.
-    (
-      0.90,
-      (0.082815, 0.216423, 0.649268),
-      (12_810 / 235_200, 12_810 / 30_000, 1),
-    ),
-    (0.99, (0.008281, 0.021642, 0.064927), (0.003773, 0.029578, 0.887333)),
-  )
-  def test_equal_per_filter_and_layer_of_lenet_300_100(
-    self, sparsity, per_filter, per_layer
-  ):
-    for fn, densities in (
-      (distributions.equal_per_filter, per_filter),
-      (distributions.equal_per_layer, per_layer),
-    ):
-      result = fn(tree_of(LENET), sparsity)
+  def test_densities_of_lenet_300_100(self, name, sparsity, densities):
+    # Without kernels, the two Erdős–Rényi distributions are one.
+    for alias in (name, 'erk') if name == 'er' else (name,):
+      result = getattr(distributions, alias)(tree_of(LENET), sparsity)
       np.testing.assert_allclose(
         [1 - s for s in result.values()], densities, atol=6e-7
       )
