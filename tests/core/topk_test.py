@@ -64,24 +64,6 @@ class TopKMaskTest(parameterized.TestCase):
       topk.top_k_mask(scores, 3), [True, True, False, True]
     )
 
-  def test_nan_is_kept_last_but_before_the_ineligible(self):
-    scores = jnp.array([jnp.nan, -jnp.inf, jnp.nan, 1.0])
-    among = jnp.array([True, True, True, False])
-    kept = [flatten(topk.top_k_mask(scores, k, among)) for k in range(5)]
-    np.testing.assert_array_equal(
-      kept,
-      np.array(
-        [
-          [0, 0, 0, 0],
-          [0, 1, 0, 0],
-          [1, 1, 0, 0],
-          [1, 1, 1, 0],
-          [1, 1, 1, 0],
-        ],
-        bool,
-      ),
-    )
-
   def test_scalars_empty_arrays_and_empty_trees(self):
     self.assertTrue(topk.top_k_mask(jnp.float32(3), 1))
     self.assertFalse(topk.top_k_mask(jnp.float32(3), 0))

@@ -13,7 +13,7 @@ import optax
 import pytest
 import small
 
-from powerprop_jax.core import distributions, masks, schedules
+from powerprop_jax.core import masks, schedules
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.optim import aliases, topology, views
 from powerprop_jax.optim.topologies import drop_grow
@@ -134,31 +134,6 @@ class RiglTest(parameterized.TestCase):
       )
       np.testing.assert_array_equal(new.masks[name]['w'], expected)
       self.assertTrue(new.masks[name]['b'].all())
-
-  @pytest.mark.slow
-  def test_the_number_dropped_follows_the_cosine(self):
-    """k = f(t) (1 - s) N, as many as do not come back at most."""
-    stop, period = 20, 4
-    tx = aliases.rigl(
-      optax.sgd(0.0),
-      0.5,
-      stop=stop,
-      period=period,
-      drop_fraction=0.5,
-      distribution=distributions.uniform,
-    )
-    # Gradients vanish where a connection is, so that what is dropped is lost.
-    phi, opt_state = views.init(tx, _theta())
-    for i in range(24):
-      old = opt_state.masks
-      grads = jax.tree.map(lambda m: jnp.where(m, 0.0, 1.0), old)
-      _, opt_state = tx.update(grads, opt_state, phi)
-      fraction = 0.25 * (1 + math.cos(math.pi * i / stop))
-      due = i % period == 0 and period <= i < stop
-      for name, count in (('a', 50), ('n', 20)):
-        grown = masks.difference(opt_state.masks, old)[name]['w']
-        wanted = int(fraction * count) if due else 0
-        self.assertEqual(int(grown.sum()), wanted, (i, name))
 
   @parameterized.parameters(
     ({}, (3, 6)),

@@ -95,13 +95,6 @@ class PowerpropTest(parameterized.TestCase):
     )
     small.step(tx, phi, opt_state)
 
-  def test_a_weight_at_zero_stays_and_its_neighbours_move(self):
-    tx = powerprop.powerprop(optax.sgd(0.1), 2.0)
-    phi = {'m': {'w': jnp.array([[0.0, 1.0]])}}
-    grads = {'m': {'w': jnp.ones((1, 2))}}
-    updates, _ = tx.update(grads, tx.init(phi), phi)
-    np.testing.assert_allclose(updates['m']['w'], [[0.0, -0.2]])
-
   @parameterized.parameters(jnp.float32, jnp.bfloat16)
   def test_keeps_dtypes_and_is_clean_under_strict_promotion(self, dtype):
     theta = jax.tree.map(lambda x: x.astype(dtype), small.weights())

@@ -54,13 +54,6 @@ class ValuesTest(parameterized.TestCase):
     # Dense: what lies behind a mask is still there.
     chex.assert_trees_all_close(theta, _theta(), rtol=1e-5)
 
-  def test_zero_is_zero(self):
-    old, _, new, theta = _one_rewiring(optax.sgd(0.1), 'zero')
-    reborn = masks.difference(new.masks, old.masks)
-    for name in 'an':
-      self.assertTrue(reborn[name]['w'].any())
-      self.assertFalse(theta[name]['w'][reborn[name]['w']].any())
-
   @parameterized.parameters(1.0, 2.0, 3.0)
   def test_smallest_has_the_smallest_size_and_descends(self, alpha):
     power = powerprop.powerprop(optax.sgd(0.1), alpha)
@@ -161,12 +154,14 @@ class DefaultsAndRefusalsTest(parameterized.TestCase):
       powerprop.powerprop(optax.sgd(0.1), {'a': {'w': 1.0}, 'n': {'w': 1}}),
     ),
   )
-  def test_zero_is_the_default_where_it_works(self, inner):
-    old, _, new, theta = _one_rewiring(inner, None)
-    reborn = masks.difference(new.masks, old.masks)['a']['w']
-    self.assertTrue(reborn.any())
-    self.assertFalse(theta['a']['w'][reborn].any())
-    self.assertTrue(new.pins)
+  def test_zero_is_zero_and_the_default_where_it_works(self, inner):
+    for mode in (None, 'zero'):
+      old, _, new, theta = _one_rewiring(inner, mode)
+      for name in 'an':
+        reborn = masks.difference(new.masks, old.masks)[name]['w']
+        self.assertTrue(reborn.any())
+        self.assertFalse(theta[name]['w'][reborn].any())
+      self.assertTrue(new.pins)
 
   @parameterized.named_parameters(('number', 2.0), ('array', jnp.float32(2)))
   def test_the_default_under_a_power_is_to_keep(self, alpha):
