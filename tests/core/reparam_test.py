@@ -209,9 +209,7 @@ class HigherDerivativesTest(parameterized.TestCase):
       np.testing.assert_allclose(third(jnp.float32(phi), power), 6, rtol=1e-6)
 
   @parameterized.product(
-    alpha=(1.1, 2.0, 3.3),
-    jit=(True, False),
-    names=('a', 'aa', 'pa', 'ppa'),
+    alpha=(1.1, 2.0, 3.3), jit=(True, False), names=('a', 'aa', 'pa', 'ppa')
   )
   @pytest.mark.slow
   def test_derivatives_in_alpha_are_right_in_every_order(

@@ -92,9 +92,7 @@ class TopKMaskTest(parameterized.TestCase):
 
     def body(carry, k):
       mask = jax.lax.cond(
-        k > 2,
-        lambda: topk.top_k_mask(carry, k),
-        lambda: jnp.zeros(6, bool),
+        k > 2, lambda: topk.top_k_mask(carry, k), lambda: jnp.zeros(6, bool)
       )
       return carry, jnp.sum(mask, dtype=jnp.int32)
 

@@ -7,12 +7,7 @@ import traceback
 from typing import Any
 
 import chex
-from composition_draws import (
-  ADAPTIVE,
-  CLEAR,
-  SGD,
-  SKIPPING,
-)
+from composition_draws import ADAPTIVE, CLEAR, SGD, SKIPPING
 from composition_replays import (
   Reference,
   Replay,

@@ -1,5 +1,7 @@
 """Constant fan-in: exact at every step, and rewired as a slow oracle does."""
 
+import functools
+
 from absl.testing import parameterized
 import chex
 import fan_in_cases as cases
@@ -19,18 +21,16 @@ from powerprop_jax.optim.topologies import allocation, drop_grow, snfs
 from powerprop_jax.optim.topologies.counts import Budget
 
 _OPTIONS = {'structure': 'constant_fan_in', **cases.UNIFORM}
-_MOVES = {'period': 4, 'stop': 60, 'drop_fraction': 0.5}
+_MOVES = {'sparsity': 0.7, 'period': 4, 'stop': 60, 'drop_fraction': 0.5}
 # The fan-in of each leaf at a sparsity of 0.7, of 18, 20 and 12 inputs.
 _KEPT = {'conv': 5, 'linear': 6, 'logits': 4}
 
 METHODS = {
-  'static': lambda inner: aliases.static(inner, 0.7, **_OPTIONS),
-  'set': lambda inner: aliases.sparse_evolution(
-    inner, 0.7, **_MOVES, **_OPTIONS
-  ),
-  'rigl': lambda inner: aliases.rigl(inner, 0.7, **_MOVES, **_OPTIONS),
-  'snfs_fixed': lambda inner: aliases.snfs(
-    inner, 0.7, redistribute=False, **_MOVES, **_OPTIONS
+  'static': functools.partial(aliases.static, sparsity=0.7, **_OPTIONS),
+  'set': functools.partial(aliases.sparse_evolution, **_MOVES, **_OPTIONS),
+  'rigl': functools.partial(aliases.rigl, **_MOVES, **_OPTIONS),
+  'snfs_fixed': functools.partial(
+    aliases.snfs, redistribute=False, **_MOVES, **_OPTIONS
   ),
 }
 
@@ -129,7 +129,7 @@ class TopologyTest(parameterized.TestCase):
 
   def test_leaves_that_are_not_selected_stay_dense(self):
     select = select_lib.exclude(select_lib.is_weight, 'logits')
-    tx = aliases.rigl(optax.sgd(0.1), 0.7, select=select, **_MOVES, **_OPTIONS)
+    tx = aliases.rigl(optax.sgd(0.1), select=select, **_MOVES, **_OPTIONS)
     for state in cases.states(tx, 9):
       self.assertTrue(state.masks['logits']['w'].all())
       np.testing.assert_array_equal(cases.inputs(state.masks, 'linear'), 6)

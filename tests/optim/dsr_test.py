@@ -2,14 +2,7 @@
 
 from absl.testing import parameterized
 import allocation_test
-from exchanges import (
-  SHAPES,
-  always,
-  counts,
-  flatten,
-  random_tree,
-  rewiring,
-)
+from exchanges import SHAPES, always, counts, flatten, random_tree, rewiring
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,5 +1,7 @@
 """SNFS and DSR in training: exact totals, lanes, what is not finite."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -11,19 +13,12 @@ import small
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.optim import aliases, powerprop, views
 
+_MOVES = {'sparsity': 0.7, 'period': 4, 'stop': 40}
 METHODS = {
-  'snfs': lambda inner, **kwargs: aliases.snfs(
-    inner, 0.7, period=4, stop=40, **kwargs
-  ),
-  'snfs_alone': lambda inner, **kwargs: aliases.snfs(
-    inner, 0.7, period=4, stop=40, redistribute=False, **kwargs
-  ),
-  'set': lambda inner, **kwargs: aliases.sparse_evolution(
-    inner, 0.7, period=4, stop=40, **kwargs
-  ),
-  'dsr': lambda inner, **kwargs: aliases.dsr(
-    inner, 0.7, period=4, stop=40, num_dropped=4, threshold=0.1, **kwargs
-  ),
+  'snfs': functools.partial(aliases.snfs, **_MOVES),
+  'snfs_alone': functools.partial(aliases.snfs, redistribute=False, **_MOVES),
+  'set': functools.partial(aliases.sparse_evolution, **_MOVES),
+  'dsr': functools.partial(aliases.dsr, num_dropped=4, threshold=0.1, **_MOVES),
 }
 
 
@@ -77,13 +72,7 @@ def test_a_gradient_that_is_not_finite_leaves_the_masks_of_snfs():
 
 def test_only_weights_that_are_not_finite_stop_a_rewiring_of_dsr():
   tx = aliases.dsr(
-    optax.sgd(0.1),
-    0.5,
-    period=1,
-    start=0,
-    stop=9,
-    num_dropped=5,
-    threshold=0.5,
+    optax.sgd(0.1), 0.5, period=1, start=0, stop=9, num_dropped=5, threshold=0.5
   )
   phi, update = small.weights(), jax.jit(tx.update)
   state = tx.init(phi)

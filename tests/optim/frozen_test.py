@@ -1,5 +1,6 @@
 """A layer that the optimiser leaves alone is named before it loses weights."""
 
+import functools
 import warnings
 
 import optax
@@ -14,10 +15,7 @@ def make_theta():
 
 
 def frozen(names):
-  labels = {
-    'a': {'w': 'train', 'b': 'train'},
-    'n': {'w': 'train'},
-  }
+  labels = {'a': {'w': 'train', 'b': 'train'}, 'n': {'w': 'train'}}
   for module, name in names:
     labels[module][name] = 'freeze'
   return optax.multi_transform(
@@ -26,10 +24,10 @@ def frozen(names):
 
 
 METHODS = {
-  'rigl': lambda inner, **o: pp.rigl(inner, 0.5, stop=900, **o),
-  'static': lambda inner, **o: pp.static(inner, 0.5, **o),
-  'gradual': lambda inner, **o: pp.gradual_pruning(
-    inner, 0.5, start=0, stop=900, **o
+  'rigl': functools.partial(pp.rigl, sparsity=0.5, stop=900),
+  'static': functools.partial(pp.static, sparsity=0.5),
+  'gradual': functools.partial(
+    pp.gradual_pruning, sparsity=0.5, start=0, stop=900
   ),
 }
 

@@ -18,11 +18,7 @@ from powerprop_jax.optim.topologies import gradual
 
 def _theta():
   theta = small.normal(
-    {
-      'a': {'w': (20, 10), 'b': (10,)},
-      'b': {'w': (10, 5)},
-      'c': {'w': (2, 4)},
-    }
+    {'a': {'w': (20, 10), 'b': (10,)}, 'b': {'w': (10, 5)}, 'c': {'w': (2, 4)}}
   )
   return theta | {'c': {'w': 0.01 * theta['c']['w']}}
 
@@ -184,14 +180,8 @@ class RefusalsTest(parameterized.TestCase):
     ({'start': 9, 'stop': 5}, 'start=9.*stop=5'),
     ({'start': -1, 'stop': 5}, 'start must be at least 0, got -1'),
     ({'start': 0, 'stop': 5, 'period': 0}, 'period must be at least 1, got 0'),
-    (
-      {'start': 0, 'stop': 5, 'power': 0},
-      'power must be a positive.*got 0',
-    ),
-    (
-      {'start': 0, 'stop': 5, 'scope': 'tree'},
-      "'global', got 'tree'",
-    ),
+    ({'start': 0, 'stop': 5, 'power': 0}, 'power must be a positive.*got 0'),
+    ({'start': 0, 'stop': 5, 'scope': 'tree'}, "'global', got 'tree'"),
   )
   def test_bad_arguments(self, options, message):
     with self.assertRaisesRegex(ValueError, message):

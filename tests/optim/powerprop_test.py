@@ -67,9 +67,7 @@ class PowerpropTest(parameterized.TestCase):
     updates, _ = tx.update(grads, opt_state, phi)
     step, _ = inner.update(grads, inner.init(theta), theta)
     np.testing.assert_allclose(
-      updates['m']['w'],
-      step['m']['w'] * 2 * jnp.abs(phi['m']['w']),
-      rtol=1e-4,
+      updates['m']['w'], step['m']['w'] * 2 * jnp.abs(phi['m']['w']), rtol=1e-4
     )
     np.testing.assert_allclose(updates['m']['b'], step['m']['b'], rtol=1e-6)
 

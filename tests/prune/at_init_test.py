@@ -206,12 +206,7 @@ class GraspTest(parameterized.TestCase):
     def make(conv):
       def forward(x):
         x = conv(
-          4,
-          3,
-          stride=2,
-          padding='SAME',
-          w_init=layers.WEIGHT_INIT,
-          name='conv',
+          4, 3, stride=2, padding='SAME', w_init=layers.WEIGHT_INIT, name='conv'
         )(x)
         return hk.Linear(3, name='logits')(layers.flatten(jax.nn.relu(x)))
 

@@ -196,10 +196,7 @@ class RewindTest(parameterized.TestCase):
 
     for rewind in (Rewind(0), Rewind(0, early)):
       cycles = iterative.iterative_pruning(
-        lambda theta, kept, step: train(theta, kept),
-        theta,
-        SPARSITIES,
-        rewind,
+        lambda theta, kept, step: train(theta, kept), theta, SPARSITIES, rewind
       )
       for cycle in cycles:
         jax.block_until_ready(cycle)
