@@ -29,13 +29,9 @@ _PACKAGE = pathlib.Path(pp.__file__).parent
 
 
 def check(composition: Composition) -> str:
-  """Trains one.
+  """'right', 'refused' by us, or 'not Optax' if that has no such composition.
 
-  Returns:
-    'right', 'refused' by us, or 'not Optax' if that has no such composition.
-
-  Raises:
-    AssertionError: if it is neither; the message begins with the code.
+  It is trained. If it is neither, an AssertionError ends with its code.
   """
   c = composition
   try:
@@ -67,14 +63,7 @@ def _check(c: Composition) -> str:
 
 
 def check_batch(composition: Composition) -> str:
-  """Trains two powers or two keys together in a scan, and one of them alone.
-
-  Returns:
-    'right', 'refused' by us, or 'not Optax'.
-
-  Raises:
-    AssertionError: if they differ; the message begins with the code.
-  """
+  """The same of two powers or keys that are trained together and one alone."""
   c = composition
   by_key = c.alpha is None or 'jnp.float32(' not in c.alpha or '{' in c.alpha
   if by_key:
