@@ -141,11 +141,9 @@ class GradualPruningTest(parameterized.TestCase):
     tx = aliases.one_shot_pruning(
       optax.apply_if_finite(optax.sgd(0.1), 5), 0.5, step=0
     )
-    phi, opt_state = views.init(tx, _theta())
-    bad = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), phi)
-    updates, opt_state = tx.update(bad, opt_state, phi)
+    bad = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), _theta())
+    _, (phi, opt_state) = small.history(tx, _theta(), 1, lambda i: bad)
     self.assertEqual(_counts(opt_state), [100, 25, 4])
-    phi = optax.apply_updates(phi, updates)
     chex.assert_trees_all_equal(
       phi, masks.apply_masks(_theta(), opt_state.masks)
     )

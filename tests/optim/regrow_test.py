@@ -24,13 +24,10 @@ def _rigl(inner, **options):
   return aliases.rigl(inner, 0.5, stop=100, period=1, start=0, **options)
 
 
-def _one_rewiring(inner, mode, seed=0):
+def _one_rewiring(inner, mode):
   """State and θ before, gradients, and state and θ after one rewiring."""
-  tx = _rigl(inner, regrow=mode)
-  phi, old = views.init(tx, _theta())
-  grads = small.grads(seed, phi)
-  updates, new = tx.update(grads, old, phi)
-  moved = optax.apply_updates(phi, updates)
+  tx, grads = _rigl(inner, regrow=mode), small.grads(0, _theta())
+  (_, old), (moved, new) = small.history(tx, _theta(), 1, lambda i: grads)
   # Without the masks, to see what is behind them too.
   power = trees.find_states(new, powerprop.PowerState)
   theta = powerprop.to_theta(moved, power[0]) if power else moved
@@ -96,10 +93,8 @@ class ValuesTest(parameterized.TestCase):
       drop_fraction=schedules.constant(0.5),
       key=4,
     )
-    phi, old = views.init(tx, theta)
-    grads = small.grads(5, phi)
-    updates, new = tx.update(grads, old, phi)
-    moved = views.effective_params(optax.apply_updates(phi, updates), new)
+    (_, old), (phi, new) = small.history(tx, theta, 1)
+    moved = views.effective_params(phi, new)
     for name, scale in (('a', 3.0), ('n', 0.1)):
       reborn = np.asarray(new.masks[name]['w'] & ~old.masks[name]['w'])
       drawn = np.asarray(moved[name]['w'])[reborn] / scale
