@@ -29,12 +29,8 @@ def main(*args):
   return cli.main([str(arg) for arg in args])
 
 
-@pytest.fixture(scope='module')
-def run(tmp_path_factory):
-  """A run of experiments.sparse_training: two methods, two α, two keys."""
-  out = tmp_path_factory.mktemp('any') / 'run'
-  assert programs.run(sparse_training, *ARGS, '--out', out) == 0
-  return out
+# Two methods, two α, two keys.
+run = programs.finished(sparse_training, ARGS)
 
 
 @pytest.fixture(scope='module')

@@ -4,7 +4,6 @@ Each case is a command line of a program, in a folder with files to get wrong.
 """
 
 import functools
-import importlib
 import json
 import os
 import re
@@ -12,39 +11,40 @@ import shutil
 import sys
 
 import numpy as np
+import programs
 import pytest
 
+from experiments.dct_plus_sparse import patterns
 from powerprop_jax.files import json_files
-from powerprop_jax.train.cli import arguments, main
+from powerprop_jax.train.cli import main
 
 TINY = ['--net=mlp', '--loop.num-steps=40', '--loop.eval-every=20']
+
+
+# What all cases of a program begin with: one small lane, as it is built before
+# the folder is looked at; and short runs.
+FIRST = {
+  'one_shot_pruning': '--net=mlp --alphas 1 --keys 0',
+  'adaptive_alpha': '--preset tiny',
+  'dct_plus_sparse': '--net=mlp --loop.num-steps=4 --loop.batch-size=8'
+  ' --loop.eval-every=2 --loop.steps-per-dispatch=2 --sparse.period=1',
+  'imagenet_resnet50': '--preset tiny --mesh.devices 1',
+}
 
 
 def run(args):
   """Runs 'experiment …', the main job, 'NAME: …', or a command of powerprop."""
   args = args.split() if isinstance(args, str) else [str(a) for a in args]
-  first, rest = args[:1], args[1:]
-  if first == ['experiment']:
-    # One small lane, unless the case says otherwise: it is built before the
-    # folder is looked at.
-    rest = ['--net=mlp', '--alphas', '1', '--keys', '0', *rest]
-    return run_program('one_shot_pruning', rest)
-  if first and first[0].endswith(':'):
-    return run_program(first[0][:-1], rest)
-  return main.main(args)
-
-
-def run_program(name, args):
-  """A program of experiments, as python -m does."""
-  program = importlib.import_module(f'experiments.{name}')
-  if hasattr(program, '__path__'):
-    program = importlib.import_module(f'experiments.{name}.__main__')
-  if name == 'launch':
+  first = args[0] if args else ''
+  if first == 'experiment':
+    first = 'one_shot_pruning:'
+  if not first.endswith(':'):
+    return main.main(args)
+  program = programs.module(first[:-1])
+  args = [*FIRST.get(first[:-1], '').split(), *args[1:]]
+  if first == 'launch:':
     return program.run(args)
-  presets = getattr(program, 'PRESETS', None) or {'default': program.Config()}
-  return arguments.run(
-    program.main, presets, prog=name, description='', args=args
-  )
+  return programs.run(program, *args)
 
 
 def contents(folder):
@@ -205,6 +205,13 @@ ODD_DATA = {
   'five_axes': {'x_train': np.zeros((40, 4, 4, 1, 1), np.uint8)},
   'no_features': {'x_train': np.zeros((40, 0), np.float32)},
   'no_examples': {'x_train': np.zeros((0, 4, 4), np.uint8)},
+  'good': {},
+  'whole_images': {'x_train': np.zeros((40, 4, 4), int)},
+  'no_labels': {'y_test': np.zeros(0, int)},
+  'validation': {
+    **{'x_validation': np.zeros((4, 4, 4), np.uint8)},
+    **{'y_validation': np.arange(4) % 3},
+  },
   'half': {'x_validation': np.zeros((4, 4, 4), np.uint8)},
   'table': {
     **{'x_train': np.zeros((40, 5), np.float32)},
@@ -228,7 +235,9 @@ SWEEPS = {
   'unknown_option.json': SWEEP | {'vary': {'alhpa': [1]}},
   'odd_value.json': SWEEP | {'vary': {'keys': ['a']}},
   'no_value.json': SWEEP | {'vary': {'keys': []}},
-  'twice.json': SWEEP | {'vary': {'keys': [1, 1]}},
+  'list_vary.json': SWEEP | {'vary': ['keys']},
+  'odd_args.json': SWEEP | {'args': '--resume'},
+  'twice.json': SWEEP | {'vary': {'keys': [1, '1']}},
   'unknown_field.json': SWEEP | {'vray': {}},
   'help.json': SWEEP | {'args': ['--help']},
   'in_file.json': SWEEP | {'out': 'file/below'},
@@ -256,6 +265,7 @@ CASES = [
   ('train --alpha nan', 'alpha .*nan', 'at least 1'),
   ('experiment --alphas 1 0.5', 'alpha .*0.5', 'at least 1'),
   ('experiment --alphas 1 nan', 'alpha .*nan', 'at least 1'),
+  ('experiment --alphas 1 inf', 'alpha .*inf', 'finite'),
   ('experiment --alphas', '--alphas', 'at least one'),
   ('prune run --kept 0', '--kept .*got 0', r'\(0, 1\]'),
   ('prune run --kept 0.5 1.5', '--kept .*got 1.5', r'\(0, 1\]'),
@@ -265,22 +275,32 @@ CASES = [
   ('experiment --kept 0', '--kept .*got 0', r'\(0, 1\]'),
   ('prune run --output-factor nan', '--output-factor .*nan', 'positive'),
   ('prune run --output-factor 2 --scope global', '--output-factor', 'layer'),
-  ('train --data.name mnits', "'mnits'", "did you mean 'mnist'"),
-  ('train --data.name mnist --data.dir nowhere', '--data.dir', 'nowhere',
-   'download_and'),
+  ('train --data.name mnits', "unknown data set 'mnits', did you mean 'mnist'",
+   'fashion_mnist', '.npz'),
+  ('train --data.name mnist --data.dir nowhere', '--data.dir',
+   'mnist is not prepared in nowhere', 'does not exist',
+   "t.builder.'mnist', data_dir='nowhere'",
+   "file_format='array_record'.*download_and_prepare"),
   ('train --data.name nothing.npz', 'nothing.npz', 'path of a .npz'),
-  ('train --data.name keys.npz', 'x_test', 'expected are x_train'),
+  ('train --data.name keys.npz', 'lacks x_test: it has ', 'are x_train'),
   ('train --data.name shapes.npz', r'\(5, 5, 1\)', 'must agree'),
   ('train --data.name rank.npz', r'x_test .*\(6,\)', 'expected are'),
   ('train --data.name lengths.npz', '5 images .*6 labels', 'must be as many'),
   ('train --data.name labels.npz', 'y_test .*label 7', 'end at 2'),
-  ('train --data.name negative.npz', 'y_train .*-1', 'from 0'),
+  ('train --data.name negative.npz', 'y_train .*from -1 to -1', 'from 0'),
   ('train --data.name broken.npz', 'broken.npz', 'numpy.savez'),
   ('train --data.num-validation 5000', 'num_validation .*5000', '1436'),
+  ('train --data.num-validation 1437', 'num_validation is 1437', '1436'),
+  ('train --data.num-validation -1', 'num_validation is -1', '1436'),
+  ('train --data.name validation.npz --data.num-validation 5',
+   'leave num_validation out'),
   ('train --net lenet', "'lenet'", "mean 'lenet_5'"),
   ('train --key -1', 'key .*-1', 'at least 0'),
   ('experiment --keys 0 -1', 'key .*-1', 'at least 0'),
+  ('experiment --keys 0 4294967296', 'key .*at least 0 and below 2.32'),
+  (f'experiment --keys 0 {10**30}', 'key .*at least 0 and below 2.32'),
   ('experiment --lanes-at-once 0', 'lanes_at_once .*0', 'at least 1'),
+  ('experiment --lanes-at-once -1', 'lanes_at_once .*-1', 'at least 1'),
   ('train --loop.num-steps 0', 'num_steps .*0', 'at least 1'),
   ('experiment --loop.eval-every 0', 'eval_every .*0', 'at least 1'),
   ('train --optimizer.learning-rate -1', 'learning_rate .*-1', 'positive'),
@@ -322,6 +342,7 @@ CASES = [
   ('train --key 1.5', "--key: .*'1.5'"),
   ('train --key 4294967296', 'key .*below 2.32, got 4294967296'),
   ('train --loop.num-steps 1e3', "--loop.num-steps: .*'1e3'"),
+  ('train --loop.batch-size 0', 'batch_size .*0', 'at least 1'),
   ('train --loop.batch-size 1198', '1,198 .*1,197 examples'),
   ('train --loop.batch-size 1000000', '1,000,000 .*1,197 examples'),
   ('train --loop.steps-per-dispatch 0', 'steps_per_dispatch .*got 0'),
@@ -331,8 +352,10 @@ CASES = [
   ('train --optimizer.nesterov', 'nesterov needs a momentum'),
   ('train --optimizer.schedule linear', "'linear' .*'cosine'"),
   ('train --optimizer.stair-steps 0', 'stair_steps .*got 0'),
-  ('train --optimizer.stair-factor 2', 'stair_factor .*got 2'),
+  ('train --optimizer.stair-factor 0', r'stair_factor .*\(0, 1\), got 0'),
+  ('train --optimizer.stair-factor 1', r'stair_factor .*\(0, 1\), got 1'),
   ('train --optimizer.decay-theta inf', 'decay_theta .*got inf'),
+  ('train --optimizer.decay-theta -1', 'decay_theta .*finite and at least 0'),
   ('train --optimizer.form naive --optimizer.decay-theta 1', 'recommended'),
   ('train --data.num-validation 0', 'num_validation is 0'),
   ('train --data.num-validation x', "--data.num-validation: .*'x'"),
@@ -355,11 +378,14 @@ CASES = [
   ('train --data.name empty.npz', 'not a .npz archive'),
   ('train --data.name array.npz', 'not a .npz archive'),
   ('train --data.name net.npz', 'lacks x_train'),
-  ('train --data.name onehot.npz', 'argmax'),
-  ('train --data.name float_labels.npz', r'astype\(int\)'),
+  ('train --data.name onehot.npz', r'shape \(40, 3\); expected .*argmax'),
+  ('train --data.name float_labels.npz',
+   r'type float64; labels are integers.* .*astype\(int\)'),
   ('train --data.name text_labels.npz', 'labels are integers'),
   ('train --data.name huge_labels.npz', 'labels from 10000000'),
-  ('train --data.name object_labels.npz', 'arrays of numbers'),
+  ('train --data.name object_labels.npz', 'savez.*arrays of numbers'),
+  ('train --data.name no_labels.npz', 'y_test of .* is empty'),
+  ('train --data.name whole_images.npz', 'type int64; images are uint8'),
   ('train --data.name complex.npz', 'complex128'),
   ('train --data.name infinite.npz', 'NaN or infinite'),
   ('train --data.name large.npz', 'NaN or infinite .*float32'),
@@ -469,6 +495,22 @@ CASES = [
   ('experiment --scopes local', "'local'"),
   ('sparse_training: --alphas 1e6', 'alpha must be at most 64'),
   ('sparse_training: --densities 1.5', 'densities .*got 1.5'),
+  ('sparse_training: --densities 0', r'\(0, 1\], got 0'),
+  ('sparse_training: --densities 0.0001', 'would lose all of them'),
+  ('sparse_training: --methods rigll', 'rigll'),
+  ('sparse_training: --methods rigl rigl', '--methods must differ'),
+  ('sparse_training: --alphas 0.5', 'at least 1'),
+  ('sparse_training: --keys -1', 'at least 0'),
+  ('sparse_training: --workers 0', '--workers'),
+  ('sparse_training: --num-test 0', '--num-test'),
+  ('sparse_training: --lanes-at-once 0', 'lanes_at_once'),
+  ('sparse_training: --net mlpp', "Did you mean 'mlp'"),
+  ('sparse_training: --sparse.period 5000', 'nothing would ever be rewired'),
+  ('sparse_training: --alphas 2 --sparse.regrow zero',
+   "regrow='zero' would start"),
+  ('sparse_training: --data.name mnits', 'mnits'),
+  ('sparse_training: --data.name good.npz --augment --loop.batch-size 4',
+   'padding'),
   ('sparse_training: --densities 0.1 0.1', r'ities must .*, got \(0.1, 0.1\)'),
   ('sparse_training: --loop.batch-size 2000', '2,000 .*1,197'),
   ('sparse_training: --sparse.drop-fraction nan', 'drop_fraction .*got nan'),
@@ -476,26 +518,141 @@ CASES = [
   ('sparse_training: --out run --resume', 'a run of train, not of sparse'),
   ('class_specialisation: --alpha 1e6', 'alpha must be at most 64'),
   ('class_specialisation: --density 2', 'densities .*got 2'),
+  ('class_specialisation: --density 0', r'\(0, 1\], got 0'),
+  ('class_specialisation: --net=mlp --density 0.0001', 'lose all of them'),
+  ('class_specialisation: --methods rigll', 'rigll'),
+  ('class_specialisation: --methods rigl rigl', '--methods must differ'),
+  ('class_specialisation: --alpha 0.5', 'at least 1'),
+  ('class_specialisation: --keys -1', 'at least 0'),
+  ('class_specialisation: --net mlpp', "Did you mean 'mlp'"),
   ('class_specialisation: --out file', 'file is a file'),
   ('dct_plus_sparse: --alphas 100', 'alpha must be at most 64'),
   ('dct_plus_sparse: --dct-init-scale nan', '--dct-init-scale .*got nan'),
-  ('dct_plus_sparse: --networks dct --supports snip', 'snip cannot rank'),
+  *((f'dct_plus_sparse: --networks dct --supports {name}',
+     f'transform start at zero, where {name} cannot rank them')
+    for name in patterns.SCORED),
+  ('dct_plus_sparse: --supports epq', 'epq'),
+  ('dct_plus_sparse: --supports erk erk', '--supports must differ'),
+  ('dct_plus_sparse: --networks dct dct', '--networks must differ'),
+  ('dct_plus_sparse: --densities 0', r'\(0, 1\], got 0'),
+  ('dct_plus_sparse: --densities 0.0005 --supports uniform',
+   'would lose all of them'),
+  ('dct_plus_sparse: --densities 0.0001 --supports snip',
+   '1 connections for 2 layers'),
+  ('dct_plus_sparse: --alphas 0.5', 'at least 1'),
+  ('dct_plus_sparse: --dct-init-scale 0 --alphas 2', '--dct-init-scale'),
+  ('dct_plus_sparse: --score.rounds 0', 'rounds must be at least 1'),
+  ('dct_plus_sparse: --score.num-batches 1000', '--score.num-batches'),
+  ('dct_plus_sparse: --timed-steps -1', '--timed-steps'),
+  ('dct_plus_sparse: --workers 0', '--workers'),
+  ('dct_plus_sparse: --net mlpp', "Did you mean 'mlp'"),
+  ('dct_plus_sparse: --sparse.period 5000', 'nothing would ever be rewired'),
+  ('dct_plus_sparse: --dct-optimizer.learning-rate 0', 'learning_rate'),
   ('dct_plus_sparse: --loop.batch-size 5000', '5,000 .*1,197'),
   ('adaptive_alpha: --alphas 1e6', 'alpha must be at most 64'),
   ('adaptive_alpha: --race.candidates 1e6', 'candidate must be at most 64'),
   ('adaptive_alpha: --batch-size 5000', '5,000 .*1,197'),
   ('adaptive_alpha: --epsilons nan', '--epsilons .*got nan'),
-  ('adaptive_alpha: --control.period 0', 'period .*got 0'),
+  ('adaptive_alpha: --control.period 0', 'period must be .* 1, got 0'),
+  ('adaptive_alpha: --methods fixed fixed', '--methods'),
+  ('adaptive_alpha: --nets mlpp', 'mlpp'),
+  ('adaptive_alpha: --epochs 0', 'epochs must be at least 1'),
+  ('adaptive_alpha: --epochs 1', 'too few for a race'),
+  ('adaptive_alpha: --control.initial-alpha 1', 'must start in'),
+  ('adaptive_alpha: --control.epsilon 0', 'epsilon must be positive'),
+  ('adaptive_alpha: --control.alpha-max 1000', 'alpha_max must be at most 64'),
+  ('adaptive_alpha: --race.candidates 0.5 2', 'at least 1, got 0.5'),
+  ('adaptive_alpha: --race.kept 0', r'\(0, 1\]'),
+  ('adaptive_alpha: --branch.trunk-share 1', r'trunk_share .*\(0, 1\)'),
+  ('adaptive_alpha: --branch.candidates 100', 'at most 64, got 100'),
+  ('adaptive_alpha: --alphas 0.5', 'at least 1, got 0.5'),
+  ('adaptive_alpha: --workers 0', '--workers'),
   ('continual_permuted: --alphas 1e6', 'alpha must be at most 64'),
   ('continual_permuted: --net.batch-size 99999', '99,999 .*1,197'),
+  ('continual_permuted: --methods packnett', 'packnett'),
+  ('continual_permuted: --methods ewc ewc', '--methods must differ'),
+  ('continual_permuted: --alphas 0.5', 'at least 1'),
+  ('continual_permuted: --keys -1', 'at least 0'),
+  ('continual_permuted: --rates 0.1', '--rates needs one for each of the 3'),
+  ('continual_permuted: --rates 0.1 0.1 -1', 'learning_rate must be positive'),
+  ('continual_permuted: --workers 0', '--workers'),
+  ('continual_permuted: --measure-every 0', '--measure-every'),
+  ('continual_permuted: --net.epochs 0', '--net.epochs'),
+  ('continual_permuted: --net.batch-size 0', '--net.batch-size'),
+  ('continual_permuted: --net.hidden 10 0', '--net.hidden'),
+  ('continual_permuted: --packing.gamma 0', r'gamma must be in \(0, 1\]'),
+  ('continual_permuted: --packing.gamma 1.5', r'gamma must be in \(0, 1\]'),
+  ('continual_permuted: --packing.densities 1.5', 'got 1.5'),
+  ('continual_permuted: --packing.budgets 0.5',
+   '--packing.budgets needs one for each'),
+  ('continual_permuted: --packing.share 0', r'share .*\(0, 1\], got 0'),
+  ('continual_permuted: --packing.restart zero', "restart='zero'"),
+  ('continual_permuted: --ewc.strength -1', '--ewc.strength'),
+  ('continual_permuted: --ewc.num-examples 0', '--ewc.num-examples'),
+  ('continual_permuted: --stream.num-tasks 0', '--stream.num-tasks'),
+  ('continual_permuted: --stream.kind split --stream.num-tasks 11',
+   '10 classes'),
+  ('continual_permuted: --stream.kind sequence',
+   '--stream.sequence needs the names'),
+  ('continual_permuted: --stream.sequence mnist', 'is for kind=sequence'),
+  ('continual_permuted: --data.name mnits', 'mnits'),
   ('weight_distribution: --nets mlp --alphas 1e6', 'alpha must be at most 64'),
   ('weight_distribution: --nets mlp --out file', 'file is a file'),
+  ('weight_distribution: --nets mlpp', 'mlpp'),
+  ('weight_distribution: --nets mlp mlp', '--nets'),
+  ('weight_distribution: --alphas 0.5', '0.5'),
+  ('weight_distribution: --kept 0', '--kept'),
+  ('weight_distribution: --epsilons 0', '--epsilons'),
+  ('weight_distribution: --data.name mnits', 'mnits'),
   ('flops_table: --sparsities nan', '--sparsities .*got nan'),
+  ('flops_table: --sparsities 1', r'--sparsities .*\[0, 1\), got 1.0'),
+  ('flops_table: --sparsities', '--sparsities'),
+  ('flops_table: --sparsity 0.5', '--sparsity'),
   ('flops_table: --lengths -1', 'length .*got -1'),
-  ('flops_table: --image-size 0', '--image-size .*got 0'),
+  ('flops_table: --lengths 0', 'length must be a positive number, got 0'),
+  ('flops_table: --image-size 0', '--image-size must be at least 1, got 0'),
+  ('flops_table: --image-size 8 --net lenet_5', 'at least 16×16'),
   ('flops_table: --extra-density 2', '--extra-density .*got 2'),
+  ('flops_table: --extra-density nan', r'-density .*\[0, 1\], got nan'),
+  ('flops_table: --net resnet_51', "Did you mean 'resnet_50'"),
+  ('flops_table: --distributions uniformly', 'uniformly'),
+  ('flops_table: --methods adam', "unknown method 'adam'. There are: dense"),
+  ('flops_table: --num-classes 0', 'num_classes must be at least 1, got 0'),
+  ('flops_table: --period 0', 'period must be at least 1, got 0'),
+  ('flops_table: --pruning-stop 9000', 'stop must be after start'),
+  ('flops_table: --pruning-period 0', '--pruning-period must be at least 1'),
   ('flops_table: --net mlp --out run', 'run already holds a run of train'),
   ('imagenet_resnet50: --data.dir nowhere', '--data.dir'),
+  ('imagenet_resnet50: --preset rigl_90',
+   "unknown preset 'rigl_90'; there are: dense",
+   'more. Near it: rigl_90_erk, rigl_95_erk'),
+  ('imagenet_resnet50: --data.synthetic --method lottery', 'lottery'),
+  ('imagenet_resnet50: --data.synthetic --mesh.devices 8'
+   ' --recipe.batch-size 12',
+   'a batch of 12 examples cannot be shared out equally among 8 devices'),
+  ('imagenet_resnet50: --data.synthetic --mesh.devices 8 --data.test-batch 9',
+   'a batch of 9 examples'),
+  ('imagenet_resnet50: --data.synthetic --mesh.devices 9',
+   'from 1 to 8, as many as there'),
+  ('imagenet_resnet50: --data.synthetic --mesh.data 3',
+   'needs 3 devices, there are 1'),
+  ('imagenet_resnet50: --data.synthetic --key -1', 'key must be at least 0'),
+  ('imagenet_resnet50: --data.synthetic --eval-every 0',
+   '--eval-every must be at least 1'),
+  ('imagenet_resnet50: --data.synthetic --sparsity 0.9999'
+   ' --allocation uniform --sparse.drop-fraction 2',
+   r'drop_fraction must be in \(0, 1\)'),
+  ('imagenet_resnet50: --data.synthetic --sparse.distribution er',
+   'choose --allocation'),
+  ('imagenet_resnet50: --data.synthetic --data.image-size 0',
+   '--data.image-size must be'),
+  ('imagenet_resnet50: --data.synthetic --net.width 0',
+   'net.width must leave at least one'),
+  ('imagenet_resnet50: --data.synthetic --hosts.count 2',
+   'without hosts.coordinator'),
+  ('imagenet_resnet50: --data.name imagenot --data.dir other', 'imagenot'),
+  ('imagenet_resnet50: --evaluate no_such_run', 'no_such_run holds no run'),
+  ('imagenet_resnet50: --evaluate no_such.npz', 'cannot read no_such.npz'),
   ('imagenet_resnet50: --evaluate run', 'a run of train'),
   ('imagenet_resnet50: --evaluate net.npz', 'no network of imagenet_resnet50'),
   ('imagenet_resnet50: --evaluate labels.npz', "no array 'about'"),
@@ -510,31 +667,57 @@ CASES = [
   ('benchmarks.step: --alphas 0.1', 'alpha .*got 0.1'),
   ('benchmarks.rewiring: --net nope', "'nope'"),
   ('benchmarks.rewiring: --sparsity nan', '--sparsity .*got nan'),
-  ('benchmarks.dct: --convs nope', "'nope'"),
+  ('benchmarks.dct: --convs middle', "no 'middle'; there are: first, early"),
+  ('benchmarks.dct: --conv-batch 0', '--conv-batch must be at least 1'),
+  ('benchmarks.dct: --densities 0', r'--densities must be in \(0, 1\]'),
   ('benchmarks.pipeline: --name nope', "'nope'"),
+  ('benchmarks.pipeline: --image-size 0', '--image-size .* 1, got 0'),
+  ('benchmarks.pipeline: --repeats 0', '--repeats must be at least 1'),
+  ('benchmarks.pipeline: --enlarge 0', '--enlarge must be positive, got 0'),
+  ('benchmarks.pipeline: --workers -1', '--workers .* at least 0, got -1'),
   ('benchmarks.resnet_step: --num-classes 0', '--num-classes .*got 0'),
-  ('benchmarks.sparse_step: --methods nope', "'nope'"),
+  ('benchmarks.resnet_step: --methods lottery',
+   "no 'lottery'; there are: static"),
+  ('benchmarks.resnet_step: --repeats 0', '--repeats .* at least 1, got 0'),
+  ('benchmarks.resnet_step: --image-size 0', '--image-size .* 1, got 0'),
+  ('benchmarks.sparse_step: --methods rigel',
+   "no 'rigel'; there are: static, "),
+  ('benchmarks.sparse_step: --image-size 0', '--image-size must be at least 1'),
   ('benchmarks.sparse_speed: --learning-rate 0', '--learning-rate .*got 0'),
+  ('benchmarks.sparse_speed: --widths', '--widths needs at least one value'),
+  ('benchmarks.sparse_speed: --parts speed',
+   "no 'speed'; there are: inference, step, accu"),
+  ('benchmarks.sparse_speed: --batches 0', '--batches .* at least 1, got 0'),
+  ('benchmarks.sparse_speed: --repeats 0', '--repeats .* at least 1, got 0'),
+  ('benchmarks.sparse_speed: --accuracy 1.5', r'\(0, 1\), got 1.5'),
   ('benchmarks.sparse_speed: --out run', 'run already holds'),
   # Launchers.
-  ('launch: nothing.json', 'cannot read nothing.json'),
+  ('launch:', 'SWEEP.json'),
+  ('launch: nothing.json', 'cannot read nothing.json as JSON'),
   ('launch: other', 'Is a directory'),
   ('launch: cut.json', 'cannot read cut.json'),
   ('launch: list.json', 'as settings of Sweep'),
   ('launch: no_program.json', "'program' missing"),
   ('launch: odd_program.json', "'program' must be text, got 3"),
-  ('launch: unknown_program.json', "'experiments.nothing'"),
+  ('launch: unknown_program.json', "cannot find .* 'experiments.nothing'"),
   ('launch: relative_program.json', "the program '.nothing'"),
-  ('launch: no_such_program.json', 'no PRESETS'),
-  ('launch: unknown_option.json', '--alhpa.* meant: --alphas'),
-  ('launch: odd_value.json', "--keys: .*'a'"),
-  ('launch: no_value.json', "'vary' must have"),
-  ('launch: twice.json', 'two runs'),
-  ('launch: unknown_field.json', 'vray'),
+  ('launch: no_such_program.json', 'json is no program .*no PRESETS'),
+  ('launch: unknown_option.json', 'alhpa_1: .*--alhpa.* meant: --alphas'),
+  ('launch: odd_value.json', "keys_a: .*--keys: .*'a'"),
+  ('launch: no_value.json', "'vary' must have a list .* got {'keys': "),
+  ('launch: list_vary.json', "'vary' must have a list"),
+  ('launch: odd_args.json', "'args' must be a list of texts, got '--resume'"),
+  ('launch: twice.json', 'two runs .* called keys_1'),
+  ('launch: unknown_field.json', 'vray.* the fields program, out, vary, args'),
   ('launch: help.json', '--help'),
   ('launch: in_file.json', "another 'out'"),
-  ('launch: unknown_preset.json', "unknown preset 'no'"),
+  ('launch: unknown_preset.json', "no: unknown preset 'no'; there are"),
   ('launch: sweep.json --cluster local --gpus 0 0', '--gpus must differ'),
+  ('launch: sweep.json --cluster local --gpus 0 --at-once 2',
+   'without --at-once'),
+  ('launch: sweep.json --gpus 0', 'choose --cluster local'),
+  ('launch: sweep.json --cluster local --parameters timeout_min',
+   'are name=value'),
   ('launch: sweep.json --at-once 0', '--at-once .*got 0'),
   ('launch: sweep.json --cluster moon', "'moon'"),
 ]  # fmt: skip

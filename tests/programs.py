@@ -1,21 +1,58 @@
 """The programs of experiments/, called as from a command line."""
 
+import importlib
 import json
 
-from powerprop_jax.files import json_files
+import pytest
+
 from powerprop_jax.train.cli import arguments
 
 
-def run(program, *args, static_alpha=False):
-  """The exit status of a program, a module with main and PRESETS."""
+def module(name):
+  """A program of experiments, as python -m finds it."""
+  found = importlib.import_module(f'experiments.{name}')
+  if hasattr(found, '__path__'):
+    found = importlib.import_module(f'experiments.{name}.__main__')
+  return found
+
+
+def run(program, *args):
+  """The exit status of a program, a module with main and settings."""
+  presets = getattr(program, 'PRESETS', None) or {'default': program.Config()}
   return arguments.run(
     program.main,
-    program.PRESETS,
-    prog=program.__name__.rpartition('.')[2],
+    presets,
+    prog=program.__name__.removeprefix('experiments.').partition('.')[0],
     description='',
     args=[str(arg) for arg in args],
-    static_alpha=static_alpha,
   )
+
+
+def finished(program, args):
+  """A fixture, shared by a module: the folder of a run that is complete."""
+
+  @pytest.fixture(scope='module')
+  def folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp('finished') / 'run'
+    assert run(program, *args, '--out', out) == 0
+    return out
+
+  return folder
+
+
+def assert_written(folder, names):
+  """Asserts that a run has files of its own, and those of every run."""
+  always = 'config.json results.json report.html complete.json'
+  for name in f'{always} {names}'.split():
+    assert (folder / name).stat().st_size > 0, name
+
+
+def assert_resumes_to_the_same(program, args, out, trained='combinations'):
+  """Asserts that a complete run trains nothing again, below a folder."""
+  before, found = times(out / trained), results(out)
+  assert run(program, *args, '--out', out, '--resume') == 0
+  assert times(out / trained) == before
+  assert results(out) == found
 
 
 def results(out):
@@ -37,19 +74,6 @@ def times(folder):
 def error(status, capsys):
   """What a call that was refused has printed: one line."""
   assert status == 2
-  printed = capsys.readouterr().err
-  assert printed.startswith('error: ')
-  assert printed.count('\n') == 1
-  return printed
-
-
-def refuses(run, args, named, out, capsys):
-  """Asserts that a program refuses args in one line, before it writes."""
-  assert named in error(run(*args.split(), '--out', out), capsys)
-  assert not out.exists()
-
-
-def survives_its_record(config):
-  """Whether settings are the same when they are read from a JSON file."""
-  stored = json.loads(json.dumps(json_files.to_json(config)))
-  return json_files.from_json(type(config), stored) == config
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line.startswith('error: ')
+  return line

@@ -1,5 +1,3 @@
-import contextlib
-import io
 import pathlib
 import tempfile
 
@@ -67,30 +65,6 @@ class AdaptiveAlphaTest(parameterized.TestCase):
     after = {p: p.stat().st_mtime_ns for p in before}
     changed = {p.parent.name for p in before if after[p] != before[p]}
     self.assertEqual(changed, {'mlp_branch'})
-
-  @parameterized.parameters(
-    (('--methods', 'fixed', 'fixed'), '--methods'),
-    (('--nets', 'mlpp'), 'mlpp'),
-    (('--epochs', '0'), 'epochs must be at least 1'),
-    (('--epochs', '1'), 'too few for a race'),
-    (('--control.initial-alpha', '1'), 'must start in'),
-    (('--control.epsilon', '0'), 'epsilon must be positive'),
-    (('--control.period', '0'), 'period must be at least 1'),
-    (('--control.alpha-max', '1000'), 'alpha_max must be at most 64'),
-    (('--race.candidates', '0.5', '2'), 'at least 1, got 0.5'),
-    (('--race.kept', '0'), '(0, 1]'),
-    (('--branch.trunk-share', '1'), 'trunk_share must be in (0, 1)'),
-    (('--branch.candidates', '100'), 'at most 64, got 100'),
-    (('--alphas', '0.5'), 'at least 1, got 0.5'),
-    (('--workers', '0'), '--workers'),
-  )
-  def test_bad_input_is_one_line_and_nothing_is_written(self, args, named):
-    errors = io.StringIO()
-    with contextlib.redirect_stderr(errors):
-      self.assertEqual(_run(*args, '--out', self.out), 2)
-    self.assertEqual(errors.getvalue().count('\n'), 1, errors.getvalue())
-    self.assertIn(named, errors.getvalue())
-    self.assertFalse(self.out.exists())
 
   def test_weights_of_an_earlier_version_are_refused_in_one_line(self):
     combination = runs.Combination('mlp', 'race', None)

@@ -90,13 +90,6 @@ def test_methods_of_sparse_step_have_the_sparsity_they_are_asked_for(name):
   assert masks['linear']['w'].sum() == kept
 
 
-def test_sparse_step_names_what_there_is():
-  with pytest.raises(ValueError, match="no 'rigel'; there are: static, "):
-    sparse_step.main(sparse_step.Config(methods=('rigel',)))
-  with pytest.raises(ValueError, match='--image-size must be at least 1'):
-    sparse_step.main(sparse_step.Config(image_size=0))
-
-
 @pytest.mark.slow
 def test_rewiring_by_counting_and_by_sorting_agree(capsys):
   sorted_too = ('rigl', 'set', 'magnitude', 'magnitude_global')

@@ -16,24 +16,14 @@ TINY = [
   *('--loop.num-steps=6', '--loop.batch-size=8', '--loop.eval-every=6'),
   *('--loop.steps-per-dispatch=6', '--sparse.period=2'),
 ]
-
-
-run = functools.partial(programs.run, class_specialisation, static_alpha=True)
-
-
-@pytest.fixture(scope='module')
-def finished(tmp_path_factory):
-  """A run of the dense network and SET, for two keys."""
-  out = tmp_path_factory.mktemp('specialisation') / 'run'
-  assert run(*TINY, '--out', out) == 0
-  return out
+run = functools.partial(programs.run, class_specialisation)
+# The dense network and SET, for two keys.
+finished = programs.finished(class_specialisation, TINY)
 
 
 @pytest.mark.slow
 def test_a_run_writes_everything_it_promises(finished):
-  names = ['config.json', 'report.html', 'complete.json']
-  for name in [*names, 'class_specialisation.png']:
-    assert (finished / name).stat().st_size > 0
+  programs.assert_written(finished, 'class_specialisation.png')
   found = programs.results(finished)
   scored = [r for r in found if 'accuracy' in r]
   assert [(r['method'], r['density'], r['key']) for r in scored] == [
@@ -92,26 +82,3 @@ def test_means_are_those_of_keys_not_of_their_features():
   rows = report.mean_by_layer(records)
   words = '0.3000 ± 0.1414'
   assert rows == [{'layer': 'a', 'set': words}, {'layer': 'b', 'set': words}]
-
-
-@pytest.mark.parametrize(
-  ('args', 'named'),
-  [
-    ('--methods rigll', 'rigll'),
-    ('--methods rigl rigl', '--methods must differ'),
-    ('--density 0', '(0, 1], got 0'),
-    ('--density 0.0001', 'would lose all of them'),
-    ('--alpha 0.5', 'at least 1'),
-    ('--keys -1', 'at least 0'),
-    ('--net mlpp', "Did you mean 'mlp'"),
-  ],
-)
-def test_bad_input_is_one_line_and_nothing_is_written(
-  args, named, tmp_path, capsys
-):
-  programs.refuses(run, args, named, tmp_path / 'run', capsys)
-
-
-@pytest.mark.parametrize('name', class_specialisation.PRESETS)
-def test_presets_survive_their_record(name):
-  assert programs.survives_its_record(class_specialisation.PRESETS[name])

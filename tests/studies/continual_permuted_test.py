@@ -20,25 +20,15 @@ ARGS = [
   *('--rates', '0.1', '0.05'),
   *('--keys', '0', '1'),
 ]
-
-
-run = functools.partial(programs.run, continual_permuted, static_alpha=True)
-
-
-@pytest.fixture(scope='module')
-def finished(tmp_path_factory):
-  """A run of three methods, with two α and two keys."""
-  out = tmp_path_factory.mktemp('continual') / 'run'
-  assert run(*ARGS, '--out', out) == 0
-  return out
+run = functools.partial(programs.run, continual_permuted)
+# Three methods, with two α and two keys.
+finished = programs.finished(continual_permuted, ARGS)
 
 
 @pytest.mark.slow
 def test_a_run_writes_everything_it_promises(finished):
-  names = ['config.json', 'table.md', 'report.html', 'complete.json']
-  names += ['accuracy.png', 'capacity.png', 'weights_efficient_packnet.png']
-  for name in names:
-    assert (finished / name).stat().st_size > 0
+  figures = 'accuracy.png capacity.png weights_efficient_packnet.png'
+  programs.assert_written(finished, f'table.md {figures}')
   found = programs.results(finished)
   runs = list(dict.fromkeys((r['method'], r['alpha'], r['key']) for r in found))
   assert runs == [
@@ -92,48 +82,6 @@ def test_workers_and_resuming_give_the_same_results(finished, tmp_path):
   assert [r.get('task') for r in found] == [r.get('task') for r in expected]
   assert run(*args, '--workers', 1, '--resume') == 0
   assert programs.results(out) == found
-
-
-@pytest.mark.parametrize(
-  ('args', 'named'),
-  [
-    ('--methods packnett', 'packnett'),
-    ('--methods ewc ewc', '--methods must differ'),
-    ('--alphas 0.5', 'at least 1'),
-    ('--keys -1', 'at least 0'),
-    ('--rates 0.1', '--rates needs one for each of the 3'),
-    ('--rates 0.1 0.1 -1', 'learning_rate must be positive'),
-    ('--workers 0', '--workers'),
-    ('--measure-every 0', '--measure-every'),
-    ('--net.epochs 0', '--net.epochs'),
-    ('--net.batch-size 0', '--net.batch-size'),
-    ('--net.hidden 10 0', '--net.hidden'),
-    ('--packing.gamma 0', 'gamma must be in (0, 1]'),
-    ('--packing.gamma 1.5', 'gamma must be in (0, 1]'),
-    ('--packing.densities 1.5', 'got 1.5'),
-    ('--packing.budgets 0.5', '--packing.budgets needs one for each'),
-    ('--packing.share 0', 'share must be in (0, 1], got 0'),
-    ('--packing.restart zero', "restart='zero'"),
-    ('--ewc.strength -1', '--ewc.strength'),
-    ('--ewc.num-examples 0', '--ewc.num-examples'),
-    ('--stream.num-tasks 0', '--stream.num-tasks'),
-    ('--stream.kind split --stream.num-tasks 11', '10 classes'),
-    ('--stream.kind sequence', '--stream.sequence needs the names'),
-    ('--stream.sequence mnist', 'is for kind=sequence'),
-    ('--data.name mnits', 'mnits'),
-  ],
-)
-def test_bad_input_is_one_line_and_nothing_is_written(
-  args, named, tmp_path, capsys
-):
-  out = tmp_path / 'run'
-  assert named in programs.error(run(*args.split(), '--out', out), capsys)
-  assert not out.exists()
-
-
-@pytest.mark.parametrize('name', PRESETS)
-def test_presets_survive_their_record(name):
-  assert programs.survives_its_record(PRESETS[name])
 
 
 @pytest.mark.parametrize('kind', ['rotated', 'split'])

@@ -48,12 +48,3 @@ def test_forms_take_the_same_step(method):
     found[form] = values, to_inputs
   for masked, thin in zip(*found.values(), strict=True):
     np.testing.assert_allclose(masked, thin, atol=1e-6)
-
-
-def test_names_what_there_is():
-  with pytest.raises(ValueError, match="no 'middle'; there are: first, early"):
-    dct.main(dct.Config(convs=('middle',)))
-  with pytest.raises(ValueError, match='--conv-batch must be at least 1'):
-    dct.main(dct.Config(conv_batch=0))
-  with pytest.raises(ValueError, match=r'--densities must be in \(0, 1\]'):
-    dct.main(dct.Config(densities=(0.0,)))

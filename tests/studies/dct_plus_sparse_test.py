@@ -32,23 +32,15 @@ ARGS = [
 SUPPORTS_OF = {'standard': ('erk', 'snip', 'set'), 'dct': ('erk', 'set')}
 
 
-run = functools.partial(programs.run, dct_plus_sparse, static_alpha=True)
-
-
-@pytest.fixture(scope='module')
-def finished(tmp_path_factory):
-  """A run of three supports, for two keys."""
-  out = tmp_path_factory.mktemp('dct') / 'run'
-  assert run(*ARGS, '--out', out) == 0
-  return out
+run = functools.partial(programs.run, dct_plus_sparse)
+# Three supports, for two keys.
+finished = programs.finished(dct_plus_sparse, ARGS)
 
 
 @pytest.mark.slow
 def test_a_run_writes_everything_it_promises(finished):
-  names = ['config.json', 'table.md', 'report.html', 'complete.json']
-  names += ['accuracy.png', *(f'signals_{s}.png' for s in ('erk', 'snip'))]
-  for name in names:
-    assert (finished / name).stat().st_size > 0
+  figures = 'accuracy.png signals_erk.png signals_snip.png'
+  programs.assert_written(finished, f'table.md {figures}')
   found = [r for r in programs.results(finished) if 'accuracy' in r]
   fields = ('support', 'density', 'network', 'key')
   assert [tuple(record[f] for f in fields) for record in found] == [
@@ -123,12 +115,8 @@ def test_table_has_a_gap_where_a_network_has_no_support(finished):
 
 @pytest.mark.slow
 def test_what_is_finished_is_not_trained_again(finished):
-  times = programs.times(finished / 'combinations')
-  before = programs.results(finished)
-  args = [*ARGS, '--timed-steps', '0', '--out', finished, '--resume']
-  assert run(*args) == 0
-  assert programs.times(finished / 'combinations') == times
-  assert programs.results(finished) == before
+  args = [*ARGS, '--timed-steps', '0']
+  programs.assert_resumes_to_the_same(dct_plus_sparse, args, finished)
 
 
 def test_a_combination_that_was_stopped_continues_to_the_same(
@@ -174,47 +162,6 @@ def test_scores_that_rank_nothing_leave_a_combination_out(tmp_path, capsys):
   found = capsys.readouterr()
   assert 'snip_density_0.1_alpha_1 is left out: SNIP scores' in found.out
   assert 'error: there is no network to report' in found.err
-
-
-@pytest.mark.parametrize('name', patterns.SCORED)
-def test_scored_supports_are_refused_for_the_transform_alone(
-  name, tmp_path, capsys
-):
-  args = ' '.join([*TINY, '--supports', name, '--networks', 'dct'])
-  named = f'transform start at zero, where {name} cannot rank them'
-  programs.refuses(run, args, named, tmp_path / 'run', capsys)
-
-
-@pytest.mark.parametrize(
-  ('args', 'named'),
-  [
-    ('--supports epq', 'epq'),
-    ('--supports erk erk', '--supports must differ'),
-    ('--networks dct dct', '--networks must differ'),
-    ('--densities 0', '(0, 1], got 0'),
-    ('--densities 0.0005 --supports uniform', 'would lose all of them'),
-    ('--densities 0.0001 --supports snip', '1 connections for 2 layers'),
-    ('--alphas 0.5', 'at least 1'),
-    ('--dct-init-scale 0 --alphas 2', '--dct-init-scale'),
-    ('--score.rounds 0', 'rounds must be at least 1'),
-    ('--score.num-batches 100', '--score.num-batches'),
-    ('--timed-steps -1', '--timed-steps'),
-    ('--workers 0', '--workers'),
-    ('--net mlpp', "Did you mean 'mlp'"),
-    ('--sparse.period 5000', 'nothing would ever be rewired'),
-    ('--dct-optimizer.learning-rate 0', 'learning_rate'),
-  ],
-)
-def test_bad_input_is_one_line_and_nothing_is_written(
-  args, named, tmp_path, capsys
-):
-  args = ' '.join([*TINY, args])
-  programs.refuses(run, args, named, tmp_path / 'run', capsys)
-
-
-@pytest.mark.parametrize('name', PRESETS)
-def test_presets_survive_their_record(name):
-  assert programs.survives_its_record(PRESETS[name])
 
 
 def test_presets_compare_both_networks_and_have_the_epochs_of_the_recipe():

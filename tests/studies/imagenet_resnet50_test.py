@@ -1,12 +1,14 @@
 """The program for ImageNet at a tiny size: train, stop, resume, evaluate."""
 
 import dataclasses
+import functools
 import json
 import re
 
 import jax
 import numpy as np
 import processes
+import programs
 import pytest
 
 from experiments.imagenet_resnet50 import __main__ as imagenet_resnet50
@@ -23,10 +25,8 @@ from experiments.imagenet_resnet50.config import (
 from powerprop_jax.core import masks
 from powerprop_jax.export import export
 from powerprop_jax.train import methods
-from powerprop_jax.train.cli import arguments
 from powerprop_jax.train.runs import metrics as metrics_lib
 
-ALL_DEVICES = ['--mesh.devices', '8']
 ONE_DEVICE = ['--mesh.devices', '1']
 TINY = ['--preset', 'tiny', *ONE_DEVICE]
 SYNTHETIC = [*TINY, '--data.synthetic', '--data.synthetic-classes', '10']
@@ -47,19 +47,11 @@ def _compiled_once(tmp_path_factory):
     jax.config.update(name, value)
 
 
-def run(*args):
-  return arguments.run(
-    imagenet_resnet50.main,
-    PRESETS,
-    prog='imagenet_resnet50',
-    description='',
-    args=[str(arg) for arg in args],
-    static_alpha=True,
-  )
+run = functools.partial(programs.run, imagenet_resnet50)
 
 
 def result(out):
-  [record] = json.loads((out / 'results.json').read_text())
+  [record] = programs.results(out)
   return record
 
 
@@ -113,22 +105,15 @@ class PresetsTest:
     assert found[0.0, None, 1] == 0.768
 
 
-@pytest.fixture(scope='module')
-def finished(tmp_path_factory):
-  """A run on random images."""
-  out = tmp_path_factory.mktemp('imagenet') / 'run'
-  assert run(*SYNTHETIC, '--out', out) == 0
-  return out
+# A run on random images.
+finished = programs.finished(imagenet_resnet50, SYNTHETIC)
 
 
 @pytest.mark.slow
 class RunTest:
   def test_everything_promised_is_there(self, finished):
-    for name in (
-      'config.json', 'metrics.jsonl', 'best.npz', 'learning_curves.png',
-      'report.html', 'results.json', 'complete.json',
-    ):  # fmt: skip
-      assert (finished / name).stat().st_size > 0
+    files = 'metrics.jsonl best.npz learning_curves.png'
+    programs.assert_written(finished, files)
     record = result(finished)
     assert record['step'] == 8 and record['num_skipped'] == 0
     assert record['loss'] > 0
@@ -140,7 +125,7 @@ class RunTest:
     assert 'Evci et al., 2020' in page and '0.746' in page
 
   def test_evaluation_alone_says_the_same(self, finished, capsys):
-    before = {p: p.stat().st_mtime_ns for p in finished.rglob('*')}
+    before = programs.times(finished)
     path = finished / 'best.npz'
     best = export.read(path)
     for given, step, loss in (
@@ -151,7 +136,7 @@ class RunTest:
       printed = capsys.readouterr().out
       assert _column(printed, 'loss') == pytest.approx(loss, rel=2e-3)
       assert _column(printed, 'step') == step
-    assert {p: p.stat().st_mtime_ns for p in finished.rglob('*')} == before
+    assert programs.times(finished) == before
     # It is the mean under its masks.
     theta, masks = best[:2]
     zeros = jax.tree.map(
@@ -195,55 +180,16 @@ def test_photographs_are_trained_on_resumed_and_evaluated(tfds_dir, tmp_path):
   assert run('--evaluate', out, '--data.dir', tfds_dir, *ONE_DEVICE) == 0
 
 
-def assert_refused(capsys, args, message):
-  assert run(*args) == 2
-  [line] = capsys.readouterr().err.strip().splitlines()
-  assert line.startswith('error: ') and message in line
-
-
-class BadInputTest:
-  @pytest.mark.parametrize(
-    ('args', 'message'),
-    [
-      (['--preset', 'rigl_90'], "unknown preset 'rigl_90'; there are: dense"),
-      (['--preset', 'rigl_90'], 'more. Near it: rigl_90_erk, rigl_95_erk'),
-      ([*SYNTHETIC, '--method', 'lottery'], 'lottery'),
-      ([*SYNTHETIC, *ALL_DEVICES, '--recipe.batch-size', '12'],
-       'a batch of 12 examples cannot be shared out equally among 8 devices'),
-      ([*SYNTHETIC, *ALL_DEVICES, '--data.test-batch', '9'],
-       'a batch of 9 examples'),
-      ([*SYNTHETIC, '--mesh.devices', '9'], 'from 1 to 8, as many as there'),
-      ([*SYNTHETIC, '--mesh.data', '3'], 'needs 3 devices, there are 1'),
-      ([*SYNTHETIC, '--key', '-1'], 'key must be at least 0'),
-      ([*SYNTHETIC, '--eval-every', '0'], '--eval-every must be at least 1'),
-      ([*SYNTHETIC, '--sparsity', '0.9999', '--allocation', 'uniform',
-        '--sparse.drop-fraction', '2'], 'drop_fraction must be in (0, 1)'),
-      ([*SYNTHETIC, '--sparse.distribution', 'er'], 'choose --allocation'),
-      ([*SYNTHETIC, '--data.image-size', '0'], '--data.image-size must be'),
-      ([*SYNTHETIC, '--net.width', '0'], 'net.width must leave at least one'),
-      ([*TINY, '--data.name', 'imagenot'], 'imagenot'),
-      ([*SYNTHETIC, '--hosts.count', '2'], 'without hosts.coordinator'),
-      (['--evaluate', 'no_such_run'], 'no_such_run holds no run'),
-      (['--evaluate', 'no_such.npz'], 'cannot read no_such.npz'),
-    ],
-  )  # fmt: skip
-  def test_mistakes_are_one_line_and_status_2(
-    self, args, message, capsys, tmp_path
+@pytest.mark.slow
+def test_folder_of_another_run_is_refused(finished, capsys):
+  before = programs.times(finished)
+  for args, message in (
+    (SYNTHETIC, 'already holds a run of imagenet_resnet50; pass --resume'),
+    ([*SYNTHETIC, '--resume', '--alpha', '2'], 'alpha: 1.5 → 2.0'),
   ):
-    out = tmp_path / 'run'
-    args = [*args, '--out', out, '--data.dir', tmp_path]
-    assert_refused(capsys, args, message)
-    assert not out.exists()
-
-  @pytest.mark.slow
-  def test_folder_of_another_run_is_refused(self, finished, capsys):
-    before = {p: p.stat().st_mtime_ns for p in finished.rglob('*')}
-    for args, message in (
-      (SYNTHETIC, 'already holds a run of imagenet_resnet50; pass --resume'),
-      ([*SYNTHETIC, '--resume', '--alpha', '2'], 'alpha: 1.5 → 2.0'),
-    ):
-      assert_refused(capsys, [*args, '--out', finished], message)
-    assert {p: p.stat().st_mtime_ns for p in finished.rglob('*')} == before
+    status = run(*args, '--out', finished)
+    assert message in programs.error(status, capsys)
+  assert programs.times(finished) == before
 
 
 @pytest.mark.slow

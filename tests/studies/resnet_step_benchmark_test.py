@@ -7,7 +7,6 @@ import pytest
 
 from experiments.benchmarks import resnet_step
 from powerprop_jax.train.cli import timing
-from powerprop_jax.train.runs.errors import UserError
 
 TINY = resnet_step.Config(
   methods=('static',),
@@ -57,16 +56,3 @@ def test_says_so_where_there_is_no_gpu(capsys):
     pytest.skip('this machine has a GPU')
   resnet_step.main(dataclasses.replace(TINY, device='gpu'))
   assert 'There is no GPU here' in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-  ('settings', 'message'),
-  [
-    ({'methods': ('lottery',)}, "no 'lottery'; there are: static"),
-    ({'repeats': 0}, '--repeats must be at least 1, got 0'),
-    ({'image_size': 0}, '--image-size must be at least 1, got 0'),
-  ],
-)
-def test_mistakes_are_named(settings, message):
-  with pytest.raises(UserError, match=message):
-    resnet_step.main(dataclasses.replace(TINY, **settings))

@@ -8,7 +8,6 @@ import scipy.sparse
 
 from experiments.benchmarks import mkl, sparse_speed
 from powerprop_jax.train.data.splits import DataConfig
-from powerprop_jax.train.runs.errors import UserError
 
 
 @pytest.mark.slow
@@ -49,18 +48,3 @@ def test_mkl_multiplies(num_vectors):
   x = np.arange(4.0 * num_vectors, dtype=np.float32).reshape(4, num_vectors)
   found = mkl.Matrix(matrix, num_vectors)(x)
   np.testing.assert_allclose(found, matrix @ x, rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-  ('settings', 'message'),
-  [
-    (dict(widths=()), '--widths needs at least one value'),
-    (dict(parts=('speed',)), "no 'speed'; there are: inference, step, accu"),
-    (dict(batches=(0,)), '--batches must be at least 1, got 0'),
-    (dict(repeats=0), '--repeats must be at least 1, got 0'),
-    (dict(accuracy=1.5), r'--accuracy must be in \(0, 1\), got 1.5'),
-  ],
-)
-def test_bad_input_is_refused(settings, message):
-  with pytest.raises(UserError, match=message):
-    sparse_speed.main(sparse_speed.Config(**settings))

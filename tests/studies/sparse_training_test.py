@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 
-import numpy as np
 import programs
 import pytest
 
@@ -18,31 +17,21 @@ TINY = [
 ]
 
 
-run = functools.partial(programs.run, sparse_training, static_alpha=True)
-
-
+run = functools.partial(programs.run, sparse_training)
 ARGS = [
   *TINY,
   *('--methods', 'dense', 'rigl'),
   *('--alphas', '1', '2'),
   *('--keys', '0', '1'),
 ]
-
-
-@pytest.fixture(scope='module')
-def finished(tmp_path_factory):
-  """A run of the dense network and RigL, for two α and two keys."""
-  out = tmp_path_factory.mktemp('sparse') / 'run'
-  assert run(*ARGS, '--out', out) == 0
-  return out
+# The dense network and RigL, for two α and two keys.
+finished = programs.finished(sparse_training, ARGS)
 
 
 @pytest.mark.slow
 def test_a_run_writes_everything_it_promises(finished):
-  names = ['config.json', 'table.md', 'report.html', 'complete.json']
-  names += ['accuracy.png', 'churn_density_0.2.png', 'layers_density_0.2.png']
-  for name in names:
-    assert (finished / name).stat().st_size > 0
+  layers = 'churn_density_0.2.png layers_density_0.2.png'
+  programs.assert_written(finished, f'table.md accuracy.png {layers}')
   found = programs.results(finished)
   places = [(r['alpha'], r['method'], r['density'], r['key']) for r in found]
   assert places == [
@@ -81,11 +70,7 @@ def test_table_has_a_row_for_every_method(finished):
 
 
 def test_what_is_finished_is_not_trained_again(finished):
-  before = programs.times(finished / 'combinations')
-  found = programs.results(finished)
-  assert run(*ARGS, '--out', finished, '--resume') == 0
-  assert programs.times(finished / 'combinations') == before
-  assert programs.results(finished) == found
+  programs.assert_resumes_to_the_same(sparse_training, ARGS, finished)
 
 
 @pytest.mark.slow
@@ -105,44 +90,6 @@ def test_workers_give_the_same_results_and_may_change_on_resuming(
     assert ours['loss'] == pytest.approx(theirs['loss'], rel=1e-3)
   assert run(*args, '--workers', 1, '--resume') == 0
   assert programs.results(out) == found
-
-
-@pytest.mark.parametrize(
-  ('args', 'named'),
-  [
-    ('--methods rigll', 'rigll'),
-    ('--methods rigl rigl', '--methods must differ'),
-    ('--densities 0', '(0, 1], got 0'),
-    ('--densities 0.0001', 'would lose all of them'),
-    ('--alphas 0.5', 'at least 1'),
-    ('--keys -1', 'at least 0'),
-    ('--workers 0', '--workers'),
-    ('--num-test 0', '--num-test'),
-    ('--lanes-at-once 0', 'lanes_at_once'),
-    ('--net mlpp', "Did you mean 'mlp'"),
-    ('--sparse.period 5000', 'nothing would ever be rewired'),
-    ('--alphas 2 --sparse.regrow zero', "regrow='zero' would start"),
-    ('--data.name mnits', 'mnits'),
-  ],
-)
-def test_bad_input_is_one_line_and_nothing_is_written(
-  args, named, tmp_path, capsys
-):
-  programs.refuses(run, args, named, tmp_path / 'run', capsys)
-
-
-def test_augmentation_of_images_that_are_too_small_is_refused(tmp_path, capsys):
-  path = tmp_path / 'tiny.npz'
-  images, labels = np.zeros((20, 4, 4), np.uint8), np.arange(20) % 2
-  np.savez(path, x_train=images, y_train=labels, x_test=images, y_test=labels)
-  args = ['--data.name', path, '--augment', '--out', tmp_path / 'run']
-  assert run(*args) == 2
-  assert 'padding' in capsys.readouterr().err
-
-
-@pytest.mark.parametrize('name', PRESETS)
-def test_presets_survive_their_record(name):
-  assert programs.survives_its_record(PRESETS[name])
 
 
 def test_mnist_presets_have_the_epochs_of_the_recipe():

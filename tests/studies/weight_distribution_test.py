@@ -1,7 +1,5 @@
 """The distribution of weights writes what it promises, and refuses the rest."""
 
-import functools
-
 import programs
 import pytest
 
@@ -12,25 +10,18 @@ TINY = [
   *('--loop.num-steps=1', '--loop.batch-size=8', '--loop.eval-every=1'),
   *('--epsilons', '0.001', '0.01', '--kept', '1', '0.1'),
 ]
-run = functools.partial(programs.run, weight_distribution)
-
-
-@pytest.fixture(scope='module')
-def finished(tmp_path_factory):
-  out = tmp_path_factory.mktemp('weights') / 'run'
-  assert run(*TINY, '--out', out) == 0
-  return out
+FIGURES = (
+  *('weight_histograms', 'latent_histograms', 'near_zero', 'accuracy'),
+  'learning_curves',
+)
+finished = programs.finished(weight_distribution, TINY)
 
 
 @pytest.mark.slow
 def test_a_run_writes_everything_it_promises(finished):
-  kinds = ('weight_histograms', 'latent_histograms', 'near_zero', 'accuracy')
-  names = ['config.json', 'results.json', 'report.html', 'complete.json']
   for net in ('mlp', 'mnist_cnn'):
-    names += [f'{kind}_{net}.png' for kind in (*kinds, 'learning_curves')]
-    names.append(f'{net}/metrics.jsonl')
-  for name in names:
-    assert (finished / name).stat().st_size > 0, name
+    figures = ' '.join(f'{kind}_{net}.png' for kind in FIGURES)
+    programs.assert_written(finished, f'{figures} {net}/metrics.jsonl')
   results = programs.results(finished)
   for net, leaves in (('mlp', 2), ('mnist_cnn', 4)):
     of_net = [record for record in results if record['net'] == net]
@@ -61,25 +52,6 @@ def test_latent_weights_form_two_heaps_for_a_large_power_from_the_start(
 
 @pytest.mark.slow
 def test_a_network_that_is_finished_is_not_trained_again(finished):
-  before = programs.times(finished / 'mlp/checkpoints')
-  results = programs.results(finished)
-  assert run(*TINY, '--out', finished, '--resume') == 0
-  assert programs.times(finished / 'mlp/checkpoints') == before
-  assert programs.results(finished) == results
-
-
-@pytest.mark.parametrize(
-  ('args', 'named'),
-  [
-    ('--nets mlpp', 'mlpp'),
-    ('--nets mlp mlp', '--nets'),
-    ('--alphas 0.5', '0.5'),
-    ('--kept 0', '--kept'),
-    ('--epsilons 0', '--epsilons'),
-    ('--data.name mnits', 'mnits'),
-  ],
-)
-def test_bad_input_is_one_line_and_nothing_is_written(
-  args, named, tmp_path, capsys
-):
-  programs.refuses(run, args, named, tmp_path / 'run', capsys)
+  programs.assert_resumes_to_the_same(
+    weight_distribution, TINY, finished, 'mlp/checkpoints'
+  )

@@ -20,7 +20,6 @@ from powerprop_jax.train.ensemble import Members
 from powerprop_jax.train.loop import LoopConfig
 from powerprop_jax.train.optimizers import OptimizerConfig
 from powerprop_jax.train.runs import metrics
-from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
 from powerprop_jax.train.scale import fusing
 
@@ -137,23 +136,6 @@ class MembersTest:
     assert (rows[0] != rows[1]).any()
     expected = splits.batch_indices(5, 30, 7, 16, 100)
     np.testing.assert_array_equal(rows[3], expected)
-
-  @pytest.mark.parametrize('key', [-1, 2**32, 10**30])
-  def test_key_out_of_range_is_refused(self, key):
-    with pytest.raises(UserError, match='at least 0 and below'):
-      ensemble.product([1.0], [0, key])
-
-  @pytest.mark.parametrize('alpha', [0.5, float('nan'), float('inf')])
-  def test_power_out_of_range_is_refused_although_it_would_be_traced(
-    self, alpha
-  ):
-    with pytest.raises(ValueError, match='at least 1'):
-      create(ensemble.product([1.0, alpha, 2.0], [0]))
-
-  @pytest.mark.parametrize('at_once', [0, -1])
-  def test_no_member_at_a_time_is_refused(self, at_once):
-    with pytest.raises(UserError, match='lanes_at_once'):
-      ensemble.mapped(jnp.sin, at_once)
 
 
 class PruneTest:

@@ -13,7 +13,6 @@ from powerprop_jax.train.checkpoints.checkpoint import Checkpoints
 from powerprop_jax.train.data.sources import Arrays
 from powerprop_jax.train.data.splits import Splits
 from powerprop_jax.train.loop import LoopConfig
-from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
 from powerprop_jax.train.scale.preemption import Preempted
 
@@ -143,12 +142,3 @@ class FitTest:
     assert fit(tmp_path, calls=calls, resume=True) == expected
     assert calls == []
     assert (tmp_path / 'metrics.jsonl').read_bytes() == before
-
-
-@pytest.mark.parametrize(
-  'name', ['num_steps', 'batch_size', 'eval_every', 'steps_per_dispatch']
-)
-@pytest.mark.parametrize('value', [0, -3])
-def test_length_that_is_not_positive_is_refused(name, value):
-  with pytest.raises(UserError, match=f'{name} must be at least 1'):
-    LoopConfig(**{name: value})

@@ -8,7 +8,6 @@ import pytest
 from powerprop_jax.optim import views
 from powerprop_jax.train import optimizers
 from powerprop_jax.train.optimizers import OptimizerConfig
-from powerprop_jax.train.runs.errors import UserError
 
 NUM_STEPS = 9
 GRADS = np.random.default_rng(0).normal(size=(NUM_STEPS, 2, 3))
@@ -57,19 +56,3 @@ def test_staircase_without_a_stair_is_constant():
   np.testing.assert_allclose(
     weights_after(stairs), weights_after(OptimizerConfig()), rtol=1e-6
   )
-
-
-@pytest.mark.parametrize(
-  ('settings', 'message'),
-  [
-    ({'nesterov': True}, 'nesterov needs a momentum'),
-    ({'stair_steps': 0}, 'stair_steps must be at least 1, got 0'),
-    ({'stair_factor': 0.0}, r'stair_factor must be in \(0, 1\), got 0'),
-    ({'stair_factor': 1.0}, 'stair_factor'),
-    ({'decay_theta': -1.0}, 'decay_theta must be finite and at least 0'),
-    ({'decay_phi': float('nan')}, 'decay_phi'),
-  ],
-)
-def test_settings_out_of_range_are_named(settings, message):
-  with pytest.raises(UserError, match=message):
-    optimizers.make_tx(OptimizerConfig(**settings), 1.0, NUM_STEPS)

@@ -16,8 +16,6 @@ from powerprop_jax.train import evaluate as evaluate_lib
 from powerprop_jax.train import step
 from powerprop_jax.train.data import splits
 from powerprop_jax.train.data.sources import Arrays
-from powerprop_jax.train.runs import errors
-from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.scale import fusing
 
 TX = powerprop.powerprop(optax.sgd(0.1, momentum=0.9), 2.0)
@@ -70,11 +68,6 @@ class StateTest:
     chex.assert_trees_all_close(start.theta, theta, rtol=1e-5)
     assert start.step.dtype == jnp.int32
     assert start.step == 0
-
-  @pytest.mark.parametrize('key', [-1, 2**32])
-  def test_key_out_of_range_is_refused(self, key):
-    with pytest.raises(UserError, match=f'got {key}'):
-      errors.check_key(key)
 
 
 class StepTest:
