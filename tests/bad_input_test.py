@@ -47,14 +47,6 @@ def run(args):
   return programs.run(program, *args)
 
 
-def contents(folder):
-  """Everything below a folder: bytes of files, None for folders."""
-  return {
-    path: path.read_bytes() if path.is_file() else None
-    for path in folder.rglob('*')
-  }
-
-
 @pytest.fixture(scope='module')
 def world(tmp_path_factory):
   """A folder with a run, a pruning of it, a file, and odd data sets."""
@@ -248,11 +240,11 @@ SWEEPS = {
 def refusal(args, world, capsys, monkeypatch):
   """The single line with which a command line is refused."""
   monkeypatch.chdir(world)
-  before = contents(world)
+  before = programs.contents(world)
   capsys.readouterr()
   assert run(args) == 2
   shown = capsys.readouterr()
-  assert contents(world) == before
+  assert programs.contents(world) == before
   assert 'Traceback' not in shown.err + shown.out
   (line,) = shown.err.splitlines()
   assert line.startswith('error: ')
@@ -562,6 +554,10 @@ CASES = [
   ('adaptive_alpha: --control.epsilon 0', 'epsilon must be positive'),
   ('adaptive_alpha: --control.alpha-max 1000', 'alpha_max must be at most 64'),
   ('adaptive_alpha: --race.candidates 0.5 2', 'at least 1, got 0.5'),
+  ('adaptive_alpha: --control.warm-up -1', 'warm_up must be at least 0'),
+  ('adaptive_alpha: --race.candidates', 'at least one'),
+  ('adaptive_alpha: --race.candidates 2 2', 'must differ'),
+  ('adaptive_alpha: --race.final-share 1.5', 'final_share'),
   ('adaptive_alpha: --race.kept 0', r'\(0, 1\]'),
   ('adaptive_alpha: --branch.trunk-share 1', r'trunk_share .*\(0, 1\)'),
   ('adaptive_alpha: --branch.candidates 100', 'at most 64, got 100'),
@@ -768,19 +764,19 @@ def damaged(world, tmp_path):
 
 class DamagedCheckpointTest:
   def test_pruning_falls_back_and_says_so(self, damaged, capsys):
-    before = contents(damaged)
+    before = programs.contents(damaged)
     assert run(['prune', damaged / 'run', '--kept', '0.5']) == 0
     shown = capsys.readouterr()
     assert 'checkpoint of step 40' in shown.err
     assert 'continuing from the checkpoint of step 20' in shown.err
     assert 'step 20 of 40' in shown.out
-    after = contents(damaged)
+    after = programs.contents(damaged)
     assert {path: after[path] for path in before} == before
 
   def test_resumed_run_falls_back_and_loses_nothing(
     self, world, damaged, capsys
   ):
-    kept = contents(damaged / 'run' / 'checkpoints' / '40')
+    kept = programs.contents(damaged / 'run' / 'checkpoints' / '40')
     args = ['train', *TINY, '--out', damaged / 'run', '--resume']
     assert run(args) == 0
     assert 'step 20' in capsys.readouterr().err
@@ -788,20 +784,20 @@ class DamagedCheckpointTest:
       repaired = (damaged / 'run' / name).read_bytes()
       assert repaired == (world / 'run' / name).read_bytes()
     aside = damaged / 'run' / 'checkpoints' / 'damaged' / '40'
-    assert list(contents(aside).values()) == list(kept.values())
+    assert list(programs.contents(aside).values()) == list(kept.values())
 
   def test_run_without_an_intact_checkpoint_is_refused(
     self, damaged, capsys, monkeypatch
   ):
     damage(damaged / 'run', '20')
     monkeypatch.chdir(damaged)
-    before = contents(damaged)
+    before = programs.contents(damaged)
     assert run('prune run') == 2
     *warnings, error = capsys.readouterr().err.splitlines()
     assert all(line.startswith('warning: ') for line in warnings)
     assert 'no checkpoint in' in error
     assert 'Nothing was deleted' in error
-    assert contents(damaged) == before
+    assert programs.contents(damaged) == before
 
   def test_run_without_any_checkpoint_is_refused(
     self, damaged, capsys, monkeypatch

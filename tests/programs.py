@@ -61,8 +61,11 @@ def results(out):
 
 
 def contents(folder):
-  """What is in each file of a folder."""
-  return {p: p.read_bytes() for p in folder.rglob('*') if p.is_file()}
+  """Everything below a folder: bytes of files, None for folders."""
+  return {
+    path: path.read_bytes() if path.is_file() else None
+    for path in folder.rglob('*')
+  }
 
 
 def times(folder):

@@ -2,58 +2,59 @@
 
 import itertools
 
-from absl.testing import parameterized
 import numpy as np
+import pytest
 
 from experiments.adaptive_alpha import race
 from powerprop_jax.train import ensemble
 from powerprop_jax.train.runs.errors import UserError
 
 
-class RungsTest(parameterized.TestCase):
-  @parameterized.product(
-    num_candidates=(1, 2, 6, 7, 16),
-    num_steps=(900, 41_265),
-    final_share=(0.1, 0.6, 0.9),
-  )
+class RungsTest:
+  @pytest.mark.parametrize('num_candidates', (1, 2, 6, 7, 16))
+  @pytest.mark.parametrize('num_steps', (900, 41_265))
+  @pytest.mark.parametrize('final_share', (0.1, 0.6, 0.9))
   def test_all_networks_together_take_the_budget(
     self, num_candidates, num_steps, final_share
   ):
     ladder = race.rungs(num_candidates, num_steps, final_share)
     spent = [rung.num_members * rung.num_steps for rung in ladder]
-    self.assertEqual(sum(spent), num_steps)
-    self.assertGreaterEqual(spent[-1], round(final_share * num_steps, 6))
-    self.assertEqual(ladder[0].num_members, num_candidates)
-    self.assertEqual(ladder[-1].num_members, 1)
+    assert sum(spent) == num_steps
+    assert spent[-1] >= round(final_share * num_steps, 6)
+    assert ladder[0].num_members == num_candidates
+    assert ladder[-1].num_members == 1
     for before, after in itertools.pairwise(ladder):
-      self.assertEqual(after.num_members, -(-before.num_members // 2))
+      assert after.num_members == -(-before.num_members // 2)
     for rung in ladder:
-      self.assertGreaterEqual(rung.num_steps, 1)
+      assert rung.num_steps >= 1
 
   def test_one_candidate_has_the_whole_budget(self):
-    self.assertEqual(race.rungs(1, 7), ((1, 7),))
+    assert race.rungs(1, 7) == ((1, 7),)
 
   def test_the_smallest_budget_is_one_step_a_lane(self):
     # 6 lanes, then 3, then 2: each rung has at least six steps.
     ladder = race.rungs(6, 45, 0.6)
-    self.assertEqual([rung.num_steps for rung in ladder], [1, 2, 3, 27])
-    with self.assertRaisesRegex(UserError, 'too few for a race of 6'):
+    assert [rung.num_steps for rung in ladder] == [1, 2, 3, 27]
+    with pytest.raises(UserError, match='too few for a race of 6'):
       race.rungs(6, 44, 0.6)
 
-  @parameterized.parameters(
-    ((0, 100), 'at least one candidate, got 0'),
-    ((2, 0), '0 training steps'),
-    ((1, 0), '0 training steps'),
-    ((2, 100, 0.0), 'final_share must be in .0, 1., got 0'),
-    ((2, 100, 1.0), 'final_share'),
-    ((2, 100, float('nan')), 'final_share'),
+  @pytest.mark.parametrize(
+    ('args', 'message'),
+    [
+      ((0, 100), 'at least one candidate, got 0'),
+      ((2, 0), '0 training steps'),
+      ((1, 0), '0 training steps'),
+      ((2, 100, 0.0), 'final_share must be in .0, 1., got 0'),
+      ((2, 100, 1.0), 'final_share'),
+      ((2, 100, float('nan')), 'final_share'),
+    ],
   )
   def test_what_cannot_be_is_refused(self, args, message):
-    with self.assertRaisesRegex(UserError, message):
+    with pytest.raises(UserError, match=message):
       race.rungs(*args)
 
 
-class SurvivorsTest(parameterized.TestCase):
+class SurvivorsTest:
   def test_they_are_the_first_of_a_sorted_list(self):
     generator = np.random.default_rng(0)
     for _ in range(50):
@@ -71,15 +72,16 @@ class SurvivorsTest(parameterized.TestCase):
       expected = sorted(sorted(range(size), key=place)[:num])
       np.testing.assert_array_equal(found, expected)
 
-  @parameterized.parameters(
-    ([0.5], [1.0], 0), ([0.5], [1.0], 2), ([0.5], [], 1)
+  @pytest.mark.parametrize(
+    ('scores', 'losses', 'num'),
+    [([0.5], [1.0], 0), ([0.5], [1.0], 2), ([0.5], [], 1)],
   )
   def test_what_cannot_be_is_refused(self, scores, losses, num):
-    with self.assertRaisesRegex(ValueError, 'survivors needs'):
+    with pytest.raises(ValueError, match='survivors needs'):
       race.survivors(scores, losses, num)
 
 
-class RaceTest(parameterized.TestCase):
+class RaceTest:
   def test_each_key_keeps_what_scores_best(self):
     # A network's state is its number and its steps; key 1 likes a large α, key
     # 0 one near 2.
@@ -89,7 +91,7 @@ class RaceTest(parameterized.TestCase):
     used = {0: 0, 1: 0}
 
     def train(state, members, number, num_steps):
-      self.assertEqual(num_steps, ladder[number].num_steps)
+      assert num_steps == ladder[number].num_steps
       for key in members.key.tolist():
         used[key] += num_steps
       return {**state, 'steps': state['steps'] + num_steps}
@@ -105,14 +107,14 @@ class RaceTest(parameterized.TestCase):
     np.testing.assert_array_equal(found.state['number'], [2, 7])
     own = race.own_steps(ladder)
     np.testing.assert_array_equal(found.state['steps'], [own, own])
-    self.assertEqual(used, {0: 100, 1: 100})
+    assert used == {0: 100, 1: 100}
     first = [r for r in found.verdicts if r['rung'] == 0 and r['key'] == 0]
     kept = [r['candidate'] for r in first if r['survives']]
-    self.assertLen(first, 4)
+    assert len(first) == 4
     # 1 and 3 are equally far from 2: the lower index goes on.
-    self.assertEqual(kept, [1.0, 2.0])
+    assert kept == [1.0, 2.0]
 
   def test_a_ladder_for_others_is_refused(self):
     members = ensemble.product([1.0, 2.0, 3.0], [0])
-    with self.assertRaisesRegex(ValueError, 'rung 0 is for 2 networks'):
+    with pytest.raises(ValueError, match='rung 0 is for 2 networks'):
       race.run({}, members, race.rungs(2, 100), train=None, score=None)

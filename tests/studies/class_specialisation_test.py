@@ -4,6 +4,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from experiments.class_specialisation import features
 from experiments.common import activations
@@ -41,7 +42,7 @@ class ClassActivityTest(parameterized.TestCase):
     activity = self.variant(features.class_activity, static_argnums=2)(
       jnp.asarray(values), jnp.asarray(labels), num_classes
     )
-    self.assertEqual(activity.dtype, jnp.float32)
+    assert activity.dtype == jnp.float32
     np.testing.assert_allclose(
       activity, _oracle(values, labels, num_classes), rtol=1e-5
     )
@@ -59,11 +60,11 @@ class ClassActivityTest(parameterized.TestCase):
   def test_small_integer_labels_do_not_wrap_around(self):
     labels = np.array([0, 255], np.uint8)
     activity = features.class_activity(np.ones((2, 1)), labels, 300)
-    self.assertEqual(activity.sum(), 2)
+    assert activity.sum() == 2
 
   def test_other_shapes_are_refused(self):
     for shape in ((3, 2), (4,)):
-      with self.assertRaisesRegex(ValueError, r'\[N, ..., C\]'):
+      with pytest.raises(ValueError, match=r'\[N, ..., C\]'):
         features.class_activity(np.ones(shape), np.zeros(4, np.int32), 2)
 
 
@@ -79,7 +80,7 @@ class ClassSpecialisationTest(parameterized.TestCase):
     found = self.variant(features.class_specialisation)(
       jnp.asarray(scale * activity, jnp.float32)
     )
-    self.assertEqual(found.dtype, jnp.float32)
+    assert found.dtype == jnp.float32
     np.testing.assert_allclose(
       found, activity.max(axis=0) / activity.sum(axis=0), rtol=1e-5
     )
@@ -97,7 +98,7 @@ class ClassSpecialisationTest(parameterized.TestCase):
     (row,) = features.specialisation_table(found)
     counts = {'features': 4, 'dead': 1, 'not_finite': 2}
     means = {'mean': 1.0, 'median': 1.0}
-    self.assertEqual(row, {'layer': 'layer', **counts, **means})
+    assert row == {'layer': 'layer', **counts, **means}
 
 
 class LayerOutputsTest(parameterized.TestCase):
@@ -111,7 +112,7 @@ class LayerOutputsTest(parameterized.TestCase):
     x = jnp.asarray(_labelled((3, 8, 8, 2), 2)[0])
     theta = net.init(jax.random.key(0), x)
     found = activations.layer_outputs(net.apply, theta, x)
-    self.assertEqual(list(found), ['b_conv', 'a_linear'])
+    assert list(found) == ['b_conv', 'a_linear']
     for layer, expected in net.apply(theta, x).items():
       np.testing.assert_array_equal(found[layer][0], expected)
 
@@ -142,7 +143,7 @@ class LayerOutputsTest(parameterized.TestCase):
     apply = lambda theta, x: net.apply(theta, state, x)
     found = activations.layer_outputs(apply, theta, x)
     (first, second), _ = net.apply(theta, state, x)
-    self.assertEqual(list(found), ['first', 'second'])
+    assert list(found) == ['first', 'second']
     np.testing.assert_array_equal(found['first'][0], first)
     np.testing.assert_array_equal(found['second'][0], second)
 
@@ -157,12 +158,12 @@ class LayerOutputsTest(parameterized.TestCase):
     theta, state = net.init(jax.random.key(0), x)
     apply = lambda theta, x: net.apply(theta, state, x)
     found = activations.layer_outputs(apply, theta, x)
-    self.assertEqual(found['conv'][0].shape, (2, 8, 6, 4))
+    assert found['conv'][0].shape == (2, 8, 6, 4)
 
   def test_a_network_that_is_not_seen_is_an_error(self):
     net = _transform(lambda x: hk.Linear(2)(x))
     theta = net.init(jax.random.key(0), jnp.ones((1, 3)))
-    with self.assertRaisesRegex(ValueError, 'apply ran none.*linear'):
+    with pytest.raises(ValueError, match=r'apply ran none.*linear'):
       activations.layer_outputs(lambda theta, x: x, theta, jnp.ones((1, 3)))
 
 
@@ -179,10 +180,10 @@ class ByLayerTest(parameterized.TestCase):
     batches = [(images[:12], labels[:12]), (images[12:], labels[12:])]
     found = features.specialisation_by_layer(apply, theta, batches, 10)
     outputs = activations.layer_outputs(apply, theta, jnp.asarray(images))
-    self.assertEqual(list(found), list(outputs))
-    self.assertEqual(
-      set(found), {module for module, leaf in theta.items() if 'w' in leaf}
-    )
+    assert list(found) == list(outputs)
+    assert set(found) == {
+      module for module, leaf in theta.items() if 'w' in leaf
+    }
     for layer, (activity, specialisation) in found.items():
       expected = _oracle(outputs[layer][0], labels, 10)
       np.testing.assert_allclose(activity, expected, rtol=1e-3, atol=1e-3)
@@ -204,7 +205,7 @@ class ByLayerTest(parameterized.TestCase):
     theta = net.init(jax.random.key(0), x)
     theta['linear']['w'] = theta['linear']['w'].at[:, 1].set(0)
     outputs = activations.layer_outputs(net.apply, theta, x)['linear']
-    self.assertLen(outputs, 2)
+    assert len(outputs) == 2
     found = features.specialisation_by_layer(net.apply, theta, [(x, labels)], 2)
     np.testing.assert_allclose(
       found['linear'].activity,
@@ -214,9 +215,9 @@ class ByLayerTest(parameterized.TestCase):
     is_dead = np.isnan(found['linear'].specialisation)
     np.testing.assert_array_equal(is_dead, [False, True, False])
     (row,) = features.specialisation_table(found)
-    self.assertEqual((row['features'], row['dead']), (3, 1))
+    assert (row['features'], row['dead']) == (3, 1)
     records = features.specialisation_records(found)
-    self.assertEqual([record['feature'] for record in records], [0, 1, 2])
+    assert [record['feature'] for record in records] == [0, 1, 2]
 
   def test_bad_arguments_are_refused(self):
     net = _transform(lambda x: hk.Linear(3)(x))
@@ -226,15 +227,15 @@ class ByLayerTest(parameterized.TestCase):
     def measure(batches, apply=net.apply):
       return features.specialisation_by_layer(apply, theta, batches, 2)
 
-    with self.assertRaisesRegex(ValueError, 'at least one batch'):
+    with pytest.raises(ValueError, match='at least one batch'):
       measure([])
-    with self.assertRaisesRegex(ValueError, r'in \[0, 2\), got 0 to 2'):
+    with pytest.raises(ValueError, match=r'in \[0, 2\), got 0 to 2'):
       measure([(x, np.array([0, 1, 2, 0]))])
-    with self.assertRaisesRegex(ValueError, 'integers'):
+    with pytest.raises(ValueError, match='integers'):
       measure([(x, np.zeros(4))])
-    with self.assertRaisesRegex(ValueError, 'linear must have an entry'):
+    with pytest.raises(ValueError, match='linear must have an entry'):
       measure([(x, labels[:3])])
-    with self.assertRaisesRegex(ValueError, 'linear must be an array'):
+    with pytest.raises(ValueError, match='linear must be an array'):
       measure([(x[0], labels)])
-    with self.assertRaisesRegex(TypeError, 'must not be compiled'):
+    with pytest.raises(TypeError, match='must not be compiled'):
       measure([(x, labels)], jax.jit(net.apply))

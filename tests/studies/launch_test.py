@@ -128,16 +128,15 @@ class RunsTest:
     assert steps(out / 'preempted.log') == steps(out / 'good.log')
     assert 'saved at step 9 of 24' in (out / 'preempted.log').read_text()
     # Again: what is complete is left alone.
-    before = programs.times(out / 'good') | programs.times(out / 'preempted')
+    both = lambda: [programs.times(out / x) for x in ('good', 'preempted')]
+    before = both()
     assert launch.run([write_sweep('good', 'preempted'), *LOCAL]) == 0
     assert '2 of 2 runs are complete.' in capsys.readouterr().out
     # Other settings in the same folder are for the program to refuse.
     other = write_sweep('good', args=['--num-steps', '30'])
     assert launch.run([other, *LOCAL]) == 1
     assert 'num_steps: 24 → 30' in capsys.readouterr().err
-    assert (
-      programs.times(out / 'good') | programs.times(out / 'preempted') == before
-    )
+    assert both() == before
 
   @pytest.mark.parametrize(
     ('number', 'status'),

@@ -16,11 +16,19 @@ from powerprop_jax.train.cli import main as cli
 from powerprop_jax.train.cli.main import TrainConfig
 from powerprop_jax.train.runs import load, metrics
 
+# What the help of each command says.
+_OF_EXPORTS = ('--kept', '--scope', '--alpha', '--overwrite')
+OWN = {
+  'train': (
+    *('--alpha', '--optimizer.decay-phi', '--data.name'),
+    '1 is ordinary training',
+  ),
+  'prune': ('RUN',),
+  'report': ('RUN',),
+  'export': _OF_EXPORTS,
+  'bench': _OF_EXPORTS,
+}
 TINY = ['--loop.num-steps', '60', '--loop.eval-every', '30']
-
-
-def contents(folder):
-  return {p: p.read_bytes() for p in folder.rglob('*') if p.is_file()}
 
 
 def read(path):
@@ -71,11 +79,11 @@ class TrainTest:
 class PruneTest:
   @pytest.mark.parametrize('scope', ['layer', 'global'])
   def test_records_what_pruning_by_hand_gives(self, run, tmp_path, scope):
-    before = contents(run)
+    before = programs.contents(run)
     out = tmp_path / 'pruned'
     kept = ['--kept', 1, 0.1, 0.07]
     main('prune', run, *kept, '--scope', scope, '--out', out)
-    assert contents(run) == before
+    assert programs.contents(run) == before
     found = read(out / 'results.json')
     assert [record['sparsity'] for record in found] == [0.0, 0.9, 0.93]
     dense = read(run / 'results.json')[1]
@@ -104,14 +112,14 @@ class PruneTest:
   def test_results_go_beside_the_run_and_say_where_they_come_from(
     self, run, capsys
   ):
-    before = contents(run)
+    before = programs.contents(run)
     main('prune', run, '--kept', 0.5)
     out = run.with_name('run_pruned')
     assert {path.name for path in out.iterdir()} == {
       *('config.json', 'results.json', 'complete.json'),
       *('accuracy_layer.png', 'report.html'),
     }
-    assert contents(run) == before
+    assert programs.contents(run) == before
     assert read(out / 'config.json')['config']['trained']['net'] == 'mlp'
     assert 'alpha 1.3' in capsys.readouterr().out
     page = (out / 'report.html').read_text()
@@ -146,9 +154,9 @@ class PruneTest:
     args = ['--alphas', '1', '2', '--keys', '0', '3', '--net', 'mlp', *TINY]
     args += ['--kept', '0.2', '--scopes', 'global', '--out', path]
     assert programs.run(one_shot_pruning, *args) == 0
-    before = contents(path)
+    before = programs.contents(path)
     main('prune', path, '--kept', 0.2, '--scope', 'global')
-    assert contents(path) == before
+    assert programs.contents(path) == before
     pruned = read(path.with_name('sweep_pruned') / 'results.json')
     for record, expected in zip(
       pruned, read(path / 'results.json'), strict=True
@@ -159,18 +167,18 @@ class PruneTest:
 
 class ReportTest:
   def test_rebuilds_the_same_page_from_the_files_alone(self, run):
-    before = contents(run)
+    before = programs.contents(run)
     for name in ('report.html', 'learning_curves.png'):
       (run / name).unlink()
     main('report', run)
-    assert contents(run) == before
+    assert programs.contents(run) == before
 
   def test_replaces_nothing_but_figures_and_the_page(self, run, tmp_path):
     main('prune', run, '--kept', 0.5, 0.1, '--out', tmp_path / 'pruned')
     (tmp_path / 'pruned' / 'notes.txt').write_text('mine')
-    before = contents(tmp_path)
+    before = programs.contents(tmp_path)
     main('report', tmp_path / 'pruned')
-    assert contents(tmp_path) == before
+    assert programs.contents(tmp_path) == before
 
 
 def test_says_what_it_does_and_that_there_is_nothing_to_resume(
@@ -199,22 +207,18 @@ class HelpTest:
   def test_says_which_commands_there_are(self, capsys):
     main('--help')
     shown = capsys.readouterr().out
-    for name in ('train', 'prune', 'report'):
+    for name in OWN:
       assert f'\n  {name}' in shown
 
-  @pytest.mark.parametrize('name', ['train', 'prune', 'report'])
+  @pytest.mark.parametrize('name', OWN)
   def test_explains_every_setting(self, name, capsys):
     with pytest.raises(SystemExit) as stop:
       cli.main([name, '--help'])
     assert not stop.value.code
     shown = capsys.readouterr().out
     assert 'helptext' not in shown
-    if name == 'train':
-      for setting in ('--alpha', '--optimizer.decay-phi', '--data.name'):
-        assert setting in shown
-      assert '1 is ordinary training' in shown
-    else:
-      assert 'RUN' in shown
+    for words in OWN[name]:
+      assert words in shown
 
 
 class FromJsonTest:

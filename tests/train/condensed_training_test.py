@@ -2,7 +2,6 @@
 
 import functools
 
-from absl.testing import parameterized
 import chex
 import jax
 import jax.numpy as jnp
@@ -62,12 +61,15 @@ def _layout(tx, state, make_net, arrays, **options):
   )
 
 
-class NumbersTest(parameterized.TestCase):
-  @parameterized.parameters(
-    *(('lenet_300_100', case) for case in _CASES),
-    ('lenet_5_small', 'static, power'),
-    ('lenet_5_small', 'rigl, power, adam'),
-    ('lenet_5_small', 'constant fan-in'),
+class NumbersTest:
+  @pytest.mark.parametrize(
+    ('name', 'case'),
+    [
+      *(('lenet_300_100', case) for case in _CASES),
+      ('lenet_5_small', 'static, power'),
+      ('lenet_5_small', 'rigl, power, adam'),
+      ('lenet_5_small', 'constant fan-in'),
+    ],
   )
   @pytest.mark.slow
   def test_equal_masked_training(self, name, case):
@@ -129,8 +131,8 @@ class NumbersTest(parameterized.TestCase):
       assert jnp.linalg.norm(one - other) <= 0.04 * moved + 1e-6
 
 
-class StateTest(parameterized.TestCase):
-  @parameterized.parameters('static, power', 'rigl, power, adam')
+class StateTest:
+  @pytest.mark.parametrize('case', ['static, power', 'rigl, power, adam'])
   def test_expand_undoes_condense(self, case):
     _, make_net, tx, state, arrays = _make('lenet_300_100', case)
     layout = _layout(tx, state, make_net, arrays)
@@ -181,7 +183,7 @@ class StateTest(parameterized.TestCase):
     assert _layout(tx, stacked, make_net, arrays) == alone
 
 
-class ChoiceTest(parameterized.TestCase):
+class ChoiceTest:
   def test_auto_takes_what_pays_and_masked_nothing(self):
     _, make_net, tx, state, arrays = _make('lenet_300_100', 'static')
     none = condensed.Layout({}, {})

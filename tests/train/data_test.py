@@ -228,11 +228,6 @@ class BatchIndicesTest:
       np.reshape(expected, (num_steps, batch_size)).tolist()
     )
 
-  def test_every_epoch_has_every_example_once(self):
-    indices = data.batch_indices(1, 0, 7, 10, num_examples=35).reshape(2, 35)
-    assert (np.sort(indices) == np.arange(35)).all()
-    assert (indices[0] != indices[1]).any()
-
   def test_starting_late_costs_nothing(self):
     late = data.batch_indices(0, 10**9, 3, 60, 55_000)
     again = data.batch_indices(0, 10**9 + 1, 2, 60, 55_000)

@@ -26,10 +26,6 @@ SWEEP = ['--keys', '0', '--kept', '0.1', '--scopes', 'global', *TINY]
 LARGEST = np.finfo(np.float32).max
 
 
-def contents(folder):
-  return {p: p.read_bytes() for p in folder.rglob('*') if p.is_file()}
-
-
 def main(*args):
   return cli.main([str(arg) for arg in args])
 
@@ -224,12 +220,12 @@ class RefusalTest:
     ],
   )
   def test_weights_that_are_not_finite_are_refused(self, lost, capsys, command):
-    before = contents(lost.parent)
+    before = programs.contents(lost.parent)
     capsys.readouterr()
     name, *options = command.split()
     line = programs.error(main(name, lost, *options), capsys)
     assert f"α = 2, key 0 of {lost} diverged: its leaf 'mlp/linear_0/b'" in line
-    assert contents(lost.parent) == before
+    assert programs.contents(lost.parent) == before
 
   def test_file_with_such_weights_is_not_timed(self, tmp_path, capsys):
     theta = {'mlp/logits': {'w': np.full((64, 10), np.nan, np.float32)}}

@@ -225,20 +225,6 @@ class BenchTest:
     assert 'lenet_5' in refused(capsys, 'bench', path)
 
 
-class HelpTest:
-  @pytest.mark.parametrize('name', ['export', 'bench'])
-  def test_explains_every_setting(self, name, capsys):
-    main('--help')
-    assert f'\n  {name}' in capsys.readouterr().out
-    with pytest.raises(SystemExit) as stop:
-      cli.main([name, '--help'])
-    assert not stop.value.code
-    shown = capsys.readouterr().out
-    assert 'helptext' not in shown
-    for setting in ('--kept', '--scope', '--alpha', '--overwrite'):
-      assert setting in shown
-
-
 class TimingTest:
   def test_programs_take_turns(self):
     calls = []

@@ -34,12 +34,6 @@ class TrainingTest:
         )
         np.testing.assert_array_equal(batch.images[row], expected)
 
-  def test_every_epoch_has_every_example_once(self, images):
-    found = image_files.made(image_files.training(images, batch_size=5), 4)
-    found = [image_files.indices(batch.images) for batch in found]
-    for epoch in (found[:2], found[2:]):
-      assert sorted(epoch[0] + epoch[1]) == list(range(COUNT))
-
   def test_crops_differ_between_epochs_and_keys(self, tmp_path):
     pixels = image_files.smooth(0, 60, 80)
     example = image_set.Example(image_files.encode(pixels), 0, 'one')

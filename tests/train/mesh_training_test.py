@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 from sklearn import datasets
+import stream_runs
 
 from powerprop_jax.nets import layers
 from powerprop_jax.optim import aliases, powerprop
@@ -61,14 +62,7 @@ def alone():
     rows = slice(i * BATCH, (i + 1) * BATCH)
     state, found = step(state, arrays.images[rows], arrays.labels[rows])
     losses.append(float(found['loss']))
-  return to_host(first), losses, to_host(state)
-
-
-def to_host(state):
-  is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-  return jax.tree.map(
-    lambda x: np.asarray(jax.random.key_data(x) if is_key(x) else x), state
-  )
+  return stream_runs.to_host(first), losses, stream_runs.to_host(state)
 
 
 @functools.cache
@@ -97,7 +91,7 @@ def assert_same_run(state, losses, every=1):
   first, losses_alone, state_alone = alone()
   means = np.reshape(losses_alone, (-1, every)).mean(axis=1)
   np.testing.assert_allclose(losses, means, rtol=0, atol=1e-5)
-  host = to_host(state)
+  host = stream_runs.to_host(state)
   masks = host.opt_state.masks
   chex.assert_trees_all_equal(masks, state_alone.opt_state.masks)
   moved = jax.tree.map(
@@ -196,7 +190,9 @@ class CreateTest:
     _, state, wanted = make_state(data, model, explicit=explicit)
     assert_lies(state, wanted)
     # ψ⁻¹ is a root, whose last bit depends on how the compiler vectorises it.
-    chex.assert_trees_all_close(to_host(state), alone()[0], rtol=1e-6)
+    chex.assert_trees_all_close(
+      stream_runs.to_host(state), alone()[0], rtol=1e-6
+    )
 
 
 class TrainingTest:
@@ -248,7 +244,7 @@ class CheckpointTest:
   ):
     _, state, _ = make_state()
     shapes = jax.eval_shape(lambda: state)
-    original = to_host(state)
+    original = stream_runs.to_host(state)
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
       checkpoints.save(1, state)
     for step, num in ((1, 4), (2, 1)):
@@ -261,5 +257,5 @@ class CheckpointTest:
         assert restored.step == step
         state = restored.state
         assert_lies(state, shardings)
-        chex.assert_trees_all_equal(to_host(state), original)
+        chex.assert_trees_all_equal(stream_runs.to_host(state), original)
         checkpoints.save(step + 1, state)
