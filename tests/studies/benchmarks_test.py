@@ -5,63 +5,75 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import programs
 import pytest
 
-from experiments.benchmarks import psi, rewiring, sparse_step, step, topk
+from experiments.benchmarks import (
+  dct,
+  psi,
+  resnet_step,
+  rewiring,
+  sparse_step,
+  step,
+  timing,
+  topk,
+)
 from powerprop_jax.optim import views
 
+# What is typed, and what is printed: what stands here twice, twice.
+TABLES = [
+  (
+    step,
+    '--batch-size 2 --num-steps 2 --repeats 1 --rounds 1 --alphas 2'
+    ' --torch-threads',
+    ['dense Haiku and Optax', 'α = 2 traced'],
+  ),
+  (
+    sparse_step,
+    '--nets lenet_300_100 --ways lanes --methods rigl --batch 2'
+    ' --image-size 8 --steps 2 --repeats 1 --lanes 2 --with-flags',
+    ['lenet_300_100, lanes (2 networks), batch 2 of 8×8×1']
+    + ['\ndense  ', '\ndense, again  ', '\nrigl  ', '\nrigl, our flags  '],
+  ),
+  (
+    resnet_step,
+    '--methods static --alphas 1.5 --batch 2 --image-size 32 --depth 10'
+    ' --width 0.0625 --num-classes 10 --steps 1 --repeats 1 --peak 1',
+    ['batch 2 of 32×32', '\nplain  ', '\ndense  ', '\nstatic, α = 1.5  '],
+  ),
+  (
+    dct,
+    '--widths 8 --batches 2 --convs last --conv-batch 1 --densities 0.5'
+    ' --steps 1 --repeats 1',
+    ['linear 8 → 8, batch 2, density 0.5']
+    + ['conv 3×3, 512 → 512, batch 1 of 1×1, density 0.5']
+    + 2 * [f'\n{form}, {way}  ' for form in dct.FORMS for way in dct.METHODS],
+  ),
+]
 
-def test_psi(capsys):
-  psi.main(psi.Config(size=1000, alphas=(2.0,), repeats=1))
-  printed = capsys.readouterr().out
-  assert 'scaled copy' in printed and 'ψ, α = 2 ' in printed
+
+@pytest.mark.parametrize(
+  ('program', 'args', 'printed'),
+  [
+    (psi, '--size 1000 --alphas 2 --repeats 1', ['scaled copy', 'ψ, α = 2 ']),
+    *(pytest.param(*row, marks=pytest.mark.slow) for row in TABLES),
+  ],
+)
+def test_a_table_is_printed(program, args, printed, capsys):
+  assert programs.run(program, *args.split()) == 0
+  shown = capsys.readouterr().out
+  for words in printed:
+    assert shown.count(words) >= printed.count(words), words
 
 
-@pytest.mark.slow
-def test_step(capsys):
-  step.main(
-    step.Config(
-      batch_size=2,
-      num_steps=2,
-      repeats=1,
-      rounds=1,
-      alphas=(2.0,),
-      torch_threads=(),
-    )
-  )
-  printed = capsys.readouterr().out
-  assert 'dense Haiku and Optax' in printed and 'α = 2 traced' in printed
-
-
-def test_topk(capsys, tmp_path):
+def test_topk_replaces_no_file_of_results(tmp_path, capsys):
   out = tmp_path / 'results.json'
-  topk.main(topk.Config(sizes=(1000,), resnet=False, repeats=1, out=out))
+  args = ['--sizes', '1000', '--no-resnet', '--repeats', '1', '--out', out]
+  assert programs.run(topk, *args) == 0
   assert 'top_k_masks' in capsys.readouterr().out
   written = out.read_text()
-  with pytest.raises(ValueError, match='exists already'):
-    topk.main(topk.Config(sizes=(10,), out=out))
+  assert 'exists already' in programs.error(programs.run(topk, *args), capsys)
   assert out.read_text() == written
-
-
-@pytest.mark.slow
-def test_sparse_step(capsys):
-  sparse_step.main(
-    sparse_step.Config(
-      nets=('lenet_300_100',),
-      ways=('lanes',),
-      methods=('rigl',),
-      batch=2,
-      image_size=8,
-      steps=2,
-      repeats=1,
-      lanes=2,
-      with_flags=True,
-    )
-  )
-  printed = capsys.readouterr().out
-  assert 'lenet_300_100, lanes (2 networks), batch 2 of 8×8×1' in printed
-  for name in ('dense', 'dense, again', 'rigl', 'rigl, our flags'):
-    assert f'\n{name}  ' in printed
 
 
 def test_the_step_keeps_the_state_of_the_network():
@@ -101,3 +113,51 @@ def test_rewiring_by_counting_and_by_sorting_agree(capsys):
   for method in sorted_too:
     assert rows[method].endswith(' yes')
   assert rows['dsr'].endswith(' -')
+
+
+@pytest.mark.parametrize('method', dct.METHODS)
+@pytest.mark.slow
+def test_forms_take_the_same_step(method):
+  mask = np.eye(6, dtype=bool)
+  x = jax.random.normal(jax.random.key(0), (3, 6))
+  found = {}
+  for form in dct.FORMS:
+    step, carry = dct.make_step(form, method, mask, x)
+    # The same weights in both.
+    layer = carry[0]['layer']
+    name = 'w' if form == 'masked' else 'values'
+    layer[name] = 2 * jnp.eye(6) if form == 'masked' else 2 * jnp.ones(6)
+    (phi, *_), to_inputs = step(carry, x)
+    layer = phi['layer']
+    assert ('transform_scale' in layer) == (method != 'none')
+    values = layer[name][mask] if form == 'masked' else layer[name]
+    found[form] = values, to_inputs
+  for masked, thin in zip(*found.values(), strict=True):
+    np.testing.assert_allclose(masked, thin, atol=1e-6)
+
+
+def test_ratios_and_shares_are_those_of_the_times():
+  times = {
+    'plain': timing.Times(9.0, [1.0, 1.0, 1.0], [2.0, 2.0, 2.0]),
+    'dense': timing.Times(9.0, [1.0, 2.0, 4.0], [2.0, 2.0, 2.0]),
+    'rigl': timing.Times(9.0, [1.0, 2.2, 4.0], [2.0, 2.5, 3.0]),
+    'rigl, rewires': timing.Times(9.0, [2.0, 4.2, 8.0], [2.0, 2.0, 2.0]),
+  }
+  config = resnet_step.Config(batch=2, image_size=224, steps=1, peak=1.0)
+  found = {row['step']: row for row in resnet_step.rows(config, times)}
+  assert found['plain']['/ dense'] == 0.5
+  assert found['rigl']['/ dense'] == 1.0
+  assert found['rigl']['cpu / dense'] == 1.25
+  assert found['rigl']['ms'] == 2200.0
+  assert found['rigl, rewires']['amortised'] == 0.01
+  assert found['rigl']['amortised'] is None
+  # 2 images in 2 seconds, 3 · 8.178 GFLOP each, of 1 TFLOP/s.
+  assert found['dense']['images/s'] == 1.0
+  assert found['dense']['of peak'] == pytest.approx(0.025, abs=1e-3)
+
+
+def test_says_so_where_there_is_no_gpu(capsys):
+  if jax.default_backend() == 'gpu':
+    pytest.skip('this machine has a GPU')
+  resnet_step.main(resnet_step.Config(device='gpu'))
+  assert 'There is no GPU here' in capsys.readouterr().out

@@ -41,13 +41,13 @@ def run(tmp_path_factory):
   return path
 
 
-@pytest.fixture(scope='module')
-def sweep(tmp_path_factory):
-  path = tmp_path_factory.mktemp('export') / 'sweep'
-  args = ['--alphas', '1', '2', '--keys', '0', '3', '--net', 'mlp', *TINY]
-  args += ['--kept', '0.2', '--scopes', 'global', '--out', str(path)]
-  assert programs.run(one_shot_pruning, *args) == 0
-  return path
+sweep = programs.finished(
+  one_shot_pruning,
+  [
+    *('--alphas', '1', '2', '--keys', '0', '3', '--net', 'mlp', *TINY),
+    *('--kept', '0.2', '--scopes', 'global'),
+  ],
+)
 
 
 class ExportTest:

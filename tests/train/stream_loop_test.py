@@ -2,11 +2,9 @@
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
-import time
 
 import image_files
 import jax
@@ -236,47 +234,6 @@ class BadInputTest:
     batches = stream_runs.make_batches(num_batches=5)
     with pytest.raises(UserError, match='ended after 5 batches, 24 are needed'):
       stream_runs.run(Config(), open_run(tmp_path), batches=batches)
-
-
-@pytest.mark.slow
-class KillTest:
-  def test_killed_at_any_moment_it_ends_the_same(self, tmp_path):
-    config = Config(
-      loop=loop(num_steps=120, log_every=10, eval_every=50, save_every=5),
-      bad=(33, 60),
-      delay=0.01,
-      out=str(tmp_path / 'killed'),
-    )
-    arguments = [
-      *('--out', config.out, '--resume', '--bad', '33', '60'),
-      *('--loop.num-steps', '120', '--loop.log-every', '10'),
-      *('--loop.eval-every', '50', '--loop.save-every', '5'),
-      *('--loop.max-skipped', '3', '--delay', '0.01'),
-    ]
-    random_state = random.Random(0)
-    last = 0
-    for _ in range(3):
-      with subprocess.Popen(
-        [sys.executable, stream_runs.__file__, *arguments],
-        stdout=subprocess.PIPE,
-        text=True,
-      ) as process:
-        first = int(process.stdout.readline())
-        time.sleep(random_state.uniform(0.02, 0.3))
-        process.kill()
-        reached = [first, *map(int, process.stdout.read().split())][-1]
-      # A save begins when the one before it is complete.
-      assert first - 1 >= (last - 1) // 5 * 5 - 5
-      assert (first - 1) % 5 == 0
-      assert reached > first
-      last = reached
-    folder = RunFolder(config.out, config, program='test', resume=True)
-    state = stream_runs.run(config, folder)
-    alone = stream_runs.run(config, open_run(tmp_path / 'whole'))
-    stream_runs.assert_same(state, alone)
-    assert stream_runs.lines(folder.path) == stream_runs.lines(
-      tmp_path / 'whole'
-    )
 
 
 def run_program(*arguments):
