@@ -1,8 +1,8 @@
 """What the Markdown pages refer to exists."""
 
 import functools
-import importlib
 import pathlib
+import pkgutil
 import re
 
 import layers_test
@@ -52,21 +52,9 @@ def test_names_of_the_library_exist(page):
   for name in set(re.findall(r'\bpp((?:\.[A-Za-z]\w*)+)', text)):
     functools.reduce(getattr, name[1:].split('.'), pp)
   for name in set(_NAME.findall(text)):
-    _resolve(name)
+    pkgutil.resolve_name(name)
   for path in set(_FILE.findall(text)):
     assert (_ROOT / path).exists(), path
-
-
-def _resolve(name):
-  """What a dotted name stands for: a module, or something in one."""
-  module, _, rest = name.partition('.')
-  thing = importlib.import_module(module)
-  for part in rest.split('.'):
-    try:
-      thing = getattr(thing, part)
-    except AttributeError:
-      module = thing.__name__
-      thing = importlib.import_module(f'{module}.{part}')
 
 
 def test_the_map_of_the_rooms_has_the_arrows_that_are_enforced():

@@ -2,22 +2,18 @@
 
 import json
 import os
-import pathlib
 import re
 import signal
-import subprocess
-import sys
 import time
 from typing import NamedTuple
 
 import numpy as np
 from orbax import checkpoint as ocp
+import processes
 import pytest
 
 from powerprop_jax.train.runs import metrics
 from powerprop_jax.train.scale import preemption
-
-ROOT = pathlib.Path(__file__).parents[1]
 
 
 class Program(NamedTuple):
@@ -80,33 +76,24 @@ PROGRAMS = {
 
 
 def start(program, out, *more):
-  command = [sys.executable, '-m', program.module, *program.args.split()]
-  return subprocess.Popen(
-    [*command, '--out', str(out), *more],
-    cwd=ROOT,
-    env=dict(os.environ),
-    stdout=subprocess.DEVNULL,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
+  command = ('-m', program.module, *program.args.split(), '--out', out, *more)
+  return processes.started(*command, XLA_FLAGS=os.environ['XLA_FLAGS'])
 
 
 def run(program, out, *more):
-  process = start(program, out, *more)
-  _, err = process.communicate(timeout=600)
+  with start(program, out, *more) as process:
+    _, err = process.communicate(timeout=600)
   assert process.returncode == 0, err
 
 
 def stop(program, out, number):
   """Status and last line of a run that gets a signal when it has begun."""
-  process = start(program, out)
-  try:
+  with start(program, out) as process:
     deadline = time.monotonic() + 300
     while not (out / program.begun).exists():
       assert process.poll() is None, process.communicate()[1]
       assert time.monotonic() < deadline, f'no {program.begun} in five minutes'
       time.sleep(0.005)
-  finally:
     process.send_signal(number)
     _, err = process.communicate()
   return process.returncode, err.splitlines()[-1:]
