@@ -188,6 +188,15 @@ def assert_same(state, expected):
   chex.assert_trees_all_equal(to_host(state), to_host(expected), strict=True)
 
 
+def assert_lies(state, shardings):
+  """Each leaf where it should be."""
+  jax.tree.map(
+    lambda x, s: np.testing.assert_(x.sharding.is_equivalent_to(s, x.ndim)),
+    state,
+    shardings,
+  )
+
+
 def lines(folder):
   """What metrics.jsonl says, without what depends on the clock."""
   found = metrics.read_metrics(folder / 'metrics.jsonl')

@@ -8,7 +8,6 @@ import packing
 import pytest
 
 from powerprop_jax import continual
-from powerprop_jax.continual import metrics
 from powerprop_jax.continual import state as state_lib
 
 
@@ -111,15 +110,3 @@ def test_a_full_layer_does_not_stop_the_others():
   assert continual.num_free(state) == {'m/w': 15, 'n/w': 0}
   _, report = packing.learn(state, config, 'b')
   assert report.num_new == 8
-
-
-def test_capacity_agrees_with_the_metrics():
-  state, reports = packing.init(), []
-  for name in 'abc':
-    state, report = packing.learn(state, packing.config(0.3), name)
-    reports.append(report)
-  masks = [continual.task_masks(state, name) for name in state.task_ids]
-  for record, report in zip(metrics.capacity(masks), reports, strict=True):
-    assert record['new'] == report.num_new / 50
-    assert record['density'] == report.num_kept / 50
-    assert record['capacity_used'] == pytest.approx(1 - report.num_free / 50)

@@ -269,11 +269,7 @@ class GuardedTest:
       assert [int(s.data) for s in leaf.addressable_shards] == [1] * 8
     state, _ = step(state, *put(2))
     assert counts(state) == (1, 0)
-    jax.tree.map(
-      lambda x, s: np.testing.assert_(x.sharding.is_equivalent_to(s, x.ndim)),
-      state,
-      lies,
-    )
+    stream_runs.assert_lies(state, lies)
 
 
 def compiled(net, tx, step, wrap=lambda state: state):

@@ -79,14 +79,6 @@ def make_state(data=8, model=1, explicit=False):
   return mesh, jax.tree.map(lambda x: x.copy(), state), shardings
 
 
-def assert_lies(state, shardings):
-  jax.tree.map(
-    lambda x, s: np.testing.assert_(x.sharding.is_equivalent_to(s, x.ndim)),
-    state,
-    shardings,
-  )
-
-
 def assert_same_run(state, losses, every=1):
   first, losses_alone, state_alone = alone()
   means = np.reshape(losses_alone, (-1, every)).mean(axis=1)
@@ -188,7 +180,7 @@ class CreateTest:
   def test_state_is_that_of_one_device(self, explicit):
     data, model = (4, 2) if explicit else (8, 1)
     _, state, wanted = make_state(data, model, explicit=explicit)
-    assert_lies(state, wanted)
+    stream_runs.assert_lies(state, wanted)
     # ψ⁻¹ is a root, whose last bit depends on how the compiler vectorises it.
     chex.assert_trees_all_close(
       stream_runs.to_host(state), alone()[0], rtol=1e-6
@@ -216,7 +208,7 @@ class TrainingTest:
       batch = jax.device_put(parts, sharding.batch_sharding(mesh))
       state, found = step(state, *batch)
       losses.append(float(found['loss']))
-    assert_lies(state, shardings)
+    stream_runs.assert_lies(state, shardings)
     assert_same_run(state, losses)
 
   def test_many_steps_in_a_dispatch_with_data_parallelism(self):
@@ -256,6 +248,6 @@ class CheckpointTest:
         )
         assert restored.step == step
         state = restored.state
-        assert_lies(state, shardings)
+        stream_runs.assert_lies(state, shardings)
         chex.assert_trees_all_equal(stream_runs.to_host(state), original)
         checkpoints.save(step + 1, state)
