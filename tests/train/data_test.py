@@ -66,23 +66,20 @@ def make_arrays(train=40, test=10, shape=(5, 4), dtype=np.uint8):
 
 
 class NpzTest:
-  @pytest.fixture
-  def load(self, tmp_path):
-    def load(arrays):
-      path = str(tmp_path / 'my.npz')
-      np.savez(path, **arrays)
-      return data.load(DataConfig(path))
-
-    return load
+  def load(self, tmp_path, arrays):
+    np.savez(tmp_path / 'my.npz', **arrays)
+    return data.load(DataConfig(str(tmp_path / 'my.npz')))
 
   @pytest.mark.parametrize(
     ('shape', 'expected'),
     [((5, 4), (5, 4, 1)), ((5, 4, 3), (5, 4, 3)), ((7,), (1, 1, 7))],
   )
   @pytest.mark.parametrize('dtype', [np.uint8, np.float64, np.float16])
-  def test_arrays_come_as_saved(self, load, shape, expected, dtype):
+  def test_arrays_come_as_saved(self, tmp_path, shape, expected, dtype):
     arrays = make_arrays(shape=shape, dtype=dtype)
-    splits = load(arrays | {'y_train': arrays['y_train'][:, None]})
+    splits = self.load(
+      tmp_path, arrays | {'y_train': arrays['y_train'][:, None]}
+    )
     assert splits.num_classes == 3
     assert splits.train.images.shape == (36, *expected)
     assert splits.validation.images.shape == (4, *expected)
@@ -93,11 +90,11 @@ class NpzTest:
     assert (splits.test.labels == arrays['y_test']).all()
     assert splits.test.labels.dtype == np.int32
 
-  def test_own_validation_is_used(self, load):
+  def test_own_validation_is_used(self, tmp_path):
     arrays = make_arrays()
     arrays['x_validation'] = arrays['x_test'][:3]
     arrays['y_validation'] = arrays['y_test'][:3]
-    splits = load(arrays)
+    splits = self.load(tmp_path, arrays)
     assert len(splits.train.labels) == 40
     assert (splits.validation.images[..., 0] == arrays['x_test'][:3]).all()
 

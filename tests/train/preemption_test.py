@@ -12,9 +12,7 @@ import pytest
 import stream_runs
 from stream_runs import Config
 
-from powerprop_jax.train.runs import folder
-from powerprop_jax.train.scale import preemption
-from powerprop_jax.train.scale.preemption import Preempted, SignalWatch
+from powerprop_jax.train.scale.preemption import SignalWatch
 from powerprop_jax.train.scale.stream_loop import StreamLoopConfig
 
 LOOP = StreamLoopConfig(
@@ -57,21 +55,6 @@ class SignalWatchTest:
     thread.start()
     thread.join()
     assert found == [(before, False)]
-
-
-class StatusTest:
-  @pytest.mark.parametrize(
-    ('step', 'said'), [(500, 'saved at step 500 of 1,000'), (0, 'before a')]
-  )
-  def test_is_that_of_a_temporary_failure(self, capsys, step, said):
-    def main():
-      raise Preempted(step, 1000)
-
-    assert folder.run_main(main) == preemption.EXIT_STATUS == 75
-    captured = capsys.readouterr()
-    [line] = captured.err.splitlines()
-    assert said in line and captured.out == ''
-    assert line.endswith('run the same command with --resume to continue.')
 
 
 class ProcessTest:

@@ -21,6 +21,7 @@ from powerprop_jax.train.runs import folder as run_folder
 from powerprop_jax.train.runs.contents import Contents, Networks
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
+from powerprop_jax.train.scale.preemption import Preempted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,6 +206,9 @@ def raise_(error):
   raise error
 
 
+CONTINUES = 'run the same command with --resume to continue.\n'
+
+
 class RunMainTest:
   @pytest.mark.parametrize(
     ('main', 'status', 'out', 'err'),
@@ -215,7 +219,12 @@ class RunMainTest:
       (lambda: raise_(ValueError('of a program')), 2, '',
        'error: of a program\n'),
       (lambda: raise_(KeyboardInterrupt()), 130, '',
-       'interrupted; run the same command with --resume to continue.\n'),
+       f'interrupted; {CONTINUES}'),
+      (lambda: raise_(Preempted(500, 1000)), 75, '',
+       f'stopped by a signal, saved at step 500 of 1,000; {CONTINUES}'),
+      (lambda: raise_(Preempted(0, 1000)), 75, '',
+       'stopped by a signal, before a step was saved, 1,000 in all; '
+       + CONTINUES),
     ],
   )  # fmt: skip
   def test_status_and_what_is_said(self, capsys, main, status, out, err):
