@@ -1,4 +1,4 @@
-"""The comparison of features writes what it promises, and refuses the rest."""
+"""The comparison of features writes what it promises."""
 
 import collections
 import functools

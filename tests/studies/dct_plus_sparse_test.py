@@ -119,24 +119,16 @@ def test_what_is_finished_is_not_trained_again(finished):
   programs.assert_resumes_to_the_same(dct_plus_sparse, args, finished)
 
 
-def test_a_combination_that_was_stopped_continues_to_the_same(
-  finished, tmp_path
-):
+def test_a_combination_that_was_stopped_continues_to_the_same(finished):
   # As if it had been stopped after its evaluations, with its masks scored.
-  name = 'standard_snip_density_0.05_alpha_1'
-  args = [*TINY, '--supports', 'snip', '--densities', '0.05', '--timed-steps=0']
-  args += ['--networks', 'standard', '--keys', '0', '1']
-  out = tmp_path / 'run'
-  assert run(*args, '--out', out) == 0
-  expected = programs.results(out)
-  folder = out / 'combinations' / name
+  expected = programs.results(finished)
+  folder = finished / 'combinations' / 'standard_snip_density_0.05_alpha_1'
+  logged = len(metrics.read_metrics(folder / 'metrics.jsonl'))
   for path in (folder / 'complete.json', folder / 'results.json'):
     path.unlink()
-  assert run(*args, '--out', out, '--resume') == 0
-  assert programs.results(out) == expected
-  assert len(metrics.read_metrics(folder / 'metrics.jsonl')) == len(
-    metrics.read_metrics(finished / 'combinations' / name / 'metrics.jsonl')
-  )
+  assert run(*ARGS, '--timed-steps', '0', '--out', finished, '--resume') == 0
+  assert programs.results(finished) == expected
+  assert len(metrics.read_metrics(folder / 'metrics.jsonl')) == logged
 
 
 def test_with_powerprop_the_sparse_part_leaves_its_start(tmp_path):

@@ -1,4 +1,4 @@
-"""The distribution of weights writes what it promises, and refuses the rest."""
+"""The distribution of weights writes what it promises."""
 
 import programs
 import pytest
