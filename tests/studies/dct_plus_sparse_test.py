@@ -1,6 +1,5 @@
 """The comparison with cosine transforms writes what it promises."""
 
-import dataclasses
 import functools
 import json
 
@@ -183,23 +182,3 @@ def test_presets_leave_a_weight_in_every_layer(name):
     # Raises an error where a layer would lose all its weights.
     make_tx = training.tx_maker(config, combination, theta, splits)
     sparse_runs.check_starts(make_tx, theta, combination.name)
-
-
-@pytest.mark.slow
-def test_residual_networks_on_cifar10_take_a_few_steps(tfds_dir, tmp_path):
-  short = PRESETS['cifar10_short']
-  config = dataclasses.replace(
-    short,
-    out=str(tmp_path / 'run'),
-    data=dataclasses.replace(short.data, dir=tfds_dir),
-  )
-  dct_plus_sparse.main(config)
-  found = [r for r in programs.results(tmp_path / 'run') if 'accuracy' in r]
-  assert [(r['network'], r['support']) for r in found] == [
-    ('standard', 'erk'),
-    ('dct', 'erk'),
-    ('standard', 'snip'),
-  ]
-  for record in found:
-    assert record['density_measured'] == pytest.approx(0.01, abs=1e-4)
-    assert record['loss'] > 0

@@ -1,6 +1,5 @@
 """The comparison of sparse methods writes what it promises, also in pieces."""
 
-import dataclasses
 import functools
 
 import programs
@@ -98,17 +97,3 @@ def test_mnist_presets_have_the_epochs_of_the_recipe():
     examples = 60_000 - config.data.num_validation
     steps = config.loop.num_steps * config.loop.batch_size
     assert steps == epochs * examples
-
-
-@pytest.mark.slow
-def test_wide_residual_network_on_cifar10_takes_a_few_steps(tfds_dir, tmp_path):
-  config = dataclasses.replace(
-    PRESETS['cifar10_short'],
-    out=str(tmp_path / 'run'),
-    data=dataclasses.replace(PRESETS['cifar10_short'].data, dir=tfds_dir),
-    alphas=(2.0,),
-  )
-  sparse_training.main(config)
-  (record,) = programs.results(tmp_path / 'run')
-  assert record['density_measured'] == pytest.approx(0.2, abs=1e-3)
-  assert record['loss'] > 0

@@ -178,11 +178,27 @@ class RoundTripTest:
     assert_same(restored.state, state)
     for name, leaf in state.items():
       assert restored.state[name].sharding == leaf.sharding
-    alone = {
-      k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in state.items()
-    }
+    # On fewer devices too.
+    for num in (4, 1):
+      mesh = jax.sharding.Mesh(np.array(jax.devices()[:num]), 'x')
+      rows, whole = (
+        jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+        for axes in ('x', '')
+      )
+      template = {
+        name: jax.ShapeDtypeStruct(
+          leaf.shape, leaf.dtype, sharding=whole if name == 'key' else rows
+        )
+        for name, leaf in state.items()
+      }
+      restored, _ = restore(tmp_path, template)
+      assert_same(restored.state, state)
+      for name, leaf in template.items():
+        assert restored.state[name].sharding == leaf.sharding
+    alone = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state
+    )
     restored, _ = restore(tmp_path, alone)
-    assert_same(restored.state, state)
     assert restored.state['w'].devices() == {jax.devices()[0]}
 
 

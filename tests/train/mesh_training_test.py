@@ -16,7 +16,6 @@ import stream_runs
 from powerprop_jax.nets import layers
 from powerprop_jax.optim import aliases, powerprop
 from powerprop_jax.train import step as step_lib
-from powerprop_jax.train.checkpoints import checkpoint
 from powerprop_jax.train.data.sources import Arrays
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.scale import fusing, sharding
@@ -228,26 +227,3 @@ class TrainingTest:
       state, found = advance(state, arrays, indices)
       losses.append(float(found['loss']))
     assert_same_run(state, losses, every=4)
-
-
-class CheckpointTest:
-  def test_saved_on_eight_devices_goes_on_with_four_and_with_one(
-    self, tmp_path
-  ):
-    _, state, _ = make_state()
-    shapes = jax.eval_shape(lambda: state)
-    original = stream_runs.to_host(state)
-    with checkpoint.Checkpoints(tmp_path) as checkpoints:
-      checkpoints.save(1, state)
-    for step, num in ((1, 4), (2, 1)):
-      mesh = sharding.make_mesh(devices=jax.devices()[:num])
-      shardings = sharding.state_shardings(shapes, mesh, min_size=MIN_SIZE)
-      with checkpoint.Checkpoints(tmp_path) as checkpoints:
-        restored = checkpoints.restore_latest(
-          sharding.template(shapes, shardings)
-        )
-        assert restored.step == step
-        state = restored.state
-        stream_runs.assert_lies(state, shardings)
-        chex.assert_trees_all_equal(stream_runs.to_host(state), original)
-        checkpoints.save(step + 1, state)
