@@ -15,10 +15,10 @@ from experiments.benchmarks import (
   rewiring,
   sparse_step,
   step,
-  timing,
   topk,
 )
 from powerprop_jax.optim import views
+from powerprop_jax.train.cli import timing
 
 # What is typed, and what is printed: what stands here twice, twice.
 TABLES = [
