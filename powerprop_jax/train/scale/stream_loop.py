@@ -27,12 +27,13 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from powerprop_jax.core import trees
 from powerprop_jax.core.trees import Tree
 from powerprop_jax.train.checkpoints import checkpoint
 from powerprop_jax.train.runs import errors, metrics
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
-from powerprop_jax.train.scale import guard, preemption
+from powerprop_jax.train.scale import preemption
 from powerprop_jax.train.scale.device_stream import DeviceStream
 from powerprop_jax.train.scale.guard import GuardedState, GuardedStep
 from powerprop_jax.train.scale.stream_log import StreamLog
@@ -42,6 +43,9 @@ Evaluate = Callable[[GuardedState], dict[str, float]]
 # Steps whose metrics are not waited for. More would let batches pile up on the
 # devices, fewer would let the devices wait for the host.
 _AHEAD = 2
+
+# The same on all devices and hosts.
+_all_finite = jax.jit(trees.all_finite)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +200,7 @@ class _Run:
     is_bad = (
       (is_stopped or is_last)
       and self.num_in_a_row > 0
-      and not guard.is_finite(state)
+      and not _all_finite(state.train.phi)
     )
     if is_stopped:
       if not is_bad:
@@ -221,7 +225,7 @@ class _Run:
         self._stop(number)
       if number % self.config.log_every and number < self.config.num_steps:
         continue
-      batch_size = self.stream.stream.batches.global_batch_size
+      batch_size = self.stream.stream.batches.share.total
       self.progress.update(
         number, self.log.write_means(number, batch_size, num_files)
       )
