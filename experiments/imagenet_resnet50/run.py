@@ -200,9 +200,8 @@ class Evaluation:
   def of_weights(self, found: Weights) -> dict[str, float]:
     """loss, accuracy and top_5 of a network."""
     with self._run.stream(self._run.images.test) as stream:
-      scores = evaluate.evaluate(
-        self._score, found.theta, found.net_state, stream
-      )
+      score = functools.partial(self._score, found.theta, found.net_state)
+      scores = evaluate.evaluate(score, stream)
     return {name: scores[name] for name in ('loss', 'accuracy', 'top_5')}
 
 

@@ -11,7 +11,6 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from powerprop_jax.core.trees import Tree
 from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.data import splits
 from powerprop_jax.train.data.sources import Arrays
@@ -20,13 +19,13 @@ from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.step import TrainState
 
 Sums = dict[str, jax.Array]
-Score = Callable[[hk.Params, hk.State, Tree, Tree], Sums]
+Score = Callable[[hk.Params, hk.State, Arrays], Sums]
 
 
 def make_score(
   net: hk.TransformedWithState, prepare: Prepare = splits.to_float
 ) -> Score:
-  """Sums over a batch: score(theta, net_state, images, labels).
+  """Sums over a batch: score(theta, net_state, batch).
 
   The images are prepared as in training.
 
@@ -37,14 +36,11 @@ def make_score(
     logits that are not finite counts as wrong.
   """
 
-  def score(
-    theta: hk.Params, net_state: hk.State, images: jax.Array, labels: jax.Array
-  ) -> Sums:
-    logits, _ = net.apply(
-      theta, net_state, None, prepare(images), is_training=False
-    )
-    counts = labels >= 0
-    labels = jnp.maximum(labels, 0)
+  def score(theta: hk.Params, net_state: hk.State, batch: Arrays) -> Sums:
+    images = prepare(batch.images)
+    logits, _ = net.apply(theta, net_state, None, images, is_training=False)
+    counts = batch.labels >= 0
+    labels = jnp.maximum(batch.labels, 0)
     losses = step_lib.cross_entropy(logits, labels)
     own = jnp.take_along_axis(logits, labels[:, None], axis=1)
     # Ties go to the lowest class, as in argmax.
@@ -85,11 +81,11 @@ def make_evaluate(
       head = jax.tree.map(
         lambda x: x[:whole].reshape(-1, batch_size, *x.shape[1:]), arrays
       )
-      found = jax.lax.map(lambda batch: score(theta, net_state, *batch), head)
+      found = jax.lax.map(lambda batch: score(theta, net_state, batch), head)
       sums.append(jax.tree.map(jnp.sum, found))
     if whole < size:
       tail = jax.tree.map(lambda x: x[whole:], arrays)
-      sums.append(score(theta, net_state, *tail))
+      sums.append(score(theta, net_state, tail))
     names = ('loss', 'accuracy')
     totals = {name: sum(found[name] for found in sums) for name in names}
     return {name: total / jnp.float32(size) for name, total in totals.items()}
@@ -106,15 +102,13 @@ def on_state(
 
 
 def evaluate(
-  score: Score,
-  theta: hk.Params,
-  net_state: hk.State,
-  batches: Iterable[Arrays],
+  score: Callable[[Arrays], Sums], batches: Iterable[Arrays]
 ) -> dict[str, float]:
   """Means over all examples of a stream, of images and labels on devices.
 
   Args:
-    score: from make_score, jitted; its sums must be readable here.
+    score: from make_score, jitted, with a network; its sums must be readable
+      here.
 
   Returns:
     loss in nats, accuracy and top_5 in [0, 1], and the count of examples.
@@ -122,26 +116,18 @@ def evaluate(
   Raises:
     UserError: if there is no example.
   """
-  sums: dict[str, float] = {}
-  waiting: list[Sums] = []
-  for images, labels in batches:
-    waiting.append(score(theta, net_state, images, labels))
+  found: list[Sums] = []
+  for batch in batches:
+    found.append(score(batch))
     # One behind, so that the device need not wait for this host.
-    if len(waiting) > 1:
-      _add(sums, waiting.pop(0))
-  for rest in waiting:
-    _add(sums, rest)
-  count = sums.get('count', 0)
+    found[-2:-1] = jax.device_get(found[-2:-1])
+  sums = {
+    name: sum(each[name].item() for each in jax.device_get(found))
+    for name in ('count', 'loss', 'accuracy', 'top_5')
+  }
+  count = sums['count']
   if not count:
     raise UserError(
       'there is no image to evaluate on: all files of the split are damaged.'
     )
-  return {
-    name: total if name == 'count' else total / count
-    for name, total in sums.items()
-  }
-
-
-def _add(sums: dict[str, float], found: Sums) -> None:
-  for name, value in jax.device_get(found).items():
-    sums[name] = sums.get(name, 0) + value.item()
+  return {name: x if name == 'count' else x / count for name, x in sums.items()}

@@ -1,5 +1,7 @@
 """Scores of streams."""
 
+import functools
+
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -21,8 +23,10 @@ def given(images, is_training):
   return images.reshape(images.shape[0], -1)
 
 
-SCORE = jax.jit(
-  evaluate.make_score(hk.transform_with_state(given), jnp.asarray)
+SCORE = functools.partial(
+  jax.jit(evaluate.make_score(hk.transform_with_state(given), jnp.asarray)),
+  {},
+  {},
 )
 
 
@@ -40,7 +44,7 @@ class ScoreTest:
     logits = RNG.integers(-3, 4, (60, 10)).astype(np.float32)
     labels = RNG.integers(0, 10, 60).astype(np.int32)
     labels[[7, 50, 59]] = -1
-    found = evaluate.evaluate(SCORE, {}, {}, batches(logits, labels, 20))
+    found = evaluate.evaluate(SCORE, batches(logits, labels, 20))
     chosen = labels >= 0
     rows, right = logits[chosen], labels[chosen]
     order = np.argsort(-rows, axis=1, kind='stable')
@@ -56,14 +60,14 @@ class ScoreTest:
     logits = np.zeros((2, 6), np.float32)
     logits[0, 3] = np.nan
     labels = np.zeros(2, np.int32)
-    found = evaluate.evaluate(SCORE, {}, {}, batches(logits, labels, 2))
+    found = evaluate.evaluate(SCORE, batches(logits, labels, 2))
     assert found['accuracy'] == found['top_5'] == 0.5
 
   def test_no_example_is_refused(self):
     logits = np.zeros((2, 6), np.float32)
     labels = np.full(2, -1, np.int32)
     with pytest.raises(UserError, match='no image to evaluate on'):
-      evaluate.evaluate(SCORE, {}, {}, batches(logits, labels, 2))
+      evaluate.evaluate(SCORE, batches(logits, labels, 2))
 
 
 class SmoothingTest:
