@@ -32,7 +32,7 @@ from powerprop_jax.train import loop
 from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.data import splits as data
 from powerprop_jax.train.data.sources import Arrays
-from powerprop_jax.train.runs import divergence, errors
+from powerprop_jax.train.runs import divergence, errors, metrics
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
 from powerprop_jax.train.step import TrainState
@@ -285,9 +285,7 @@ def keep_more_outputs(factor: float) -> Callable[[float], dict[str, float]]:
   }
 
 
-def lost_leaves(
-  members: Members, state: TrainState
-) -> dict[divergence.Network, str | None]:
+def lost_leaves(members: Members, state: TrainState) -> divergence.Leaves:
   """Of each member the first leaf of θ that is not finite, or None."""
   theta = jax.device_get(jax.jit(jax.vmap(lambda s: s.theta))(state))
   return {
@@ -301,8 +299,11 @@ def say_diverged(
 ) -> list[bool]:
   """Which members diverged, by their weights or by what was logged last.
 
-  A line is printed about each of which the loop could not say it, as its losses
-  did not show it.
+  Lines are printed as by divergence.say_weights.
   """
-  step = int(np.max(state.step))
-  return loop.say_diverged(folder, lost_leaves(members, state), step)
+  return divergence.say_weights(
+    folder.path,
+    lost_leaves(members, state),
+    int(np.max(state.step)),
+    metrics.read_metrics(folder.metrics_path),
+  )

@@ -11,7 +11,7 @@ scale/stream_loop.py is for data that are read while training goes on.
       indices=functools.partial(splits.batch_indices, 0))
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import statistics
 from typing import TypeVar
@@ -162,22 +162,3 @@ def _mean(records: Records) -> dict[str, float]:
     name: statistics.fmean(float(r[name]) for r in records if name in r)
     for name in names
   }
-
-
-def say_diverged(
-  folder: RunFolder, leaves: Mapping[divergence.Network, str | None], step: int
-) -> list[bool]:
-  """Which networks diverged, by their weights or by what was logged last.
-
-  A line is printed about each of which fit could not say it, as its losses did
-  not show it. The leaves are what divergence.lost_leaf says of each network,
-  after so many steps.
-  """
-  logged = divergence.lost(metrics.read_metrics(folder.metrics_path))
-  for network, leaf in leaves.items():
-    if leaf is not None and not logged.get(network):
-      divergence.say_weights(folder.path, network, leaf, step)
-  return [
-    leaf is not None or logged.get(network, False)
-    for network, leaf in leaves.items()
-  ]

@@ -182,11 +182,13 @@ def train(config: TrainConfig) -> None:
   for split, scores in found.items():
     print(f'{split} accuracy: {scores["accuracy"]:.4f}')
   print(f'Figures and report: {report}')
-  network: divergence.Network = (config.alpha, config.key)
-  lost = {network: divergence.lost_leaf(theta)}
-  divergence.check_any_left(
-    folder.path, loop.say_diverged(folder, lost, config.loop.num_steps)
+  lost = divergence.say_weights(
+    folder.path,
+    {(config.alpha, config.key): divergence.lost_leaf(theta)},
+    config.loop.num_steps,
+    metrics.read_metrics(folder.metrics_path),
   )
+  divergence.check_any_left(folder.path, lost)
 
 
 def _contents(config: TrainConfig) -> Contents:

@@ -5,7 +5,7 @@ finite. The loop says so once; a program none of whose networks is left ends
 with a status that says so; what works with the weights refuses them.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import os
 import sys
 from typing import Any
@@ -24,6 +24,8 @@ EXIT_STATUS = 1
 
 # α and key of a network.
 Network = tuple[float | None, int | None]
+# What lost_leaf says of each network.
+Leaves = Mapping[Network, str | None]
 Path = str | os.PathLike[str]
 
 _LOSSES = ('loss', 'validation_loss')
@@ -73,10 +75,23 @@ class Watch:
         _say(network, self._path, f'by step {step:,} its loss is not finite')
 
 
-def say_weights(path: Path, network: Network, leaf: str, step: int) -> None:
-  """Says of a network that a leaf of it is not finite."""
-  what = f'after step {step:,} its leaf {leaf!r} is not finite'
-  _say(network, os.fspath(path), what)
+def say_weights(
+  path: Path, leaves: Leaves, step: int, logged: Sequence[Record] = ()
+) -> list[bool]:
+  """Which networks of a run diverged, by their weights or what was logged last.
+
+  A line is printed about each of which a Watch could not say it, as the losses
+  that were logged did not show it.
+  """
+  known = lost(logged)
+  for network, leaf in leaves.items():
+    if leaf is not None and not known.get(network):
+      what = f'after step {step:,} its leaf {leaf!r} is not finite'
+      _say(network, os.fspath(path), what)
+  return [
+    leaf is not None or known.get(network, False)
+    for network, leaf in leaves.items()
+  ]
 
 
 def lost(logged: Sequence[Record]) -> dict[Network, bool]:

@@ -225,8 +225,6 @@ def check_any_finite(path: str | pathlib.Path, found: Trained) -> None:
   A line is printed about each network that diverged, where others did not.
   """
   leaves = ensemble.lost_leaves(found.members, found.state)
-  for network, leaf in leaves.items():
-    if all(leaves.values()):
-      divergence.refuse(path, network, leaf)
-    if leaf is not None:
-      divergence.say_weights(path, network, leaf, found.step)
+  if all(leaves.values()):
+    divergence.refuse(path, *next(iter(leaves.items())))
+  divergence.say_weights(path, leaves, found.step)
