@@ -38,6 +38,7 @@ class Counts(NamedTuple):
   weights: int  # Zeros included.
   nonzeros: float  # Expected.
   biases: int  # Those that are counted.
+  macs: float  # Of weights that are not zero.
   multiplications: float
   additions: float
 
@@ -47,18 +48,18 @@ class Counts(NamedTuple):
     return self.multiplications + self.additions
 
 
-def inference_counts(
+def layer_counts(
   costs: Sequence[LayerCost],
   sparsities: Sparsities = None,
   *,
   count_bias: bool = True,
   count_relu: bool = True,
-) -> Counts:
-  """Parameters and operations of a network, for one example.
+) -> list[Counts]:
+  """Parameters and operations of each layer, for one example.
 
   A layer of density d with outputs n and multiply-adds m has d m
   multiplications and d m - n additions; a bias is n further additions, and a
-  ReLU n further multiplications. Sums over all layers, not rounded.
+  ReLU n further multiplications.
 
   Args:
     sparsities: of each leaf that is not dense; or masks. None is the dense
@@ -70,50 +71,53 @@ def inference_counts(
     RigL counts this with both flags for ResNet-50, without count_bias for wide
     residual networks, and without count_relu for its networks on MNIST.
 
-  Example:
-    >>> layer = LayerCost('fc/w', 'linear', (3, 2), 6, 2, 2, 6)
-    >>> counts = inference_counts([layer], {'fc/w': 0.5}, count_relu=False)
-    >>> counts.nonzeros, counts.multiplications, counts.additions
-    (3.0, 3.0, 3.0)
-
   Source:
     Evci et al., Rigging the lottery, 2020, appendix H
     (https://arxiv.org/abs/1911.11134), and google-research,
     micronet_challenge/counting.py.
   """
-  densities = _densities(costs, sparsities)
-  counts = [
-    _count(cost, density, count_bias, count_relu)
-    for cost, density in zip(costs, densities, strict=True)
-  ]
-  return _total(counts)
+  found = []
+  for cost, density in zip(costs, _densities(costs, sparsities), strict=True):
+    is_layer = cost.leaf is not None
+    with_bias, with_relu = count_bias and is_layer, count_relu and is_layer
+    macs = density * cost.macs
+    # Most outputs of a very sparse layer have no input to add.
+    additions = macs if with_bias else max(macs - cost.outputs, Fraction(0))
+    found.append(
+      Counts(
+        weights=cost.weights,
+        nonzeros=float(density * cost.weights),
+        biases=cost.biases if with_bias else 0,
+        macs=float(macs),
+        multiplications=float(macs + cost.outputs if with_relu else macs),
+        additions=float(additions),
+      )
+    )
+  return found
+
+
+def inference_counts(
+  costs: Sequence[LayerCost], sparsities: Sparsities = None, **flags: bool
+) -> Counts:
+  """Sums of layer_counts, with its arguments, over all layers; not rounded.
+
+  Example:
+    >>> layer = LayerCost('fc/w', 'linear', (3, 2), 6, 2, 2, 6)
+    >>> counts = inference_counts([layer], {'fc/w': 0.5}, count_relu=False)
+    >>> counts.nonzeros, counts.multiplications, counts.additions
+    (3.0, 3.0, 3.0)
+  """
+  return _total(layer_counts(costs, sparsities, **flags))
 
 
 def _total(counts: Sequence[Counts]) -> Counts:
+  weights, nonzeros, biases, *rest = zip(_NOTHING, *counts, strict=True)
   return Counts(
-    weights=sum(count.weights for count in counts),
-    nonzeros=math.fsum(count.nonzeros for count in counts),
-    biases=sum(count.biases for count in counts),
-    multiplications=math.fsum(count.multiplications for count in counts),
-    additions=math.fsum(count.additions for count in counts),
+    sum(weights), math.fsum(nonzeros), sum(biases), *map(math.fsum, rest)
   )
 
 
-def _count(
-  cost: LayerCost, density: Fraction, count_bias: bool, count_relu: bool
-) -> Counts:
-  is_layer = cost.leaf is not None
-  with_bias, with_relu = count_bias and is_layer, count_relu and is_layer
-  macs = density * cost.macs
-  additions = macs if with_bias else macs - cost.outputs
-  return Counts(
-    weights=cost.weights,
-    nonzeros=float(density * cost.weights),
-    biases=cost.biases if with_bias else 0,
-    multiplications=float(macs + cost.outputs if with_relu else macs),
-    # Most outputs of a very sparse layer have no input to add.
-    additions=float(max(additions, Fraction(0))),
-  )
+_NOTHING = Counts(0, 0.0, 0, 0.0, 0.0, 0.0)
 
 
 def _densities(
@@ -155,7 +159,7 @@ def inference_flops(
 ) -> float:
   """FLOPs of one example: multiplications and additions of inference_counts.
 
-  The arguments are those of inference_counts; the number is not rounded.
+  The arguments are those of layer_counts; the number is not rounded.
 
   Example:
     >>> layer = LayerCost('fc/w', 'linear', (3, 2), 6, 2, 2, 6)
@@ -173,7 +177,7 @@ def model_bytes(
 ) -> float:
   """Bytes of a stored network: 32 bits a value and 1 bit an entry of a mask.
 
-  The arguments are those of inference_counts; the number is not rounded. A
+  The arguments are those of layer_counts; the number is not rounded. A
   dense leaf needs no mask.
 
   Example:
@@ -192,15 +196,11 @@ def model_bytes(
 
 
 def flops_rows(
-  costs: Sequence[LayerCost],
-  sparsities: Sparsities = None,
-  *,
-  count_bias: bool = True,
-  count_relu: bool = True,
+  costs: Sequence[LayerCost], sparsities: Sparsities = None, **flags: bool
 ) -> list[tables.Row]:
   """One row per layer and one for all of them, for tables.
 
-  The arguments are those of inference_counts.
+  The arguments are those of layer_counts.
 
   Returns:
     Rows with the keys leaf, kind, shape, weights, sparsity, kept, macs (of the
@@ -211,20 +211,17 @@ def flops_rows(
     >>> flops_rows([layer], {'fc/w': 0.5})[-1]['flops']
     10
   """
-  densities = _densities(costs, sparsities)
-  rows, macs, counts = [], [], []
-  for cost, density in zip(costs, densities, strict=True):
-    macs.append(density * cost.macs)
-    counts.append(_count(cost, density, count_bias, count_relu))
-    shape = '×'.join(map(str, cost.shape))
-    name = cost.leaf or 'activations'
-    rows.append(_row(name, cost.kind, shape, macs[-1], counts[-1]))
-  return [*rows, _row('total', '', '', sum(macs), _total(counts))]
+  counts = layer_counts(costs, sparsities, **flags)
+  rows = [
+    _row(
+      cost.leaf or 'activations', cost.kind, '×'.join(map(str, cost.shape)), one
+    )
+    for cost, one in zip(costs, counts, strict=True)
+  ]
+  return [*rows, _row('total', '', '', _total(counts))]
 
 
-def _row(
-  name: str, kind: str, shape: str, macs: Fraction | int, counts: Counts
-) -> tables.Row:
+def _row(name: str, kind: str, shape: str, counts: Counts) -> tables.Row:
   sparse = 1 - counts.nonzeros / counts.weights if counts.weights else None
   return {
     'leaf': name,
@@ -233,7 +230,7 @@ def _row(
     'weights': counts.weights,
     'sparsity': sparse,
     'kept': round(counts.nonzeros),
-    'macs': round(macs),
+    'macs': round(counts.macs),
     'flops': round(counts.flops),
   }
 

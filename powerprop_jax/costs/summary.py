@@ -50,14 +50,28 @@ def summary(
   rows, parts, of_selected = [], [], []
   for leaf in trees.named_leaves(theta):
     is_chosen = leaf.path in chosen
-    part = _measure(leaf, kept.get(leaf.path), is_chosen, alpha, epsilon)
+    value = leaf.value
+    if is_chosen and alpha is not None:
+      value = reparam.psi(value, alpha)
+    value = np.asarray(value).astype(np.float64)
+    mask = kept.get(leaf.path)
+    if mask is None:
+      mask = value != 0 if is_chosen else np.ones(value.shape, bool)
+    magnitudes = np.abs(value[np.asarray(mask)])
+    part = (
+      value.size,
+      magnitudes.size,
+      int(np.count_nonzero(magnitudes <= epsilon)),
+      float(magnitudes.sum()),
+      float(np.square(magnitudes).sum()),
+    )
     shape = '×'.join(map(str, leaf.value.shape)) or 'scalar'
-    rows.append(_row(leaf.path, shape, is_chosen, part))
+    rows.append(_row(leaf.path, shape, is_chosen, [part]))
     parts.append(part)
     if is_chosen:
       of_selected.append(part)
-  rows.append(_row('selected', '', True, _add(of_selected)))
-  rows.append(_row('total', '', None, _add(parts)))
+  rows.append(_row('selected', '', True, of_selected))
+  rows.append(_row('total', '', None, parts))
   return rows
 
 
@@ -65,40 +79,13 @@ def summary(
 _Sums = tuple[int, int, int, float, float]
 
 
-def _measure(
-  leaf: trees.NamedLeaf,
-  mask: Tree,
-  selected: bool,
-  alpha: float | None,
-  epsilon: float,
-) -> _Sums:
-  value = leaf.value
-  if selected and alpha is not None:
-    value = reparam.psi(value, alpha)
-  value = np.asarray(value).astype(np.float64)
-  if mask is None:
-    mask = value != 0 if selected else np.ones(value.shape, bool)
-  magnitudes = np.abs(value[np.asarray(mask)])
-  near_zero = int(np.count_nonzero(magnitudes <= epsilon))
-  return (
-    value.size,
-    magnitudes.size,
-    near_zero,
-    float(magnitudes.sum()),
-    float(np.square(magnitudes).sum()),
-  )
-
-
-def _add(parts: Sequence[_Sums]) -> _Sums:
+def _row(
+  name: str, shape: str, selected: bool | None, parts: Sequence[_Sums]
+) -> Row:
   nothing: _Sums = (0, 0, 0, 0.0, 0.0)
-  sizes, kept, near_zero, magnitudes, squares = zip(
-    nothing, *parts, strict=True
+  size, kept, near_zero, total, squares = (
+    sum(column) for column in zip(nothing, *parts, strict=True)
   )
-  return sum(sizes), sum(kept), sum(near_zero), sum(magnitudes), sum(squares)
-
-
-def _row(name: str, shape: str, selected: bool | None, sums: _Sums) -> Row:
-  size, kept, near_zero, total, squares = sums
   return {
     'leaf': name,
     'shape': shape,
