@@ -20,13 +20,14 @@ it. LiteRT ran sparse weights at 0.95 to 1.03 times the speed of dense ones.
 """
 
 from collections.abc import Callable
+import functools
 import os
 import pathlib
 from typing import NamedTuple
 
 from powerprop_jax.core import names
 from powerprop_jax.core import select as select_lib
-from powerprop_jax.core.trees import Select, Tree
+from powerprop_jax.core.trees import Tree
 from powerprop_jax.export import exported as exported_lib
 from powerprop_jax.export import npz, safetensors
 from powerprop_jax.export.exported import Exported
@@ -34,19 +35,15 @@ from powerprop_jax.files import whole
 
 
 class _Format(NamedTuple):
-  to_bytes: Callable[[Exported, Select], bytes]
+  to_bytes: Callable[[Exported], bytes]
   suffix: str
 
 
 _FORMATS = {
-  'safetensors': _Format(
-    lambda exported, select: safetensors.to_bytes(exported),
-    '.safetensors',
-  ),
-  'npz': _Format(lambda exported, select: npz.to_bytes(exported), '.npz'),
+  'safetensors': _Format(safetensors.to_bytes, '.safetensors'),
+  'npz': _Format(npz.to_bytes, '.npz'),
   'scipy': _Format(
-    lambda exported, select: npz.to_bytes(exported, csr=select),
-    '_scipy.npz',
+    functools.partial(npz.to_bytes, csr=select_lib.is_weight), '_scipy.npz'
   ),
 }
 FORMATS = tuple(_FORMATS)
@@ -81,15 +78,12 @@ def write(
   exported: Exported,
   *,
   format: str = 'safetensors',
-  select: Select = select_lib.is_weight,
   overwrite: bool = False,
 ) -> pathlib.Path:
   """Writes a file in one of FORMATS, over another one only with overwrite.
 
-  Args:
-    exported: the network, in the memory of this host. What its masks remove is
-      written as zero, whatever its value.
-    select: for 'scipy', which leaves become matrices.
+  The network is in the memory of this host. What its masks remove is written as
+  zero, whatever its value.
 
   Raises:
     ImportError: for 'safetensors', without the package of that name.
@@ -105,7 +99,7 @@ def write(
     (array([[2., 0.]], dtype=float32), {'step': 3})
   """
   check_format(format)
-  data = _FORMATS[format].to_bytes(exported_lib.on_host(exported), select)
+  data = _FORMATS[format].to_bytes(exported_lib.on_host(exported))
   return write_bytes(path, data, overwrite=overwrite)
 
 
