@@ -93,7 +93,7 @@ def run_all(
       functools.partial(work, ''),
       combinations,
       config.workers,
-      watch=lambda: progress.update(steps_done()),
+      lambda: progress.update(steps_done()),
     ):
       found[combination] = results
       when_done(combination, results)

@@ -24,11 +24,7 @@ def test_every_item_is_done_elsewhere_with_one_thread():
   before = dict(os.environ)
   names = ['XLA_FLAGS', 'NPROC', 'OMP_NUM_THREADS', 'XLA_FLAGS']
   looks = []
-  found = list(
-    workers.run(
-      settings, names, 2, watch=lambda: looks.append(1), interval=0.05
-    )
-  )
+  found = list(workers.run(settings, names, 2, lambda: looks.append(1)))
   assert sorted(name for name, _ in found) == sorted(names)
   for name, (process, value) in found:
     assert process != os.getpid()
@@ -40,7 +36,7 @@ def test_every_item_is_done_elsewhere_with_one_thread():
 
 def test_failure_of_an_item_is_raised_here():
   with pytest.raises(ValueError, match='no such thing'):
-    list(workers.run(fail, ['no such thing'], 1, watch=lambda: None))
+    list(workers.run(fail, ['no such thing'], 1, lambda: None))
 
 
 def write_until_stopped(path):
@@ -64,7 +60,7 @@ from powerprop_jax.train.runs import folder, workers
 def main():
   work, *items = sys.argv[1:]
   work = getattr(workers_test, work)
-  list(workers.run(work, items, 1, watch=lambda: None))
+  list(workers.run(work, items, 1, lambda: None))
 
 if __name__ == '__main__':
   sys.exit(folder.run_main(main))

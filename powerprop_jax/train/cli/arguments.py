@@ -30,10 +30,9 @@ def run(
   main: Callable[[C], None],
   presets: Mapping[str, C],
   *,
-  prog: str,
-  description: str,
   args: Sequence[str] | None = None,
   static_alpha: bool | None = False,
+  **about: str,
 ) -> int:
   """Parses a command line, runs the program, and reports mistakes in one line.
 
@@ -42,6 +41,7 @@ def run(
       chooses another one to start from.
     static_alpha: whether the program trains with an α that is a Python number,
       for the compiler's settings; sweeps do not. None leaves these alone.
+    **about: prog and description, see parse.
 
   Returns:
     The exit status; see folder.run_main.
@@ -52,7 +52,7 @@ def run(
 
   @functools.wraps(main)
   def parse_and_run() -> None:
-    main(parse(presets, given, prog=prog, description=description))
+    main(parse(presets, given, **about))
 
   return folder.run_main(parse_and_run)
 
@@ -65,6 +65,8 @@ def parse(
   description: str = '',
 ) -> C:
   """A preset with what a command line changes; see run.
+
+  What the program is called, and what it does, are for its help.
 
   Raises:
     UserError: if an option is unknown or its value cannot be read.

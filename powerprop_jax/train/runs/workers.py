@@ -20,6 +20,8 @@ from powerprop_jax.train.scale import preemption
 T = TypeVar('T')
 R = TypeVar('R')
 
+_INTERVAL = 1.0  # seconds
+
 # What makes XLA compute with a single thread on a CPU.
 _ONE_THREAD = {
   'XLA_FLAGS': '--xla_cpu_multi_thread_eigen=false',
@@ -32,9 +34,7 @@ def run(
   work: Callable[[T], R],
   items: Sequence[T],
   num_workers: int,
-  *,
   watch: Callable[[], None],
-  interval: float = 1.0,
 ) -> Iterator[tuple[T, R]]:
   """Gives (item, result) of all work, num_workers at a time, as it is done.
 
@@ -44,7 +44,7 @@ def run(
   Args:
     work: a function at the top level of a module; it and what it takes and
       gives must be picklable. If it raises, so does this.
-    watch: called every interval seconds while waiting, e.g. to show progress.
+    watch: called each second while waiting, e.g. to show progress.
 
   Raises:
     Preempted: after SIGTERM or SIGUSR1, when every process that has a watch of
@@ -63,7 +63,7 @@ def run(
         pending = {pool.submit(do, item): item for item in items}
       while pending:
         done, _ = futures.wait(
-          pending, interval, return_when=futures.FIRST_COMPLETED
+          pending, _INTERVAL, return_when=futures.FIRST_COMPLETED
         )
         watch()
         if signals.is_due(0):
