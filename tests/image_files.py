@@ -64,15 +64,19 @@ def indices(images):
 
 
 def training(images, batch_size=4, image_size=8, **settings):
-  return image_batches.training_batches(
-    images, batch_size=batch_size, image_size=image_size, **settings
-  )
+  share = take_share(batch_size, image_size, settings)
+  return image_batches.training_batches(images, share, **settings)
 
 
 def evaluation(images, batch_size=4, image_size=8, **settings):
-  return image_batches.evaluation_batches(
-    images, batch_size=batch_size, image_size=image_size, **settings
-  )
+  share = take_share(batch_size, image_size, settings)
+  return image_batches.evaluation_batches(images, share, **settings)
+
+
+def take_share(batch_size, image_size, settings):
+  index = settings.pop('host_index', 0)
+  count = settings.pop('host_count', 1)
+  return image_batches.Share(batch_size, image_size, index, count)
 
 
 def take(stream, count):

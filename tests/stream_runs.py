@@ -77,9 +77,7 @@ def make_batches(bad=(), host=0, count=1, num_batches=image_batches.ENDLESS):
   return image_batches.Batches(
     functools.partial(fill, bad, host, size),
     num_batches,
-    size,
-    SIZE,
-    BATCH,
+    image_batches.Share(size, SIZE, host, count),
     {'data': 'colours'},
   )
 

@@ -194,9 +194,8 @@ def _programs(
     programs[f'crop, {decoder}'] = crop
   for count in config.workers:
     noun = 'worker' if count == 1 else 'workers'
-    batches = image_batches.training_batches(
-      images, batch_size=config.batch_size, image_size=size
-    )
+    share = image_batches.Share(config.batch_size, size)
+    batches = image_batches.training_batches(images, share)
     stream = stack.enter_context(Stream(batches, num_workers=count))
     others = psutil.Process().children()
     next(stream)  # starts the workers

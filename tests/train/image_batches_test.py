@@ -134,7 +134,7 @@ class EvaluationTest:
 
 def test_synthetic_batches_are_one_batch():
   batches = image_batches.synthetic_batches(
-    batch_size=6, image_size=8, num_classes=3, num_batches=2
+    image_batches.Share(6, 8), num_classes=3, num_batches=2
   )
   with Stream(batches) as stream:
     first, second = stream

@@ -110,9 +110,8 @@ def test_an_interrupt_waits_for_a_batch_a_second_one_does_not(times):
     made.append(number)
     return []
 
-  batches = image_batches.synthetic_batches(
-    batch_size=2, image_size=8, num_classes=3
-  )
+  share = image_batches.Share(2, 8)
+  batches = image_batches.synthetic_batches(share, num_classes=3)
   before = signal.signal(signal.SIGINT, signal.default_int_handler)
   try:
     with pytest.raises(KeyboardInterrupt):
@@ -131,7 +130,7 @@ if __name__ == '__main__':
   # A shell that runs the tests in the background has Ctrl-C ignored.
   signal.signal(signal.SIGINT, signal.default_int_handler)
   images = image_set.open_set('tiny', sys.argv[1], 'train')
-  batches = batches.training_batches(images, batch_size=4, image_size=8)
+  batches = batches.training_batches(images, batches.Share(4, 8))
   stream = stream.Stream(batches, num_workers=2)
   next(stream)
   print(*[p.pid for p in multiprocessing.active_children()], flush=True)

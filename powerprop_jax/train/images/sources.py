@@ -1,12 +1,10 @@
 """Which images are trained and evaluated on, from settings."""
 
 import dataclasses
-import functools
 from typing import NamedTuple
 
-from powerprop_jax.files.tables import Row
 from powerprop_jax.train.images import batches, image_set
-from powerprop_jax.train.images.batches import Batches
+from powerprop_jax.train.images.batches import Batches, Share
 from powerprop_jax.train.runs import errors
 from powerprop_jax.train.runs.errors import UserError
 
@@ -73,43 +71,33 @@ def open_images(
 
   Example:
     >>> config = ImagesConfig(synthetic=True, image_size=8)
-    >>> open_images(config, 4).train.global_batch_size
+    >>> open_images(config, 4).train.share.total
     4
   """
   _check(config)
-  test_size = config.test_batch or batch_size
-  for size in (batch_size, test_size):
+  sizes = batch_size, config.test_batch or batch_size
+  for size in sizes:
     errors.check_shares(size, host_count, 'hosts')
-  own, own_test = batch_size // host_count, test_size // host_count
+  own, own_test = (
+    Share(size // host_count, config.image_size, host_index, host_count)
+    for size in sizes
+  )
   if config.synthetic:
-    synthetic = functools.partial(
-      batches.synthetic_batches,
-      image_size=config.image_size,
-      num_classes=config.synthetic_classes,
-      key=key,
-      host_count=host_count,
-    )
+    classes = config.synthetic_classes
     return Images(
       config.synthetic_examples,
-      config.synthetic_classes,
-      synthetic(batch_size=own),
-      synthetic(batch_size=own_test, num_batches=_SYNTHETIC_TEST),
+      classes,
+      batches.synthetic_batches(own, classes, key),
+      batches.synthetic_batches(own_test, classes, key, _SYNTHETIC_TEST),
     )
   train = image_set.open_set(config.name, config.dir, config.train)
   test = image_set.open_set(config.name, config.dir, config.test)
-  ours: Row = {
-    'image_size': config.image_size,
-    'host_index': host_index,
-    'host_count': host_count,
-  }
   scale = (config.smallest_crop, 1.0)
   return Images(
     train.num_examples,
     train.num_classes,
-    batches.training_batches(
-      train, batch_size=own, key=key, scale=scale, **ours
-    ),
-    batches.evaluation_batches(test, batch_size=own_test, **ours),
+    batches.training_batches(train, own, key=key, scale=scale),
+    batches.evaluation_batches(test, own_test),
   )
 
 

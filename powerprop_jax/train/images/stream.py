@@ -1,7 +1,7 @@
 """Batches of images one after the other, made by worker processes.
 
     images = image_set.open_set('imagenet2012', folder, 'train')
-    batches = batches.training_batches(images, batch_size=256, ...)
+    batches = batches.training_batches(images, Share(256, image_size=224))
     with stream.Stream(batches, num_workers=8) as batches_of_host:
       for images, labels in device_stream.DeviceStream(batches_of_host, ...):
         ...
@@ -59,8 +59,8 @@ class Stream:
 
   Example:
     >>> from powerprop_jax.train.images import batches
-    >>> batches = batches.synthetic_batches(
-    ...     batch_size=2, image_size=8, num_classes=10)
+    >>> share = batches.Share(batch_size=2, image_size=8)
+    >>> batches = batches.synthetic_batches(share, num_classes=10)
     >>> with Stream(batches) as stream:
     ...   images, labels = next(stream)
     ...   stream.position()['batches']
@@ -130,8 +130,7 @@ class Stream:
     # No more than there are batches: grain refuses a worker without any.
     num_workers = min(self._num_workers, batches.num_batches - self.number)
     if num_workers:
-      shape = (batches.batch_size, batches.image_size, batches.image_size, 3)
-      self._slots = SharedSlots(shape, num_workers, _SLOTS)
+      self._slots = SharedSlots(batches.share.shape, num_workers, _SLOTS)
       self._open.callback(self._slots.close)
     numbers = grain.MapDataset.range(self.number, batches.num_batches)
     # The numbers need no threads to be read.
@@ -151,7 +150,7 @@ class Stream:
     """The number of batches given, and what they are batches of."""
     return {
       'batches': self.number,
-      'global_batch_size': self.batches.global_batch_size,
+      'global_batch_size': self.batches.share.total,
       **self.batches.identity,
     }
 
@@ -208,7 +207,7 @@ def _make(batches: Batches, slots: SharedSlots | None, number: int) -> _Made:
   if slots is None or slot is None:
     (images, labels), skipped = image_batches.make(batches, number)
     return _Made(images, labels, skipped)
-  labels = np.empty(batches.batch_size, np.int32)
+  labels = np.empty(batches.share.batch_size, np.int32)
   skipped = batches.fill(number, Arrays(slots.view(slot), labels))
   return _Made(None, labels, skipped, slot)
 

@@ -25,8 +25,8 @@ class DeviceStream:
 
   Example:
     >>> from powerprop_jax.train.images import batches
-    >>> batches = batches.synthetic_batches(
-    ...     batch_size=2, image_size=8, num_classes=10, num_batches=5)
+    >>> share = batches.Share(batch_size=2, image_size=8)
+    >>> batches = batches.synthetic_batches(share, num_classes=10)
     >>> device_stream = DeviceStream(Stream(batches))
     >>> images, labels = next(device_stream)
     >>> images.shape, device_stream.position()['batches']
@@ -44,7 +44,7 @@ class DeviceStream:
     if sharding is not None:
       most = len(sharding.device_set)
       parts = most // sharding.shard_shape((most,))[0]
-      size = stream.batches.global_batch_size
+      size = stream.batches.share.total
       errors.check_shares(size, parts, 'devices')
     self.stream = stream
     self._sharding = sharding
@@ -67,7 +67,7 @@ class DeviceStream:
   def _put(self, batch: Arrays) -> Arrays:
     if self._sharding is None:
       return jax.device_put(batch)
-    total = self.stream.batches.global_batch_size
+    total = self.stream.batches.share.total
     return Arrays(
       *(
         jax.make_array_from_process_local_data(
