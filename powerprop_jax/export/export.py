@@ -27,7 +27,6 @@ from typing import NamedTuple
 
 from powerprop_jax.core import names
 from powerprop_jax.core import select as select_lib
-from powerprop_jax.core.trees import Tree
 from powerprop_jax.export import exported as exported_lib
 from powerprop_jax.export import npz, safetensors
 from powerprop_jax.export.exported import Exported
@@ -131,11 +130,10 @@ def check_free(path: str | os.PathLike[str], *, overwrite: bool) -> None:
     )
 
 
-def read(path: str | os.PathLike[str], *, masks: Tree = None) -> Exported:
+def read(path: str | os.PathLike[str]) -> Exported:
   """Reads a file of any format; its content says which.
 
-  The network has NumPy arrays. If the masks that it should have are known, as
-  when it was trained on after it was written, others are refused.
+  The network has NumPy arrays.
 
   Raises:
     ValueError: if there is no such file, it is damaged, or none that write
@@ -145,16 +143,13 @@ def read(path: str | os.PathLike[str], *, masks: Tree = None) -> Exported:
   try:
     # Every zip archive, and so every .npz file, starts with these letters.
     is_npz = data[:2] == b'PK'
-    found = (npz if is_npz else safetensors).from_bytes(data)
+    return (npz if is_npz else safetensors).from_bytes(data)
   except ValueError as error:
     raise ValueError(
       f'cannot read {os.fspath(path)} as an exported network: '
       f'{str(error).rstrip(".")}. Give a file that powerprop export or '
       'export.write wrote.'
     ) from error
-  if masks is not None:
-    exported_lib.check_masks(found.masks, masks)
-  return found
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:

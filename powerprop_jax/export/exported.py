@@ -94,29 +94,6 @@ def put(tree: dict[str, dict[str, Array]], path: str, value: Array) -> None:
   tree.setdefault(module, {})[name] = value
 
 
-def check_masks(found: Tree, expected: Tree) -> None:
-  """Refuses masks of a file that are not those that the caller holds, by leaf.
-
-  Example:
-    >>> check_masks({'w': np.array([True, False])}, {'w': np.ones(2, bool)})
-    Traceback (most recent call last):
-      ...
-    ValueError: 1 of the 2 connections of 'w' are other ones in the file than in
-    masks: they changed after it was written. Export the network again, or use
-    the masks of the file.
-  """
-  masks_lib.check_same_shapes(found, expected, 'the file', 'masks')
-  held = trees.by_path(expected)
-  for leaf in trees.named_leaves(found):
-    differ = int((np.asarray(held[leaf.path], bool) != leaf.value).sum())
-    if differ:
-      raise ValueError(
-        f'{differ} of the {leaf.value.size} connections of {leaf.path!r} are '
-        'other ones in the file than in masks: they changed after it was '
-        'written. Export the network again, or use the masks of the file.'
-      )
-
-
 def dense_bytes(theta: Params) -> int:
   """Bytes of the parameters, stored whole as float32.
 

@@ -13,9 +13,8 @@ Every connection that exists is an entry, one whose weight is zero as well, so
 that masks come back exactly.
 """
 
-from collections.abc import Callable
 import math
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from jax.experimental import sparse
 import jax.numpy as jnp
@@ -23,12 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from powerprop_jax.core import masks as masks_lib
-from powerprop_jax.core import select as select_lib
-from powerprop_jax.core import trees
-from powerprop_jax.core.trees import Params, Select
 from powerprop_jax.export.exported import Array
-
-M = TypeVar('M')
 
 
 class Rows(NamedTuple):
@@ -159,24 +153,3 @@ def dense(matrix: Any, shape: tuple[int, ...]) -> tuple[Array, Array]:
     raise _misfit(shape)
   parts = matrix.data, matrix.indices, matrix.indptr
   return from_rows(Rows(*map(np.asarray, parts)), shape)
-
-
-def matrices(
-  theta: Params,
-  masks: masks_lib.Masks,
-  form: Callable[[Any, Any], M],
-  *,
-  select: Select = select_lib.is_weight,
-) -> dict[str, M]:
-  """The selected weights as matrices of a form, csr or bcsr, by 'module/name'.
-
-  Example:
-    >>> theta = {'linear': {'w': jnp.ones((3, 2)), 'b': jnp.ones(2)}}
-    >>> matrices(theta, pp.masks.full_masks(theta), csr)['linear/w'].shape
-    (2, 3)
-  """
-  masks_lib.check_same_shapes(theta, masks, 'theta', 'masks')
-  paths = select_lib.selected_names(select, theta)
-  values = trees.by_path(theta)
-  kept = trees.by_path(masks)
-  return {path: form(values[path], kept[path]) for path in paths}

@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from powerprop_jax.core import select
 from powerprop_jax.export import sparse_matrices, sparse_mlp
 from powerprop_jax.export.sparse_matrices import Rows
 
@@ -85,25 +84,6 @@ class MatrixTest:
   def test_impossible_rows_are_refused(self, found):
     with pytest.raises(ValueError, match=r'weight of shape \(3, 1\)'):
       sparse_matrices.from_rows(found, (3, 1))
-
-  def test_selected_leaves_of_a_network(self):
-    theta = {
-      'a': {'w': np.ones((3, 2), 'f4'), 'b': np.ones(2)},
-      'c': {'w': np.eye(2, dtype='f4')},
-    }
-    masks = {
-      'a': {'w': np.ones((3, 2)) > 0, 'b': np.ones(2) > 0},
-      'c': {'w': np.eye(2) > 0},
-    }
-    found = sparse_matrices.matrices(theta, masks, sparse_matrices.csr)
-    assert {k: (m.shape, m.nnz) for k, m in found.items()} == {
-      'a/w': ((2, 3), 6),
-      'c/w': ((2, 2), 2),
-    }
-    only = sparse_matrices.matrices(
-      theta, masks, sparse_matrices.bcsr, select=select.by_regex('^c/w$')
-    )
-    assert list(only) == ['c/w']
 
 
 def layers(widths, density, dtype=np.float32):
