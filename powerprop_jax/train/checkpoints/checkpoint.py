@@ -9,7 +9,6 @@ is noticed before it is read, and the one before it is used instead. What could
 not be saved, because the disk is full, touches none of those before it.
 """
 
-from collections.abc import Callable
 import contextlib
 import json
 import logging
@@ -29,11 +28,12 @@ from powerprop_jax.core.trees import Tree
 from powerprop_jax.files import json_files
 from powerprop_jax.files.tables import Row
 from powerprop_jax.train.checkpoints import leaf_format
-from powerprop_jax.train.runs import errors
 from powerprop_jax.train.runs.errors import UserError
 
 _DETAILS = 'powerprop_jax.json'
 _TEMPORARY = '.orbax-checkpoint-tmp'
+# One more deletes the oldest; with one alone there is nothing to fall back to.
+_MAX_TO_KEEP = 3
 
 
 class SaveError(UserError):
@@ -91,24 +91,9 @@ class Checkpoints:
         checkpoints.save(step, state, {'alphas': [1.0, 2.0]})
   """
 
-  def __init__(
-    self,
-    folder: str | os.PathLike[str],
-    *,
-    max_to_keep: int = 3,
-    report: Callable[[str], None] = _warn,
-  ):
-    """Looks at a folder; writes nothing before the first save.
-
-    Args:
-      max_to_keep: saving one more deletes the oldest. Two or more, or there is
-        nothing to fall back to.
-      report: called with a line for each damaged checkpoint.
-    """
-    errors.check_least(1, max_to_keep=max_to_keep)
+  def __init__(self, folder: str | os.PathLike[str]):
+    """Looks at a folder; writes nothing before the first save."""
     self._folder = pathlib.Path(folder).absolute()
-    self._max_to_keep = max_to_keep
-    self._report = report
     self._manager: ocp.CheckpointManager | None = None
     self._saving: tuple[int, Row] = 0, {}
     self._damaged: list[int] = []
@@ -140,7 +125,7 @@ class Checkpoints:
       self._set_damaged_aside()
     if self._manager is None:
       options = ocp.CheckpointManagerOptions(
-        max_to_keep=self._max_to_keep,
+        max_to_keep=_MAX_TO_KEEP,
         cleanup_tmp_directories=True,
         async_options=ocp.AsyncOptions(
           post_finalization_callback=self._write_details
@@ -217,13 +202,13 @@ class Checkpoints:
       except Exception as error:
         reason = _reason(error)
         self._damaged.append(step)
-        self._report(
+        _warn(
           f'the checkpoint of step {step} in {self._folder} is damaged '
           f'({reason}); trying the one before it.'
         )
         continue
       if self._damaged:
-        self._report(f'continuing from the checkpoint of step {step}.')
+        _warn(f'continuing from the checkpoint of step {step}.')
       return restored
     if self._damaged:
       raise UserError(
@@ -288,7 +273,7 @@ class Checkpoints:
     except SaveError as failure:
       if error is None:
         raise
-      self._report(str(failure))
+      _warn(str(failure))
 
   def _write_details(self) -> None:
     # orbax calls this when the arrays are written and before the rename that
