@@ -82,7 +82,6 @@ def load(
       f'{path} has no checkpoint yet. Continue its run with --resume: '
       f'{stored["command"]}'
     )
-  members = ensemble.product(found.alphas, found.keys)
   splits = data.load(found.data, show_progress=True)
   prepare: data.Prepare = data.to_float
   if found.normalise:
@@ -92,18 +91,18 @@ def load(
   state = _state(*restored.state)
   if not found.is_stacked:
     state = jax.tree.map(lambda x: x[None], state)
-  net = nets.make(found.net, splits.num_classes)
-  _check_fits(path, found.net, net, splits, state, len(members.key))
-  return Trained(
+  trained = Trained(
     stored['config'],
     found.net,
-    net,
+    nets.make(found.net, splits.num_classes),
     splits._replace(test=test),
-    members,
+    ensemble.product(found.alphas, found.keys),
     state,
     restored.step,
     found.num_steps,
   )
+  _check_fits(path, trained)
+  return trained
 
 
 def _part(
@@ -131,27 +130,21 @@ def _part(
   )
 
 
-def _check_fits(
-  path: pathlib.Path,
-  name: str,
-  net: hk.TransformedWithState,
-  splits: data.Splits,
-  state: TrainState,
-  count: int,
-) -> None:
+def _check_fits(path: pathlib.Path, found: Trained) -> None:
   """Refuses a checkpoint of other networks than config.json says."""
-  if len(state.step) != count:
+  count, saved_count = len(found.members.key), len(found.state.step)
+  if saved_count != count:
     raise UserError(
       f'{path / "config.json"} is of {count} networks, its latest checkpoint '
-      f'of {len(state.step)}.'
+      f'of {saved_count}.'
     )
-  theta = step_lib.shapes(net, splits.example)
+  theta = step_lib.shapes(found.net, found.splits.example)
   shapes = {leaf.path: leaf.value.shape for leaf in trees.named_leaves(theta)}
-  saved = trees.named_leaves(state.phi)
+  saved = trees.named_leaves(found.state.phi)
   if shapes != {leaf.path: leaf.value.shape[1:] for leaf in saved}:
     raise UserError(
-      f'the latest checkpoint of {path} holds no network {name} for '
-      f'{splits.name}: its weights have other names or shapes.'
+      f'the latest checkpoint of {path} holds no network {found.net_name} for '
+      f'{found.splits.name}: its weights have other names or shapes.'
     )
 
 
