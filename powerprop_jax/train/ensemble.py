@@ -24,7 +24,7 @@ import optax
 
 from powerprop_jax.core import reparam, trees
 from powerprop_jax.core import select as select_lib
-from powerprop_jax.core.trees import Select, Tree
+from powerprop_jax.core.trees import Tree
 from powerprop_jax.files.tables import Row
 from powerprop_jax.prune import one_shot
 from powerprop_jax.train import evaluate as evaluate_lib
@@ -202,7 +202,6 @@ def prune(
   *,
   scope: str = 'layer',
   overrides: Callable[[float], Mapping[str, float]] | None = None,
-  select: Select = select_lib.is_weight,
 ) -> list[Row]:
   """Accuracy of every member after one-shot pruning at every sparsity.
 
@@ -220,7 +219,9 @@ def prune(
     lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state.phi
   )
   sizes = [
-    leaf.value.size for leaf in trees.named_leaves(shapes) if select(*leaf)
+    leaf.value.size
+    for leaf in trees.named_leaves(shapes)
+    if select_lib.is_weight(*leaf)
   ]
   densities = []
   for sparsity in sparsities:
@@ -228,7 +229,6 @@ def prune(
       shapes,
       sparsity,
       scope=scope,
-      select=select,
       overrides=by_sparsity(sparsity) or None,
     )
     densities.append(sum(counts.values()) / sum(sizes))
@@ -241,7 +241,6 @@ def prune(
       sparsities,
       scope=scope,
       overrides=overrides,
-      select=select,
     )
 
   found = jax.device_get(
