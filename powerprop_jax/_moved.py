@@ -42,7 +42,7 @@ _MODULES = {
   'report.sparse_mlp': 'export.sparse_mlp',
   'report.flops': 'costs.flops',
   'train.checkpoint': 'train.checkpoints.checkpoint',
-  'train.device_stream': 'train.scale.device_stream',
+  'train.device_stream': 'train.images.stream',
   'train.distributed': 'train.scale.distributed',
   'train.guard': 'train.scale.guard',
   'train.image_batches': 'train.images.batches',

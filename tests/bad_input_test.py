@@ -439,8 +439,8 @@ CASES = [
   ('report folder_figure', 'folder_figure/learning_curves.png: Is a dir'),
   # Export.
   ('export run --out file', '--overwrite'),
-  ('export run --out other', 'it is a folder'),
-  ('export run --out file/below', 'not in a folder'),
+  ('export run --out other', 'is a folder'),
+  ('export run --out file/below', 'no folder file'),
   ('export run --format onnx --out x', "'onnx'", 'safetensors, npz, scipy, j'),
   ('export run --alpha 3 --out x', 'Its pairs of α and key are: 2 0'),
   ('export run --key 7 --out x', 'none of the networks'),

@@ -20,12 +20,11 @@ from powerprop_jax.optim import aliases, powerprop
 from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.checkpoints import checkpoint
 from powerprop_jax.train.images import batches as image_batches
-from powerprop_jax.train.images.stream import Stream
+from powerprop_jax.train.images.stream import DeviceStream, Stream
 from powerprop_jax.train.runs import folder as run_folder
 from powerprop_jax.train.runs import metrics
 from powerprop_jax.train.runs.folder import RunFolder
 from powerprop_jax.train.scale import distributed, guard, sharding, stream_loop
-from powerprop_jax.train.scale.device_stream import DeviceStream
 from powerprop_jax.train.scale.distributed import HostsConfig
 from powerprop_jax.train.scale.stream_loop import StreamLoopConfig
 

@@ -29,11 +29,10 @@ from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.images import sources
 from powerprop_jax.train.images.batches import Batches
 from powerprop_jax.train.images.sources import Images
-from powerprop_jax.train.images.stream import Stream
+from powerprop_jax.train.images.stream import DeviceStream, Stream
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
 from powerprop_jax.train.scale import guard, sharding
-from powerprop_jax.train.scale.device_stream import DeviceStream
 from powerprop_jax.train.scale.guard import GuardedState
 
 

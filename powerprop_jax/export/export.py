@@ -117,16 +117,18 @@ def write_bytes(
 
 
 def check_free(path: str | os.PathLike[str], *, overwrite: bool) -> None:
-  """Refuses a file that is there already, before work is done for it.
+  """Refuses a file that cannot be written, before work is done for it.
 
-  With overwrite it may be replaced; a folder never is.
+  With overwrite one that exists may be replaced; a folder never is.
   """
   path = pathlib.Path(path)
-  if path.is_dir() or (path.exists() and not overwrite):
-    kind = 'is a folder' if path.is_dir() else 'exists'
+  if path.is_dir():
+    raise ValueError(f'{path} is a folder. Choose another file.')
+  if not path.parent.is_dir():
+    raise ValueError(f'there is no folder {path.parent}. Choose another file.')
+  if path.exists() and not overwrite:
     raise ValueError(
-      f'{path} {kind}. Choose another file'
-      f'{"" if path.is_dir() else ", or ask for it to be overwritten"}.'
+      f'{path} exists. Choose another file, or --overwrite (overwrite=True).'
     )
 
 

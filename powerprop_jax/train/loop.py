@@ -121,7 +121,7 @@ def fit(
     with (
       metrics.MetricsWriter(folder.metrics_path, start=step) as writer,
       metrics.Progress(description, config.num_steps, start=step) as progress,
-      metrics.tensorboard_writer(folder.path, step, tensorboard) as board,
+      metrics.tensorboard_writer(folder.path, step, tensorboard) as show,
     ):
       watch = divergence.Watch(folder.path)
       watch.look(metrics.read_metrics(folder.metrics_path))
@@ -135,7 +135,7 @@ def fit(
           logged = records(train_metrics, evaluate(state, validation))
           for found in logged:
             writer.write(step, found)
-            board.write(step, found)
+            show(step, found)
           watch.look([{'step': step, **found} for found in logged])
           checkpoints.save(step, state, {})
           progress.update(step, _mean(logged))

@@ -5,9 +5,8 @@ import jax
 import numpy as np
 import pytest
 
-from powerprop_jax.train.images.stream import Stream
+from powerprop_jax.train.images.stream import DeviceStream, Stream
 from powerprop_jax.train.runs.errors import UserError
-from powerprop_jax.train.scale.device_stream import DeviceStream
 
 
 class DeviceStreamTest:

@@ -143,9 +143,9 @@ class ProgressTest:
 class TensorBoardTest:
   def test_numbers_are_written(self, tmp_path):
     pytest.importorskip('tensorboardX', reason='needs the tensorboard extra')
-    with metrics.tensorboard_writer(tmp_path, 0, True) as writer:
-      writer.write(1, {'loss': jnp.float32(0.5), 'split': 'test'})
-      writer.write(1, {'alpha': 1.5, 'key': 0, 'loss': 0.5, 'bad': np.nan})
+    with metrics.tensorboard_writer(tmp_path, 0, True) as write:
+      write(1, {'loss': jnp.float32(0.5), 'split': 'test'})
+      write(1, {'alpha': 1.5, 'key': 0, 'loss': 0.5, 'bad': np.nan})
     (events,) = (tmp_path / 'tensorboard').glob('events*')
     content = events.read_bytes()
     assert b'loss' in content
@@ -157,6 +157,6 @@ class TensorBoardTest:
     self, tmp_path, monkeypatch
   ):
     monkeypatch.setitem(sys.modules, 'tensorboardX', None)
-    with metrics.tensorboard_writer(tmp_path, 0, False) as writer:
-      writer.write(1, {'loss': 0.5})
+    with metrics.tensorboard_writer(tmp_path, 0, False) as write:
+      write(1, {'loss': 0.5})
     assert not any(tmp_path.iterdir())

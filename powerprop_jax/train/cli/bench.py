@@ -27,7 +27,6 @@ from powerprop_jax.files.tables import Row
 from powerprop_jax.train.cli import pruned_model, timing
 from powerprop_jax.train.cli.pruned_model import PruneOnce
 from powerprop_jax.train.runs import errors
-from powerprop_jax.train.runs.errors import UserError
 
 # Calls are repeated within a run for about this long.
 _RUN_SECONDS = 0.01
@@ -81,10 +80,6 @@ def _check(config: BenchConfig) -> None:
   if config.out:
     path = pathlib.Path(config.out).expanduser()
     export_lib.check_free(path, overwrite=config.overwrite)
-    if not path.parent.is_dir():
-      raise UserError(
-        f'there is no folder {path.parent}. Choose another --out.'
-      )
 
 
 def _describe(config: BenchConfig, exported: Exported) -> Row:

@@ -83,15 +83,7 @@ def _checked(config: ExportConfig) -> pathlib.Path:
   )
   default = run.with_name(f'{run.resolve().name}{suffix}')
   path = pathlib.Path(config.out).expanduser() if config.out else default
-  if path.exists() and not path.is_dir() and not config.overwrite:
-    raise UserError(
-      f'{path} exists. Choose another --out, or pass --overwrite.'
-    )
-  if path.is_dir() or not path.parent.is_dir():
-    raise UserError(
-      f'cannot write {path}: {"it is" if path.is_dir() else "it is not in"} a '
-      'folder. Choose another --out.'
-    )
+  export_lib.check_free(path, overwrite=config.overwrite)
   return path
 
 

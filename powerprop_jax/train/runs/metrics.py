@@ -3,7 +3,7 @@
 metrics.jsonl is the record; the other two are for watching.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import datetime
 import importlib.util
@@ -206,41 +206,19 @@ def check_tensorboard(enabled: bool) -> None:
     )
 
 
-class TensorBoardWriter:
-  """Writes measurements for TensorBoard; see tensorboard_writer."""
-
-  def __init__(self, summary: Any):
-    """Takes a tensorboardX.SummaryWriter, or None to write nothing."""
-    self._summary = summary
-
-  def write(self, step: int, metrics: Record) -> None:
-    """Writes the numbers of one measurement.
-
-    The curves of several networks are told apart by 'alpha' and 'key', as
-    'loss/alpha_2_key_0'.
-    """
-    if self._summary is None:
-      return
-    values = dict(json_files.to_json(metrics))
-    names = [name for name in ('alpha', 'key') if name in values]
-    network = '_'.join(f'{name}_{values.pop(name):g}' for name in names)
-    for name, value in values.items():
-      if isinstance(value, (int, float)):
-        tag = f'{name}/{network}' if network else name
-        self._summary.add_scalar(tag, value, step)
-
-
 @contextlib.contextmanager
 def tensorboard_writer(
   run: str | os.PathLike[str], start: int, enabled: bool
-) -> Iterator[TensorBoardWriter]:
-  """TensorBoard files in the folder of a run, or a writer that does nothing.
+) -> Iterator[Callable[[int, Record], None]]:
+  """What writes (step, numbers) for TensorBoard, in the folder of a run.
 
-  TensorBoard hides what an interrupted run wrote after the step of the start.
+  The curves of several networks are told apart by 'alpha' and 'key', as
+  'loss/alpha_2_key_0'. TensorBoard hides what an interrupted run wrote after
+  the step of the start. Not enabled, nothing is written.
   """
   check_tensorboard(enabled)
   if not enabled:
-    yield TensorBoardWriter(None)
+    yield lambda step, metrics: None
     return
   import tensorboardX
 
@@ -248,4 +226,14 @@ def tensorboard_writer(
     os.fspath(pathlib.Path(run) / 'tensorboard'),
     purge_step=start + 1 if start else None,
   ) as summary:
-    yield TensorBoardWriter(summary)
+
+    def write(step: int, metrics: Record) -> None:
+      values = dict(json_files.to_json(metrics))
+      names = [name for name in ('alpha', 'key') if name in values]
+      network = '_'.join(f'{name}_{values.pop(name):g}' for name in names)
+      for name, value in values.items():
+        if isinstance(value, (int, float)):
+          tag = f'{name}/{network}' if network else name
+          summary.add_scalar(tag, value, step)
+
+    yield write

@@ -30,11 +30,11 @@ import numpy as np
 from powerprop_jax.core import trees
 from powerprop_jax.core.trees import Tree
 from powerprop_jax.train.checkpoints import checkpoint
+from powerprop_jax.train.images.stream import DeviceStream
 from powerprop_jax.train.runs import errors, metrics
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
 from powerprop_jax.train.scale import preemption
-from powerprop_jax.train.scale.device_stream import DeviceStream
 from powerprop_jax.train.scale.guard import GuardedState, GuardedStep
 from powerprop_jax.train.scale.stream_log import StreamLog
 
