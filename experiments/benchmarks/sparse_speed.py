@@ -250,10 +250,10 @@ def _trainings(
     layout = condensed.layout(
       state, tx=masked, make_net=make_net, images=images, execution=execution
     )
-    steps = condensed.make_steps(net, make_net, masked, layout)
+    step = condensed.make_step(net, make_net, masked, layout)
     # Copies: what is not condensed is one array, and steps donate theirs.
     first = jax.tree.map(jnp.array, condensed.condense(state, layout))
-    return _Training(steps.step, first, layout)
+    return _Training(step, first, layout)
 
   return {
     'dense': _Training(step_lib.make_step(full, inner), dense),

@@ -290,8 +290,8 @@ def _make_advance(
       state, tx=tx, make_net=make_net, images=batch, execution=execution
     )
     if layout.shapes:
-      make = condensed.make_advance
-      return make(net, make_net, tx, layout, **options), True
+      step = condensed.make_step(net, make_net, tx, layout, **options)
+      return condensed.make_advance(step, layout), True
   return fusing.make_advance(net, tx, **options), False
 
 

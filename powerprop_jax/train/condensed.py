@@ -66,20 +66,6 @@ class Layout(NamedTuple):
     }
 
 
-class CondensedSteps(NamedTuple):
-  """Training steps over a condensed state.
-
-  Attributes:
-    step: (state, images, labels) -> (state, metrics), where connections stay.
-    rewire: the same where the topology moves them.
-    is_due: state -> whether the next step is a rewiring, a boolean scalar.
-  """
-
-  step: step_lib.Step
-  rewire: step_lib.Step
-  is_due: Callable[[TrainState], jax.Array]
-
-
 def check_execution(execution: str) -> None:
   """Refuses an unknown execution."""
   if execution not in get_args(Execution):
@@ -270,14 +256,14 @@ def _converted(
   )
 
 
-def make_steps(
+def make_step(
   net: hk.TransformedWithState,
   make_net: MakeNet,
   tx: optax.GradientTransformation,
   layout: Layout,
   **options: Any,
-) -> CondensedSteps:
-  """The steps of step.make_step, and with its options, over a condensed state.
+) -> step_lib.Step:
+  """The step of step.make_step, and with its options, over a condensed state.
 
   Where topologies let the number of connections of a leaf grow, its layout has
   no room for them: none of ours that can be condensed does.
@@ -287,9 +273,10 @@ def make_steps(
   topology = parts.topology
   still = topology._replace(rewire=None, when=schedules.never)
   thin_tx = sparsify_lib.sparsify(parts.inner, still, regrow=parts.regrow)
-  thin_step = step_lib.make_step(
-    _renamed(make_net(layout.supports()), layout), thin_tx, **options
-  )
+  thin_net = _renamed(make_net(layout.supports()), layout)
+  thin_step = step_lib.make_step(thin_net, thin_tx, **options)
+  if topology.rewire is None:
+    return thin_step
   dense_step = step_lib.make_step(net, tx, **options)
 
   def rewire(
@@ -298,12 +285,12 @@ def make_steps(
     after, metrics = dense_step(expand(state, layout), images, labels)
     return condense(after, layout), metrics
 
-  def is_due(state: TrainState) -> jax.Array:
-    if topology.rewire is None:
-      return jnp.asarray(False)
-    return jnp.asarray(topology.when(state.opt_state.step))
-
-  return CondensedSteps(thin_step, rewire, is_due)
+  return lambda state, images, labels: jax.lax.cond(
+    jnp.asarray(topology.when(state.opt_state.step)),
+    rewire,
+    thin_step,
+    *(state, images, labels),
+  )
 
 
 def _renamed(
@@ -322,26 +309,13 @@ def _renamed(
   return hk.TransformedWithState(net.init, apply)
 
 
-def make_advance(
-  net: hk.TransformedWithState,
-  make_net: MakeNet,
-  tx: optax.GradientTransformation,
-  layout: Layout,
-  **options: Any,
-) -> step_lib.Advance:
+def make_advance(step: step_lib.Step, layout: Layout) -> step_lib.Advance:
   """Many steps in one dispatch, from a masked state to a masked state.
 
-  Between them the state is condensed. Checkpoints, scores and everything else
-  see what they see of masked training, so a run may be resumed with another
-  execution.
+  Between them the state is condensed, and the step is from make_step.
+  Checkpoints, scores and everything else see what they see of masked training,
+  so a run may be resumed with another execution.
   """
-  steps = make_steps(net, make_net, tx, layout, **options)
-  parts = sparsify_lib.parts(tx)
-  step = steps.step
-  if parts is not None and parts.topology.rewire is not None:
-    step = lambda state, images, labels: jax.lax.cond(
-      steps.is_due(state), steps.rewire, steps.step, state, images, labels
-    )
 
   def advance(
     state: TrainState, arrays: Arrays, indices: jax.Array
