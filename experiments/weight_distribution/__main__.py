@@ -251,7 +251,8 @@ def _peaks(tree: Tree, weights: str) -> list[Row]:
   at_zero near 1, two heaps away from zero have it near 0.
   """
   found = []
-  for leaf, histogram in analysis.weight_histogram(tree, bins=31).items():
+  histograms = analysis.weight_histograms({'': tree}, bins=31)['']
+  for leaf, histogram in histograms.items():
     middles = (histogram.edges[1:] + histogram.edges[:-1]) / 2
     # The bin around zero, the 16th of 31, is its own mirror image.
     heights = (histogram.counts + histogram.counts[::-1])[15:]

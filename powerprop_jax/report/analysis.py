@@ -4,8 +4,8 @@ Everything here reads parameters that were fetched to the host, and works in
 NumPy. Results are flat records, ready for results.json, except histograms.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -13,14 +13,15 @@ import numpy as np
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core import topk, trees
-from powerprop_jax.core.trees import Params, Select, Tree
+from powerprop_jax.core.trees import Params, Tree
 from powerprop_jax.files.tables import Row
 
-Range = tuple[float, float]
+K = TypeVar('K')
 
-# The name under which the selected leaves together are reported.
+# The name under which all weights together are reported.
 TOTAL = 'total'
 _LARGEST = float(np.finfo(np.float32).max)
+_COVERAGE = 0.999
 
 
 class Histogram(NamedTuple):
@@ -39,115 +40,67 @@ class Histogram(NamedTuple):
   not_finite: int
 
 
-def weight_histogram(
-  theta: Params,
-  *,
-  bins: int = 101,
-  range: Range | Mapping[str, Range] | None = None,
-  select: Select = select_lib.is_weight,
-) -> dict[str, Histogram]:
-  """Histogram of each selected leaf, by its name 'module/name'.
-
-  Args:
-    bins: number of bins of equal width; odd, so that zero lies in the middle
-      of one when the range is symmetric.
-    range: (lowest, highest) for all leaves, or one for each leaf name, as
-      common_range gives; by default that of this tree alone, which outliers
-      do not stretch.
-
-  Example:
-    >>> theta = {'linear': {'w': np.array([[-0.5, 0.1], [0.2, 9.0]])}}
-    >>> found = weight_histogram(theta, bins=2, range=(-1, 1))['linear/w']
-    >>> found.counts.tolist(), found.outside
-    ([1, 2], 1)
-  """
-  if bins < 1:
-    raise ValueError(f'bins must be at least 1, got {bins}.')
-  if range is None:
-    range = common_range([theta], select=select)
-  histograms = {}
-  for path, value in _selected(theta, select):
-    lowest, highest = _range_of(path, range)
-    # In float32 the width of a range that holds the largest floats overflows.
-    finite = value[np.isfinite(value)].astype(np.float64)
-    counts, edges = np.histogram(finite, bins=bins, range=(lowest, highest))
-    histograms[path] = Histogram(
-      counts=counts,
-      edges=edges,
-      outside=int(finite.size - counts.sum()),
-      not_finite=int(value.size - finite.size),
-    )
-  return histograms
-
-
 def weight_histograms(
-  thetas: Mapping[float, Any],
-  *,
-  bins: int = 101,
-  select: Select = select_lib.is_weight,
-) -> dict[float, dict[str, Histogram]]:
-  """For each α, weight_histogram over bins that all networks share.
+  thetas: Mapping[K, Params], *, bins: int = 101
+) -> dict[K, dict[str, Histogram]]:
+  """Histogram of each weight, by its name 'module/name', of each network.
+
+  Bins are of equal width and those of a leaf are the same in all networks: from
+  -r to r, where r is at least 99.9 % of the |θ| that are finite and not zero,
+  in each network, so that outliers do not stretch them; at most the largest
+  float32, and 1 where there is no such θ.
 
   Args:
     thetas: effective parameters by α (or by anything else that tells the
       networks apart); all with the same leaves.
+    bins: their number; odd, so that zero lies in the middle of one.
 
   Example:
     >>> theta = {'linear': {'w': np.array([[-0.5, 0.1], [0.2, 0.4]])}}
     >>> found = weight_histograms({1.0: theta, 2.0: theta}, bins=3)
-    >>> found[2.0]['linear/w'].counts.tolist()
-    [0, 1, 2]
+    >>> found[2.0]['linear/w'].counts.tolist(), found[2.0]['linear/w'].outside
+    ([0, 1, 2], 1)
   """
-  ranges = common_range(thetas.values(), select=select)
-  return {
-    alpha: weight_histogram(theta, bins=bins, range=ranges, select=select)
-    for alpha, theta in thetas.items()
-  }
-
-
-def common_range(
-  thetas: Iterable[Any],
-  *,
-  coverage: float = 0.999,
-  select: Select = select_lib.is_weight,
-) -> dict[str, Range]:
-  """Symmetric range of each leaf that holds nearly all weights of every tree.
-
-  (-r, r) for each selected leaf by its name, r at most the largest float32. A
-  leaf without a finite weight other than zero gets (-1, 1).
-
-  Args:
-    coverage: share of a leaf's weights that lie within the range, in (0, 1];
-      in each network, not only on average. Only weights that are finite and
-      not zero are asked, and the count is rounded down: below 1, a single
-      extreme weight never sets the range.
-
-  Example:
-    >>> common_range([{'linear': {'w': np.array([[-2.0, 1.0]])}}], coverage=1)
-    {'linear/w': (-2.0, 2.0)}
-  """
-  if not 0 < coverage <= 1:
-    raise ValueError(f'coverage must be in (0, 1], got {coverage}.')
+  if bins < 1:
+    raise ValueError(f'bins must be at least 1, got {bins}.')
+  weights = {name: dict(_weights(theta)) for name, theta in thetas.items()}
   reach: dict[str, float] = {}
-  for theta in thetas:
-    for path, value in _selected(theta, select):
+  for of_network in weights.values():
+    for path, value in of_network.items():
       sizes = np.abs(value[np.isfinite(value) & (value != 0)])
       covered = 0.0
       if sizes.size:
-        covered = float(np.quantile(sizes, coverage, method='lower'))
+        # Rounded down: a single extreme weight never sets the range.
+        covered = float(np.quantile(sizes, _COVERAGE, method='lower'))
       reach[path] = max(reach.get(path, 0.0), min(covered, _LARGEST))
-  return {path: (-(r or 1.0), r or 1.0) for path, r in reach.items()}
+  return {
+    name: {
+      path: _histogram(value, bins, reach[path] or 1.0)
+      for path, value in of_network.items()
+    }
+    for name, of_network in weights.items()
+  }
+
+
+def _histogram(value: np.ndarray, bins: int, reach: float) -> Histogram:
+  # In float32 the width of a range that holds the largest floats overflows.
+  finite = value[np.isfinite(value)].astype(np.float64)
+  counts, edges = np.histogram(finite, bins=bins, range=(-reach, reach))
+  return Histogram(
+    counts=counts,
+    edges=edges,
+    outside=int(finite.size - counts.sum()),
+    not_finite=int(value.size - finite.size),
+  )
 
 
 def fraction_near_zero(
   theta: Params,
   epsilons: float | Sequence[float] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
-  *,
-  select: Select = select_lib.is_weight,
 ) -> list[Row]:
-  """Share of the weights with |θ| ≤ ε, per selected leaf and over all of them.
+  """Share of the weights with |θ| ≤ ε, per leaf and over all of them.
 
-  Records with leaf ('total' for all selected leaves together), epsilon, size
+  Records with leaf ('total' for all leaves together), epsilon, size
   and near_zero. NaN is not near zero. The share of an empty leaf is NaN.
 
   Example:
@@ -161,7 +114,7 @@ def fraction_near_zero(
       raise ValueError(f'epsilon must be at least 0, got {epsilon}.')
   sizes: dict[str, int] = {}
   counts: dict[str, np.ndarray] = {}
-  for path, value in _selected(theta, select):
+  for path, value in _weights(theta):
     magnitudes = np.abs(value)
     sizes[path] = value.size
     counts[path] = np.array(
@@ -185,8 +138,6 @@ def mask_overlap(
   theta_before: Any,
   theta_after: Any,
   sparsities: float | Sequence[float] = (0.05, 0.15, 0.5, 0.8, 0.9, 0.95, 0.98),
-  *,
-  select: Select = select_lib.is_weight,
 ) -> list[Row]:
   """How far the largest weights before training are the largest ones after.
 
@@ -200,7 +151,7 @@ def mask_overlap(
   sparsity whatever happens; intersection is not.
 
   Returns:
-    Records with the keys leaf ('total' for all selected leaves together: their
+    Records with the keys leaf ('total' for all leaves together: their
     positions and kept weights are pooled), sparsity, agreement, intersection,
     density (the q that was reached), agreement_by_chance and
     intersection_by_chance.
@@ -217,8 +168,7 @@ def mask_overlap(
     overlap of masks before and after training; agreement is the measure of
     which reproduced values are known.
   """
-  before = dict(_selected(theta_before, select))
-  after = dict(_selected(theta_after, select))
+  before, after = dict(_weights(theta_before)), dict(_weights(theta_after))
   _check_same(before, after)
   records = []
   for sparsity in np.atleast_1d(np.asarray(sparsities, np.float64)).tolist():
@@ -276,9 +226,9 @@ def _check_same(
     )
 
 
-def _selected(tree: Tree, select: Select) -> Iterator[tuple[str, np.ndarray]]:
-  """Name and value, on the host and at least in float32, of chosen leaves."""
-  chosen = set(select_lib.selected_names(select, tree))
+def _weights(tree: Tree) -> Iterator[tuple[str, np.ndarray]]:
+  """Name and value, on the host and at least in float32, of weights."""
+  chosen = set(select_lib.selected_names(select_lib.is_weight, tree))
   for leaf in trees.named_leaves(tree):
     if leaf.path in chosen:
       value = np.asarray(leaf.value)
@@ -288,21 +238,6 @@ def _selected(tree: Tree, select: Select) -> Iterator[tuple[str, np.ndarray]]:
 def _numpy(value: np.ndarray) -> Any:
   # bfloat16 is a dtype that NumPy's promotion rules do not know.
   return value.dtype if value.dtype.kind == 'f' else np.float32
-
-
-def _range_of(path: str, range: Range | Mapping[str, Range]) -> Range:
-  if isinstance(range, Mapping):
-    if path not in range:
-      raise ValueError(
-        f'range has no entry for {path}; it has {", ".join(range)}.'
-      )
-    range = range[path]
-  lowest, highest = range
-  if not lowest < highest:
-    raise ValueError(
-      f'range must go from a lower to a higher number, got {range} for {path}.'
-    )
-  return lowest, highest
 
 
 def _ratio(part: float, whole: float) -> float:

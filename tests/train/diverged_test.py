@@ -90,7 +90,7 @@ class HistogramTest:
 
   def test_float64_weights_beyond_the_largest_float32_lie_outside(self):
     theta = {'a': {'w': np.array([[1e308, -1.7e308], [1.0, 2.0]])}}
-    histogram = analysis.weight_histogram(theta)['a/w']
+    histogram = analysis.weight_histograms({0: theta})[0]['a/w']
     assert (histogram.counts.sum(), histogram.outside) == (2, 2)
 
   def test_curves_without_a_finite_loss_say_how_many_are_lost(self):
