@@ -97,13 +97,11 @@ def condensed(
   return Form(_run(net), (theta, net_state))
 
 
-def sparse_leaves(
-  masks: Tree, max_density: float = 0.5, select: Select = select_lib.is_weight
-) -> Select | None:
+def sparse_leaves(masks: Tree) -> Select | None:
   """The weights that are worth storing by their connections; None for none.
 
-  A value and its position take twice the memory of a value: a share of at most
-  max_density of the weights must exist.
+  A value and its position take twice the memory of a value: at most half of the
+  weights may exist.
 
   Example:
     >>> masks = {'a': {'w': np.eye(3) > 0}, 'b': {'w': np.ones((3, 3)) > 0}}
@@ -115,9 +113,9 @@ def sparse_leaves(
   chosen = {
     (leaf.module_name, leaf.name)
     for leaf in trees.named_leaves(masks)
-    if select(leaf.module_name, leaf.name, like(leaf.value))
+    if select_lib.is_weight(leaf.module_name, leaf.name, like(leaf.value))
     and np.size(leaf.value)
-    and np.mean(leaf.value) <= max_density
+    and np.mean(leaf.value) <= 0.5
   }
   if not chosen:
     return None

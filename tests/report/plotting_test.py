@@ -155,8 +155,6 @@ class WeightsTest:
     assert [len(axes.lines) for axes in figure.axes] == [4, 4]
     x, y = figure.axes[0].lines[-1].get_data()
     np.testing.assert_allclose(y, x**2 + (1 - x) ** 2, atol=0.01)
-    with pytest.raises(ValueError, match=r"'conv'; there are .*total"):
-      plotting.mask_overlap(records, leaf='conv')
 
 
 def test_learning_curves_draw_the_fields_that_occur():

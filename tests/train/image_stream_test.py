@@ -36,7 +36,8 @@ class StreamTest:
       position = json.loads(json.dumps(stream.position()))
       assert len(multiprocessing.active_children()) == 2
       # Goes on with other workers, or none, and so does this one.
-      with Stream(batches, num_workers=1, position=position) as other:
+      with Stream(batches, num_workers=1) as other:
+        other.restore(position)
         image_files.assert_equal(image_files.take(other, 2), expected[5:])
       image_files.assert_equal(image_files.take(stream, 2), expected[5:])
       assert (stream.skipped, stream.num_skipped) == skipped
@@ -76,7 +77,8 @@ class StreamTest:
     half = image_files.training(
       images, batch_size=2, host_index=1, host_count=2
     )
-    other = Stream(half, position=stream.position())
+    other = Stream(half)
+    other.restore(stream.position())
     np.testing.assert_array_equal(next(stream).images[2:], next(other).images)
 
   @pytest.mark.parametrize(

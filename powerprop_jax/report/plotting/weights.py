@@ -93,39 +93,32 @@ def near_zero(records: Sequence[Record], *, title: str = '') -> Figure:
   return figure
 
 
-def mask_overlap(
-  records: Sequence[Record], *, title: str = '', leaf: str = analysis.TOTAL
-) -> Figure:
+def mask_overlap(records: Sequence[Record], *, title: str = '') -> Figure:
   """Agreement and intersection of magnitude masks before and after training.
 
   The records of analysis.mask_overlap, each with alpha added, that are about
-  the leaf: both measures, with the level of chance as a dotted line.
+  all layers: both measures, with the level of chance as a dotted line.
   """
   fields = ('agreement', 'intersection')
-  points = records_lib.usable(records, 'alpha', 'leaf', 'sparsity', *fields)
-  of_leaf = [point for point in points if point['leaf'] == leaf]
-  if not of_leaf:
-    leaves = ', '.join(dict.fromkeys(point['leaf'] for point in points))
-    raise ValueError(
-      f'no record is about the leaf {leaf!r}; there are {leaves}.'
-    )
-  scheme = style.by_alpha(of_leaf)
+  of_all = [r for r in records if r.get('leaf') == analysis.TOTAL]
+  points = records_lib.usable(of_all, 'alpha', 'sparsity', *fields)
+  scheme = style.by_alpha(points)
   with style.house_style():
     figure, grid = style.panels(2)
     for axes, field in zip(grid, fields, strict=True):
-      drawing.lines(axes, of_leaf, records_lib.density, field, scheme)
+      drawing.lines(axes, points, records_lib.density, field, scheme)
       chance = records_lib.group(
-        of_leaf, records_lib.density, f'{field}_by_chance'
+        points, records_lib.density, f'{field}_by_chance'
       )
       means = [np.mean(values) for values in chance.values()]
       axes.plot(list(chance), means, **style.CHANCE)
-      drawing.weights_left_axis(axes, min(1 - p['sparsity'] for p in of_leaf))
+      drawing.weights_left_axis(axes, min(1 - p['sparsity'] for p in points))
       drawing.per_cent(axes.yaxis)
       axes.set_ylim(0, 1.02)
       axes.set_title(field, fontsize=9.5)
     grid[0].set_ylabel('positions where masks agree (%)')
     grid[1].set_ylabel('kept weights in common (%)')
-    note = records_lib.spread_note(of_leaf, *fields)
+    note = records_lib.spread_note(points, *fields)
     legend = style.handles(scheme.looks.values(), [style.CHANCE])
     style.frame(figure, title, note, legend)
   return figure

@@ -111,7 +111,6 @@ def training_batches(
   *,
   key: int = 0,
   scale: tuple[float, float] = (0.08, 1.0),
-  ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Batches:
   """Endless batches of random crops, mirrored half of the time.
 
@@ -123,15 +122,13 @@ def training_batches(
   A file that is no image, or a damaged one, is replaced by the next good one in
   the order of the files. With nvImageCodec damage below the crop is no damage.
 
-  Orders and crops follow from the key, the same on all hosts. For scale and
-  ratio see random_crop.
+  Orders and crops follow from the key, the same on all hosts. For the scale see
+  random_crop.
   """
   share.check()
   errors.check_least(0, key=key)
   if not 0 < scale[0] <= scale[1] <= 1:
     raise ValueError(f'scale must be in (0, 1] and ordered, got {scale}.')
-  if not 0 < ratio[0] <= ratio[1]:
-    raise ValueError(f'ratio must be positive and ordered, got {ratio}.')
   decode.fastest()
 
   def fill(number: int, batch: Arrays) -> Skipped:
@@ -141,9 +138,7 @@ def training_batches(
     draws = crops.random_draws(key, number * total + first, share.batch_size)
     skipped: Skipped = []
     for row, example in enumerate(_read(images, indices)):
-      choose = functools.partial(
-        crops.random_crop, draws[row], scale=scale, ratio=ratio
-      )
+      choose = functools.partial(crops.random_crop, draws[row], scale=scale)
       tries = 0
       while damaged := _put(example, choose, batch, row):
         skipped += damaged

@@ -52,7 +52,6 @@ class Stream:
 
   Args:
     num_workers: processes that make batches; 0 makes each when it is asked for.
-    position: where to begin; None is the first batch.
 
   Attributes:
     number: how many batches were given.
@@ -69,13 +68,7 @@ class Stream:
     1
   """
 
-  def __init__(
-    self,
-    batches: Batches,
-    *,
-    num_workers: int = 0,
-    position: Row | None = None,
-  ):
+  def __init__(self, batches: Batches, *, num_workers: int = 0):
     errors.check_least(0, num_workers=num_workers)
     self.batches = batches
     self.number = 0
@@ -87,8 +80,6 @@ class Stream:
     self._slots: SharedSlots | None = None
     self._open = contextlib.ExitStack()
     weakref.finalize(self, self._open.close)
-    if position is not None:
-      self.restore(position)
 
   def __iter__(self) -> Iterator[Arrays]:
     return self
