@@ -42,14 +42,17 @@ import experiments
 from experiments.benchmarks import harness
 from experiments.imagenet_resnet50 import config as imagenet
 from experiments.imagenet_resnet50 import setup
-from experiments.imagenet_resnet50.config import NetConfig, RecipeConfig
+from experiments.imagenet_resnet50.config import (
+  NetConfig,
+  RecipeConfig,
+  ScheduleConfig,
+)
 from powerprop_jax.core.trees import Params, Tree
 from powerprop_jax.files import tables
 from powerprop_jax.files.tables import Row
 from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.cli import timing
 from powerprop_jax.train.methods import SparseConfig
-from powerprop_jax.train.optimizers import ScheduleConfig
 from powerprop_jax.train.runs import errors, metrics
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.scale import guard

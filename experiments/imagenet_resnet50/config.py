@@ -14,7 +14,6 @@ from powerprop_jax.files import json_files
 from powerprop_jax.files.tables import Row
 from powerprop_jax.train.images.sources import ImagesConfig
 from powerprop_jax.train.methods import SparseConfig
-from powerprop_jax.train.optimizers import ScheduleConfig
 from powerprop_jax.train.runs import errors
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.scale.distributed import HostsConfig
@@ -50,6 +49,23 @@ class NetConfig:
   half: Half = 'none'
   # Compute activations inside blocks twice instead of keeping them.
   remat: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleConfig:
+  """How the learning rate of a long run rises and falls, in epochs."""
+
+  # Step size after the warm-up.
+  learning_rate: float = 1.6
+  # Epochs in which it rises from zero along a line.
+  warmup: float = 5.0
+  # 'stairs' falls by the factor below at given epochs; 'cosine' falls along
+  # half a cosine from the end of the warm-up to zero at the last step.
+  kind: Literal['stairs', 'cosine'] = 'stairs'
+  # Epochs at which the stairs fall.
+  drops: tuple[float, ...] = (30.0, 70.0, 90.0)
+  # By how much, in (0, 1).
+  factor: float = 0.1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ weights       of a state: what to evaluate and to export
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from experiments.imagenet_resnet50.config import (
   Config,
   NetConfig,
   RecipeConfig,
+  ScheduleConfig,
 )
 import powerprop_jax as pp
 from powerprop_jax.core import trees
@@ -28,9 +30,10 @@ from powerprop_jax.core.trees import Params, Tree
 from powerprop_jax.files.tables import Row
 from powerprop_jax.nets import resnet
 from powerprop_jax.optim import ema
-from powerprop_jax.train import methods, optimizers
+from powerprop_jax.train import methods
 from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.methods import Lengths
+from powerprop_jax.train.runs import errors
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.scale import fusing, precision
 from powerprop_jax.train.step import TrainState
@@ -80,14 +83,59 @@ def normalise(images: np.ndarray | jax.Array) -> jax.Array:
   return (x - _MEAN.reshape(shape)) / _DEVIATION.reshape(shape)
 
 
-def learning_rate(config: RecipeConfig, num_examples: int) -> optax.Schedule:
-  """From the number of steps done to the rate; see optimizers.schedule."""
-  return optimizers.schedule(
-    config.schedule,
-    config.total_steps,
-    num_examples / config.batch_size,
-    config.length,
-  )
+def learning_rate(recipe: RecipeConfig, num_examples: int) -> optax.Schedule:
+  """The learning rate of a recipe as a function of the step.
+
+  Example:
+    >>> recipe = RecipeConfig(batch_size=1, num_steps=100)
+    >>> rate = learning_rate(recipe, num_examples=1)
+    >>> [round(float(rate(step)), 6) for step in (0, 4, 5, 29, 30, 99)]
+    [0.0, 1.28, 1.6, 1.6, 0.16, 0.0016]
+
+  Source:
+    Goyal et al., Accurate, large minibatch SGD, 2017
+    (https://arxiv.org/abs/1706.02677), section 2.2; Evci et al., Rigging the
+    lottery, 2020 (https://arxiv.org/abs/1911.11134), section 4.1.
+  """
+  config, num_steps = recipe.schedule, recipe.total_steps
+  _check_schedule(config)
+  # In an epoch of the recipe, stretched as the run is.
+  steps = num_examples / recipe.batch_size * recipe.length
+  warmup = round(config.warmup * steps)
+  if warmup >= num_steps:
+    raise UserError(
+      f'a warm-up of {config.warmup * recipe.length:g} epochs takes {warmup} '
+      f'steps, but there are {num_steps}. Shorten schedule.warmup.'
+    )
+  peak = config.learning_rate
+  if config.kind == 'cosine':
+    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, num_steps)
+  levels = [peak * config.factor**n for n in range(len(config.drops) + 1)]
+  # What comes after the end need not fit into 32 bits.
+  drops = [min(round(epoch * steps), num_steps) for epoch in config.drops]
+  stairs = optax.join_schedules([*map(optax.constant_schedule, levels)], drops)
+  if not warmup:
+    return stairs
+  rising = optax.linear_schedule(0.0, 1.0, warmup)
+  return lambda step: rising(step) * stairs(step)
+
+
+def _check_schedule(config: ScheduleConfig) -> None:
+  check = functools.partial(errors.check, config)
+  rate, warmup = config.learning_rate, config.warmup
+  check('schedule.learning_rate', 0 < rate < math.inf, 'positive and finite')
+  check('schedule.warmup', 0 <= warmup < math.inf, 'at least 0 epochs')
+  if config.kind not in ('stairs', 'cosine'):
+    raise UserError(
+      f"schedule.kind must be 'stairs' or 'cosine', got {config.kind!r}."
+    )
+  check('schedule.factor', 0 < config.factor < 1, 'in (0, 1)')
+  drops = list(config.drops)
+  if any(epoch <= 0 for epoch in drops) or drops != sorted(drops):
+    raise UserError(
+      'schedule.drops must be positive epochs in ascending order, got '
+      f'{config.drops}.'
+    )
 
 
 def make_tx(

@@ -54,23 +54,6 @@ class OptimizerConfig:
     return self.name == 'sgd'
 
 
-@dataclasses.dataclass(frozen=True)
-class ScheduleConfig:
-  """How the learning rate of a long run rises and falls, in epochs."""
-
-  # Step size after the warm-up.
-  learning_rate: float = 1.6
-  # Epochs in which it rises from zero along a line.
-  warmup: float = 5.0
-  # 'stairs' falls by the factor below at given epochs; 'cosine' falls along
-  # half a cosine from the end of the warm-up to zero at the last step.
-  kind: Literal['stairs', 'cosine'] = 'stairs'
-  # Epochs at which the stairs fall.
-  drops: tuple[float, ...] = (30.0, 70.0, 90.0)
-  # By how much, in (0, 1).
-  factor: float = 0.1
-
-
 def make_tx(
   config: OptimizerConfig,
   alpha: Any,
@@ -113,51 +96,6 @@ def _learning_rate(
   return config.learning_rate
 
 
-def schedule(
-  config: ScheduleConfig,
-  num_steps: int,
-  steps_per_epoch: float,
-  length: float = 1.0,
-) -> optax.Schedule:
-  """The learning rate as a function of the step.
-
-  Args:
-    num_steps: steps of the whole run, at least 1.
-    steps_per_epoch: steps in which every example is seen once, more than 0.
-    length: by how much the run is longer than the recipe: epochs of the
-      settings are stretched by it.
-
-  Example:
-    >>> rate = schedule(ScheduleConfig(), num_steps=100, steps_per_epoch=1)
-    >>> [round(float(rate(step)), 6) for step in (0, 4, 5, 29, 30, 99)]
-    [0.0, 1.28, 1.6, 1.6, 0.16, 0.0016]
-
-  Source:
-    Goyal et al., Accurate, large minibatch SGD, 2017
-    (https://arxiv.org/abs/1706.02677), section 2.2; Evci et al., Rigging the
-    lottery, 2020 (https://arxiv.org/abs/1911.11134), section 4.1.
-  """
-  _check_schedule(config)
-  steps = steps_per_epoch * length
-  warmup = round(config.warmup * steps)
-  if warmup >= num_steps:
-    raise UserError(
-      f'a warm-up of {config.warmup * length:g} epochs takes {warmup} steps, '
-      f'but there are {num_steps}. Shorten schedule.warmup.'
-    )
-  peak = config.learning_rate
-  if config.kind == 'cosine':
-    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, num_steps)
-  levels = [peak * config.factor**n for n in range(len(config.drops) + 1)]
-  # What comes after the end need not fit into 32 bits.
-  drops = [min(round(epoch * steps), num_steps) for epoch in config.drops]
-  stairs = optax.join_schedules([*map(optax.constant_schedule, levels)], drops)
-  if not warmup:
-    return stairs
-  rising = optax.linear_schedule(0.0, 1.0, warmup)
-  return lambda step: rising(step) * stairs(step)
-
-
 def _check(config: OptimizerConfig) -> None:
   check = functools.partial(errors.check, config)
   rate, momentum = config.learning_rate, config.momentum
@@ -178,22 +116,4 @@ def _check(config: OptimizerConfig) -> None:
     raise UserError(
       'decay_theta needs the recommended form: in the naive form the optimiser '
       'sees φ. Use decay_phi, or form=recommended.'
-    )
-
-
-def _check_schedule(config: ScheduleConfig) -> None:
-  check = functools.partial(errors.check, config)
-  rate, warmup = config.learning_rate, config.warmup
-  check('schedule.learning_rate', 0 < rate < math.inf, 'positive and finite')
-  check('schedule.warmup', 0 <= warmup < math.inf, 'at least 0 epochs')
-  if config.kind not in ('stairs', 'cosine'):
-    raise UserError(
-      f"schedule.kind must be 'stairs' or 'cosine', got {config.kind!r}."
-    )
-  check('schedule.factor', 0 < config.factor < 1, 'in (0, 1)')
-  drops = list(config.drops)
-  if any(epoch <= 0 for epoch in drops) or drops != sorted(drops):
-    raise UserError(
-      'schedule.drops must be positive epochs in ascending order, got '
-      f'{config.drops}.'
     )

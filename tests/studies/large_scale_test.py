@@ -12,13 +12,16 @@ import pytest
 
 from experiments.imagenet_resnet50 import config as config_lib
 from experiments.imagenet_resnet50 import setup
-from experiments.imagenet_resnet50.config import Config, NetConfig, RecipeConfig
+from experiments.imagenet_resnet50.config import (
+  Config,
+  NetConfig,
+  RecipeConfig,
+  ScheduleConfig,
+)
 from powerprop_jax.core import distributions
 from powerprop_jax.optim import ema, topology, views
-from powerprop_jax.train import optimizers
 from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.methods import SparseConfig
-from powerprop_jax.train.optimizers import ScheduleConfig
 from powerprop_jax.train.runs.errors import UserError
 
 IMAGENET = 1_281_167
@@ -101,7 +104,8 @@ class RateTest:
 
   def test_cosine_ends_at_zero(self):
     config = ScheduleConfig(kind='cosine', warmup=1.0)
-    rate = optimizers.schedule(config, num_steps=110, steps_per_epoch=10)
+    recipe = recipe_with(num_steps=110, schedule=config)
+    rate = setup.learning_rate(recipe, num_examples=100)
     found = [float(rate(step)) for step in (0, 5, 10, 60, 110)]
     np.testing.assert_allclose(found, [0, 0.8, 1.6, 0.8, 0], atol=1e-6)
 
@@ -118,7 +122,7 @@ class RateTest:
   )
   def test_impossible_ones_are_refused(self, wrong, message):
     with pytest.raises(UserError, match=message):
-      optimizers.schedule(ScheduleConfig(**wrong), 100, 1.0)
+      setup.learning_rate(recipe_with(schedule=ScheduleConfig(**wrong)), 10)
 
 
 class MethodTest:
