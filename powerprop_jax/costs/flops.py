@@ -38,7 +38,6 @@ class Counts(NamedTuple):
   weights: int  # Zeros included.
   nonzeros: float  # Expected.
   biases: int  # Those that are counted.
-  macs: float  # Of weights that are not zero.
   multiplications: float
   additions: float
 
@@ -88,7 +87,6 @@ def layer_counts(
         weights=cost.weights,
         nonzeros=float(density * cost.weights),
         biases=cost.biases if with_bias else 0,
-        macs=float(macs),
         multiplications=float(macs + cost.outputs if with_relu else macs),
         additions=float(additions),
       )
@@ -117,7 +115,7 @@ def _total(counts: Sequence[Counts]) -> Counts:
   )
 
 
-_NOTHING = Counts(0, 0.0, 0, 0.0, 0.0, 0.0)
+_NOTHING = Counts(0, 0.0, 0, 0.0, 0.0)
 
 
 def _densities(
@@ -212,16 +210,19 @@ def flops_rows(
     10
   """
   counts = layer_counts(costs, sparsities, **flags)
-  rows = [
-    _row(
-      cost.leaf or 'activations', cost.kind, '×'.join(map(str, cost.shape)), one
-    )
-    for cost, one in zip(costs, counts, strict=True)
-  ]
-  return [*rows, _row('total', '', '', _total(counts))]
+  rows, macs = [], []
+  densities = _densities(costs, sparsities)
+  for cost, density, count in zip(costs, densities, counts, strict=True):
+    macs.append(density * cost.macs)
+    shape = '×'.join(map(str, cost.shape))
+    name = cost.leaf or 'activations'
+    rows.append(_row(name, cost.kind, shape, macs[-1], count))
+  return [*rows, _row('total', '', '', sum(macs), _total(counts))]
 
 
-def _row(name: str, kind: str, shape: str, counts: Counts) -> tables.Row:
+def _row(
+  name: str, kind: str, shape: str, macs: Fraction | int, counts: Counts
+) -> tables.Row:
   sparse = 1 - counts.nonzeros / counts.weights if counts.weights else None
   return {
     'leaf': name,
@@ -230,7 +231,7 @@ def _row(name: str, kind: str, shape: str, counts: Counts) -> tables.Row:
     'weights': counts.weights,
     'sparsity': sparse,
     'kept': round(counts.nonzeros),
-    'macs': round(counts.macs),
+    'macs': round(macs),
     'flops': round(counts.flops),
   }
 

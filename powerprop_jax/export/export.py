@@ -125,7 +125,10 @@ def check_free(path: str | os.PathLike[str], *, overwrite: bool) -> None:
   if path.is_dir():
     raise ValueError(f'{path} is a folder. Choose another file.')
   if not path.parent.is_dir():
-    raise ValueError(f'there is no folder {path.parent}. Choose another file.')
+    raise ValueError(
+      f'cannot write {path}: there is no folder {path.parent}. Choose another '
+      'file.'
+    )
   if path.exists() and not overwrite:
     raise ValueError(
       f'{path} exists. Choose another file, or --overwrite (overwrite=True).'
