@@ -5,7 +5,9 @@ import json
 
 import pytest
 
+from powerprop_jax.export import export
 from powerprop_jax.train.cli import arguments
+from powerprop_jax.train.cli import main as cli
 
 
 def module(name):
@@ -53,6 +55,21 @@ def assert_resumes_to_the_same(program, args, out, trained='combinations'):
   assert run(program, *args, '--out', out, '--resume') == 0
   assert times(out / trained) == before
   assert results(out) == found
+
+
+def assert_reported_again(out):
+  """Asserts that `powerprop report` writes the same page from the files."""
+  before = contents(out)
+  (out / 'report.html').unlink()
+  assert cli.main(['report', str(out)]) == 0
+  assert contents(out) == before
+
+
+def exported(run, path, *args):
+  """What `powerprop export` writes of a run."""
+  args = [str(arg) for arg in (run, '--format', 'npz', '--out', path, *args)]
+  assert cli.main(['export', *args]) == 0
+  return export.read(path)
 
 
 def results(out):

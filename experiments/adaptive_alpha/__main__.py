@@ -68,7 +68,11 @@ def main(config: Config) -> None:
   combinations = _checked_combinations(config)
   settings = combination_runs.settings(config)
   folder = RunFolder(
-    config.out, settings, program=runs.PROGRAM, resume=config.resume
+    config.out,
+    settings,
+    program=runs.PROGRAM,
+    resume=config.resume,
+    contents=report.contents(config),
   )
   found = combination_runs.run_all(
     functools.partial(runs.train_or_read, config),
@@ -84,7 +88,7 @@ def main(config: Config) -> None:
   ]
   folder.write_results(results)
   weights = {c: runs.read_weights(config, c) for c in combinations}
-  report.write(folder.path, config, results, weights)
+  report.write(folder, config, results, weights)
   folder.mark_complete()
   print(f'\nFigures and report: {folder.path / "report.html"}')
   combination_runs.check_any_left(config.out, combinations)

@@ -30,10 +30,12 @@ from powerprop_jax.train import evaluate as evaluate_lib
 from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.data import splits as data
 from powerprop_jax.train.data.sources import Arrays
+from powerprop_jax.train.data.splits import DataConfig
 from powerprop_jax.train.ensemble import Members
 from powerprop_jax.train.loop import LoopConfig
 from powerprop_jax.train.optimizers import OptimizerConfig
 from powerprop_jax.train.runs import metrics
+from powerprop_jax.train.runs.contents import Networks
 from powerprop_jax.train.runs.folder import RunFolder
 from powerprop_jax.train.step import TrainState
 
@@ -44,6 +46,8 @@ class Problem(NamedTuple):
   """What is trained, whatever becomes of α.
 
   Attributes:
+    net_name: the network, see nets.make.
+    data: the data set.
     net: the network.
     splits: the data.
     optimizer: the optimiser; its schedule ends with the run.
@@ -53,6 +57,8 @@ class Problem(NamedTuple):
     at_once: networks computed side by side; None is all of them.
   """
 
+  net_name: str
+  data: DataConfig
   net: hk.TransformedWithState
   splits: data.Splits
   optimizer: OptimizerConfig
@@ -93,6 +99,14 @@ class Controlled(NamedTuple):
   train: TrainState
   memory: Tree
   jump: jax.Array
+
+
+def networks(problem: Problem, members: Members, num_steps: int) -> Networks:
+  """What to say of those that a folder holds after a stretch."""
+  alphas, keys = (tuple(each.tolist()) for each in members)
+  return Networks(
+    problem.net_name, problem.data, num_steps, alphas, keys, are_paired=True
+  )
 
 
 def check_start(problem: Problem, control: Control, alpha: float) -> None:

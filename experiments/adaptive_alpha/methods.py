@@ -36,6 +36,7 @@ from powerprop_jax.train import ensemble
 from powerprop_jax.train.ensemble import Members
 from powerprop_jax.train.runs import folder as run_folder
 from powerprop_jax.train.runs import metrics
+from powerprop_jax.train.runs.contents import Contents, Networks
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
 from powerprop_jax.train.step import TrainState
@@ -144,8 +145,7 @@ def train(
     return _race(problem, folder, plan, config.race.kept, description)
   num_steps = problem.loop.num_steps
   steering = control_of(problem, method, config.control)
-  start = config.control.initial_alpha if alpha is None else alpha
-  members = ensemble.product([start], problem.keys)
+  members = _members(config, problem, alpha)
   state, evaluations = control_lib.fit(
     problem,
     control_lib.initial_state(problem, members, num_steps, steering),
@@ -157,6 +157,21 @@ def train(
     description=description,
   )
   return Trained(state.train, members, evaluations, [], num_steps, num_steps)
+
+
+def networks(
+  config: Config, problem: Problem, method: MethodName, alpha: float | None
+) -> Networks | None:
+  """Those in the folder of a method; None for a race, whose parts have them."""
+  if method in ('race', 'branch'):
+    return None
+  members = _members(config, problem, alpha)
+  return control_lib.networks(problem, members, problem.loop.num_steps)
+
+
+def _members(config: Config, problem: Problem, alpha: float | None) -> Members:
+  start = config.control.initial_alpha if alpha is None else alpha
+  return ensemble.product([start], problem.keys)
 
 
 class _Plan(NamedTuple):
@@ -219,12 +234,17 @@ def _race(
   def fit(
     state: Controlled, members: Members, name: str, start: int, num_steps: int
   ) -> Controlled:
+    # Only the last stretch leaves networks that are what the race is for.
+    is_last = name == f'rung_{len(plan.ladder) - 1}'
     part = RunFolder(
       folder.path / name,
       stored['config'],
       program=stored['program'],
       resume=True,
       is_part=True,
+      contents=Contents(
+        control_lib.networks(problem, members, num_steps) if is_last else None
+      ),
     )
     state, found = control_lib.fit(
       problem,

@@ -1,22 +1,31 @@
 """Tables, figures and page of experiments/adaptive_alpha."""
 
 from collections.abc import Mapping, Sequence
-import pathlib
 import statistics
 
 from experiments.adaptive_alpha import figures as plots
 from experiments.adaptive_alpha.config import Config
 from experiments.adaptive_alpha.runs import Combination
-from experiments.common import combinations, tables
+from experiments.common import tables
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core.trees import Params
 from powerprop_jax.files import whole
 from powerprop_jax.files.tables import Row
-from powerprop_jax.report import analysis, html
+from powerprop_jax.report import analysis
 from powerprop_jax.report import records as records_lib
 from powerprop_jax.report.plotting import style
 from powerprop_jax.report.plotting import weights as weight_plots
 from powerprop_jax.train.runs import divergence
+from powerprop_jax.train.runs import report as run_report
+from powerprop_jax.train.runs.contents import (
+  Contents,
+  Figure,
+  Page,
+  Records,
+  Section,
+  Table,
+)
+from powerprop_jax.train.runs.folder import RunFolder
 
 _Records = Sequence[Row]
 # A method, and its α if that is fixed.
@@ -24,7 +33,7 @@ _Way = tuple[str, float | None]
 
 
 def write(
-  path: pathlib.Path,
+  folder: RunFolder,
   config: Config,
   results: _Records,
   weights: Mapping[Combination, Params],
@@ -33,51 +42,63 @@ def write(
 
   results are the records of results.json, weights trees of the first key.
   """
-  text, sections = '', []
+  text = ''
   for net in config.nets:
     of_net = [record for record in results if record['net'] == net]
     title = f'{net} on {config.data.name}'
     shown = {
-      'Test accuracy in per cent by the share of weights kept, mean ± '
-      'standard deviation over keys.': accuracy_table(of_net, config.kept),
-      f'Weights with |θ| < {config.control.epsilon:g} at the end, in per cent; '
-      'gain: by how many points that share grew; mechanical: what the changes '
-      'of α added to it by themselves.': artefact_table(of_net),
+      'table': accuracy_table(of_net, config.kept),
+      'artefact': artefact_table(of_net),
     }
     notes = verdicts(of_net, config.race.kept)
     text += f'## {title}\n\n'
-    for caption, rows in shown.items():
-      text += f'{caption}\n\n{tables.markdown(rows)}\n'
+    for name, caption in _captions(config).items():
+      text += f'{caption}\n\n{tables.markdown(shown[name])}\n'
     text += ''.join(f'{note}\n\n' for note in notes)
+    shown['verdicts'] = [{'in words': note} for note in notes]
+    for name, rows in shown.items():
+      folder.write_json(f'{_file_name(config, net, name)}.json', rows)
     figures = _figures(
       title,
       config,
       of_net,
       {(m, a): tree for (n, m, a), tree in weights.items() if n == net},
     )
-    paths = {
-      name: style.save(figure, path / _file_name(config, net, name))
-      for name, figure in figures.items()
-    }
-    sections.append(
-      html.Section(
-        title,
-        '\n\n'.join([*notes, _ON_HISTOGRAMS]),
-        figures=[
-          html.Figure(paths[name], f'{_ALT[name]}, {title}') for name in paths
-        ],
-        tables=[html.Table(rows, words) for words, rows in shown.items()],
-      )
-    )
-  whole.write_bytes(path / 'table.md', text.encode())
+    for name, figure in figures.items():
+      path = folder.path / f'{_file_name(config, net, name)}.png'
+      style.save(figure, path)
+  whole.write_bytes(folder.path / 'table.md', text.encode())
   print(f'\n{text}', end='')
-  html.write_report(
-    path / 'report.html',
-    title='Choosing the power α',
-    subtitle=f'{", ".join(config.nets)} on {config.data.name}',
-    config=combinations.settings(config),
-    sections=sections,
-  )
+  run_report.write(folder.path)
+
+
+def contents(config: Config) -> Contents:
+  """What the page of a run shows: a section for each network."""
+  sections = []
+  for net in config.nets:
+    title = f'{net} on {config.data.name}'
+    figures = (
+      Figure(_file_name(config, net, name), f'{alt}, {title}')
+      for name, alt in _ALT.items()
+    )
+    shown = (
+      Table(caption, Records(f'{_file_name(config, net, name)}.json'))
+      for name, caption in {'verdicts': '', **_captions(config)}.items()
+    )
+    section = Section(title, _ON_HISTOGRAMS, tuple(figures), tuple(shown))
+    sections.append(section)
+  subtitle = f'{", ".join(config.nets)} on {config.data.name}'
+  return Contents(page=Page('Choosing the power α', subtitle, tuple(sections)))
+
+
+def _captions(config: Config) -> dict[str, str]:
+  return {
+    'table': 'Test accuracy in per cent by the share of weights kept, mean ± '
+    'standard deviation over keys.',
+    'artefact': f'Weights with |θ| < {config.control.epsilon:g} at the end, in '
+    'per cent; gain: by how many points that share grew; mechanical: what the '
+    'changes of α added to it by themselves.',
+  }
 
 
 _ON_HISTOGRAMS = (
@@ -94,7 +115,7 @@ _ALT = {
 
 
 def _file_name(config: Config, net: str, name: str) -> str:
-  return f'{name}.png' if len(config.nets) == 1 else f'{name}_{net}.png'
+  return name if len(config.nets) == 1 else f'{name}_{net}'
 
 
 def accuracy_table(results: _Records, kept: Sequence[float]) -> list[Row]:

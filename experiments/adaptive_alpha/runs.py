@@ -57,6 +57,8 @@ def make_problem(config: Config, net: str) -> Problem:
   data.check_batch_size(config.batch_size, len(splits.train.labels))
   epoch = -(-len(splits.train.labels) // config.batch_size)
   return Problem(
+    net_name=net,
+    data=config.data,
     net=nets.make(net, splits.num_classes),
     splits=splits,
     optimizer=config.optimizer,
@@ -82,11 +84,14 @@ def train_or_read(
   config: Config, description: str, combination: Combination
 ) -> Records:
   """Results of a combination: trained, or read where that is done."""
-  folder = combination_runs.folder(config, combination, PROGRAM)
-  if folder.is_complete:
-    return combination_runs.read(folder)
   net, method, alpha = combination
   problem = make_problem(config, net)
+  networks = methods.networks(config, problem, method, alpha)
+  folder = combination_runs.folder(
+    config, combination, PROGRAM, networks=networks
+  )
+  if folder.is_complete:
+    return combination_runs.read(folder)
   trained = methods.train(config, problem, method, alpha, folder, description)
   weights = _selected_weights(trained, config.keys[0])
   content = npz.pack(weights, {}, is_sparse=False)

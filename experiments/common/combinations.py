@@ -22,8 +22,8 @@ from typing import Any, Protocol, TypeVar
 
 from powerprop_jax.files import json_files
 from powerprop_jax.files.tables import Row
-from powerprop_jax.train.runs import divergence, metrics, workers
-from powerprop_jax.train.runs.contents import Contents
+from powerprop_jax.train.runs import contents, divergence, metrics, workers
+from powerprop_jax.train.runs.contents import Contents, Networks, Section
 from powerprop_jax.train.runs.folder import RunFolder
 
 Records = list[Row]
@@ -105,19 +105,31 @@ def folder(
   combination: Named,
   program: str,
   *left_out: str,
-  contents: Contents | None = None,
+  networks: Networks | None = None,
+  instead: str = '',
+  sections: Sequence[Section] = (),
 ) -> RunFolder:
   """The folder of a combination; it is complete where nothing is left to do.
 
   It lies in `out` of the settings; for what is left out of them see settings.
+  Its page shows results, training, and more sections; for networks and instead
+  see Contents.
   """
+  name = combination.name
+  curves = contents.Records('metrics.jsonl', having=('loss', 'alpha'))
+  shown = (
+    Section('Results', tables=(contents.Table(),)),
+    contents.training_section(name, curves),
+    *sections,
+  )
+  page = contents.Page(name, f'Part of {program}', shown)
   return RunFolder(
     path(config.out, combination),
     settings(config, *left_out) | combination._asdict(),
     program=program,
     resume=True,
     is_part=True,
-    contents=contents,
+    contents=Contents(networks, page, instead),
   )
 
 

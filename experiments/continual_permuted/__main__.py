@@ -64,7 +64,11 @@ def main(config: Config) -> None:
   combinations = _checked_combinations(config)
   settings = combination_runs.settings(config)
   folder = RunFolder(
-    config.out, settings, program=runs.PROGRAM, resume=config.resume
+    config.out,
+    settings,
+    program=runs.PROGRAM,
+    resume=config.resume,
+    contents=report.contents(config),
   )
   num_tasks = len(streams.load(config.stream, config.data))
   found = combination_runs.run_all(
@@ -81,7 +85,7 @@ def main(config: Config) -> None:
   ]
   folder.write_results(results)
   weights = _weights(config, combinations)
-  report.write(folder.path, config, results, weights)
+  report.write(folder, config, results, weights)
   folder.mark_complete()
   print(f'\nFigures and report: {folder.path / "report.html"}')
 

@@ -1,24 +1,34 @@
 """Table, figures and page of experiments/continual_permuted."""
 
 from collections.abc import Mapping, Sequence
-import pathlib
 
-from experiments.common import combinations, tables
+from experiments.common import tables
 from experiments.continual_permuted import figures as plotting
+from experiments.continual_permuted import methods, runs
 from experiments.continual_permuted.config import Config
 from powerprop_jax.core.trees import Params
 from powerprop_jax.files import whole
 from powerprop_jax.files.tables import Row
-from powerprop_jax.report import analysis, html
+from powerprop_jax.report import analysis
 from powerprop_jax.report import records as records_lib
 from powerprop_jax.report.plotting import style
 from powerprop_jax.report.plotting import weights as weight_plots
+from powerprop_jax.train.runs import report as run_report
+from powerprop_jax.train.runs.contents import (
+  Contents,
+  Figure,
+  Page,
+  Records,
+  Section,
+  Table,
+)
+from powerprop_jax.train.runs.folder import RunFolder
 
 _Records = Sequence[Row]
 
 
 def write(
-  path: pathlib.Path,
+  folder: RunFolder,
   config: Config,
   results: _Records,
   weights: Mapping[str, Mapping[float, Params]],
@@ -28,58 +38,58 @@ def write(
   results are the records of results.json, weights those that all tasks share
   after the last one, by method and α.
   """
-  stream = config.stream
-  title = f'{stream.num_tasks} tasks, {stream.kind} {config.data.name}'
-  if stream.kind == 'sequence':
-    title = ', then '.join(stream.sequence)
+  title = _title(config)
   rows = table(results)
   text = tables.markdown(rows)
-  whole.write_bytes(path / 'table.md', text.encode())
+  whole.write_bytes(folder.path / 'table.md', text.encode())
   print(f'\n{title}, in per cent, mean ± standard deviation over keys:\n')
   print(text, end='')
-  paths = {
-    name: style.save(figure, path / f'{name}.png')
-    for name, figure in _figures(title, results, weights).items()
-  }
-  show = lambda alt, *names: [
-    html.Figure(paths[n], f'{alt}, {n}') for n in names if n in paths
-  ]
-  sections = [
-    html.Section(
+  for name, figure in _figures(title, results, weights).items():
+    style.save(figure, folder.path / f'{name}.png')
+  folder.write_json('table.json', rows)
+  folder.write_json('packed.json', _packed(results))
+  run_report.write(folder.path)
+
+
+def contents(config: Config) -> Contents:
+  """What the page of a run shows."""
+  histograms = (
+    Figure(name, f'histograms of the weights for each α, {name}')
+    for name in (f'weights_{method}' for method in methods.SPARSE)
+  )
+  sections = (
+    Section(
       'Accuracy',
       'Test accuracy of each task while later ones are learned. Transfers have '
       "the divisor T - 1 of the paper; results.json has GEM's too.",
-      figures=show('test accuracy against tasks learned', 'accuracy'),
-      tables=[html.Table(rows, 'In per cent, mean ± standard deviation.')],
-    )
-  ]
-  if 'capacity' in paths:
-    sections.append(
-      html.Section(
-        'Capacity',
-        'Shares of the weights that all tasks share.',
-        figures=show('weights in use against tasks learned', 'capacity'),
-        tables=[
-          html.Table(_packed(results), 'Each task of the first key, as packed.')
-        ],
-      )
-    )
-  names = [name for name in paths if name.startswith('weights')]
-  if names:
-    sections.append(
-      html.Section(
-        'Weights',
-        'Shared weights θ after the last task, of the first key.',
-        figures=show('histograms of the weights for each α', *names),
-      )
-    )
-  html.write_report(
-    path / 'report.html',
-    title='Continual learning',
-    subtitle=title,
-    config=combinations.settings(config),
-    sections=sections,
+      (Figure('accuracy', 'test accuracy against tasks learned'),),
+      (
+        Table('In per cent, mean ± standard deviation.', Records('table.json')),
+      ),
+    ),
+    Section(
+      'Capacity',
+      'Shares of the weights that all tasks share.',
+      (Figure('capacity', 'weights in use against tasks learned'),),
+      (
+        Table('Each task of the first key, as packed.', Records('packed.json')),
+      ),
+    ),
+    Section(
+      'Weights',
+      'Shared weights θ after the last task, of the first key.',
+      tuple(histograms),
+    ),
   )
+  page = Page('Continual learning', _title(config), sections)
+  return Contents(page=page, instead=runs.NO_NETWORK)
+
+
+def _title(config: Config) -> str:
+  stream = config.stream
+  if stream.kind == 'sequence':
+    return ', then '.join(stream.sequence)
+  return f'{stream.num_tasks} tasks, {stream.kind} {config.data.name}'
 
 
 def table(results: _Records) -> list[Row]:

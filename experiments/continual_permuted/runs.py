@@ -34,6 +34,12 @@ from powerprop_jax.train.runs.folder import RunFolder
 
 Records = list[Row]
 PROGRAM = 'continual_permuted'
+# What commands that export a network are told.
+NO_NETWORK = (
+  'several tasks share a network there, each with weights of its own. In '
+  'Python, approach.params of experiments/continual_permuted/runs.py gives '
+  'those of a task, and export.write writes them.'
+)
 
 
 class Combination(NamedTuple):
@@ -87,7 +93,9 @@ def learn_or_read(
   config: Config, description: str, combination: Combination
 ) -> Records:
   """Results of a combination: learned, or read where that is done."""
-  folder = combination_runs.folder(config, combination, PROGRAM)
+  folder = combination_runs.folder(
+    config, combination, PROGRAM, instead=NO_NETWORK
+  )
   if folder.is_complete:
     return combination_runs.read(folder)
   results = run(

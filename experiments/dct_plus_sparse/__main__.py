@@ -34,7 +34,8 @@ network, support, density, alpha and key:
     layer, layer_density, variance, gradient_norm            of each layer
 
 The density of a layer is that after training, the other two are at
-initialisation. costs.json holds the tables of sizes and of the times of steps.
+initialisation. sizes.json and steps.json hold the tables of sizes and of the
+times of steps.
 
 Source: Price & Tanner, Dense for the price of sparse, 2021. The L2 penalty is
 on weights alone, theirs on the scales of the transforms too; for the
@@ -62,7 +63,11 @@ def main(config: Config) -> None:
   chosen = _check(config)
   settings = combination_runs.settings(config, *training.NOT_SETTINGS)
   folder = RunFolder(
-    config.out, settings, program=training.PROGRAM, resume=config.resume
+    config.out,
+    settings,
+    program=training.PROGRAM,
+    resume=config.resume,
+    contents=report.contents(config),
   )
   found = combination_runs.run_all(
     functools.partial(training.train, config),
@@ -83,8 +88,7 @@ def main(config: Config) -> None:
     'sizes': costs_lib.size_table(of_networks),
     'steps': costs_lib.step_table(config),
   }
-  folder.write_json('costs.json', costs)
-  report.write(folder.path, config, results, costs)
+  report.write(folder, config, results, costs)
   folder.mark_complete()
   print(f'\nFigures and report: {folder.path / "report.html"}')
   combination_runs.check_any_left(config.out, chosen)

@@ -1,19 +1,27 @@
 """Tables, figures and page of experiments/dct_plus_sparse."""
 
 from collections.abc import Mapping, Sequence
-import pathlib
 import statistics
 from typing import Any
 
-from experiments.common import combinations, sparse_runs
+from experiments.common import sparse_runs
 from experiments.common import tables as common_tables
 from experiments.dct_plus_sparse import figures as figures_lib
-from experiments.dct_plus_sparse import training
 from experiments.dct_plus_sparse.config import Config
 from powerprop_jax.files import tables, whole
 from powerprop_jax.files.tables import Row
-from powerprop_jax.report import html, plotting
+from powerprop_jax.report import plotting
 from powerprop_jax.report import records as records_lib
+from powerprop_jax.train.runs import report as run_report
+from powerprop_jax.train.runs.contents import (
+  Contents,
+  Figure,
+  Page,
+  Records,
+  Section,
+  Table,
+)
+from powerprop_jax.train.runs.folder import RunFolder
 
 _Records = Sequence[dict[str, Any]]
 
@@ -32,7 +40,7 @@ _DENSITIES = 'Weights left in each layer after training (%), mean over keys.'
 
 
 def write(
-  path: pathlib.Path,
+  folder: RunFolder,
   config: Config,
   results: _Records,
   costs: Mapping[str, _Records],
@@ -47,7 +55,7 @@ def write(
   of_layers = [record for record in results if 'layer' in record]
   rows = accuracy_table(of_networks)
   text = common_tables.markdown(rows)
-  whole.write_bytes(path / 'table.md', text.encode())
+  whole.write_bytes(folder.path / 'table.md', text.encode())
   print(f'\n{_ACCURACY}\n\n{text}', end='')
   for words, name in ((_SIZES, 'sizes'), (_STEPS, 'steps')):
     if costs[name]:
@@ -65,52 +73,40 @@ def write(
       for support, signals in _signals(of_layers).items()
     },
   }
-  images = {
-    name: plotting.save(figure, path / f'{name}.png')
-    for name, figure in figures.items()
-  }
-  html.write_report(
-    path / 'report.html',
-    title='Cosine transform plus sparse',
-    subtitle=title,
-    config=combinations.settings(config, *training.NOT_SETTINGS),
-    sections=_sections(images, rows, costs, density_table(of_layers)),
+  for name, figure in figures.items():
+    plotting.save(figure, folder.path / f'{name}.png')
+  shown = {'table': rows, 'densities': density_table(of_layers), **costs}
+  for name, found in shown.items():
+    folder.write_json(f'{name}.json', found)
+  run_report.write(folder.path)
+
+
+def contents(config: Config) -> Contents:
+  """What the page of a run shows."""
+  accuracy = Figure('accuracy', 'test accuracy by density')
+  signals = (
+    Figure(f'signals_{support}', 'variance and gradient norm by layer')
+    for support in config.supports
   )
-
-
-def _sections(
-  images: Mapping[str, pathlib.Path],
-  rows: _Records,
-  costs: Mapping[str, _Records],
-  densities: _Records,
-) -> list[html.Section]:
-  signals = [name for name in images if name.startswith('signals')]
-  return [
-    html.Section(
+  table = lambda name, words: Table(words, Records(f'{name}.json'))
+  sections = (
+    Section(
       'Accuracy against density',
       'Test accuracy after the last step. The network dct adds a fixed cosine '
       'transform to every layer.',
-      figures=[html.Figure(images['accuracy'], 'test accuracy by density')],
-      tables=[html.Table(rows, _ACCURACY)],
+      (accuracy,),
+      (table('table', _ACCURACY),),
     ),
-    html.Section(
+    Section(
       'Signal propagation',
       'Before the first step, on one batch. Layers from input to output.',
-      figures=[
-        html.Figure(images[name], 'variance and gradient norm by layer')
-        for name in signals
-      ],
+      tuple(signals),
     ),
-    html.Section(
-      'Costs',
-      tables=[
-        html.Table(costs[name], words)
-        for words, name in ((_SIZES, 'sizes'), (_STEPS, 'steps'))
-        if costs[name]
-      ],
-    ),
-    html.Section('Layers', tables=[html.Table(densities, _DENSITIES)]),
-  ]
+    Section('Costs', tables=(table('sizes', _SIZES), table('steps', _STEPS))),
+    Section('Layers', tables=(table('densities', _DENSITIES),)),
+  )
+  title = f'{config.net} on {config.data.name}'
+  return Contents(page=Page('Cosine transform plus sparse', title, sections))
 
 
 def accuracy_table(records: _Records) -> list[Row]:

@@ -1,5 +1,6 @@
 """What experiments/dct_plus_sparse trains, and what it measures of it."""
 
+import dataclasses
 from typing import Any, NamedTuple
 import warnings
 
@@ -119,7 +120,17 @@ def train(
   where the scores rank nothing, as of a network that earlier rounds of pruning
   have cut through; a line says so.
   """
-  folder = combination_runs.folder(config, combination, PROGRAM, *NOT_SETTINGS)
+  networks = dataclasses.replace(
+    sparse_runs.networks(config, combination.alpha),
+    dct=combination.network == 'dct',
+  )
+  folder = combination_runs.folder(
+    config,
+    combination,
+    PROGRAM,
+    *NOT_SETTINGS,
+    networks=networks,
+  )
   if folder.is_complete:
     return combination_runs.read(folder)
   splits = sparse_runs.load(config, bool(description))

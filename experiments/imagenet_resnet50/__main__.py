@@ -77,10 +77,13 @@ def main(config: Config) -> None:
   settings = identity(config)
   distributed.check_agreement(settings)
   run = image_run.assemble(config)
-  folder = image_run.open_folder(config.out, settings, resume=config.resume)
-  evaluation = image_run.Evaluation(
-    run, image_run.Best(folder, settings, run.mesh)
+  folder = image_run.open_folder(
+    config.out,
+    settings,
+    resume=config.resume,
+    contents=report.contents(title(config)),
   )
+  evaluation = image_run.Evaluation(run, image_run.Best(folder, settings, run))
   with run.stream(run.images.train) as stream:
     state = stream_loop.fit(
       run.create(),
@@ -103,7 +106,7 @@ def main(config: Config) -> None:
     return
   print(f'\n{tables.text_table([record])}')
   folder.write_results([record])
-  page = report.write(folder.path, title(config), settings, [record])
+  page = report.write(folder, config.method)
   folder.mark_complete()
   print(f'\nReport: {page}')
 

@@ -1,25 +1,29 @@
 """Page and published numbers of experiments/imagenet_resnet50."""
 
-from collections.abc import Sequence
 import pathlib
-from typing import Any
 
 from powerprop_jax.files.tables import Row
-from powerprop_jax.report import html, plotting
-from powerprop_jax.train.runs import metrics
+from powerprop_jax.train.runs import report as run_report
+from powerprop_jax.train.runs.contents import (
+  Contents,
+  Figure,
+  Page,
+  Records,
+  Section,
+  Table,
+)
+from powerprop_jax.train.runs.folder import RunFolder
 
-_Records = Sequence[Row]
-# What is drawn of what is logged, and what the figure calls it. The axis of a
-# name that ends in loss would be logarithmic.
-_CURVES = {
-  'loss': 'loss, training',
-  'validation_loss': 'loss, validation',
-  'images_per_second': 'images per second',
-  'accuracy': 'training accuracy',
-  'validation_accuracy': 'validation accuracy',
-  'validation_top_5': 'top-5 accuracy',
-  'validation_accuracy_ema': 'EMA accuracy',
-}
+# What is drawn of what is logged.
+_CURVES = [
+  'loss',
+  'validation_loss',
+  'images_per_second',
+  'accuracy',
+  'validation_accuracy',
+  'validation_top_5',
+  'validation_accuracy_ema',
+]
 
 # Top-1 in per cent by sparsity in per cent, for θ = φ, ResNet-50 at 224 × 224.
 # Evci et al., Rigging the lottery, 2020, figure 2 and table 4; rows marked with
@@ -83,68 +87,45 @@ def published(method: str) -> list[Row]:
   ]
 
 
-def write(
-  path: pathlib.Path,
-  title: str,
-  settings: Row,
-  results: _Records,
-) -> pathlib.Path:
-  """Draws the learning curves and writes report.html, whose path it gives."""
-  records = metrics.read_metrics(path / 'metrics.jsonl')
-  sections = [
-    html.Section(
+def contents(title: str) -> Contents:
+  """What the page of a run shows, and where its network lies."""
+  curves = Figure(
+    'learning_curves',
+    'what is logged, against the training step',
+    'learning_curves',
+    Records('metrics.jsonl', settings={'alpha': 'alpha'}),
+    {'fields': _CURVES, 'title': title},
+  )
+  sections = (
+    Section(
       'Result',
       'Accuracies of the last step on the evaluation split, as shares; ema is '
       'that of the running mean of θ.',
-      tables=[html.Table([dict(record) for record in results])],
+      tables=(Table(),),
     ),
-    html.Section(
+    Section(
       'Published',
       'Top-1 accuracy on the validation images of ImageNet of networks trained '
       'with θ = φ, by this method and dense. The numbers of the paper on '
       'powerpropagation itself are not known to us.',
-      tables=[html.Table(published(settings['method']))],
+      tables=(Table(records=Records('published.json')),),
     ),
-  ]
-  drawn = [f for f in _CURVES if any(r.get(f) is not None for r in records)]
-  if drawn:
-    figure = _learning_curves(records, drawn, title, settings['alpha'])
-    saved = plotting.save(figure, path / 'learning_curves.png')
-    names = ', '.join(_CURVES[field] for field in drawn)
-    alt = f'{names} against the training step'
-    sections.append(
-      html.Section(
-        'Learning curves',
-        'Training: means over the steps between two lines of the log, with the '
-        'smoothed labels of the recipe. Top-5 and EMA are of the evaluation '
-        'split; EMA is the running mean of θ.',
-        figures=[html.Figure(saved, alt)],
-      )
-    )
-  return html.write_report(
-    path / 'report.html',
-    title='ResNet-50 on ImageNet',
-    subtitle=title,
-    config=settings,
-    sections=sections,
+    Section(
+      'Learning curves',
+      'Training: means over the steps between two lines of the log, with the '
+      'smoothed labels of the recipe. Top-5 and EMA are of the evaluation '
+      'split; EMA is the running mean of θ.',
+      (curves,),
+    ),
+  )
+  return Contents(
+    page=Page('ResNet-50 on ImageNet', title, sections),
+    instead='its best network is exported already, as best.npz in its folder. '
+    'Give powerprop bench that file, or export.read in Python.',
   )
 
 
-def _learning_curves(
-  records: _Records, drawn: Sequence[str], title: str, alpha: float
-) -> Any:
-  """A figure of what is logged, all of it over the same steps."""
-  named = [
-    {
-      'alpha': alpha,
-      'step': record['step'],
-      **{_CURVES[field]: record[field] for field in drawn if field in record},
-    }
-    for record in records
-  ]
-  figure = plotting.learning_curves(
-    named, fields=[_CURVES[field] for field in drawn], title=title
-  )
-  for axes in figure.axes:
-    axes.set_xlim(0, 1.02 * max(record['step'] for record in records))
-  return figure
+def write(folder: RunFolder, method: str) -> pathlib.Path:
+  """Writes report.html, whose path it gives, and what it shows."""
+  folder.write_json('published.json', published(method))
+  return run_report.write(folder.path)

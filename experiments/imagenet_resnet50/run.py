@@ -20,16 +20,19 @@ from experiments.imagenet_resnet50 import config as config_lib
 from experiments.imagenet_resnet50 import setup
 from experiments.imagenet_resnet50.config import PROGRAM, Config
 from experiments.imagenet_resnet50.setup import Weights
+from powerprop_jax import nets
 from powerprop_jax.core.trees import Tree
 from powerprop_jax.export import export
 from powerprop_jax.export.exported import Exported
 from powerprop_jax.files.tables import Row
 from powerprop_jax.train import evaluate
 from powerprop_jax.train import step as step_lib
+from powerprop_jax.train.cli.pruned_model import Model
 from powerprop_jax.train.images import sources
 from powerprop_jax.train.images.batches import Batches
 from powerprop_jax.train.images.sources import Images
 from powerprop_jax.train.images.stream import DeviceStream, Stream
+from powerprop_jax.train.runs.contents import Contents
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
 from powerprop_jax.train.scale import guard, sharding
@@ -211,10 +214,10 @@ class Best:
   holds, are what the file says about the run.
   """
 
-  def __init__(self, folder: RunFolder, settings: Row, mesh: jax.sharding.Mesh):
+  def __init__(self, folder: RunFolder, settings: Row, run: ImageRun):
     self._path = folder.path / 'best.npz'
-    self._settings = settings
-    whole = sharding.replicated(mesh)
+    self._about = {'settings': settings, **model(run)}
+    whole = sharding.replicated(run.mesh)
     self._gather = jax.jit(lambda tree: tree, out_shardings=whole)
     self._accuracy = self._stored() if folder.is_resumed else -1.0
 
@@ -240,10 +243,20 @@ class Best:
     gathered = self._gather(found)
     if jax.process_index():
       return
-    about = {'step': step, 'settings': self._settings, 'scores': scores}
+    about = {**self._about, 'step': step, 'scores': scores}
     theta, masks, net_state = jax.device_get(gathered)
     best = Exported(theta, masks, net_state, about)
     export.write(self._path, best, format='npz', overwrite=True)
+
+
+def model(run: ImageRun) -> Row:
+  """What `powerprop bench` needs to know of a network that is in nets."""
+  config, side = run.config.net, run.config.data.image_size
+  net = f'resnet_{config.depth}'
+  if net not in nets.NAMES or config.width != 1:
+    return {}
+  found = Model(net, run.images.num_classes, (side, side, 3))
+  return {'model': found._asdict()}
 
 
 def _batches_seen(state: GuardedState) -> int:
@@ -251,12 +264,16 @@ def _batches_seen(state: GuardedState) -> int:
   return int(state.train.step) + int(state.num_skipped)
 
 
-def open_folder(out: str, settings: Row, *, resume: bool) -> RunFolder:
+def open_folder(
+  out: str, settings: Row, *, resume: bool, contents: Contents | None = None
+) -> RunFolder:
   """The RunFolder that all hosts share; the first one makes it.
 
   Its is_resumed is the same on all hosts, and so is a UserError.
   """
-  open_as = functools.partial(RunFolder, out, settings, program=PROGRAM)
+  open_as = functools.partial(
+    RunFolder, out, settings, program=PROGRAM, contents=contents
+  )
   if jax.process_count() == 1:
     return open_as(resume=resume)
   # 0: refused; 1: a new run; 2: one that goes on.

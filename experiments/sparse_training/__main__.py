@@ -80,15 +80,16 @@ def train(
   config: Config, description: str, combination: Combination
 ) -> list[Row]:
   """Results of a combination: trained, or read where that is done."""
+  method, density, alpha = combination
   folder = combination_runs.folder(
     config,
     combination,
     _PROGRAM,
-    contents=report.part_contents(config, combination),
+    networks=sparse_runs.networks(config, alpha),
+    sections=report.mask_sections(combination.name, [density], ''),
   )
   if folder.is_complete:
     return combination_runs.read(folder)
-  method, density, alpha = combination
   splits = sparse_runs.load(config, bool(description))
   net = nets.make(config.net, splits.num_classes)
   theta = step_lib.shapes(net, splits.example)

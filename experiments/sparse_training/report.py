@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.common import sparse_runs, tables
-from experiments.common.sparse_runs import Combination
+from experiments.common import tables
 from experiments.sparse_training import published
 from experiments.sparse_training.config import Config
 from powerprop_jax.files import whole
@@ -17,7 +16,6 @@ from powerprop_jax.train.runs.contents import (
   Records,
   Section,
   Table,
-  training_section,
 )
 from powerprop_jax.train.runs.folder import RunFolder
 
@@ -57,24 +55,11 @@ def contents(config: Config, densities: Sequence[float]) -> Contents:
     (accuracy,),
     (Table(caption, Records('table.json')),),
   )
-  sections = [section, *_mask_sections(title, densities)]
+  sections = [section, *mask_sections(title, densities)]
   return Contents(page=Page('Sparse training', title, tuple(sections)))
 
 
-def part_contents(config: Config, combination: Combination) -> Contents:
-  """The networks of a combination, and what its page shows."""
-  method, density, alpha = combination
-  title = f'{method} at density {density:g}, {config.net} on {config.data.name}'
-  networks = sparse_runs.networks(config, alpha)
-  sections = (
-    Section('Results', tables=(Table(),)),
-    training_section(title, Records('metrics.jsonl', having=('loss',))),
-    *_mask_sections(title, [density], ''),
-  )
-  return Contents(networks, Page('Sparse training', title, sections))
-
-
-def _mask_sections(
+def mask_sections(
   title: str, densities: Sequence[float], within: str = 'combinations/*/'
 ) -> list[Section]:
   """How connections moved, from what was logged of each combination."""

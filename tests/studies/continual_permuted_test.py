@@ -3,22 +3,21 @@
 import functools
 
 import numpy as np
+import plots
 import programs
 import pytest
 
 from experiments.continual_permuted import __main__ as continual_permuted
 from experiments.continual_permuted import figures, report, streams
 from experiments.continual_permuted.config import PRESETS
+from powerprop_jax.train.cli import main as cli
 from powerprop_jax.train.data.splits import DataConfig
 
 ARGS = [
-  *('--net.hidden', '16'),
-  '--net.epochs=2',
+  *('--net.hidden', '16', '--net.epochs=2'),
   *('--packing.densities', '0.2', '0.5'),
   *('--methods', 'efficient_packnet', 'fine_tuning', 'joint'),
-  *('--alphas', '1', '1.5'),
-  *('--rates', '0.1', '0.05'),
-  *('--keys', '0', '1'),
+  *('--alphas', '1', '1.5', '--rates', '0.1', '0.05', '--keys', '0', '1'),
 ]
 run = functools.partial(programs.run, continual_permuted)
 # Three methods, with two α and two keys.
@@ -31,16 +30,9 @@ def test_a_run_writes_everything_it_promises(finished):
   programs.assert_written(finished, f'table.md {figures}')
   found = programs.results(finished)
   runs = list(dict.fromkeys((r['method'], r['alpha'], r['key']) for r in found))
-  assert runs == [
-    (method, alpha, key)
-    for method, alphas in (
-      ('efficient_packnet', (1.0, 1.5)),
-      ('fine_tuning', (1.0,)),
-      ('joint', (1.0,)),
-    )
-    for alpha in alphas
-    for key in (0, 1)
-  ]
+  ways = [('efficient_packnet', 1.0), ('efficient_packnet', 1.5)]
+  ways += [('fine_tuning', 1.0), ('joint', 1.0)]
+  assert runs == [(*way, key) for way in ways for key in (0, 1)]
   for place in runs:
     own = [r for r in found if (r['method'], r['alpha'], r['key']) == place]
     entries = [r for r in own if 'task' in r and r['tasks_learned'] > 0]
@@ -55,13 +47,21 @@ def test_a_run_writes_everything_it_promises(finished):
     assert used == sorted(used)
 
 
+def test_a_report_is_made_again_and_an_export_says_what_to_do(
+  finished, tmp_path, capsys
+):
+  programs.assert_reported_again(finished)
+  part = finished / 'combinations' / 'joint_alpha_1_key_0'
+  for run in (finished, part):
+    status = cli.main(['export', str(run), '--out', str(tmp_path / 'x')])
+    assert 'approach.params of' in programs.error(status, capsys)
+
+
 def test_table_has_a_row_for_every_method_and_alpha(finished):
   rows = report.table(programs.results(finished))
   assert [(row['method'], row['α']) for row in rows] == [
-    ('EfficientPackNet', '1'),
-    ('EfficientPackNet', '1.5'),
-    ('fine-tuning', '1'),
-    ('all at once', '1'),
+    *(('EfficientPackNet', '1'), ('EfficientPackNet', '1.5')),
+    *(('fine-tuning', '1'), ('all at once', '1')),
   ]
   assert rows[0]['forgetting'] == '0.00 ± 0.00'
   assert rows[3]['forgetting'] is None
@@ -108,12 +108,8 @@ def test_a_sequence_of_different_data(tfds_dir):
 
 
 def entries(method, tasks_learned, task, accuracy=0.8):
-  return {
-    'method': method,
-    'tasks_learned': tasks_learned,
-    'task': task,
-    'accuracy': accuracy,
-  }
+  place = {'method': method, 'tasks_learned': tasks_learned, 'task': task}
+  return {**place, 'accuracy': accuracy}
 
 
 def test_figures_choose_a_few_of_many_tasks():
@@ -123,10 +119,9 @@ def test_figures_choose_a_few_of_many_tasks():
     for j in range(1, i + 1)
   ]
   figure = figures.accuracy_over_tasks(records, title='many')
-  titles = [axes.get_title(loc='left') for axes in figure.axes]
-  assert len(titles) == 9
-  assert titles[:2] == ['mean of the tasks so far', 'task 1']
-  assert titles[-1] == 'task 20'
+  first, second, *others = plots.titles(figure)
+  assert (first, second) == ('mean of the tasks so far', 'task 1')
+  assert len(others) == 7 and others[-1] == 'task 20'
   mean = figure.axes[0].lines[0].get_ydata()
   assert mean[-1] == pytest.approx(0.5 + np.mean(np.arange(1, 21)) / 50)
 

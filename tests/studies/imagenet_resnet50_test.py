@@ -2,9 +2,11 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import re
 
+import chex
 import jax
 import numpy as np
 import processes
@@ -25,6 +27,10 @@ from experiments.imagenet_resnet50.config import (
 from powerprop_jax.core import masks
 from powerprop_jax.export import export
 from powerprop_jax.train import methods
+from powerprop_jax.train import step as step_lib
+from powerprop_jax.train.cli import main as cli
+from powerprop_jax.train.cli import pruned_model
+from powerprop_jax.train.images.sources import ImagesConfig
 from powerprop_jax.train.runs import metrics as metrics_lib
 
 ONE_DEVICE = ['--mesh.devices', '1']
@@ -58,21 +64,15 @@ def result(out):
 class PresetsTest:
   def test_there_is_one_for_each_cell_of_the_table(self):
     sparse = [m for m in METHODS if m != 'dense']
-    expected = {'dense', 'dense_powerprop', 'tiny'} | {
-      f'{method}_{sparsity}_{allocation}{suffix}'
-      for method in sparse
-      for sparsity in (80, 90, 95)
-      for allocation in ('uniform', 'erk')
-      for suffix in ('', '_powerprop')
-    }
+    names = itertools.product(sparse, ('80', '90', '95'), ('uniform', 'erk'))
+    plain = {'dense', *map('_'.join, names)}
+    expected = {'tiny', *plain, *(f'{name}_powerprop' for name in plain)}
     assert set(PRESETS) == expected
 
   def test_names_say_what_they_are(self):
     config = PRESETS['rigl_90_erk_powerprop']
-    assert (config.method, config.sparsity, config.allocation) == (
-      *('rigl', 0.9, 'erk'),
-    )
-    assert config.alpha > 1
+    place = config.method, config.sparsity, config.allocation
+    assert place == ('rigl', 0.9, 'erk') and config.alpha > 1
     assert PRESETS['rigl_90_erk'] == dataclasses.replace(config, alpha=1.0)
     recipe = config.recipe
     assert (recipe.batch_size, recipe.num_steps) == (4096, 32_000)
@@ -123,6 +123,11 @@ class RunTest:
     assert evaluated == [4, 8]
     page = (finished / 'report.html').read_text()
     assert 'Evci et al., 2020' in page and '0.746' in page
+    programs.assert_reported_again(finished)
+
+  def test_an_export_says_where_the_network_lies(self, finished, capsys):
+    status = cli.main(['export', str(finished)])
+    assert 'exported already, as best.npz' in programs.error(status, capsys)
 
   def test_evaluation_alone_says_the_same(self, finished, capsys):
     before = programs.times(finished)
@@ -138,13 +143,28 @@ class RunTest:
       assert _column(printed, 'step') == step
     assert programs.times(finished) == before
     # It is the mean under its masks.
-    theta, masks = best[:2]
-    zeros = jax.tree.map(
-      lambda t, m: not np.any(np.where(m, 0, t)), theta, masks
-    )
-    assert all(jax.tree.leaves(zeros))
-    density = setup.density(setup.Weights(theta, masks, {}))
+    theta, held = best[:2]
+    chex.assert_trees_all_equal(theta, masks.apply_masks(theta, held))
+    density = setup.density(setup.Weights(theta, held, {}))
     assert density == pytest.approx(result(finished)['density'])
+
+
+def test_bench_knows_the_networks_of_the_presets():
+  config = dataclasses.replace(
+    PRESETS['dense'],
+    net=NetConfig(depth=18),
+    data=ImagesConfig(synthetic=True, image_size=32),
+  )
+  run = image_run.assemble(config)
+  model = pruned_model.model_of(image_run.model(run))
+  assert model == ('resnet_18', 1000, (32, 32, 3), False)
+  images = np.zeros((1, *model.image_shape), np.float32)
+  chex.assert_trees_all_equal_shapes(
+    step_lib.shapes(model.make(), images),
+    setup.shapes(run.net, 32),
+  )
+  small = dataclasses.replace(config, net=PRESETS['tiny'].net)
+  assert image_run.model(run._replace(config=small)) == {}
 
 
 def _expected_density():

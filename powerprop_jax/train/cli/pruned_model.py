@@ -64,16 +64,20 @@ class Model(NamedTuple):
     net: its name, see nets.make.
     num_classes: labels are below it.
     image_shape: (height, width, channels).
+    dct: whether its layers have a cosine transform.
   """
 
   net: str
   num_classes: int
   image_shape: tuple[int, ...]
+  dct: bool = False
 
   @property
   def make(self) -> Make:
     """The network, as a function of its supports; see nets.make."""
-    return functools.partial(nets.make, self.net, self.num_classes)
+    return functools.partial(
+      nets.make, self.net, self.num_classes, dct=self.dct
+    )
 
 
 def output_rule(
@@ -120,6 +124,7 @@ def from_run(path: str | pathlib.Path, pruning: PruneOnce) -> Exported:
     found.net_name,
     found.splits.num_classes,
     found.splits.train.images.shape[1:],
+    found.dct,
   )
   about = {
     'model': model._asdict(),
@@ -182,11 +187,12 @@ def load(path: str | pathlib.Path, pruning: PruneOnce) -> Exported:
 def model_of(about: Row) -> Model:
   """The network that a description, as from from_run, is of."""
   model = about.get('model') if isinstance(about, dict) else None
-  if not isinstance(model, dict) or not set(Model._fields) <= set(model):
+  needed = Model._fields[:3]
+  if not isinstance(model, dict) or not set(needed) <= set(model):
     raise UserError(
       'the file does not say which network it is of: its description has no '
       "'model' with net, num_classes and image_shape, as that of powerprop "
       'export has.'
     )
-  net, num_classes, shape = (model[name] for name in Model._fields)
-  return Model(net, num_classes, tuple(shape))
+  net, num_classes, shape = (model[name] for name in needed)
+  return Model(net, num_classes, tuple(shape), model.get('dct', False))

@@ -20,18 +20,20 @@ class Networks:
   """The networks in the checkpoints of a run, which hold TrainStates.
 
   There is one for each pair of a power and a key, in the order of
-  ensemble.product.
+  ensemble.product, unless they are paired.
 
   Attributes:
     net: name of the network, see nets.make.
     data: the data set.
     num_steps: training steps that the run is to make.
-    alphas: the powers.
+    alphas: the powers; of a network whose power changes, the first one.
     keys: the keys.
+    are_paired: whether each power is of the network of one key, in their order.
     is_stacked: whether the state has a leading axis over the networks; without
       one there is a single network.
     num_test: test examples to score on, the first ones; None is all.
     normalise: whether the network sees channels of mean 0 and deviation 1.
+    dct: whether its layers have a cosine transform, see nets.make.
   """
 
   net: str
@@ -39,9 +41,11 @@ class Networks:
   num_steps: int
   alphas: tuple[float, ...]
   keys: tuple[int, ...]
+  are_paired: bool = False
   is_stacked: bool = True
   num_test: int | None = None
   normalise: bool = False
+  dct: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,10 +134,12 @@ class Contents:
     networks: those of its checkpoints; None if there are none that the
       commands could read.
     page: its report.
+    instead: why there are no networks, and what to do, after a colon.
   """
 
   networks: Networks | None = None
   page: Page | None = None
+  instead: str = ''
 
 
 def read(path: pathlib.Path, stored: Row) -> Contents:

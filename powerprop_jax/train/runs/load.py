@@ -37,6 +37,7 @@ class Trained(NamedTuple):
   Attributes:
     settings: the settings of the run, as config.json has them.
     net_name: what nets.make calls the network.
+    dct: whether it has the transform of nets.make.
     net: the network.
     splits: the data; test images as the network sees them.
     members: α and key of each network; one for a run of a single network.
@@ -48,6 +49,7 @@ class Trained(NamedTuple):
 
   settings: Row
   net_name: str
+  dct: bool
   net: hk.TransformedWithState
   splits: data.Splits
   members: Members
@@ -72,7 +74,12 @@ def load(
   """
   path = pathlib.Path(path).expanduser()
   stored = folder.read_config(path)
-  found = contents.read(path, stored).networks
+  described = contents.read(path, stored)
+  found = described.networks
+  if described.instead:
+    raise UserError(
+      f'{path} holds a run of {stored["program"]}: {described.instead}'
+    )
   if found is None:
     return load(_part(path, stored['program'], alpha, key))
   with checkpoint.Checkpoints(path / 'checkpoints') as checkpoints:
@@ -82,6 +89,9 @@ def load(
       f'{path} has no checkpoint yet. Continue its run with --resume: '
       f'{stored["command"]}'
     )
+  members = ensemble.product(found.alphas, found.keys)
+  if found.are_paired:
+    members = Members(np.array(found.alphas), np.array(found.keys))
   splits = data.load(found.data, show_progress=True)
   prepare: data.Prepare = data.to_float
   if found.normalise:
@@ -94,9 +104,10 @@ def load(
   trained = Trained(
     stored['config'],
     found.net,
-    nets.make(found.net, splits.num_classes),
+    found.dct,
+    nets.make(found.net, splits.num_classes, dct=found.dct),
     splits._replace(test=test),
-    ensemble.product(found.alphas, found.keys),
+    members,
     state,
     restored.step,
     found.num_steps,
