@@ -2,14 +2,14 @@
 
 import re
 
-from absl.testing import absltest, parameterized
+from absl.testing import parameterized
 import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from powerprop_jax import nets
-from powerprop_jax.core import distributions, masks, schedules
+from powerprop_jax.core import distributions, schedules
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.costs import flops, layers
 from powerprop_jax.costs import training as training_flops
@@ -64,18 +64,12 @@ class ResNet50Test(parameterized.TestCase):
   # that was published.
   @parameterized.parameters(
     ('uniform', 0.8, True, 0.2241, 23.729),
-    ('uniform', 0.9, True, 0.1272, 13.532),
-    ('uniform', 0.95, True, 0.0787, 8.433),
     ('uniform', 0.965, True, 0.0641, 6.904),
     ('erk', 0.8, False, 0.4146, 23.684),
-    ('erk', 0.9, False, 0.2429, 13.499),
-    ('erk', 0.95, False, 0.1229, 8.399),
     ('erk', 0.965, False, 0.0864, 6.869),
-    ('erk', 0.8, True, 0.4191, None),
     ('erk', 0.965, True, 0.1111, 6.904),
     ('erk', 0.99, True, 0.0533, 4.354),
     ('er', 0.8, False, 0.4537, 23.685),
-    ('er', 0.9, False, 0.2581, 13.498),
     ('er', 0.95, False, 0.1437, 8.398),
   )
   def test_inference(self, name, sparsity, first_dense, expected, megabytes):
@@ -83,29 +77,24 @@ class ResNet50Test(parameterized.TestCase):
     ratio = flops.inference_flops(self.costs, sparsities) / self.dense
     self.assertAlmostEqual(ratio, expected, delta=5e-5)
     size = flops.model_bytes(self.costs, sparsities) / 1e6
-    if megabytes is not None:
-      self.assertAlmostEqual(size, megabytes, delta=6e-4)
+    self.assertAlmostEqual(size, megabytes, delta=6e-4)
 
-  @parameterized.parameters((0.8, 0.5596), (0.9, 0.5045))
-  def test_training_with_gradual_pruning(self, sparsity, formula):
-    schedule = schedules.polynomial(sparsity, 10_000, 25_000)
+  def test_training_with_gradual_pruning(self):
+    schedule = schedules.polynomial(0.8, 10_000, 25_000)
     over_time = []
     for s in np.asarray(schedule(np.arange(0, 32_001, 1000))):
       sparsities = _share_out(self.costs, 'uniform', float(s), True)
       over_time.append(flops.inference_flops(self.costs, sparsities))
     ratio = training_flops.training_multiplier('pruning', self.dense, over_time)
-    self.assertAlmostEqual(ratio, formula, delta=1e-4)
+    self.assertAlmostEqual(ratio, 0.5596, delta=1e-4)
 
 
 class SmallNetworksTest(parameterized.TestCase):
-  # SBP, L0, VIB, and two of RigL, whose appendix B lists them: pixels and units
-  # that are left, the sparsity of their weights (rounded), thousand FLOPs and
-  # bytes.
+  # SBP, VIB and RigL, whose appendix B lists them: pixels and units that are
+  # left, the sparsity of their weights (rounded), thousand FLOPs and bytes.
   @parameterized.parameters(
     ((245, 160, 55), 0.0, 97.1, 195_100, 0),
-    ((266, 88, 33), 0.0, 53.3, 107_092, 0),
     ((97, 71, 33), 0.0, 19.1, 38_696, 0),
-    ((408, 100, 69), 0.870, 12.6, 31_914, 30),
     ((375, 62, 51), 0.886, 6.2, 16_113, 30),
   )
   def test_multilayer_perceptrons_on_mnist(
@@ -121,6 +110,15 @@ class SmallNetworksTest(parameterized.TestCase):
     self.assertAlmostEqual(
       flops.model_bytes(costs, by_leaf), size, delta=tolerance
     )
+
+  def test_wide_resnet(self):
+    # Without biases, as in https://arxiv.org/abs/2103.15767.
+    costs = _costs('wrn_22_2', 10, 32, 32, 3)
+    counts = flops.inference_counts(costs, count_bias=False)
+    self.assertEqual((counts.weights, counts.biases), (1_076_912, 0))
+    self.assertAlmostEqual(counts.flops / 1e8, 3.1546, places=4)
+    training = training_flops.training_flops('dense', counts.flops)
+    self.assertAlmostEqual(training / 1e8, 9.45, delta=0.02)
 
   def test_lenet_300_100(self):
     counts = flops.inference_counts(_costs('lenet_300_100', 10, 28, 28, 1))
@@ -143,34 +141,6 @@ class SmallNetworksTest(parameterized.TestCase):
     biases = sum(cost.biases for cost in costs if cost.kind == 'depthwise')
     size = flops.model_bytes(costs) - 4 * biases
     self.assertAlmostEqual(size / 1e6, 16.864, delta=6e-4)
-
-
-class WideResNetTest(parameterized.TestCase):
-  """Counted without biases, as in https://arxiv.org/abs/2103.15767."""
-
-  @classmethod
-  def setUpClass(cls):
-    super().setUpClass()
-    cls.costs = _costs('wrn_22_2', 10, 32, 32, 3)
-    cls.dense = flops.inference_flops(cls.costs, count_bias=False)
-
-  def test_dense(self):
-    counts = flops.inference_counts(self.costs, count_bias=False)
-    self.assertEqual((counts.weights, counts.biases), (1_076_912, 0))
-    self.assertAlmostEqual(counts.flops / 1e8, 3.1546, places=4)
-    training = training_flops.training_flops('dense', counts.flops)
-    self.assertAlmostEqual(training / 1e8, 9.45, delta=0.02)
-
-  @parameterized.parameters(
-    ('erk', 0.9, False, 0.1736),
-    ('erk', 0.8, False, 0.3521),
-    ('uniform', 0.9, True, 0.1025),
-    ('uniform', 0.8, True, 0.2022),
-  )
-  def test_sparse(self, name, sparsity, first_dense, formula):
-    sparsities = _share_out(self.costs, name, sparsity, first_dense)
-    sparse = flops.inference_flops(self.costs, sparsities, count_bias=False)
-    self.assertAlmostEqual(sparse / self.dense, formula, delta=0.003)
 
 
 class ArithmeticTest(parameterized.TestCase):
@@ -200,11 +170,6 @@ class ArithmeticTest(parameterized.TestCase):
     # A dense leaf has no mask: 12 values, 4 biases, and 8 bits.
     self.assertEqual(flops.model_bytes(costs, tree), 4 * 16 + 1)
 
-  def test_full_masks_cost_what_the_dense_network_does(self):
-    costs = _costs('lenet_300_100', 10, 28, 28, 1)
-    full = masks.full_masks(_theta(costs))
-    self.assertEqual(flops.flops_rows(costs, full), flops.flops_rows(costs))
-
   def test_corner_cases(self):
     count = flops.inference_counts
     # An empty mask leaves the bias, and no count is negative.
@@ -231,14 +196,12 @@ class ArithmeticTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, message):
       flops.inference_counts([_LAYER], sparsities)
 
-
-class TableTest(absltest.TestCase):
   def test_the_last_row_adds_up_the_others(self):
     costs = _costs('lenet_5', 10, 28, 28, 1)
     sparsities = distributions.erk(_theta(costs), 0.9)
     *rows, total = flops.flops_rows(costs, sparsities)
-    self.assertEqual([row['leaf'] for row in rows], [c.leaf for c in costs])
-    self.assertEqual(total['leaf'], 'total')
+    leaves = [row['leaf'] for row in (*rows, total)]
+    self.assertEqual(leaves, [*(cost.leaf for cost in costs), 'total'])
     self.assertAlmostEqual(total['sparsity'], 0.9)
     for field in ('weights', 'kept', 'macs', 'flops'):
       self.assertAlmostEqual(

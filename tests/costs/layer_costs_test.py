@@ -48,17 +48,15 @@ class LayerCostsTest(parameterized.TestCase):
       ),
     )
 
-  def test_a_layer_applied_twice_holds_its_weights_once(self):
+  def test_a_layer_applied_at_two_places_holds_its_weights_once(self):
     def forward(x):
       layer = hk.Linear(3, name='fc')
       return layer(layer(x))
 
-    (cost,) = _costs(forward, _images(4, 3))
-    self.assertEqual(cost, LayerCost('fc/w', 'linear', (3, 3), 9, 3, 6, 18))
-
-  def test_a_linear_layer_is_applied_at_every_position(self):
-    (cost,) = _costs(lambda x: hk.Linear(5)(x), _images(2, 7, 3))
-    self.assertEqual((cost.biases, cost.outputs, cost.macs), (5, 35, 105))
+    for shape, places in (((4, 3), 1), ((2, 7, 3), 7)):
+      (cost,) = _costs(forward, _images(*shape))
+      expected = ('fc/w', 'linear', (3, 3), 9, 3, places * 6, places * 18)
+      self.assertEqual(cost, expected)
 
   def test_attention_multiplies_activations(self):
     def forward(x):
@@ -83,11 +81,9 @@ class LayerCostsTest(parameterized.TestCase):
     self.assertEqual([cost.macs for cost in costs], [12, 16])
 
   def test_embeddings_are_no_layer(self):
-    def forward(tokens):
-      return hk.Linear(2, name='fc')(hk.Embed(10, 3)(tokens))
-
-    costs = _costs(forward, jax.ShapeDtypeStruct((1, 4), jnp.int32))
-    self.assertEqual([cost.leaf for cost in costs], ['fc/w'])
+    forward = lambda tokens: hk.Linear(2, name='fc')(hk.Embed(10, 3)(tokens))
+    (cost,) = _costs(forward, jax.ShapeDtypeStruct((1, 4), jnp.int32))
+    self.assertEqual(cost.leaf, 'fc/w')
 
   @parameterized.parameters(*nets.NAMES)
   @pytest.mark.slow
@@ -121,24 +117,20 @@ class LayerCostsTest(parameterized.TestCase):
       layers.layer_costs(net, {'image': _images(9, 3)}),
     )
 
-  @parameterized.parameters((lambda net: net,), (hk.without_apply_rng,))
-  def test_apply_may_want_a_key_or_not(self, change):
+  def test_apply_may_want_a_key_or_not(self):
     for transform in (hk.transform, hk.transform_with_state):
-      net = change(transform(lambda x: hk.Linear(2)(x)))
-      (cost,) = layers.layer_costs(net, _images(4, 3))
-      self.assertEqual(cost.macs, 6)
+      net = transform(lambda x: hk.Linear(2)(x))
+      for each in (net, hk.without_apply_rng(net)):
+        (cost,) = layers.layer_costs(each, _images(4, 3))
+        self.assertEqual(cost.macs, 6)
 
-  def test_a_function_is_refused(self):
+  def test_what_cannot_be_counted_is_refused(self):
     with self.assertRaisesRegex(TypeError, 'hk.transform'):
       layers.layer_costs(lambda x: x, _images(1, 2))
-
-  def test_a_call_without_inputs_is_refused(self):
-    net = hk.transform(lambda: 0)
     with self.assertRaisesRegex(ValueError, 'needs an example'):
-      layers.layer_costs(net)
-
-  @parameterized.parameters(((0, 5), jnp.abs), ((3, 5), jnp.transpose))
-  def test_a_first_axis_that_counts_no_examples_is_refused(self, shape, change):
-    net = hk.transform(lambda x: hk.Linear(2)(change(x)))
-    with self.assertRaisesRegex(ValueError, 'single example'):
-      layers.layer_costs(net, _images(*shape))
+      layers.layer_costs(hk.transform(lambda: 0))
+    # A first axis that counts no examples.
+    for shape, change in (((0, 5), jnp.abs), ((3, 5), jnp.transpose)):
+      net = hk.transform(lambda x, change=change: hk.Linear(2)(change(x)))
+      with self.assertRaisesRegex(ValueError, 'single example'):
+        layers.layer_costs(net, _images(*shape))

@@ -69,9 +69,9 @@ def empty_some(masks):
   masks[f'{name}/logits']['w'] &= False
 
 
-def make_transformed(*, supports=None):
-  w_init = hk.initializers.RandomNormal()
-  return nets.make('mlp', 10, dct=True, w_init=w_init, supports=supports)
+make_transformed = functools.partial(
+  nets.make, 'mlp', 10, dct=True, w_init=hk.initializers.RandomNormal()
+)
 
 
 def in_half(dtype):
@@ -143,12 +143,9 @@ class ProgramTest:
       program = jax_export.deserialize(bytearray(arrays['program']))
     assert set(program.platforms) == {'cpu', 'cuda', 'tpu'}
     images = draw_images(4)
-    np.testing.assert_allclose(
-      program.call(images),
-      expected_logits(make, given, images),
-      rtol=1e-5,
-      atol=1e-5,
-    )
+    expected = expected_logits(make, given, images)
+    found = program.call(images)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
   def test_at_most_8_percent_of_the_parameters_at_95_percent(self, tmp_path):
     make, shape = make_lenet(), (28, 28, 1)

@@ -110,25 +110,19 @@ class DensityTest:
     assert first.get_xlim() == second.get_xlim()
     assert (len(first.lines), len(second.lines)) == (3, 4)
 
-  @pytest.mark.parametrize(
-    ('accuracies', 'densities'),
-    [
-      ((1.0,), (0.03,)),
-      ((0.0,), (1.0,)),
-      ((None,), (0.1,)),
-      ((0.5, math.nan), (0.001, 0.002)),
-      ((1.0, 0.1), (0.5, 1.0)),
+  def test_any_points_can_be_drawn(self):
+    for accuracies, densities in (
+      *(((1.0,), (0.03,)), ((0.0,), (1.0,)), ((None,), (0.1,))),
+      *(((0.5, math.nan), (0.001, 0.002)), ((1.0, 0.1), (0.5, 1.0))),
       ((0.9412, 0.9418), (0.033, 0.034)),
-    ],
-  )
-  def test_any_points_can_be_drawn(self, accuracies, densities):
-    records = [
-      {'method': 'rigl', 'density': density, 'accuracy': accuracy}
-      for density in densities
-      for accuracy in accuracies
-    ]
-    figure = plots.draw(plotting.accuracy_against_density(records))
-    assert len(figure.axes[0].get_xticks()) and len(figure.axes[0].get_yticks())
+    ):
+      records = [
+        {'method': 'rigl', 'density': density, 'accuracy': accuracy}
+        for density in densities
+        for accuracy in accuracies
+      ]
+      (axes,) = plots.draw(plotting.accuracy_against_density(records)).axes
+      assert len(axes.get_xticks()) and len(axes.get_yticks())
 
 
 def _over_time(alphas=(1,), keys=(0, 1), **values):
@@ -207,13 +201,12 @@ class ClassSpecialisationTest:
       'all classes alike',
     ]
 
-  @pytest.mark.parametrize(
-    'values', [[0.1], [1.0], [None], [0.1 - 1e-9, 0.2], [0.5, 0.55]]
-  )
-  def test_any_values_can_be_drawn(self, values):
-    for num_classes in (None, 2, 10):
+  def test_any_values_can_be_drawn(self):
+    for values in ([0.1], [1.0], [None], [0.1 - 1e-9, 0.2], [0.5, 0.55]):
       records = self._records(values, method='static', alpha=2, key=1)
-      plots.draw(figures.class_specialisation(records, num_classes=num_classes))
+      for num_classes in (None, 2, 10):
+        options = {'num_classes': num_classes}
+        plots.draw(figures.class_specialisation(records, **options))
 
   def test_bad_arguments_are_refused(self):
     with pytest.raises(ValueError, match='method, layer, specialisation'):

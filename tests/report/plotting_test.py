@@ -60,19 +60,18 @@ class AccuracyTest:
     assert axes.get_xlabel() == 'weights left (%)'
     assert axes.get_ylabel() == 'test accuracy (%)'
     (top,) = axes.child_axes
-    below, above = (
-      [text.get_text() for text in found.get_xticklabels()]
-      for found in (axes, top)
-    )
-    assert below == ['100', '50', '20', '10', '5', '2', '1']
-    assert above == ['0', '50', '80', '90', '95', '98', '99']
+    for each, expected in ((axes, '100 50 20 10 5 2 1'),
+                           (top, '0 50 80 90 95 98 99')):  # fmt: skip
+      labels = [text.get_text() for text in each.get_xticklabels()]
+      assert labels == expected.split()
 
-  @pytest.mark.parametrize('alphas', [(1,), (1, 2), (3, 1, 2)])
-  def test_the_baseline_is_grey_and_dashed_whatever_else_is_drawn(self, alphas):
-    axes = plotting.accuracy_against_sparsity(_points(alphas)).axes[0]
-    line = plots.line(axes, 'α = 1')
-    assert (line.get_linestyle(), to_hex(line.get_color())) == ('--', '#6b7280')
-    assert len({to_hex(x.get_color()) for x in axes.lines}) == len(alphas)
+  def test_the_baseline_is_grey_and_dashed_whatever_else_is_drawn(self):
+    for alphas in ((1,), (1, 2), (3, 1, 2)):
+      axes = plotting.accuracy_against_sparsity(_points(alphas)).axes[0]
+      line = plots.line(axes, 'α = 1')
+      looks = line.get_linestyle(), to_hex(line.get_color())
+      assert looks == ('--', '#6b7280')
+      assert len({to_hex(x.get_color()) for x in axes.lines}) == len(alphas)
 
   def test_chance_and_published_values_are_in_the_legend(self):
     published = [
@@ -94,10 +93,10 @@ class AccuracyTest:
     np.testing.assert_array_equal(np.isnan(y), [False, True, True, False])
     assert 'One key (random seed). Not finite: 2.' in plots.texts(figure)
 
-  @pytest.mark.parametrize('sparsity', [0.0, 0.5, 0.9, 0.9995])
-  def test_one_point_is_enough(self, sparsity):
-    record = {'alpha': 2.0, 'sparsity': sparsity, 'accuracy': 0.5}
-    plots.draw(plotting.accuracy_against_sparsity([record]))
+  def test_one_point_is_enough(self):
+    for sparsity in (0.0, 0.5, 0.9, 0.9995):
+      record = {'alpha': 2.0, 'sparsity': sparsity, 'accuracy': 0.5}
+      plots.draw(plotting.accuracy_against_sparsity([record]))
 
 
 class WeightsTest:
@@ -115,11 +114,10 @@ class WeightsTest:
         assert axes.get_yscale() == 'log' and axes.get_ylim()[1] > highest
         assert axes.get_xlim() == row[0].get_xlim()
 
-  @pytest.mark.parametrize('value', [0.0, np.nan])
-  def test_one_network_of_zeros_or_nan_is_drawn(self, value):
-    theta = {'a': {'w': np.full((3, 3), value)}}
-    histograms = analysis.weight_histograms({2.0: theta})
-    plots.draw(plotting.weight_histograms(histograms))
+    for value in (0.0, np.nan):
+      theta = {'a': {'w': np.full((3, 3), value)}}
+      histograms = analysis.weight_histograms({2.0: theta})
+      plots.draw(plotting.weight_histograms(histograms))
 
   def test_near_zero_has_axes_for_each_leaf_and_all_together_first(self):
     records = [
@@ -135,14 +133,14 @@ class WeightsTest:
       assert (len(axes.lines), axes.get_xscale()) == (3, 'log')
     assert len(figure.legends) == 1
 
-  @pytest.mark.parametrize('count', [1, 2, 3, 5, 7])
-  def test_any_number_of_leaves_and_powers_fits(self, count):
-    records = [
-      {'alpha': a, 'leaf': f'l_{i}/w', 'epsilon': 0.1, 'near_zero': 0.5}
-      for i in range(count)
-      for a in range(1, 2 * count)
-    ]
-    assert len(plots.draw(plotting.near_zero(records)).axes) == count
+  def test_any_number_of_leaves_and_powers_fits(self):
+    for count in (1, 2, 3, 5, 7):
+      records = [
+        {'alpha': a, 'leaf': f'l_{i}/w', 'epsilon': 0.1, 'near_zero': 0.5}
+        for i in range(count)
+        for a in range(1, 2 * count)
+      ]
+      assert len(plots.draw(plotting.near_zero(records)).axes) == count
 
   def test_mask_overlap_has_both_measures_and_chance(self):
     records = [

@@ -47,20 +47,11 @@ def test_groups_are_ascending_and_hold_finite_values():
   assert list(found.items()) == [(-2, []), (-1, [0.5, 0.25])]
 
 
-def test_note_counts_keys_and_values_left_out():
-  points = [{'key': 0, 'loss': 1.0}, {'key': 0, 'loss': math.nan}, {'key': 0}]
-  note = records.spread_note(points, 'loss')
-  assert note == 'One key (random seed). Not finite: 1.'
-
-
 @pytest.mark.parametrize(
   'leaves', [['w'], ['a/w', 'w'], ['a/w', 'a/v'], ['a/b/w', 'b/w'], []]
 )
 def test_short_names_stay_different_and_not_empty(leaves):
   names = records.short_names(leaves)
   assert len(set(names.values())) == len(leaves) and all(names.values())
-
-
-def test_short_names_lack_what_all_share():
   leaves = ['net/~/a/conv/w', 'net/~/b/conv/w']
   assert list(records.short_names(leaves).values()) == ['a', 'b']

@@ -1,5 +1,7 @@
-from absl.testing import parameterized
-import chex
+"""Sums by class and shares are those of slow loops over the features."""
+
+import functools
+
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -28,24 +30,30 @@ def _labelled(shape, num_classes, seed=0):
   return values, generator.integers(0, num_classes, shape[:1])
 
 
+def _shares(activity):
+  return activity.max(axis=0) / activity.sum(axis=0)
+
+
 def _transform(fn):
   return hk.without_apply_rng(hk.transform(fn))
 
 
-class ClassActivityTest(parameterized.TestCase):
-  @chex.variants(with_jit=True, without_jit=True)
-  @parameterized.parameters(
-    ((7, 5), 3), ((4, 6, 3), 10), ((9, 4, 4, 2), 2), ((1, 1), 1)
+_COMPILE = [jax.jit, lambda fn: fn]
+
+
+class ClassActivityTest:
+  @pytest.mark.parametrize('compile', _COMPILE)
+  @pytest.mark.parametrize(
+    ('shape', 'num_classes'),
+    [((7, 5), 3), ((4, 6, 3), 10), ((9, 4, 4, 2), 2), ((1, 1), 1)],
   )
-  def test_sums_are_those_of_a_loop(self, shape, num_classes):
-    values, labels = _labelled(shape, num_classes)
-    activity = self.variant(features.class_activity, static_argnums=2)(
-      jnp.asarray(values), jnp.asarray(labels), num_classes
-    )
+  def test_sums_are_those_of_a_loop(self, compile, shape, num_classes):
+    values, labels = map(jnp.asarray, _labelled(shape, num_classes))
+    sums = functools.partial(features.class_activity, num_classes=num_classes)
+    activity = compile(sums)(values, labels)
     assert activity.dtype == jnp.float32
-    np.testing.assert_allclose(
-      activity, _oracle(values, labels, num_classes), rtol=1e-5
-    )
+    expected = _oracle(values, labels, num_classes)
+    np.testing.assert_allclose(activity, expected, rtol=1e-5)
 
   def test_batches_add_up_but_for_examples_of_no_class(self):
     values, labels = _labelled((20, 3, 4), 5)
@@ -57,7 +65,7 @@ class ClassActivityTest(parameterized.TestCase):
     ]
     np.testing.assert_allclose(whole, sum(parts), rtol=1e-5)
 
-  def test_small_integer_labels_do_not_wrap_around(self):
+    # Small integers do not wrap around.
     labels = np.array([0, 255], np.uint8)
     activity = features.class_activity(np.ones((2, 1)), labels, 300)
     assert activity.sum() == 2
@@ -68,43 +76,42 @@ class ClassActivityTest(parameterized.TestCase):
         features.class_activity(np.ones(shape), np.zeros(4, np.int32), 2)
 
 
-class ClassSpecialisationTest(parameterized.TestCase):
-  @chex.variants(with_jit=True, without_jit=True)
-  @parameterized.parameters(
-    (2, 4, 1.0), (10, 30, 1e-30), (10, 30, 1e30), (1, 3, 1.0)
+class ClassSpecialisationTest:
+  @pytest.mark.parametrize('compile', _COMPILE)
+  @pytest.mark.parametrize(
+    ('classes', 'size', 'scale'),
+    [(2, 4, 1.0), (10, 30, 1e-30), (10, 30, 1e30), (1, 3, 1.0)],
   )
-  def test_shares_are_those_of_numpy_at_any_scale(self, classes, size, scale):
+  def test_shares_are_those_of_numpy_at_any_scale(
+    self, compile, classes, size, scale
+  ):
     activity = np.random.default_rng(0).exponential(size=(classes, size))
     activity[:, 0] = np.eye(classes)[0]  # of one class
     activity[:, 1] = 1.0  # all alike
-    found = self.variant(features.class_specialisation)(
-      jnp.asarray(scale * activity, jnp.float32)
-    )
+    scaled = jnp.asarray(scale * activity, jnp.float32)
+    found = compile(features.class_specialisation)(scaled)
     assert found.dtype == jnp.float32
-    np.testing.assert_allclose(
-      found, activity.max(axis=0) / activity.sum(axis=0), rtol=1e-5
-    )
+    np.testing.assert_allclose(found, _shares(activity), rtol=1e-5)
 
   def test_dead_and_broken_features_are_left_out(self):
     activity = np.array([[0.0, np.nan, np.inf, 1.0], [0.0, 1.0, 1.0, 0.0]])
-    np.testing.assert_array_equal(
-      features.class_specialisation(activity), [np.nan, np.nan, np.nan, 1.0]
-    )
-    found = {
-      'layer': features.LayerFeatures(
-        activity, np.asarray(features.class_specialisation(activity))
-      )
-    }
+    shares = np.asarray(features.class_specialisation(activity))
+    np.testing.assert_array_equal(shares, [np.nan, np.nan, np.nan, 1.0])
+    found = {'layer': features.LayerFeatures(activity, shares)}
     (row,) = features.specialisation_table(found)
     counts = {'features': 4, 'dead': 1, 'not_finite': 2}
     means = {'mean': 1.0, 'median': 1.0}
     assert row == {'layer': 'layer', **counts, **means}
 
 
-class LayerOutputsTest(parameterized.TestCase):
-  def test_outputs_are_those_that_the_network_computed(self):
+class LayerOutputsTest:
+  @pytest.mark.parametrize('module', [layers.Conv2D, hk.Conv2D])
+  def test_outputs_are_those_that_the_network_computed(self, module):
+    options = {'stride': 2, 'padding': 'SAME', 'name': 'b_conv'}
+    init = hk.initializers.RandomNormal()
+
     def forward(x):
-      conv = hk.Conv2D(4, 3, name='b_conv')(x)
+      conv = module(4, 3, w_init=init, **options)(x)
       hidden = hk.Linear(5, name='a_linear')(jax.nn.relu(conv).mean((1, 2)))
       return {'b_conv': conv, 'a_linear': hidden}
 
@@ -116,25 +123,12 @@ class LayerOutputsTest(parameterized.TestCase):
     for layer, expected in net.apply(theta, x).items():
       np.testing.assert_array_equal(found[layer][0], expected)
 
-  def test_our_convolution_is_seen_like_that_of_haiku(self):
-    init = hk.initializers.RandomNormal()
-    options = {'stride': 2, 'padding': 'SAME', 'w_init': init, 'name': 'conv'}
-    x = jnp.asarray(_labelled((3, 8, 8, 2), 2)[0])
-    found = []
-    for module in (layers.Conv2D, hk.Conv2D):
-      net = _transform(lambda x, m=module: m(4, 3, **options)(x))
-      theta = net.init(jax.random.key(0), x)
-      found.append(activations.layer_outputs(net.apply, theta, x)['conv'][0])
-    np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-6)
-
   def test_a_normalisation_that_follows_directly_belongs_to_the_layer(self):
-    def norm(name):
-      return hk.BatchNorm(True, True, decay_rate=0.9, name=name)
-
     def forward(x):
-      first = norm('norm_0')(hk.Linear(4, name='first')(x), is_training=True)
+      norm = hk.BatchNorm(True, True, decay_rate=0.9)
+      first = norm(hk.Linear(4, name='first')(x), is_training=True)
       second = hk.Linear(4, name='second')(jax.nn.relu(first))
-      norm('norm_1')(jax.nn.relu(second), is_training=True)
+      norm(jax.nn.relu(second), is_training=True)
       return first, second
 
     net = hk.without_apply_rng(hk.transform_with_state(forward))
@@ -167,8 +161,8 @@ class LayerOutputsTest(parameterized.TestCase):
       activations.layer_outputs(lambda theta, x: x, theta, jnp.ones((1, 3)))
 
 
-class ByLayerTest(parameterized.TestCase):
-  @parameterized.parameters('lenet_300_100', 'mnist_cnn')
+class ByLayerTest:
+  @pytest.mark.parametrize('name', ['lenet_300_100', 'mnist_cnn'])
   def test_every_layer_of_our_networks_is_measured(self, name):
     net = nets.make(name, 10)
     images, labels = _labelled((20, 8, 8, 3), 10)
@@ -190,9 +184,7 @@ class ByLayerTest(parameterized.TestCase):
       alive = activity.sum(axis=0) > 0
       np.testing.assert_array_equal(alive, np.isfinite(specialisation))
       np.testing.assert_allclose(
-        specialisation[alive],
-        activity[:, alive].max(axis=0) / activity[:, alive].sum(axis=0),
-        rtol=1e-5,
+        specialisation[alive], _shares(activity[:, alive]), rtol=1e-5
       )
 
   def test_dead_features_and_layers_applied_twice_are_counted(self):
@@ -227,15 +219,14 @@ class ByLayerTest(parameterized.TestCase):
     def measure(batches, apply=net.apply):
       return features.specialisation_by_layer(apply, theta, batches, 2)
 
-    with pytest.raises(ValueError, match='at least one batch'):
-      measure([])
-    with pytest.raises(ValueError, match=r'in \[0, 2\), got 0 to 2'):
-      measure([(x, np.array([0, 1, 2, 0]))])
-    with pytest.raises(ValueError, match='integers'):
-      measure([(x, np.zeros(4))])
-    with pytest.raises(ValueError, match='linear must have an entry'):
-      measure([(x, labels[:3])])
-    with pytest.raises(ValueError, match='linear must be an array'):
-      measure([(x[0], labels)])
+    for batches, message in (
+      ([], 'at least one batch'),
+      ([(x, np.array([0, 1, 2, 0]))], r'in \[0, 2\), got 0 to 2'),
+      ([(x, np.zeros(4))], 'integers'),
+      ([(x, labels[:3])], 'linear must have an entry'),
+      ([(x[0], labels)], 'linear must be an array'),
+    ):
+      with pytest.raises(ValueError, match=message):
+        measure(batches)
     with pytest.raises(TypeError, match='must not be compiled'):
       measure([(x, labels)], jax.jit(net.apply))

@@ -1,5 +1,6 @@
 """Baselines and packing in one harness: forgetting, resuming, one program."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,13 +19,12 @@ from experiments.continual_permuted.packing import PackingConfig
 from powerprop_jax import continual
 from powerprop_jax.continual import metrics, task_streams
 from powerprop_jax.optim import ewc, powerprop
+from powerprop_jax.train import step
 from powerprop_jax.train.data import splits as data
 from powerprop_jax.train.data.sources import Arrays
 from powerprop_jax.train.optimizers import OptimizerConfig
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
-
-DENSITIES = (0.1, 0.3, 0.6)
 
 
 def digits():
@@ -36,17 +36,20 @@ def permuted(num_tasks=3):
   return task_streams.permuted(digits(), num_tasks)
 
 
+# A network that learns a task in no time.
+SMALL = NetConfig((8,), epochs=1, batch_size=50)
+
+
 def problem(stream=None, **changes):
-  settings = dict(
-    stream=permuted() if stream is None else stream,
+  return Problem(
+    permuted() if stream is None else stream,
     num_classes=10,
     is_multi_head=False,
     key=0,
     net=NetConfig(hidden=(32,), epochs=12, batch_size=20),
     optimizer=OptimizerConfig(learning_rate=0.2, schedule='cosine'),
     ewc=EwcConfig(strength=30.0, num_examples=100),
-  )
-  return Problem(**{**settings, **changes})
+  )._replace(**changes)
 
 
 def multi_head():
@@ -59,7 +62,7 @@ def multi_head():
 
 def make(name, given, alpha=1.0, **settings):
   if name in methods.SPARSE:
-    config = PackingConfig(**{'densities': DENSITIES, **settings})
+    config = PackingConfig(**{'densities': (0.1, 0.3, 0.6), **settings})
     return packing.make(name, given, config, alpha)
   return baselines.make(name, given)
 
@@ -80,6 +83,12 @@ def matrix(records, num_tasks=3):
 
 def without_nan(records):
   return [{k: v for k, v in r.items() if v == v} for r in records]
+
+
+def stopped(records):
+  """Why a stream ended before its end."""
+  (reason,) = [r['stopped'] for r in records if 'stopped' in r]
+  return reason
 
 
 @pytest.mark.parametrize('name', methods.SPARSE)
@@ -132,11 +141,7 @@ def test_all_methods_start_from_the_same_weights():
   given = problem()
   theta, _ = methods.initial(make('ewc', given).program.net, given)
   state = make('efficient_packnet', given, 2.0).init()
-  packed = packing.weights(state)
-  for ours, theirs in zip(
-    jax.tree.leaves(packed), jax.tree.leaves(theta), strict=True
-  ):
-    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+  chex.assert_trees_all_close(packing.weights(state), theta, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +194,7 @@ def test_later_tasks_compile_nothing(name, tmp_path):
 
 
 def test_earlier_tasks_are_measured_every_so_often(tmp_path):
-  given = problem(permuted(5), net=NetConfig((8,), epochs=1, batch_size=50))
+  given = problem(permuted(5), net=SMALL)
   approach = make('efficient_packnet', given)
   found = matrix(run(approach, given, tmp_path, measure_every=2), 5)
   measured = [np.flatnonzero(~np.isnan(row)).tolist() for row in found]
@@ -209,11 +214,10 @@ def test_capacity_agrees_with_the_masks(tmp_path):
 
 
 def test_a_full_network_says_so_and_keeps_what_it_has(tmp_path):
-  given = problem(net=NetConfig((8,), epochs=1, batch_size=50))
+  given = problem(net=SMALL)
   approach = make('packnet', given, budgets=(0.5, 1.0, 1.0))
   records = run(approach, given, tmp_path)
-  (stopped,) = [r['stopped'] for r in records if 'stopped' in r]
-  assert "'permuted_1', 'permuted_2'" in stopped
+  assert "'permuted_1', 'permuted_2'" in stopped(records)
   assert records[-1]['tasks_fitted'] == 2
   assert np.isnan(records[-1]['average_accuracy'])
   found = matrix(records)
@@ -225,13 +229,9 @@ def test_a_full_network_says_so_and_keeps_what_it_has(tmp_path):
 
 @pytest.mark.parametrize('name', ['efficient_packnet', 'fine_tuning'])
 def test_training_that_diverges_stops_the_stream(name, tmp_path):
-  given = problem(
-    optimizer=OptimizerConfig(learning_rate=1e20),
-    net=NetConfig((8,), epochs=1, batch_size=50),
-  )
+  given = problem(optimizer=OptimizerConfig(learning_rate=1e20), net=SMALL)
   records = run(make(name, given), given, tmp_path)
-  (stopped,) = [r['stopped'] for r in records if 'stopped' in r]
-  assert 'diverged' in stopped
+  assert 'diverged' in stopped(records)
   assert records[-1]['tasks_fitted'] == 0
 
 
@@ -252,96 +252,71 @@ def test_filled_up_examples_do_not_count():
 
 def test_the_network_is_as_wide_as_it_is_told():
   net = training.make_net(10, (2000, 2000))
-  shape = jax.ShapeDtypeStruct((1, 28, 28, 1), jnp.float32)
-  theta, _ = jax.eval_shape(
-    lambda key, x: net.init(key, x, is_training=True), jax.random.key(0), shape
-  )
+  theta = step.shapes(net, jnp.zeros((1, 28, 28, 1)))
   sizes = {1: 0, 2: 0}
   for leaf in jax.tree.leaves(theta):
     sizes[leaf.ndim] += leaf.size
   assert sizes == {2: 5_588_000, 1: 4_010}
   with pytest.raises(ValueError, match='at least one unit'):
-    training.make_net(10, (0,)).init(
-      jax.random.key(0), jnp.zeros((1, 2, 2, 1)), is_training=True
-    )
+    step.shapes(training.make_net(10, (0,)), jnp.zeros((1, 2, 2, 1)))
 
 
-class TestEwc:
-  """The penalty is that of the paper, in the memory of one task."""
+def test_penalties_of_several_tasks_are_summed():
+  keys = jax.random.split(jax.random.key(0), 7)
+  *squares, theta = (jax.random.normal(key, (3, 4)) for key in keys)
+  pairs = list(zip(squares[:3], squares[3:], strict=True))
+  tx = ewc.ewc(0.7)
+  state = tx.init(theta)
+  # Before the first task nothing is added.
+  np.testing.assert_array_equal(tx.update(theta, state, theta)[0], theta)
+  for root, star in pairs:
+    state = ewc.consolidated(state, root**2, star)
 
-  def trees(self, num):
-    keys = jax.random.split(jax.random.key(0), 2 * num + 1)
-    draw = lambda key: {'w': jax.random.normal(key, (3, 4))}
-    fishers = [jax.tree.map(jnp.square, draw(k)) for k in keys[:num]]
-    return fishers, [draw(k) for k in keys[num:-1]], draw(keys[-1])
+  def penalty(theta):
+    return sum(0.7 / 2 * jnp.sum((r * (theta - s)) ** 2) for r, s in pairs)
 
-  def test_penalties_of_several_tasks_are_summed(self):
-    fishers, stars, theta = self.trees(3)
-    tx = ewc.ewc(0.7)
-    state = tx.init(theta)
-    for fisher, star in zip(fishers, stars, strict=True):
-      state = ewc.consolidated(state, fisher, star)
+  found, after = tx.update(jnp.zeros((3, 4)), state, theta)
+  expected = jax.grad(penalty)(theta)
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+  assert after is state
 
-    def penalty(theta):
-      terms = [
-        0.7 / 2 * jnp.sum(f['w'] * (theta['w'] - s['w']) ** 2)
-        for f, s in zip(fishers, stars, strict=True)
-      ]
-      return sum(terms)
 
-    expected = jax.grad(penalty)(theta)['w']
-    zeros = {'w': jnp.zeros((3, 4))}
-    found, after = tx.update(zeros, state, theta)
-    np.testing.assert_allclose(found['w'], expected, rtol=1e-4, atol=1e-5)
-    assert after is state
+def test_a_penalty_inside_powerprop_sees_theta():
+  tree = lambda *row: {'linear': {'w': jnp.array([row])}}
+  phi, zeros = tree(2.0, -0.5), tree(0.0, 0.0)
+  tx = powerprop.powerprop(optax.chain(ewc.ewc(1.0), optax.sgd(1.0)), 2.0)
+  state = ewc.consolidated(tx.init(phi), tree(1.0, 1.0), zeros)
+  updates, _ = tx.update(zeros, state, phi)
+  # -θ times the derivative: -4 · 4 and 0.25 · 1.
+  np.testing.assert_allclose(updates['linear']['w'], [[-16.0, 0.25]])
 
-  def test_without_a_task_nothing_is_added(self):
-    _, _, theta = self.trees(1)
-    tx = ewc.ewc(1e6)
-    found, _ = tx.update(theta, tx.init(theta), theta)
-    np.testing.assert_array_equal(found['w'], theta['w'])
 
-  def test_inside_powerprop_it_sees_theta(self):
-    phi = {'linear': {'w': jnp.array([[2.0, -0.5]])}}
-    tx = powerprop.powerprop(optax.chain(ewc.ewc(1.0), optax.sgd(1.0)), 2.0)
-    star = {'linear': {'w': jnp.zeros((1, 2))}}
-    ones = {'linear': {'w': jnp.ones((1, 2))}}
-    state = ewc.consolidated(tx.init(phi), ones, star)
-    zeros = {'linear': {'w': jnp.zeros((1, 2))}}
-    updates, _ = tx.update(zeros, state, phi)
-    # -θ times the derivative: -4 · 4 and 0.25 · 1.
-    np.testing.assert_allclose(updates['linear']['w'], [[-16.0, 0.25]])
+def test_fisher_of_a_linear_classifier():
+  # For p = softmax(W x), F = E_x x_i² p_c (1 - p_c), by many drawn labels.
+  theta = jnp.array([[0.3, -0.2, 0.1], [0.5, 0.0, -0.4]])
+  images = jnp.tile(jnp.array([[1.0, 2.0], [-1.0, 0.5]]), (4000, 1))
+  logits_fn = lambda theta, x: x @ theta
+  found = ewc.fisher(logits_fn, theta, images, jax.random.key(0))
+  probs = jax.nn.softmax(images @ theta)
+  squares = images[:, :, None] ** 2 * (probs * (1 - probs))[:, None, :]
+  np.testing.assert_allclose(found, jnp.mean(squares, axis=0), rtol=0.05)
 
-  def test_fisher_of_a_linear_classifier(self):
-    # For p = softmax(W x), F = E_x x_i² p_c (1 - p_c), by many drawn labels.
-    theta = jnp.array([[0.3, -0.2, 0.1], [0.5, 0.0, -0.4]])
-    images = jnp.tile(jnp.array([[1.0, 2.0], [-1.0, 0.5]]), (4000, 1))
-    found = ewc.fisher(
-      lambda theta, x: x @ theta, theta, images, jax.random.key(0)
-    )
-    probs = jax.nn.softmax(images @ theta)
-    expected = jnp.mean(
-      images[:, :, None] ** 2 * (probs * (1 - probs))[:, None, :], axis=0
-    )
-    np.testing.assert_allclose(found, expected, rtol=0.05)
 
-  def test_bad_input_is_named(self):
-    theta = jnp.ones(2)
-    with pytest.raises(ValueError, match='strength must be'):
-      ewc.ewc(-1.0)
-    with pytest.raises(ValueError, match='needs the parameters'):
-      tx = ewc.ewc(1.0)
-      tx.update(theta, tx.init(theta))
-    with pytest.raises(ValueError, match='holds 0'):
-      ewc.consolidated(optax.sgd(0.1).init(theta), theta, theta)
-    with pytest.raises(ValueError, match='must divide'):
-      ewc.fisher(
-        lambda t, x: x, theta, jnp.ones((5, 2)), jax.random.key(0), batch_size=2
-      )
+def test_bad_input_of_the_penalty_is_named():
+  theta, images, key = jnp.ones(2), jnp.ones((5, 2)), jax.random.key(0)
+  tx = ewc.ewc(1.0)
+  with pytest.raises(ValueError, match='strength must be'):
+    ewc.ewc(-1.0)
+  with pytest.raises(ValueError, match='needs the parameters'):
+    tx.update(theta, tx.init(theta))
+  with pytest.raises(ValueError, match='holds 0'):
+    ewc.consolidated(optax.sgd(0.1).init(theta), theta, theta)
+  with pytest.raises(ValueError, match='must divide'):
+    ewc.fisher(lambda t, x: x, theta, images, key, batch_size=2)
 
 
 def test_a_damaged_checkpoint_costs_one_task(tmp_path, capsys):
-  given = problem(net=NetConfig((8,), epochs=1, batch_size=50))
+  given = problem(net=SMALL)
   approach = make('packnet', given)
   expected = run(approach, given, tmp_path)
   (tmp_path / 'checkpoints' / '3' / 'powerprop_jax.json').write_text('{')
@@ -351,7 +326,7 @@ def test_a_damaged_checkpoint_costs_one_task(tmp_path, capsys):
 
 
 def test_a_run_of_an_earlier_version_is_refused_in_one_line(tmp_path):
-  given = problem(net=NetConfig((8,), epochs=1, batch_size=50))
+  given = problem(net=SMALL)
   approach = make('fine_tuning', given)
   RunFolder(tmp_path, {}, program='test')
   (tmp_path / 'state.npz').write_bytes(b'')

@@ -8,6 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from experiments.imagenet_resnet50 import config as config_lib
@@ -41,22 +42,15 @@ recipe_with = functools.partial(dataclasses.replace, RECIPE)
 def settings(
   method='rigl', sparsity=0.9, allocation='erk', alpha=1.0, **others
 ):
-  return Config(
-    method=method,
-    sparsity=sparsity,
-    allocation=allocation,
-    alpha=alpha,
-    **{'recipe': RECIPE, 'sparse': SPARSE, **others},
+  config = Config(recipe=RECIPE, sparse=SPARSE, method=method)
+  return dataclasses.replace(
+    config, sparsity=sparsity, allocation=allocation, alpha=alpha, **others
   )
 
 
-def make_tx(config):
-  config_lib.check(config)
-  return setup.make_tx(config, 100, THETA)
-
-
 def state_of(config):
-  tx = make_tx(config)
+  config_lib.check(config)
+  tx = setup.make_tx(config, 100, THETA)
   phi, opt_state = views.init(tx, THETA)
   return tx, step_lib.TrainState(
     jnp.zeros([], jnp.int32), phi, {}, opt_state, jax.random.key(0)
@@ -157,16 +151,13 @@ class MethodTest:
     config = settings('one_shot', 0.9, allocation, 1.5)
     _, state = state_of(config)
     theta, masks, _ = setup.weights(state, config)
+    mask = np.asarray(masks['net/logits']['w'])
     if allocation == 'uniform':
       assert kept(masks) == {'net/stem': 216, 'net/logits': 40}
-      w = np.abs(np.asarray(THETA['net/logits']['w'])).ravel()
-      smallest = np.sort(w)[-40]
-      np.testing.assert_array_equal(
-        np.asarray(masks['net/logits']['w']).ravel(), w >= smallest
-      )
+      w = np.abs(np.asarray(THETA['net/logits']['w']))
+      np.testing.assert_array_equal(mask, w >= np.sort(w, axis=None)[-40])
     assert 0 < setup.density(setup.Weights(theta, masks, {})) < 0.5
-    zero = np.asarray(theta['net/logits']['w']) == 0
-    np.testing.assert_array_equal(zero, ~np.asarray(masks['net/logits']['w']))
+    np.testing.assert_array_equal(theta['net/logits']['w'] == 0, ~mask)
 
   def test_penalty_spares_norms_and_sees_theta(self):
     recipe = recipe_with(
@@ -204,7 +195,6 @@ class MethodTest:
   @pytest.mark.parametrize(
     ('wrong', 'message'),
     [
-      ({'method': 'lottery'}, "unknown method 'lottery'; there are: dense"),
       ({'sparsity': 1.0}, r'sparsity must be in \[0, 1\), got 1'),
       ({'method': 'dense', 'sparsity': 0.5}, 'has sparsity 0, got 0.5'),
       ({'allocation': 'er'}, "unknown allocation 'er'"),
@@ -249,15 +239,12 @@ class MeanTest:
       )
     masks = views.current_masks(phi, opt_state)
     expected = jax.tree.map(lambda e, m: np.where(m, e, 0), expected, masks)
-    chex.assert_trees_all_close(
-      ema.average(phi, opt_state), expected, rtol=1e-4, atol=1e-6
-    )
     mean = setup.weights(
       state._replace(phi=phi, opt_state=opt_state), config, mean=True
     )
+    for found in (ema.average(phi, opt_state), mean.theta):
+      chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-6)
     assert kept(mean.masks)['net/logits'] == 200
-    zeros = np.asarray(mean.theta['net/logits']['w']) == 0
-    assert zeros.sum() >= 200
 
   def test_state_can_be_donated_and_compiles_once(self):
     tx, state = state_of(settings(recipe=recipe_with(ema=0.9)))
@@ -271,11 +258,11 @@ class MeanTest:
     carry = jax.tree.map(jnp.copy, (state.phi, state.opt_state))
     for _ in range(3):
       carry = step(*carry)
-    assert jax.tree.leaves(tx.init({})) is not None
+    tx.init({})
 
   def test_wrong_use_is_refused(self):
     with pytest.raises(ValueError, match=r'\[0, 1\), got 1'):
-      ema.with_ema(make_tx(settings()), 1.0)
+      ema.with_ema(optax.sgd(0.1), 1.0)
     tx, state = state_of(settings(recipe=recipe_with(ema=0.9)))
     with pytest.raises(ValueError, match='needs the parameters'):
       tx.update(THETA, state.opt_state)

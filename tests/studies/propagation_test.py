@@ -1,12 +1,10 @@
 """Signals are measured where they pass, whatever the layers do to them."""
 
-import io
-import math
-
 import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
+import plots
 import pytest
 
 from experiments.dct_plus_sparse import figures, propagation
@@ -97,13 +95,10 @@ def test_a_cosine_transform_passes_on_what_almost_no_connections_cannot(name):
     def apply(theta, images, net=net, net_state=net_state):
       return net.apply(theta, net_state, None, images, True)[0]
 
-    masks = jax.tree.map(
-      lambda t: jnp.arange(t.size).reshape(t.shape) % 100 == 0, theta
-    )
-    masks = {
-      module: {n: m if n == 'w' else jnp.ones_like(m) for n, m in own.items()}
-      for module, own in masks.items()
-    }
+    masks = masks_lib.full_masks(theta)
+    for module, leaves in theta.items():
+      w = leaves['w']
+      masks[module]['w'] = jnp.arange(w.size).reshape(w.shape) % 100 == 0
     found = propagation.signal_propagation(
       apply, lambda z: jnp.mean(z[:, 0]), theta, images, masks=masks
     )
@@ -120,45 +115,37 @@ def test_masks_that_do_not_fit_are_refused():
     )
 
 
-def _records(layers):
-  return [
+@pytest.mark.parametrize('num_layers', [1, 3, 30])
+def test_the_figure_has_a_line_for_each_network_and_density(num_layers):
+  records = [
     {
-      'network': network,
-      'density': density,
-      'key': key,
-      'layer': f'net/~/{layer}',
+      **{'network': network, 'density': density, 'key': key},
+      'layer': f'net/~/layer_{index}',
       'variance': density / (1 + index) * (network == 'dct'),
       'gradient_norm': 1 + density + key,
     }
     for network in ('standard', 'dct')
     for density in (0.1, 0.01)
     for key in (0, 1)
-    for index, layer in enumerate(layers)
+    for index in range(num_layers)
   ]
-
-
-@pytest.mark.parametrize('num_layers', [1, 3, 30])
-def test_the_figure_has_a_line_for_each_network_and_density(num_layers):
-  layers = [f'layer_{index}' for index in range(num_layers)]
-  figure = figures.signal_propagation(_records(layers), title='LeNet')
-  figure.savefig(io.BytesIO(), format='png', dpi=50)
-  (legend,) = figure.legends
-  assert [text.get_text() for text in legend.get_texts()] == [
+  figure = plots.draw(figures.signal_propagation(records, title='LeNet'))
+  assert plots.legend(figure) == [
     f'{network}, {share} % of the weights'
     for network in ('standard', 'dct')
     for share in (10, 1)
   ]
   variance, norm = figure.axes
   assert variance.get_yscale() == norm.get_yscale() == 'log'
-  lines = {line.get_label(): line.get_ydata() for line in variance.lines}
-  assert all(math.isnan(y) for y in lines['standard, 1 % of the weights'])
-  np.testing.assert_allclose(
-    lines['dct, 1 % of the weights'], 0.01 / (1 + np.arange(num_layers))
-  )
+  found = {
+    network: plots.line(variance, f'{network}, 1 % of the weights').get_ydata()
+    for network in ('standard', 'dct')
+  }
+  assert np.isnan(found['standard']).all()
+  expected = 0.01 / (1 + np.arange(num_layers))
+  np.testing.assert_allclose(found['dct'], expected)
   np.testing.assert_allclose(norm.lines[1].get_ydata(), 1.51)
 
-
-def test_the_figure_says_which_fields_it_needs():
   with pytest.raises(ValueError, match='gradient_norm'):
     figures.signal_propagation([{'layer': 'linear'}])
 
@@ -166,12 +153,8 @@ def test_the_figure_says_which_fields_it_needs():
 def test_accuracies_have_a_pair_of_axes_for_each_support():
   records = [
     {
-      'support': support,
-      'network': network,
-      'density': density,
-      'alpha': alpha,
-      'key': key,
-      'accuracy': 0.5 + 0.1 * key,
+      **{'support': support, 'network': network, 'density': density},
+      **{'alpha': alpha, 'key': key, 'accuracy': 0.5 + 0.1 * key},
     }
     for support in ('erk', 'snip')
     for network in ('standard', 'dct')
@@ -181,13 +164,9 @@ def test_accuracies_have_a_pair_of_axes_for_each_support():
     if (support, network) != ('snip', 'dct')
   ]
   figure = figures.accuracy_by_support(records, title='LeNet', num_classes=10)
-  figure.savefig(io.BytesIO(), format='png', dpi=50)
-  panels = [axes for axes in figure.axes if axes.get_title(loc='left')]
+  panels = [x for x in plots.draw(figure).axes if x.get_title(loc='left')]
   assert [axes.get_title(loc='left') for axes in panels] == ['erk', 'snip']
   # Lines of two or four networks and α, and that of guessing.
   assert [len(axes.lines) for axes in panels] == [5, 3]
-  (legend,) = figure.legends
-  assert [text.get_text() for text in legend.get_texts()][:2] == [
-    'standard, α = 1',
-    'standard, α = 2',
-  ]
+  found = plots.legend(figure)
+  assert found[:2] == ['standard, α = 1', 'standard, α = 2']

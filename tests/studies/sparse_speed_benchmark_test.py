@@ -3,29 +3,20 @@
 import json
 
 import numpy as np
+import programs
 import pytest
 import scipy.sparse
 
 from experiments.benchmarks import mkl, sparse_speed
-from powerprop_jax.train.data.splits import DataConfig
 
 
 @pytest.mark.slow
 def test_writes_tables_and_a_figure(tmp_path):
-  config = sparse_speed.Config(
-    out=str(tmp_path / 'speed'),
-    parts=('inference', 'step', 'accuracy'),
-    widths=(16,),
-    batches=(1, 32),
-    train_batch=8,
-    sparsities=(0.8,),
-    repeats=1,
-    data=DataConfig('digits'),
-    accuracy_width=16,
-    accuracy=0.99,
-    max_steps=200,
-  )
-  sparse_speed.main(config)
+  args = '--parts inference step accuracy --widths 16 --batches 1 32'
+  args += ' --train-batch 8 --sparsities 0.8 --repeats 1 --data.name digits'
+  args += ' --accuracy-width 16 --accuracy 0.99 --max-steps 200'
+  out = ('--out', tmp_path / 'speed')
+  assert programs.run(sparse_speed, *args.split(), *out) == 0
   records = json.loads((tmp_path / 'speed/results.json').read_text())
   ways = {(r['part'], r['batch'], r['way']) for r in records}
   assert ('inference', 32, 'BCSR') in ways and ('step', 8, 'masked') in ways
@@ -33,10 +24,8 @@ def test_writes_tables_and_a_figure(tmp_path):
   timed = [r for r in records if r['part'] != 'accuracy']
   assert all(r['ms'] > 0 and r['speed_up'] > 0 for r in timed)
   trained = [r for r in records if r['part'] == 'accuracy']
-  assert [(r['way'], r['sparsity']) for r in trained] == [
-    ('dense', 0.0),
-    ('condensed', 0.8),
-  ]
+  found = [(r['way'], r['sparsity']) for r in trained]
+  assert found == [('dense', 0.0), ('condensed', 0.8)]
   assert all(r['steps'] == 200 and r['seconds'] > 0 for r in trained)
   assert (tmp_path / 'speed/speed_ups.png').stat().st_size > 10_000
 

@@ -40,9 +40,9 @@ def test_latent_weights_form_two_heaps_for_a_large_power_from_the_start(
 ):
   # φ = θ^(1/4) moves a normal distribution away from zero.
   heap = {
-    (record['alpha'], record['weights']): record
-    for record in programs.results(finished)
-    if record.get('leaf') == 'mlp/linear_0/w' and 'at_zero' in record
+    (r['alpha'], r['weights']): r
+    for r in programs.results(finished)
+    if r.get('leaf') == 'mlp/linear_0/w' and 'at_zero' in r
   }
   assert heap[4, 'phi']['at_zero'] < 0.1
   assert heap[4, 'phi']['peak'] > 0.2
