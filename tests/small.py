@@ -10,6 +10,12 @@ import optax
 
 from powerprop_jax.optim import views
 
+# To be ranked: two zeros that are ties, NaNs of both signs, and a subnormal.
+ODD_NUMBERS = (
+  *(0.0, -0.0, 1.0, -1.0, 2.5),
+  *(np.nan, -np.nan, np.inf, -np.inf, 1e-42),
+)
+
 
 def normal(shapes, seed=0, dtype=jnp.float32):
   """Random numbers of these shapes, {module: {name: shape}}."""
@@ -84,6 +90,21 @@ def on_devices(tree, specs, explicit):
   )
   put = lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec))
   return mesh, jax.tree.map(put, tree, specs)
+
+
+def net_shapes(net, image_shape=(32, 32, 3)):
+  """Parameters and state of a network as shapes, computing nothing."""
+  images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
+  init = lambda key, x: net.init(key, x, True)
+  return jax.eval_shape(init, jax.random.key(0), images)
+
+
+def conv(x, w, stride=1, padding='SAME'):
+  """A convolution of [N, H, W, C] in plain JAX."""
+  dims = ('NHWC', 'HWIO', 'NHWC')
+  return jax.lax.conv_general_dilated(
+    x, w, (stride, stride), padding, dimension_numbers=dims
+  )
 
 
 def largest(leaves, k, among=None):

@@ -43,15 +43,8 @@ class PowersTest(parameterized.TestCase):
 
   def test_exponents_zero_and_one_are_exact_enough_to_train_a_baseline(self):
     x = jnp.geomspace(1e-30, 1e30, 1001)
-    np.testing.assert_array_equal(
-      powers.power(x, jnp.float32(0)), jnp.ones(1001)
-    )
+    np.testing.assert_array_equal(powers.power(x, jnp.float32(0)), 1)
     np.testing.assert_allclose(powers.power(x, jnp.float32(1)), x, rtol=1e-5)
-
-  def test_is_increasing(self):
-    x = jnp.linspace(1e-3, 4, 4001)
-    for e in (0.5, jnp.float32(0.77), jnp.float32(2)):
-      self.assertTrue(jnp.all(jnp.diff(powers.power(x, e)) >= 0))
 
   @parameterized.product(exponent=(*_BOTH, 0.3, jnp.float32(0.3)))
   @pytest.mark.slow

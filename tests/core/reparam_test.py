@@ -16,6 +16,10 @@ ALPHAS = (1.0, 1.25, 1.3, 1.5, 2.0, 2.75, 3.0, 4.0, 5.0)
 POWERS = (*ALPHAS, *map(jnp.float32, ALPHAS))
 
 
+def exact_slope(phi, alpha):
+  return alpha * np.abs(phi) ** (alpha - 1)
+
+
 class PsiTest(parameterized.TestCase):
   @parameterized.product(power=POWERS, jit=(True, False))
   def test_inverse_undoes_psi(self, power, jit):
@@ -27,27 +31,15 @@ class PsiTest(parameterized.TestCase):
     np.testing.assert_allclose(back(there(theta)), theta, rtol=2e-6, atol=1e-12)
 
   @parameterized.product(power=POWERS)
-  def test_formula_in_double_precision(self, power):
+  def test_formulas_in_double_precision_and_autodiff(self, power):
     phi = np.random.default_rng(0).normal(size=1000).astype(np.float32)
     wide, alpha = phi.astype(np.float64), float(power)
-    np.testing.assert_allclose(
-      reparam.psi(phi, power), wide * np.abs(wide) ** (alpha - 1), rtol=3e-6
-    )
-    np.testing.assert_allclose(
-      reparam.psi_derivative(phi, power),
-      alpha * np.abs(wide) ** (alpha - 1),
-      rtol=3e-6,
-    )
-
-  @parameterized.product(power=POWERS)
-  def test_derivative_agrees_with_autodiff_and_differences(self, power):
-    phi = jnp.array([-1.5, -0.5, -1e-3, 1e-3, 0.3, 2.0])
-    slope = jax.vmap(jax.grad(lambda x: reparam.psi(x, power)))(phi)
-    np.testing.assert_allclose(slope, reparam.psi_derivative(phi, power))
-    wide, h = np.float64(phi), 1e-6
-    f = lambda x: np.sign(x) * np.abs(x) ** float(power)
-    numeric = (f(wide + h) - f(wide - h)) / (2 * h)
-    np.testing.assert_allclose(slope, numeric, rtol=1e-4)
+    theta, slope = wide * np.abs(wide) ** (alpha - 1), exact_slope(wide, alpha)
+    np.testing.assert_allclose(reparam.psi(phi, power), theta, rtol=3e-6)
+    found = reparam.psi_derivative(phi, power)
+    np.testing.assert_allclose(found, slope, rtol=3e-6)
+    grads = jax.vmap(jax.grad(lambda x: reparam.psi(x, power)))(phi)
+    np.testing.assert_allclose(grads, found)
 
   @parameterized.product(power=POWERS, zero=(0.0, -0.0))
   def test_gradient_at_zero_is_finite(self, power, zero):
@@ -92,14 +84,9 @@ class PsiTest(parameterized.TestCase):
       self.assertEqual(slope.dtype, dtype)
 
   def test_maps_trees_with_one_alpha_or_one_for_each_leaf(self):
-    phi = {'a': jnp.array([2.0]), 'b': jnp.array([3.0])}
-    chex.assert_trees_all_close(
-      reparam.psi(phi, 2.0), {'a': jnp.array([4.0]), 'b': jnp.array([9.0])}
-    )
-    chex.assert_trees_all_close(
-      reparam.psi(phi, {'a': 1.0, 'b': 2.0}),
-      {'a': jnp.array([2.0]), 'b': jnp.array([9.0])},
-    )
+    phi = {'a': jnp.float32(2), 'b': jnp.float32(3)}
+    self.assertEqual(reparam.psi(phi, 2.0), {'a': 4, 'b': 9})
+    self.assertEqual(reparam.psi(phi, {'a': 1.0, 'b': 2.0}), {'a': 2, 'b': 9})
 
   @parameterized.parameters(1.25, 1.5, 1.75, 2.0, 3.0, 4.25)
   def test_multiples_of_a_quarter_call_no_power_exp_or_log(self, alpha):
@@ -109,11 +96,9 @@ class PsiTest(parameterized.TestCase):
         self.assertNotIn(f'{costly} ', jaxpr)
         self.assertNotIn(f'{costly}[', jaxpr)
 
-  def test_traced_alpha_calls_no_general_power(self):
+  def test_traced_alpha_calls_no_general_power_and_compiles_once(self):
     jaxpr = str(jax.make_jaxpr(reparam.psi)(jnp.ones(3), jnp.float32(2)))
     self.assertNotIn(' pow ', jaxpr)
-
-  def test_changing_traced_alpha_does_not_compile_again(self):
     fn = jax.jit(chex.assert_max_traces(reparam.psi, n=1))
     for alpha in (1.0, 1.5, 3.0):
       fn(jnp.ones(3), jnp.float32(alpha))
@@ -123,10 +108,8 @@ class PsiTest(parameterized.TestCase):
     for power in (alpha, jnp.float32(alpha), np.float32(alpha)):
       with self.assertRaisesRegex(ValueError, 'alpha must be a finite number'):
         reparam.psi(jnp.ones(2), power)
-
-  def test_refuses_an_array_of_alphas(self):
     with self.assertRaisesRegex(ValueError, r'shape \(2,\)'):
-      reparam.psi(jnp.ones(2), jnp.array([1.0, 2.0]))
+      reparam.psi(jnp.ones(2), jnp.array([alpha, 2.0]))
 
   @parameterized.parameters(
     jnp.complex64, jnp.int32, jnp.uint8, jnp.int4, jnp.bool_
@@ -140,12 +123,9 @@ class PsiTest(parameterized.TestCase):
           fn({'w': x}, alpha)
     with self.assertRaisesRegex(TypeError, f'got {name}'):
       reparam.widen(x)
-
-  def test_refuses_python_numbers_that_are_no_floats(self):
     self.assertEqual(reparam.psi([0.5], 2.0)[0], 0.25)
-    for value in (2, True, 1 + 2j):
-      with self.assertRaisesRegex(TypeError, 'floating-point weights, got'):
-        reparam.psi([value], 2.0)
+    with self.assertRaisesRegex(TypeError, 'floating-point weights, got'):
+      reparam.psi([x[0].item()], 2.0)  # a Python number
 
   @parameterized.parameters(
     jnp.float16, jnp.bfloat16, jnp.float8_e4m3fn, jnp.float8_e5m2
@@ -154,10 +134,6 @@ class PsiTest(parameterized.TestCase):
     x = jnp.array([0.5, -1.0, 0.0], dtype)
     for fn in (reparam.psi, reparam.psi_inverse, reparam.psi_derivative):
       self.assertEqual(fn(x, 2.0).dtype, dtype)
-
-
-def exact_slope(phi, alpha):
-  return alpha * np.abs(phi) ** (alpha - 1)
 
 
 class HigherDerivativesTest(parameterized.TestCase):
@@ -240,11 +216,11 @@ class HigherDerivativesTest(parameterized.TestCase):
       )
 
   def test_psi_derivative_can_be_differentiated_in_alpha(self):
-    phi = jnp.array([-0.5, 0.0, 2.0])
-    found = jax.jacfwd(lambda a: reparam.psi_derivative(phi, a))(1.7)
-    size = np.array([0.5, 2.0])
-    left, right = size**0.7 * (1 + 1.7 * np.log(size))
-    np.testing.assert_allclose(found, [left, 0, right], rtol=1e-5)
+    found = jax.jacfwd(reparam.psi_derivative, 1)(self.PHI, jnp.float32(1.7))
+    size = np.abs(self.PHI)
+    expected = size**0.7 * (1 + 1.7 * np.log(size))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    self.assertEqual(jax.grad(reparam.psi_derivative, 1)(0.0, 1.7), 0)
 
   def test_an_integer_alpha_in_an_array_has_derivatives_in_phi(self):
     slope = jax.grad(lambda phi: reparam.psi(phi, jnp.int32(2)))

@@ -1,12 +1,11 @@
 """One-shot pruning: exact counts, the order of ranks, sweeps in one program."""
 
-import math
-
 from absl.testing import parameterized
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import small
 
 from powerprop_jax.core import distributions, masks, reparam, scores, trees
@@ -36,30 +35,28 @@ def by_name(tree):
   }
 
 
-def top_mask(values, k):
-  return small.largest_of_all([values], k)[0]
-
-
-def weights(theta):
-  return [leaf.path for leaf in trees.named_leaves(theta) if leaf.name == 'w']
-
-
-class LayerTest(parameterized.TestCase):
-  @parameterized.product(sparsity=SPARSITIES, ties=[True, False])
-  def test_each_leaf_keeps_exactly_its_count_of_the_largest(
-    self, sparsity, ties
+class PruneTest(parameterized.TestCase):
+  @parameterized.product(
+    sparsity=SPARSITIES,
+    scope=['layer', 'global'],
+    ties=[True, False],
+    dtype=[jnp.float32, jnp.bfloat16],
+  )
+  def test_exactly_its_count_of_the_largest_is_kept(
+    self, sparsity, scope, ties, dtype
   ):
-    theta = make_theta(ties=ties)
-    pruned = by_name(one_shot.prune(theta, sparsity))
-    for name, value in by_name(theta).items():
-      if name.endswith('/w'):
-        kept = masks.num_kept(value.size, sparsity)
-        np.testing.assert_array_equal(
-          pruned[name], top_mask(np.abs(value), kept), name
-        )
-        self.assertEqual(pruned[name].sum(), kept)
-      else:
-        self.assertTrue(pruned[name].all(), name)
+    theta = optax.tree.cast(make_theta(ties=ties), dtype)
+    values = by_name(theta)
+    pruned = by_name(one_shot.prune(theta, sparsity, scope=scope))
+    names = [name for name in values if name.endswith('/w')]
+    # Ties too: in the order of the leaves of the tree.
+    for group in [names] if scope == 'global' else [[name] for name in names]:
+      sizes = [np.abs(values[name]) for name in group]
+      kept = masks.num_kept(sum(x.size for x in sizes), sparsity)
+      expected = small.largest_of_all(sizes, kept)
+      for name, mask in zip(group, expected, strict=True):
+        np.testing.assert_array_equal(pruned.pop(name), mask, name)
+    self.assertTrue(all(mask.all() for mask in pruned.values()))
 
   @parameterized.parameters(1.5, 2.0, 3.0, 4.0)
   def test_latent_and_effective_weights_rank_alike(self, alpha):
@@ -75,12 +72,11 @@ class LayerTest(parameterized.TestCase):
 
   def test_any_score_can_rank(self):
     theta = make_theta()
-    largest = jax.tree.map(jnp.negative, theta)
-    pruned = one_shot.prune(theta, 0.5, score=lambda theta: largest)
-    value = np.asarray(theta['net/logits']['w'])
-    np.testing.assert_array_equal(
-      pruned['net/logits']['w'], top_mask(-value, masks.num_kept(17, 0.5))
-    )
+    lowest = lambda theta: jax.tree.map(jnp.negative, theta)
+    pruned = one_shot.prune(theta, 0.5, score=lowest)['net/logits']['w']
+    value = -np.asarray(theta['net/logits']['w'])
+    (expected,) = small.largest_of_all([value], masks.num_kept(17, 0.5))
+    np.testing.assert_array_equal(pruned, expected)
 
   @parameterized.parameters(jnp.nan, jnp.inf)
   def test_weights_that_are_not_finite_are_refused(self, value):
@@ -92,18 +88,13 @@ class LayerTest(parameterized.TestCase):
 
   def test_a_distribution_gives_each_leaf_its_sparsity(self):
     theta = make_theta()
-    sparsities = distributions.erk(theta, 0.7)
-    pruned = by_name(one_shot.prune(theta, sparsities))
-    sizes = {name: pruned[name].size for name in sparsities}
-    for name, sparsity in sparsities.items():
-      self.assertLess(abs(pruned[name].sum() - sizes[name] * (1 - sparsity)), 1)
-    total = sum(pruned[name].sum() for name in sparsities)
-    self.assertEqual(total, masks.num_kept(sum(sizes.values()), 0.7))
+    shares = distributions.erk(theta, 0.7)
     # In a mapping of one's own each leaf counts by itself.
-    pruned = by_name(one_shot.prune(theta, dict(sparsities)))
-    for name, sparsity in sparsities.items():
-      count = masks.num_kept(sizes[name], sparsity)
-      self.assertEqual(pruned[name].sum(), count)
+    for sparsities in (shares, dict(shares)):
+      pruned = by_name(one_shot.prune(theta, sparsities))
+      sizes = {name: pruned[name].size for name in shares}
+      kept = {name: pruned[name].sum() for name in shares}
+      self.assertEqual(kept, distributions.counts(sparsities, sizes))
 
   def test_the_output_layer_can_keep_twice_the_fraction(self):
     """The recipe of the authors' notebook."""
@@ -111,60 +102,28 @@ class LayerTest(parameterized.TestCase):
       'a': {'w': jnp.ones((100, 10))},
       'logits': {'w': jnp.ones((10, 10))},
     }
-    for kept in (0.01, 0.1, 0.5):
+    for kept, expected in (
+      (0.01, {'a/w': 10, 'logits/w': 2}),
+      (0.1, {'a/w': 100, 'logits/w': 20}),
+      (0.5, {'a/w': 500, 'logits/w': 100}),
+    ):
       overrides = {'logits/w$': max(0.0, 1 - 2 * kept)}
       counts = one_shot.kept_counts(theta, 1 - kept, overrides=overrides)
-      self.assertEqual(counts['a/w'], math.ceil(round(1000 * kept, 6)))
-      self.assertEqual(
-        counts['logits/w'], min(100, math.ceil(round(200 * kept, 6)))
-      )
-
-  def test_a_single_weight_is_never_pruned(self):
-    theta = {'a': {'w': jnp.ones((1, 1))}}
-    self.assertTrue(one_shot.prune(theta, 0.99)['a']['w'].all())
-
-  def test_half_precision_weights_are_ranked_as_they_are(self):
-    theta = jax.tree.map(lambda x: x.astype(jnp.bfloat16), make_theta())
-    pruned = by_name(one_shot.prune(theta, 0.5))
-    value = np.asarray(theta['net/conv']['w'].astype(jnp.float32))
-    np.testing.assert_array_equal(
-      pruned['net/conv/w'], top_mask(np.abs(value), 45)
-    )
-
-
-class GlobalTest(parameterized.TestCase):
-  @parameterized.product(sparsity=SPARSITIES, ties=[True, False])
-  def test_the_whole_keeps_exactly_its_count_of_the_largest(
-    self, sparsity, ties
-  ):
-    theta = make_theta(ties=ties)
-    names = weights(theta)
-    values = np.concatenate([by_name(theta)[name].ravel() for name in names])
-    pruned = by_name(one_shot.prune(theta, sparsity, scope='global'))
-    together = np.concatenate([pruned[name].ravel() for name in names])
-    kept = masks.num_kept(values.size, sparsity)
-    self.assertEqual(together.sum(), kept)
-    # Ties too: in the order of the leaves of the tree.
-    np.testing.assert_array_equal(together, top_mask(np.abs(values), kept))
+      self.assertEqual(counts, expected)
 
   def test_an_override_is_ranked_by_itself_and_leaves_the_budget(self):
-    theta = make_theta()
-    pruned = by_name(
-      one_shot.prune(
-        theta, 0.9, scope='global', overrides={'logits/w$': 0.5, 'conv': 0.9}
+    def num_kept(overrides):
+      pruned = by_name(
+        one_shot.prune(make_theta(), 0.9, scope='global', overrides=overrides)
       )
-    )
-    self.assertEqual(pruned['net/logits/w'].sum(), masks.num_kept(17, 0.5))
-    # Two leaves match 'conv'; each is on its own, so nothing is shared.
-    self.assertEqual(pruned['net/conv/w'].sum(), masks.num_kept(90, 0.9))
-    self.assertEqual(pruned['net/conv/inner/w'].sum(), masks.num_kept(77, 0.9))
+      names = ('conv', 'conv/inner', 'logits')
+      return [pruned[f'net/{name}/w'].sum() for name in names]
 
-    pruned = by_name(
-      one_shot.prune(theta, 0.9, scope='global', overrides={'logits/w$': 0.5})
-    )
-    self.assertEqual(pruned['net/logits/w'].sum(), masks.num_kept(17, 0.5))
-    others = pruned['net/conv/w'].sum() + pruned['net/conv/inner/w'].sum()
-    self.assertEqual(others, masks.num_kept(90 + 77, 0.9))
+    half = {'logits/w$': 0.5}
+    conv, inner, logits = num_kept(half)
+    self.assertEqual((conv + inner, logits), (17, 9))  # of 90 + 77, of 17
+    # Two leaves match 'conv'; each is on its own, so nothing is shared.
+    self.assertEqual(num_kept(half | {'conv': 0.9}), [9, 8, 9])
 
   def test_a_layer_may_vanish(self):
     theta = {'a': {'w': jnp.ones((4, 4))}, 'b': {'w': 2 * jnp.ones((4, 4))}}
@@ -176,9 +135,7 @@ class GlobalTest(parameterized.TestCase):
 class CompiledTest(parameterized.TestCase):
   @parameterized.parameters('layer', 'global')
   def test_one_program_serves_every_sparsity(self, scope):
-    theta = make_theta(ties=True)
-
-    traces = []
+    theta, traces = make_theta(ties=True), []
 
     @jax.jit
     def at_counts(theta, counts):
@@ -194,19 +151,8 @@ class CompiledTest(parameterized.TestCase):
     self.assertLen(traces, 1)
 
   def test_prune_works_inside_jit(self):
-    theta = make_theta()
-    chex.assert_trees_all_equal(
-      jax.jit(lambda theta: one_shot.prune(theta, 0.7))(theta),
-      one_shot.prune(theta, 0.7),
-    )
-
-  def test_counts_need_shapes_only(self):
-    theta = make_theta()
-    shapes = jax.eval_shape(lambda: theta)
-    self.assertEqual(
-      one_shot.kept_counts(shapes, 0.9, scope='global', overrides={'conv': 0}),
-      one_shot.kept_counts(theta, 0.9, scope='global', overrides={'conv': 0}),
-    )
+    theta, prune = make_theta(), lambda theta: one_shot.prune(theta, 0.7)
+    chex.assert_trees_all_equal(jax.jit(prune)(theta), prune(theta))
 
 
 def evaluate(theta):
@@ -225,15 +171,19 @@ class SweepTest(parameterized.TestCase):
       None,
       {'logits/w$': 0.5},
       lambda s: {'logits': max(0, 2 * s - 1)},
+      'erk',
     ],
   )
   def test_a_sweep_equals_pruning_one_at_a_time(self, scope, overrides):
-    theta = make_theta()
+    theta, sparsities = make_theta(), SPARSITIES
+    if overrides == 'erk':
+      scope, overrides = 'layer', None
+      sparsities = [distributions.erk(theta, s) for s in SPARSITIES]
     results = one_shot.sweep(
-      evaluate, theta, SPARSITIES, scope=scope, overrides=overrides
+      evaluate, theta, sparsities, scope=scope, overrides=overrides
     )
     chex.assert_shape(list(results.values()), (len(SPARSITIES),))
-    for i, sparsity in enumerate(SPARSITIES):
+    for i, sparsity in enumerate(sparsities):
       given = overrides(sparsity) if callable(overrides) else overrides
       kept = one_shot.prune(theta, sparsity, scope=scope, overrides=given)
       expected = evaluate(masks.apply_masks(theta, kept))
@@ -256,36 +206,16 @@ class SweepTest(parameterized.TestCase):
         together['sum'][i], alone['sum'], rtol=1e-5, atol=1e-5
       )
 
-  def test_evaluate_is_traced_once_for_all_sparsities(self):
-    traces = []
-
-    def traced(theta):
-      traces.append(1)
-      return evaluate(theta)
-
-    run = jax.jit(lambda theta: one_shot.sweep(traced, theta, SPARSITIES))
+  def test_evaluate_is_traced_and_scores_are_computed_once(self):
+    traces, calls = [], []
+    traced = lambda theta: traces.append(1) or evaluate(theta)
+    score = lambda theta: calls.append(1) or scores.magnitude(theta)
+    run = jax.jit(
+      lambda theta: one_shot.sweep(traced, theta, SPARSITIES, score=score)
+    )
     run(make_theta(0))
     run(make_theta(1))
-    self.assertLen(traces, 1)
-
-  def test_scores_are_computed_once(self):
-    calls = []
-
-    def score(theta):
-      calls.append(1)
-      return scores.magnitude(theta)
-
-    one_shot.sweep(evaluate, make_theta(), SPARSITIES, score=score)
-    self.assertLen(calls, 1)
-
-  def test_a_sweep_over_distributions(self):
-    theta = make_theta()
-    asked = [distributions.erk(theta, s) for s in (0.5, 0.9)]
-    results = one_shot.sweep(evaluate, theta, asked)
-    for i, sparsity in enumerate(asked):
-      kept = one_shot.prune(theta, sparsity)
-      left = evaluate(masks.apply_masks(theta, kept))['left']
-      self.assertEqual(results['left'][i], left)
+    self.assertEqual((traces, calls), ([1], [1]))
 
   def test_impossible_sweeps_are_refused(self):
     theta = make_theta()
