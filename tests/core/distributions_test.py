@@ -68,7 +68,7 @@ def total_sparsity(theta, sparsities):
   return zeros / sum(sizes.values())
 
 
-class OracleTest(parameterized.TestCase):
+class DistributionsTest(parameterized.TestCase):
   @parameterized.product(fn=ALL, seed=list(range(12)))
   def test_agrees_with_bisection_on_random_trees(self, fn, seed):
     rng = np.random.default_rng(seed)
@@ -100,8 +100,6 @@ class OracleTest(parameterized.TestCase):
       self.assertBetween(result[name], 0.0, np.nextafter(1.0, 0.0))
     self.assertAlmostEqual(total_sparsity(theta, result), sparsity, places=9)
 
-
-class CountsTest(parameterized.TestCase):
   @parameterized.product(fn=ALL, seed=list(range(8)))
   def test_the_counts_are_those_of_the_whole(self, fn, seed):
     rng = np.random.default_rng(seed)
@@ -143,8 +141,6 @@ class CountsTest(parameterized.TestCase):
     counts = distributions.uniform(theta, 0.9).counts
     self.assertEqual(sorted(counts.values()), [1] * 5)
 
-
-class PublishedTest(parameterized.TestCase):
   @parameterized.parameters(
     ('er', 0.80, (0.162241, 0.469362, 1)),
     ('er', 0.90, (0.079568, 0.230189, 1)),
@@ -189,8 +185,6 @@ class PublishedTest(parameterized.TestCase):
     if num_dense == 1:
       self.assertEqual(dense, [(1, 1, 64, 64)])
 
-
-class BudgetTest(parameterized.TestCase):
   @parameterized.parameters(0.0, 0.1, 0.29, 0.9, 0.99, 0.999)
   def test_uniform_returns_the_number_it_was_given(self, sparsity):
     result = distributions.uniform(tree_of(LENET), sparsity)
@@ -227,8 +221,6 @@ class BudgetTest(parameterized.TestCase):
     result = distributions.erk(theta, 0.5, overrides=overrides)
     self.assertEqual(result, {'a/w': 0.75, 'b/w': 0.25})
 
-
-class ErrorTest(parameterized.TestCase):
   @parameterized.product(fn=ALL, sparsity=(-0.1, 1.0, 2, float('nan')))
   def test_sparsity_outside_the_unit_interval_is_refused(self, fn, sparsity):
     with self.assertRaisesRegex(ValueError, r'sparsity.*\[0, 1\).*got'):

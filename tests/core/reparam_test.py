@@ -12,6 +12,7 @@ import pytest
 from powerprop_jax.core import reparam
 
 ALPHAS = (1.0, 1.25, 1.3, 1.5, 2.0, 2.75, 3.0, 4.0, 5.0)
+NARROW = (jnp.float16, jnp.bfloat16, jnp.float8_e4m3fn, jnp.float8_e5m2)
 # Compiled in, and traced.
 POWERS = (*ALPHAS, *map(jnp.float32, ALPHAS))
 
@@ -70,16 +71,14 @@ class PsiTest(parameterized.TestCase):
       self.assertFalse(jnp.any(jnp.isnan(reparam.psi(phi, power))))
       self.assertFalse(jnp.any(jnp.isnan(reparam.psi_inverse(phi, power))))
 
-  @parameterized.product(
-    dtype=(jnp.bfloat16, jnp.float16), alpha=(1.5, 2.0, 3.0)
-  )
+  @parameterized.product(dtype=NARROW, alpha=(1.5, 2.0, 3.0))
   def test_half_precision_computes_in_float32(self, dtype, alpha):
     phi = jnp.linspace(-2, 2, 33).astype(dtype)
     for power in (alpha, jnp.float32(alpha)):
-      theta = reparam.psi(phi, power)
-      self.assertEqual(theta.dtype, dtype)
-      wide = reparam.psi(phi.astype(jnp.float32), power)
-      np.testing.assert_array_equal(theta, wide.astype(dtype))
+      for fn in (reparam.psi, reparam.psi_inverse, reparam.psi_derivative):
+        found, wide = fn(phi, power), fn(phi.astype(jnp.float32), power)
+        self.assertEqual(found.dtype, dtype)
+        np.testing.assert_array_equal(found, wide.astype(dtype))
       slope = jax.grad(lambda x, p=power: reparam.psi(x, p).sum())(phi)
       self.assertEqual(slope.dtype, dtype)
 
@@ -126,14 +125,6 @@ class PsiTest(parameterized.TestCase):
     self.assertEqual(reparam.psi([0.5], 2.0)[0], 0.25)
     with self.assertRaisesRegex(TypeError, 'floating-point weights, got'):
       reparam.psi([x[0].item()], 2.0)  # a Python number
-
-  @parameterized.parameters(
-    jnp.float16, jnp.bfloat16, jnp.float8_e4m3fn, jnp.float8_e5m2
-  )
-  def test_takes_floats_of_every_width(self, dtype):
-    x = jnp.array([0.5, -1.0, 0.0], dtype)
-    for fn in (reparam.psi, reparam.psi_inverse, reparam.psi_derivative):
-      self.assertEqual(fn(x, 2.0).dtype, dtype)
 
 
 class HigherDerivativesTest(parameterized.TestCase):

@@ -34,49 +34,34 @@ def _mlp(theta, images):
   return jax.nn.relu(images @ theta['a']['w']) @ theta['b']['w']
 
 
-def _mlp_loss(theta, images):
-  return jnp.mean((_mlp(theta, images) - 1) ** 2)
-
-
 # Products of matrices on an explicit mesh must say how their result is sharded,
 # so there the network is one connection after another.
 def _chains(theta, images):
   return jnp.mean(images) * theta['a']['w'] * theta['b']['w'].T
 
 
-def _chains_loss(theta, images):
-  return jnp.mean((_chains(theta, images) - 1) ** 2)
-
-
-METHODS = {
-  'snip': lambda net, loss, theta: at_init.masks_from_scores(
-    at_init.snip(loss, theta, _batches()), 0.75
-  ),
-  'grasp': lambda net, loss, theta: at_init.masks_from_scores(
-    at_init.grasp(loss, theta, _batches()), 0.75
-  ),
-  'iterative_snip': lambda net, loss, theta: at_init.iterative_snip(
-    loss, theta, _batches(), 0.75, steps=3
-  ),
-  'force': lambda net, loss, theta: at_init.force(
-    loss, theta, _batches(), 0.75, steps=3
-  ),
-  'synflow': lambda net, loss, theta: at_init.synflow_masks(
-    net, theta, (1, 16), 0.75, steps=3
-  ),
-}
+def _masks(method, net, theta):
+  loss = lambda theta, images: jnp.mean((net(theta, images) - 1) ** 2)
+  if method == 'synflow':
+    return at_init.synflow_masks(net, theta, (1, 16), 0.75, steps=3)
+  masks_of = getattr(at_init, method)
+  if method in ('force', 'iterative_snip'):
+    return masks_of(loss, theta, _batches(), 0.75, steps=3)
+  return at_init.masks_from_scores(masks_of(loss, theta, _batches()), 0.75)
 
 
 class ShardedTest(parameterized.TestCase):
-  @parameterized.product(method=tuple(METHODS), explicit=(False, True))
+  @parameterized.product(
+    method=('snip', 'grasp', 'iterative_snip', 'force', 'synflow'),
+    explicit=(False, True),
+  )
   @pytest.mark.slow
   def test_masks_are_those_of_one_device(self, method, explicit):
-    net, loss = (_chains, _chains_loss) if explicit else (_mlp, _mlp_loss)
-    theta = _theta()
-    alone = METHODS[method](net, loss, theta)
+    net, theta = _chains if explicit else _mlp, _theta()
+    alone = _masks(method, net, theta)
     mesh, sharded = small.on_devices(theta, _SPECS, explicit)
     with jax.set_mesh(mesh):
-      masks = METHODS[method](net, loss, sharded)
+      masks = _masks(method, net, sharded)
     host = lambda tree: jax.tree.map(np.asarray, tree)
     chex.assert_trees_all_equal(host(masks), host(alone))
     for name, leaves in _SPECS.items():

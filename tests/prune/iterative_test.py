@@ -28,12 +28,6 @@ def make_theta(seed=0):
   return small.normal(shapes, seed)
 
 
-def by_name(tree):
-  return {
-    leaf.path: np.asarray(leaf.value) for leaf in trees.named_leaves(tree)
-  }
-
-
 def shake(theta, existing, step):
   """Training that changes every weight that is left, and its rank."""
   noise = make_theta(seed=step + 100)
@@ -43,16 +37,19 @@ def shake(theta, existing, step):
 
 def recorded(calls):
   """The same, which remembers what it was called with."""
-  return lambda *args: calls.append(args) or shake(*args)
+  copy = lambda args: jax.tree.map(jnp.array, args)
+  return lambda *args: calls.append(copy(args)) or shake(*args)
 
 
 def oracle(theta, sparsities, scope, early=None):
   """Masks and weights of each cycle by sorting in NumPy, trained by shake."""
-  names = [name for name in by_name(theta) if name.endswith('/w')]
-  alive = {name: np.ones(x.shape, bool) for name, x in by_name(theta).items()}
+  names = [name for name in trees.by_path(theta) if name.endswith('/w')]
+  alive = {
+    name: np.ones(x.shape, bool) for name, x in trees.by_path(theta).items()
+  }
   groups = [[name] for name in names] if scope == 'layer' else [names]
   for sparsity in sparsities:
-    values = by_name(theta)
+    values = trees.by_path(theta)
     for group in groups:
       sizes = [np.abs(values[name]) for name in group]
       count = masks.num_kept(sum(x.size for x in sizes), sparsity)
@@ -105,7 +102,7 @@ class MasksTest(parameterized.TestCase):
     ):
       given = overrides and overrides(cycle.sparsity)
       counts = one_shot.kept_counts(theta, cycle.sparsity, overrides=given)
-      kept = by_name(cycle.masks)
+      kept = trees.by_path(cycle.masks)
       self.assertEqual({name: kept[name].sum() for name in counts}, counts)
 
 
@@ -137,22 +134,6 @@ class RewindTest(parameterized.TestCase):
     for done, last in enumerate(whole[:-1], 1):
       rest = list(run(last.theta, SPARSITIES[done:], masks=last.masks))
       chex.assert_trees_all_equal(rest, whole[done:])
-
-  def test_train_may_donate_the_weights_it_is_given(self):
-    theta, early = make_theta(), make_theta(seed=5)
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def train(theta, existing):
-      moved = jax.tree.map(lambda t: t * 0.5 - 1, theta)
-      return masks.apply_masks(moved, existing)
-
-    for rewind in (Rewind(0), Rewind(0, early)):
-      cycles = iterative.iterative_pruning(
-        lambda theta, kept, step: train(theta, kept), theta, SPARSITIES, rewind
-      )
-      for cycle in cycles:
-        jax.block_until_ready(cycle)
-    jax.block_until_ready((theta, early))
 
   def test_the_state_of_a_network_is_rewound_but_not_pruned(self):
     state = {'norm/~/mean_ema': {'counter': jnp.int32(4), 'w': jnp.ones(3)}}

@@ -29,12 +29,6 @@ def make_theta(seed=0, ties=False):
   return jax.tree.map(jnp.round, theta) if ties else theta
 
 
-def by_name(tree):
-  return {
-    leaf.path: np.asarray(leaf.value) for leaf in trees.named_leaves(tree)
-  }
-
-
 class PruneTest(parameterized.TestCase):
   @parameterized.product(
     sparsity=SPARSITIES,
@@ -46,8 +40,8 @@ class PruneTest(parameterized.TestCase):
     self, sparsity, scope, ties, dtype
   ):
     theta = optax.tree.cast(make_theta(ties=ties), dtype)
-    values = by_name(theta)
-    pruned = by_name(one_shot.prune(theta, sparsity, scope=scope))
+    values = trees.by_path(theta)
+    pruned = trees.by_path(one_shot.prune(theta, sparsity, scope=scope))
     names = [name for name in values if name.endswith('/w')]
     # Ties too: in the order of the leaves of the tree.
     for group in [names] if scope == 'global' else [[name] for name in names]:
@@ -91,7 +85,7 @@ class PruneTest(parameterized.TestCase):
     shares = distributions.erk(theta, 0.7)
     # In a mapping of one's own each leaf counts by itself.
     for sparsities in (shares, dict(shares)):
-      pruned = by_name(one_shot.prune(theta, sparsities))
+      pruned = trees.by_path(one_shot.prune(theta, sparsities))
       sizes = {name: pruned[name].size for name in shares}
       kept = {name: pruned[name].sum() for name in shares}
       self.assertEqual(kept, distributions.counts(sparsities, sizes))
@@ -113,7 +107,7 @@ class PruneTest(parameterized.TestCase):
 
   def test_an_override_is_ranked_by_itself_and_leaves_the_budget(self):
     def num_kept(overrides):
-      pruned = by_name(
+      pruned = trees.by_path(
         one_shot.prune(make_theta(), 0.9, scope='global', overrides=overrides)
       )
       names = ('conv', 'conv/inner', 'logits')

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small
 
 from powerprop_jax.sparse import convolution as sparse_convolution
 from powerprop_jax.sparse import index as sparse_index
@@ -60,7 +61,38 @@ def _close(found, expected):
   np.testing.assert_allclose(found, expected, atol=1e-5 * scale, rtol=1e-5)
 
 
-class IndexTest(parameterized.TestCase):
+# images, channels out, kernel, stride, pads
+_CONVOLUTIONS = {
+  'plain': ((3, 9, 9, 16), 16, (3, 3), 1, 'SAME'),
+  'stride': ((5, 8, 6, 3), 17, (3, 3), 2, 'SAME'),
+  'valid, not square': ((2, 9, 9, 20), 5, (5, 3), 2, 'VALID'),
+  'small images side by side': ((70, 4, 4, 33), 34, (3, 3), 1, 'SAME'),
+  'large kernel': ((2, 11, 13, 5), 3, (7, 7), 2, 'SAME'),
+  'even kernel, stride 3': ((2, 10, 10, 3), 4, (2, 2), 3, 'VALID'),
+  'stride beyond the kernel': ((1, 5, 5, 2), 1, (1, 1), 2, 'SAME'),
+  'rows left over': ((2, 12, 12, 3), 4, (3, 3), 3, 'VALID'),
+  'one pixel': ((1, 1, 1, 1), 1, (1, 1), 1, 'SAME'),
+  'pads of its own': ((2, 6, 6, 3), 2, (3, 3), 1, ((2, 0), (0, 3))),
+}
+
+
+def test_gradients_of_a_plain_convolution_can_be_differentiated_again():
+  x = jax.random.normal(jax.random.key(0), (2, 6, 6, 3))
+  w = jax.random.normal(jax.random.key(1), (3, 3, 3, 4))
+  pads = ((1, 1), (1, 1))
+
+  def norm_of_gradient(convolve):
+    loss = lambda w: jnp.sum(jnp.sin(convolve(w)))
+    return jax.grad(lambda w: jnp.sum(jax.grad(loss)(w) ** 2))(w)
+
+  ours = lambda w: plain_convolution.convolve(x, w, 1, pads)
+  plain = lambda w: small.conv(x, w, 1, pads)
+  chex.assert_trees_all_close(
+    *map(norm_of_gradient, (ours, plain)), rtol=1e-3, atol=1e-3
+  )
+
+
+class SparseProductsTest(parameterized.TestCase):
   @parameterized.parameters(*_SHAPES.values())
   def test_the_two_ways_to_make_one_agree(self, *shape):
     mask, _, index, _, _ = _draw(*shape)
@@ -74,16 +106,6 @@ class IndexTest(parameterized.TestCase):
       jax.tree.map(lambda wide, x: wide[: x.size], roomy, index), index
     )
 
-  def test_both_sides_name_the_same_connections(self):
-    mask, _, index, _, _ = _draw(40, 33, 1, 0.2)
-    outputs, inputs = np.divmod(index.positions, 40)
-    assert mask[inputs, outputs].all() and index.shape == mask.shape
-    rows, columns = np.divmod(index.in_positions, 33)
-    np.testing.assert_array_equal(rows, inputs[index.order])
-    np.testing.assert_array_equal(columns, outputs[index.order])
-    np.testing.assert_array_equal(np.diff(index.offsets), mask.sum(0))
-    np.testing.assert_array_equal(np.diff(index.in_offsets), mask.sum(1))
-
   @parameterized.product(shape=tuple(_SHAPES), room=(0, 3))
   @pytest.mark.slow
   def test_connections_go_into_a_dense_matrix_and_back(self, shape, room):
@@ -96,8 +118,6 @@ class IndexTest(parameterized.TestCase):
     found = found.at[len(values) - room :].set(7.0)
     np.testing.assert_array_equal(linear.scatter(found, index), w)
 
-
-class ProductTest(parameterized.TestCase):
   @parameterized.product(kernel=_KERNELS, shape=tuple(_SHAPES))
   @pytest.mark.slow
   def test_equals_the_dense_product_and_its_gradients(self, kernel, shape):
@@ -153,32 +173,17 @@ class ProductTest(parameterized.TestCase):
     np.testing.assert_array_equal(y[0], [np.inf, np.nan])
     assert np.isnan(y[1]).all()
 
-  def test_bad_input_is_refused(self):
+  @parameterized.parameters(
+    (3, 4, 'loops', 'do not fit a matrix'),
+    (2, 3, 'loops', 'do not fit a matrix'),
+    (2, 4, 'fast', "kernel must be .* got 'fast'"),
+  )
+  def test_bad_input_is_refused(self, num_in, num_values, kernel, message):
     index = sparse_index.from_positions(np.arange(4), (2, 2))
-    with pytest.raises(ValueError, match='do not fit a matrix'):
-      linear.product(jnp.ones((1, 3)), jnp.ones(4), index, 'loops')
-    with pytest.raises(ValueError, match='do not fit a matrix'):
-      linear.product(jnp.ones((1, 2)), jnp.ones(3), index, 'loops')
-    with pytest.raises(ValueError, match=r"kernel must be .* got 'fast'"):
-      linear.product(jnp.ones((1, 2)), jnp.ones(4), index, 'fast')
+    x, values = jnp.ones((1, num_in)), jnp.ones(num_values)
+    with pytest.raises(ValueError, match=message):
+      linear.product(x, values, index, kernel)
 
-
-# images, channels out, kernel, stride, pads
-_CONVOLUTIONS = {
-  'plain': ((3, 9, 9, 16), 16, (3, 3), 1, 'SAME'),
-  'stride': ((5, 8, 6, 3), 17, (3, 3), 2, 'SAME'),
-  'valid, not square': ((2, 9, 9, 20), 5, (5, 3), 2, 'VALID'),
-  'small images side by side': ((70, 4, 4, 33), 34, (3, 3), 1, 'SAME'),
-  'large kernel': ((2, 11, 13, 5), 3, (7, 7), 2, 'SAME'),
-  'even kernel, stride 3': ((2, 10, 10, 3), 4, (2, 2), 3, 'VALID'),
-  'stride beyond the kernel': ((1, 5, 5, 2), 1, (1, 1), 2, 'SAME'),
-  'rows left over': ((2, 12, 12, 3), 4, (3, 3), 3, 'VALID'),
-  'one pixel': ((1, 1, 1, 1), 1, (1, 1), 1, 'SAME'),
-  'pads of its own': ((2, 6, 6, 3), 2, (3, 3), 1, ((2, 0), (0, 3))),
-}
-
-
-class ConvolutionTest(parameterized.TestCase):
   @parameterized.product(case=tuple(_CONVOLUTIONS), density=(0.0, 0.2, 1.0))
   @pytest.mark.slow
   def test_equals_the_dense_convolution_and_its_gradients(self, case, density):
@@ -215,29 +220,6 @@ class ConvolutionTest(parameterized.TestCase):
     _close(to_x, expected_x)
     _close(to_values, by_output(expected_w))
 
-
-class PlainConvolutionTest(parameterized.TestCase):
-  def test_gradients_can_be_differentiated_again(self):
-    x = jax.random.normal(jax.random.key(0), (2, 6, 6, 3))
-    w = jax.random.normal(jax.random.key(1), (3, 3, 3, 4))
-    pads = ((1, 1), (1, 1))
-
-    def norm_of_gradient(convolve):
-      loss = lambda w: jnp.sum(jnp.sin(convolve(w)))
-      return jax.grad(lambda w: jnp.sum(jax.grad(loss)(w) ** 2))(w)
-
-    plain = lambda w: jax.lax.conv_general_dilated(
-      x, w, (1, 1), pads, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
-    )
-    chex.assert_trees_all_close(
-      norm_of_gradient(lambda w: plain_convolution.convolve(x, w, 1, pads)),
-      norm_of_gradient(plain),
-      rtol=1e-3,
-      atol=1e-3,
-    )
-
-
-class ChoiceTest(parameterized.TestCase):
   def test_a_measurement_is_made_once_and_kept(self):
     product = kernel_choice.Product(300, 200, 600, 32)
     seconds = kernel_choice.times(product)
@@ -265,22 +247,17 @@ class ChoiceTest(parameterized.TestCase):
     assert chosen[0] in _KERNELS
 
   def test_only_what_the_context_allows(self):
-    small = kernel_choice.Product(8, 8, 4, 2)
+    tiny = kernel_choice.Product(8, 8, 4, 2)
     for kernel in ('loops', 'dense'):
       with kernel_choice.use(kernel):
-        assert kernel_choice.choose(small) == kernel
+        assert kernel_choice.choose(tiny) == kernel
     with kernel_choice.use('loops', 'dense'):
-      full = small._replace(num_connections=64)
+      full = tiny._replace(num_connections=64)
       assert kernel_choice.choose(full) == 'dense'
       # There is nothing but these two for what is not float32.
       assert kernel_choice.choose(full._replace(dtype='float64')) == 'dense'
-    with (
-      pytest.raises(ValueError, match="got 'fast'"),
-      kernel_choice.use('fast'),
-    ):
-      pass
-    with pytest.raises(ValueError, match='got none'), kernel_choice.use():
-      pass
-
-  def test_tiny_products_do_not_pay(self):
-    assert not kernel_choice.pays(kernel_choice.Product(8, 8, 4, 2))
+    assert not kernel_choice.pays(tiny)
+    for given, message in ((('fast',), "got 'fast'"), ((), 'got none')):
+      use = kernel_choice.use(*given)
+      with pytest.raises(ValueError, match=message), use:
+        pass

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small
 
 from powerprop_jax import nets
 from powerprop_jax.sparse import kernel_choice
@@ -20,13 +21,7 @@ def _mask(shape, density):
 class SupportTest(parameterized.TestCase):
   def test_expand_undoes_condense(self):
     mask = _mask((5, 7), 0.3)
-    theta = {
-      'linear': {
-        'w': jax.random.normal(jax.random.key(0), (5, 7)),
-        'b': jnp.ones(7),
-      },
-      'norm': {'scale': jnp.ones(7)},
-    }
+    theta = small.normal({'linear': {'w': (5, 7), 'b': (7,)}})
     masks = jax.tree.map(lambda x: jnp.ones(x.shape, bool), theta)
     masks['linear']['w'] = jnp.asarray(mask)
     thin = sparse_weight.condense(theta, masks)
