@@ -34,20 +34,20 @@ def make_task(seed, rate=0.2):
   return Task(x, y, rate)
 
 
-def theta():
+def theta(hidden=5):
   """Weights with the names that the contract table's optimisers know."""
   keys = jax.random.split(jax.random.key(0), 3)
   return {
     'm': {
-      'w': jax.random.normal(keys[0], (6, 5)),
-      'b': 0.1 * jax.random.normal(keys[1], (5,)),
+      'w': jax.random.normal(keys[0], (6, hidden)),
+      'b': 0.1 * jax.random.normal(keys[1], (hidden,)),
     },
-    'n': {'w': jax.random.normal(keys[2], (5, 4))},
+    'n': {'w': jax.random.normal(keys[2], (hidden, 4))},
   }
 
 
-def net_state():
-  return {'norm': {'mean': jnp.zeros(5), 'var': jnp.ones(5)}}
+def net_state(hidden=5):
+  return {'norm': {'mean': jnp.zeros(hidden), 'var': jnp.ones(hidden)}}
 
 
 def _logits(theta, norm, hidden):
@@ -90,8 +90,8 @@ def make_tx(inner, alpha=2.0):
   )
 
 
-def make_step(tx):
-  """One step of training, to be jitted; a new function at each call."""
+def make_train(tx, num_steps=8, check=lambda step: step):
+  """A training function, which donates what it is given to a jitted step."""
 
   def step(phi, net_state, opt_state, x, y, rate):
     weights = views.effective_params(phi, opt_state)
@@ -101,11 +101,7 @@ def make_step(tx):
     updates, opt_state = tx.update(grads, opt_state, phi)
     return optax.apply_updates(phi, updates), net_state, opt_state
 
-  return step
-
-
-def make_train(step, num_steps=8):
-  """A training function around a jitted step."""
+  step = jit(check(step), donate_argnums=(0, 1, 2))
 
   def train(learner, task):
     for _ in range(num_steps):
@@ -147,17 +143,19 @@ def scripted(*scores):
   return lambda *_: next(left)
 
 
-def learn(state, config, task_id, train=keep, evaluate=perfect, **kwargs):
-  """A task without data; its key is the number of those before it."""
+def learn(
+  state, config, task_id, train=keep, evaluate=perfect, task=None, **kwargs
+):
+  """A task, whose key is the number of those before it."""
   return continual.learn(
-    state, task_id, None, train, evaluate, config, len(state.tasks), **kwargs
+    state, task_id, task, train, evaluate, config, len(state.tasks), **kwargs
   )
 
 
 def shared(tree):
   """The shared leaves of a tree by name, on the host."""
   return {
-    path: np.asarray(leaf)
+    path: np.array(leaf)
     for path, leaf in trees.by_path(tree).items()
     if path.endswith('w')
   }

@@ -45,16 +45,6 @@ def test_agrees_with_the_code_of_gem(tasks):
     assert found[f'{name}_gem'] == pytest.approx(expected)
 
 
-def test_definitions_written_out():
-  last = len(MATRIX) - 1
-  assert metrics.learning_accuracy(MATRIX) == pytest.approx(
-    sum(MATRIX[j, j] for j in range(5)) / 5
-  )
-  assert metrics.forgetting(MATRIX) == pytest.approx(
-    sum(MATRIX[:last, j].max() - MATRIX[last, j] for j in range(4)) / 4
-  )
-
-
 def test_without_forgetting_all_that_measures_it_is_zero():
   matrix = np.tril(np.ones((4, 4))) * np.array([0.9, 0.8, 0.7, 0.6])
   matrix[np.triu_indices(4, 1)] = np.nan
@@ -86,24 +76,29 @@ def test_a_single_task_has_no_earlier_ones():
     assert math.isnan(found[name])
 
 
-def test_matrix_comes_back_from_its_records():
-  records = [
+RECORDS = [
+  *(
     {'tasks_learned': i + 1, 'task': j + 1, 'accuracy': MATRIX[i, j]}
     for i in range(5)
     for j in range(i + 1)
-  ]
-  records += [{'tasks_learned': 1, 'density': 0.5}]
-  records += [{'tasks_learned': 1, 'task': 5, 'accuracy': None}]
+  ),
+  {'tasks_learned': 1, 'density': 0.5},
+  {'tasks_learned': 1, 'task': 5, 'accuracy': None},
+]
+
+
+def test_matrix_comes_back_from_its_records():
   expected = np.where(np.tri(5) > 0, MATRIX, np.nan)
-  np.testing.assert_array_equal(metrics.accuracy_matrix(records, 5), expected)
+  np.testing.assert_array_equal(metrics.accuracy_matrix(RECORDS, 5), expected)
 
 
-def random_masks(num_tasks, seed=0):
-  generator = np.random.default_rng(seed)
+def random_masks(num_tasks):
+  generator = np.random.default_rng(0)
+  draw = lambda *shape: generator.random(shape) < 0.4
   return [
     {
-      'linear': {'w': generator.random((3, 4)) < 0.4, 'b': np.ones(4, bool)},
-      'logits': {'w': generator.random((4, 2)) < 0.4},
+      'linear': {'w': draw(3, 4), 'b': draw(4) | True},
+      'logits': {'w': draw(4, 2)},
     }
     for _ in range(num_tasks)
   ]
@@ -141,16 +136,8 @@ def test_overlap_of_an_empty_mask_is_unknown():
     (lambda: metrics.backward_transfer([[1.0]], 'mean'), "got 'mean'"),
     (lambda: metrics.forward_transfer(MATRIX, [0.1]), 'each of the 5 tasks'),
     (lambda: metrics.accuracy_matrix([], 0), 'at least 1, got 0'),
-    (
-      lambda: metrics.accuracy_matrix(
-        [{'tasks_learned': 3, 'task': 1, 'accuracy': 0.1}], 2
-      ),
-      'there are 2 tasks',
-    ),
-    (
-      lambda: metrics.capacity(random_masks(1), lambda *leaf: False),
-      'linear/b',
-    ),
+    (lambda: metrics.accuracy_matrix(RECORDS, 2), 'there are 2 tasks'),
+    (lambda: metrics.capacity(random_masks(1), lambda *_: False), 'linear/b'),
   ],
 )
 def test_bad_input_is_named(call, named):

@@ -20,12 +20,10 @@ _X = packing.make_task(9).x
 
 
 def _go_on(state, *seeds):
-  train = packing.make_train(packing.jit(packing.make_step(state.tx)), 5)
+  train = packing.make_train(state.tx, 5)
   for seed in seeds:
-    task = packing.make_task(seed)
-    state, _ = continual.learn(
-      state, seed, task, train, packing.evaluate, packing.config(), seed
-    )
+    args = seed, train, packing.evaluate, packing.make_task(seed)
+    state, _ = packing.learn(state, packing.config(), *args)
   return state
 
 

@@ -3,7 +3,6 @@
 import itertools
 
 import chex
-import haiku as hk
 import inners
 import jax
 import jax.numpy as jnp
@@ -42,10 +41,7 @@ def _num_programs():
 def test_earlier_tasks_keep_their_bits_and_nothing_compiles_again(inner, alpha):
   """For both methods, with and without retraining, norms frozen and not."""
   tx = packing.make_tx(inners.INNERS[inner](), alpha)
-  step = packing.jit(
-    chex.assert_max_traces(n=1)(packing.make_step(tx)), donate_argnums=(0, 1, 2)
-  )
-  train = packing.make_train(step, num_steps=5)
+  train = packing.make_train(tx, 5, chex.assert_max_traces(n=1))
   config = packing.config(search='bisect', gamma=0.8)
   for method, private, retrain in itertools.product(
     METHODS, ('freeze', 'per_task'), (None, train)
@@ -55,15 +51,8 @@ def test_earlier_tasks_keep_their_bits_and_nothing_compiles_again(inner, alpha):
     )
     said, used = {}, packing.shared(state.protected)
     for name, task in _TASKS.items():
-      state, _ = continual.learn(
-        state,
-        name,
-        task,
-        train,
-        packing.evaluate,
-        config,
-        len(said),
-        retrain=retrain,
+      state, _ = packing.learn(
+        *(state, config, name, train, packing.evaluate, task), retrain=retrain
       )
       said[name] = None
       for earlier, expected in said.items():
@@ -81,7 +70,7 @@ def test_earlier_tasks_keep_their_bits_and_nothing_compiles_again(inner, alpha):
     a, b, c = (np.asarray(outputs) for outputs, _ in said.values())
     assert not np.array_equal(a, b) and not np.array_equal(b, c)
     compiled = _num_programs()
-    continual.learn(state, 'd', _TASKS['a'], train, packing.evaluate, config, 3)
+    packing.learn(state, config, 'd', train, packing.evaluate, _TASKS['a'])
     assert _num_programs() == compiled
 
 
@@ -89,7 +78,7 @@ def test_earlier_tasks_keep_their_bits_and_nothing_compiles_again(inner, alpha):
 def test_heads_biases_and_norms_are_kept_for_each_task(private):
   state = packing.init(heads=select_lib.by_regex('^n/'), private=private)
   assert state.layout.shared == ('m/w',)
-  fit = packing.make_train(packing.jit(packing.make_step(state.tx)), 20)
+  fit = packing.make_train(state.tx, 20)
   head = state.phi['n']['w']
 
   def train(learner, task):
@@ -99,9 +88,7 @@ def test_heads_biases_and_norms_are_kept_for_each_task(private):
 
   said = {}
   for name, task in _TASKS.items():
-    state, _ = continual.learn(
-      state, name, task, train, packing.perfect, packing.config(), len(said)
-    )
+    state, _ = packing.learn(state, packing.config(), name, train, task=task)
     said[name] = continual.predict(packing.apply, state, name, _X)
     for earlier, expected in said.items():
       again = continual.predict(packing.apply, state, earlier, _X)
@@ -120,45 +107,18 @@ def test_heads_biases_and_norms_are_kept_for_each_task(private):
 @pytest.mark.parametrize('method', METHODS)
 @pytest.mark.parametrize('alpha', [1.0, 1.5])
 def test_tasks_with_one_head_and_contrary_labels_are_all_learned(method, alpha):
-  net = hk.without_apply_rng(
-    hk.transform(lambda x: hk.nets.MLP([128, 4], name='mlp')(x))
-  )
-  theta = net.init(jax.random.key(0), _X)
   tx = packing.make_tx(optax.adam(0.01), alpha)
   config = packing.config(0.1, 0.2, 0.3, 0.5, gamma=0.9)
-  state = continual.init_pack(tx, theta, {}, method)
-
-  @packing.jit
-  def fit(phi, opt_state, x, y):
-    def loss(theta):
-      logits = net.apply(theta, x)
-      error = optax.softmax_cross_entropy_with_integer_labels(logits, y)
-      return error.mean()
-
-    def step(_, carry):
-      phi, opt_state = carry
-      grads = jax.grad(loss)(views.effective_params(phi, opt_state))
-      updates, opt_state = tx.update(grads, opt_state, phi)
-      return optax.apply_updates(phi, updates), opt_state
-
-    return jax.lax.fori_loop(0, 200, step, (phi, opt_state))
-
-  @packing.jit
-  def accuracy(theta, x, y):
-    return (net.apply(theta, x).argmax(1) == y).mean()
-
-  def train(learner, task):
-    phi, opt_state = fit(learner.phi, learner.opt_state, task.x, task.y)
-    return learner._replace(phi=phi, opt_state=opt_state)
-
-  evaluate = lambda theta, net_state, task: accuracy(theta, task.x, task.y)
-  for number, (name, task) in enumerate(_TASKS.items()):
-    state, report = continual.learn(
-      state, name, task, train, evaluate, config, number, retrain=train
+  network = packing.theta(128), packing.net_state(128)
+  state = continual.init_pack(tx, *network, method, private='per_task')
+  train = packing.make_train(tx, 200)
+  for name, task in _TASKS.items():
+    state, report = packing.learn(
+      *(state, config, name, train, packing.evaluate, task), retrain=train
     )
     assert report.dense_score > 0.9
   for name, task in _TASKS.items():
-    score = evaluate(*continual.task_params(state, name), task)
+    score = packing.evaluate(*continual.task_params(state, name), task)
     assert score == np.float32(state_lib.find_task(state, name).report.score)
     assert score > 0.9
 
@@ -166,17 +126,18 @@ def test_tasks_with_one_head_and_contrary_labels_are_all_learned(method, alpha):
 def test_retraining_moves_new_weights_only_and_sees_the_mask():
   config = packing.config(0.4)
   state, _ = packing.learn(packing.init(), config, 'a')
-  dense = {}
-  step = packing.jit(packing.make_step(state.tx))
+  dense, train = {}, packing.make_train(state.tx)
 
   def retrain(learner, task):
     dense['phi'] = packing.shared(learner.phi)
     theta = views.effective_params(learner.phi, learner.opt_state)
     zeros = (int((t == 0).sum()) for t in packing.shared(theta).values())
     assert sum(zeros) == 30
-    return packing.make_train(step)(learner, _TASKS['b'])
+    return train(learner, task)
 
-  after, report = packing.learn(state, config, 'b', retrain=retrain)
+  after, report = packing.learn(
+    state, config, 'b', task=_TASKS['b'], retrain=retrain
+  )
   mask = packing.shared(continual.task_masks(after, 'b'))
   for path, old in dense['phi'].items():
     new = packing.shared(after.phi)[path]
@@ -187,38 +148,23 @@ def test_retraining_moves_new_weights_only_and_sees_the_mask():
 
 
 @pytest.mark.parametrize(
-  ('densities', 'scores', 'kept'),
+  ('search', 'trials', 'met'),
   [
-    # Dense, then falling below 0.9 at density 0.2.
-    ((0.1, 0.2, 0.4, 0.6), [1.0, 0.97, 0.9, 0.8], (0.4, 0.9, True)),
+    ('scan', ((0.6, 0.97), (0.4, 0.9), (0.2, 0.8)), True),
+    ('bisect', ((0.4, 0.9), (0.2, 0.8)), True),
     # All fail, and the report says so.
-    ((0.2, 0.4), [1.0, 0.5], (0.4, 0.5, False)),
+    ('scan', ((0.4, 0.5),), False),
   ],
 )
-def test_mask_kept_is_the_last_that_meets_gamma(densities, scores, kept):
-  _, report = packing.learn(
-    packing.init(),
-    packing.config(*densities, gamma=0.9),
-    'a',
-    evaluate=packing.scripted(*scores),
-  )
-  assert report.dense_score == scores[0]
-  tried = sorted(densities, reverse=True)[: len(scores) - 1]
-  assert report.trials == tuple(zip(tried, scores[1:], strict=True))
-  assert (report.density, report.score, report.met) == kept
+def test_mask_kept_is_the_last_that_meets_gamma(search, trials, met):
+  densities = (0.1, 0.2, 0.4, 0.6) if met else (0.2, 0.4)
+  config = packing.config(*densities, gamma=0.9, search=search)
+  evaluate = packing.scripted(1.0, *(score for _, score in trials))
+  _, report = packing.learn(packing.init(), config, 'a', evaluate=evaluate)
+  assert (report.dense_score, report.trials) == (1.0, trials)
+  assert (report.density, report.met) == (0.4, met)
+  assert report.score == dict(trials)[0.4]
   assert report.num_kept == 50 - report.num_free == 12 + 8
-
-
-def test_bisection_evaluates_logarithmically_often():
-  calls = []
-  densities = ((i + 1) / 32 for i in range(32))
-  packing.learn(
-    packing.init(),
-    packing.config(*densities, search='bisect'),
-    'a',
-    evaluate=lambda *_: calls.append(0) or 1.0,
-  )
-  assert len(calls) <= 1 + 6
 
 
 def _second_start(state, config):
@@ -282,9 +228,8 @@ def test_free_weights_start_as_restart_says(method, alpha, restart, expected):
 def test_state_of_an_earlier_call_is_untouched():
   state = packing.init()
   arrays = continual.to_arrays(state)
-  step = packing.jit(packing.make_step(state.tx), donate_argnums=(0, 1, 2))
-  train = lambda learner, _: packing.make_train(step)(learner, _TASKS['a'])
-  after, _ = packing.learn(state, packing.config(), 1, train)
+  train = packing.make_train(state.tx)
+  after, _ = packing.learn(state, packing.config(), 1, train, task=_TASKS['a'])
   assert packing.same_bits(continual.to_arrays(state), arrays)
   assert (state.task_ids, after.task_ids) == ((), (1,))
 
@@ -299,7 +244,6 @@ def test_negative_zeros_that_are_protected_keep_their_sign():
   assert any(
     np.any(np.signbit(t) & (t == 0)) for t in trees.by_path(before[0]).values()
   )
-  step = packing.jit(packing.make_step(state.tx))
-  train = lambda learner, _: packing.make_train(step)(learner, _TASKS['b'])
-  state, _ = packing.learn(state, packing.config(restart='keep'), 'b', train)
+  config, train = packing.config(restart='keep'), packing.make_train(state.tx)
+  state, _ = packing.learn(state, config, 'b', train, task=_TASKS['b'])
   assert packing.same_bits(continual.task_params(state, 'a'), before)
