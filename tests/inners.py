@@ -3,6 +3,8 @@
 import optax
 import pytest
 
+from powerprop_jax.optim import powerprop
+
 _WEIGHTS = lambda tree: {'m': {'w': True, 'b': False}, 'n': {'w': True}}
 
 INNERS = {
@@ -23,6 +25,19 @@ INNERS = {
     optax.clip_by_global_norm(1.0),
     optax.sgd(optax.cosine_decay_schedule(0.05, 100), momentum=0.9),
   ),
+}
+
+
+# Their slots do not start at zero, or are those of something inside.
+STARTED = {
+  'adagrad': lambda: optax.adagrad(0.1, initial_accumulator_value=0.3),
+  'rprop': lambda: optax.rprop(0.2),
+  'rmsprop': lambda: optax.rmsprop(0.1, initial_scale=0.7),
+  'schedule_free': lambda: optax.contrib.schedule_free_sgd(0.1),
+  'multi_steps': lambda: optax.MultiSteps(
+    optax.adam(0.1), 2
+  ).gradient_transformation(),
+  'powered': lambda: powerprop.powerprop(optax.adagrad(0.1), 2.0),
 }
 
 

@@ -71,20 +71,3 @@ class AllocateTest(parameterized.TestCase):
   ):
     given = allocation.allocate(total, jnp.array([1, 5]), jnp.array([4, 2]))
     np.testing.assert_array_equal(given, expected)
-
-  def test_layers_without_weight_come_last_and_share_alike(self):
-    given = allocation.allocate(
-      7, jnp.array([0.0, 1.0, 0.0]), jnp.array([9, 3, 9])
-    )
-    np.testing.assert_array_equal(given, [2, 3, 2])
-
-  def test_lanes_do_not_disturb_each_other(self):
-    totals = jnp.arange(12)
-    weights, room = jnp.array([3, 1, 1]), jnp.array([9, 1, 9])
-    given = jax.vmap(allocation.allocate, (0, None, None))(
-      totals, weights, room
-    )
-    for total in range(12):
-      np.testing.assert_array_equal(
-        given[total], oracle(total, [3, 1, 1], [9, 1, 9])
-      )

@@ -1,31 +1,34 @@
 """Controllers of α: the published rule, its readings, and what they refuse."""
 
 from absl.testing import parameterized
-import alphas
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 import powerprop_jax as pp
-from powerprop_jax.core import reparam, select
+from powerprop_jax.core import reparam
 from powerprop_jax.optim import alpha as alpha_lib
 
-_EPS = float(jnp.finfo(jnp.float32).eps)
-
-
-def _first():
-  return alpha_lib.AlphaState(jnp.float32(-jnp.inf), jnp.asarray(True))
+# Readings, α at the start, and α after each reading.
+_VECTORS = (
+  (
+    (0.50, 0.60, 0.70, 0.65, 0.66, 0.70, 0.71, 0.69, 0.69),
+    1.5,
+    (1.75, 2.125, 2.6875, 2.125, 2.225, 2.325, 2.425, 1.95, 2.05),
+  ),
+  ((0.5, 0.4, 0.3, 0.2), 2.0, (2.5, 2.0, 5 / 3, 13 / 9)),
+  ((0.5, 0.6, 0.7), 1.0, (1.0, 1.0, 1.0)),
+)
 
 
 def _follow(readings, alpha, **kwargs):
-  powers, growing, state = [], [], _first()
+  powers = []
+  state = alpha_lib.AlphaState(jnp.float32(-jnp.inf), jnp.asarray(True))
   for reading in readings:
     alpha, state = alpha_lib.next_alpha(reading, alpha, state, **kwargs)
     powers.append(float(alpha))
-    growing.append(bool(state.is_growing))
-  return powers, growing
+  return powers
 
 
 def _oracle(readings, alpha, growth, increment, alpha_max):
@@ -42,38 +45,37 @@ def _oracle(readings, alpha, growth, increment, alpha_max):
   return powers
 
 
-class NextAlphaTest(parameterized.TestCase):
-  @parameterized.parameters(*alphas.VECTORS)
+def _theta():
+  return {
+    'a': {'w': jnp.array([[0.005, 0.2, -0.009, 1.0]]), 'b': jnp.zeros(3)},
+    'c': {'w': jnp.array([[0.05, -0.004]])},
+  }
+
+
+def _reading(controller, theta, masks=None, alpha=2.0):
+  alpha = jnp.float32(alpha)
+  masks = pp.masks.full_masks(theta) if masks is None else masks
+  _, state = controller.update(theta, masks, alpha, controller.init(alpha))
+  return state.previous
+
+
+class AlphaTest(parameterized.TestCase):
+  @parameterized.parameters(*_VECTORS)
   def test_follows_the_reference(self, readings, start, expected):
-    powers, _ = _follow(readings, jnp.float32(start))
-    np.testing.assert_allclose(powers, expected, rtol=2 * _EPS)
+    powers = _follow(readings, jnp.float32(start))
+    np.testing.assert_allclose(powers, expected, rtol=3e-7)
 
   @parameterized.parameters(0, 1, 2)
   def test_is_the_table_of_the_report(self, seed):
     random = np.random.default_rng(seed)
-    # Few different readings, so that many are equal.
+    # Few different readings, so that many are equal; then all the way down.
     readings = random.integers(0, 8, 60).astype(np.float32) / 8
+    readings = np.concatenate([readings, -np.arange(80.0), [1.0]])
     rule = {'growth': 1.0 + random.uniform(0.2, 2), 'increment': 0.3}
-    powers, _ = _follow(readings, 1.4, alpha_max=3.0, **rule)
+    powers = _follow(readings, 1.4, alpha_max=3.0, **rule)
     expected = _oracle(readings, 1.4, alpha_max=3.0, **rule)
     np.testing.assert_allclose(powers, expected, rtol=1e-5)
     self.assertGreaterEqual(min(powers), 1)
-    self.assertLessEqual(max(powers), 3)
-
-  def test_the_first_phase_never_returns(self):
-    readings = np.random.default_rng(0).uniform(size=50)
-    _, growing = _follow(readings, 1.5)
-    first_fall = int(np.argmax(np.diff(readings) < 0)) + 1
-    self.assertEqual(growing, [i < first_fall for i in range(50)])
-
-  @parameterized.parameters(1.5, 3.0)
-  def test_falls_to_one_at_the_lowest_and_leaves_it_again(self, growth):
-    powers, _ = _follow(-np.arange(80.0), 2.0, growth=growth)
-    self.assertBetween(powers[-1], 1, 1 + _EPS)
-    alpha, _ = alpha_lib.next_alpha(
-      0.5, powers[-1], alpha_lib.AlphaState(0.4, False)
-    )
-    np.testing.assert_allclose(alpha, 1.1, rtol=1e-6)
 
   def test_a_reading_of_nan_is_a_fall_and_is_forgotten(self):
     alpha, state = alpha_lib.next_alpha(
@@ -83,54 +85,29 @@ class NextAlphaTest(parameterized.TestCase):
     np.testing.assert_allclose(state.previous, 0.3)
     self.assertFalse(state.is_growing)
 
-  def test_keeps_types_under_jit_and_vmap(self):
-    step = jax.jit(jax.vmap(alpha_lib.next_alpha))
-    state = jax.tree.map(lambda x: jnp.stack([x, x]), _first())
-    alpha, after = step(jnp.zeros(2), jnp.array([1.5, 2.0]), state)
-    np.testing.assert_allclose(alpha, [1.75, 2.5])
-    chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
-
-
-def _theta():
-  return {
-    'a': {'w': jnp.array([[0.005, 0.2, -0.009, 1.0]]), 'b': jnp.zeros(3)},
-    'c': {'w': jnp.array([[0.05, -0.004]])},
-  }
-
-
-def _reading(controller, theta, masks=None, alpha=None):
-  alpha = jnp.float32(2) if alpha is None else alpha
-  masks = pp.masks.full_masks(theta) if masks is None else masks
-  _, state = controller.update(theta, masks, alpha, controller.init(alpha))
-  return state.previous
-
-
-class ReadingTest(parameterized.TestCase):
   @parameterized.parameters(
     (0.01, 3 / 6), (0.005, 1 / 6), (0.1, 4 / 6), (1e-6, 0.0), (2.0, 1.0)
   )
   def test_is_the_share_of_weights_below_epsilon(self, epsilon, expected):
-    """Biases do not count, and |θ| = epsilon is not below."""
-    controller = alpha_lib.near_zero_controller(epsilon)
-    np.testing.assert_allclose(_reading(controller, _theta()), expected)
+    """Biases do not count, |θ| = epsilon is not below, and α is nothing."""
+    controller = pp.near_zero_controller(epsilon)
+    for alpha in (1.25, 2.0, 4.0):
+      reading = _reading(controller, _theta(), alpha=alpha)
+      np.testing.assert_allclose(reading, expected)
 
   def test_only_connections_count(self):
     masks = pp.masks.full_masks(_theta())
     masks['a']['w'] = jnp.array([[True, True, False, True]])
     masks['c']['w'] = jnp.array([[True, False]])
     theta = pp.apply_masks(_theta(), masks)
-    reading = _reading(alpha_lib.near_zero_controller(), theta, masks)
+    reading = _reading(pp.near_zero_controller(), theta, masks)
     np.testing.assert_allclose(reading, 1 / 4)
 
   @parameterized.parameters(True, False)
   def test_is_zero_without_connections(self, relative):
     masks = jax.tree.map(jnp.zeros_like, pp.masks.full_masks(_theta()))
-    controller = alpha_lib.near_zero_controller(relative=relative)
+    controller = pp.near_zero_controller(relative=relative)
     np.testing.assert_array_equal(_reading(controller, _theta(), masks), 0)
-
-  def test_selected_leaves_only(self):
-    controller = alpha_lib.near_zero_controller(select=select.by_regex('c/w'))
-    np.testing.assert_allclose(_reading(controller, _theta()), 1 / 2)
 
   @parameterized.parameters(0, 1)
   def test_relative_to_the_spread_of_each_leaf(self, seed):
@@ -142,7 +119,7 @@ class ReadingTest(parameterized.TestCase):
     masks = jax.tree.map(
       lambda x: jnp.asarray(random.uniform(size=x.shape) < 0.6), theta
     )
-    controller = alpha_lib.near_zero_controller(0.7, relative=True)
+    controller = pp.near_zero_controller(0.7, relative=True)
     near = total = 0
     for name in theta:
       alive = np.asarray(theta[name]['w'])[np.asarray(masks[name]['w'])]
@@ -153,29 +130,21 @@ class ReadingTest(parameterized.TestCase):
     scaled = jax.tree.map(lambda x: 8 * x, theta)
     np.testing.assert_array_equal(_reading(controller, scaled, masks), reading)
 
-  def test_does_not_depend_on_alpha(self):
-    controller = alpha_lib.near_zero_controller()
-    readings = [
-      _reading(controller, _theta(), alpha=jnp.float32(alpha))
-      for alpha in (1.25, 2.0, 4.0)
-    ]
-    self.assertEqual(len(set(map(float, readings))), 1)
-
   def test_half_precision_weights_give_float32_readings(self):
     theta = jax.tree.map(lambda x: x.astype(jnp.bfloat16), _theta())
-    reading = _reading(alpha_lib.near_zero_controller(0.1), theta)
+    reading = _reading(pp.near_zero_controller(0.1), theta)
     np.testing.assert_allclose(reading, 4 / 6)
     self.assertEqual(reading.dtype, jnp.float32)
 
-
-class PerLeafTest(parameterized.TestCase):
-  def test_each_leaf_follows_its_own_readings(self):
-    """As one controller for each leaf would."""
+  @parameterized.parameters('ac', 'a')
+  def test_each_selected_leaf_follows_its_own_readings(self, selected):
+    """As one controller for each leaf would; the others are left alone."""
     alpha = {'a': {'w': jnp.float32(1.5)}, 'c': {'w': jnp.float32(2)}}
-    together = alpha_lib.near_zero_controller(per_leaf=True)
+    chosen = pp.by_regex(f'[{selected}]/w')
+    together = pp.near_zero_controller(per_leaf=True, select=chosen)
     state = together.init(alpha)
     alone = {
-      name: alpha_lib.near_zero_controller(select=select.by_regex(f'{name}/w'))
+      name: pp.near_zero_controller(select=pp.by_regex(f'{name}/w'))
       for name in alpha
     }
     expected = {
@@ -190,44 +159,12 @@ class PerLeafTest(parameterized.TestCase):
       )
       masks = pp.masks.full_masks(theta)
       alpha, state = together.update(theta, masks, alpha, state)
-      for name in alpha:
+      for name in selected:
         expected[name] = alone[name].update(theta, masks, *expected[name])
-        got = (
-          alpha[name]['w'],
-          alpha_lib.AlphaState(
-            state.previous[name]['w'], state.is_growing[name]['w']
-          ),
-        )
-        chex.assert_trees_all_equal(got, expected[name])
+      for name in alpha:
+        got = alpha_lib.AlphaState(*(tree[name]['w'] for tree in state))
+        chex.assert_trees_all_equal((alpha[name]['w'], got), expected[name])
 
-  def test_leaves_that_are_not_selected_are_left_alone(self):
-    alpha = {'a': {'w': jnp.float32(1.5)}, 'c': {'w': jnp.float32(2)}}
-    controller = alpha_lib.near_zero_controller(
-      per_leaf=True, select=select.by_regex('a/w')
-    )
-    state = controller.init(alpha)
-    theta = _theta()
-    after, new_state = controller.update(
-      theta, pp.masks.full_masks(theta), alpha, state
-    )
-    np.testing.assert_allclose(after['a']['w'], 1.75)
-    np.testing.assert_array_equal(after['c']['w'], 2)
-    np.testing.assert_array_equal(new_state.previous['c']['w'], -jnp.inf)
-    chex.assert_trees_all_equal_shapes_and_dtypes(new_state, state)
-
-  def test_refuses_when_nothing_is_measured(self):
-    theta = _theta()
-    alpha = {'a': {'w': jnp.float32(1.5)}}
-    controller = alpha_lib.near_zero_controller(
-      per_leaf=True, select=select.by_regex('c/w')
-    )
-    with pytest.raises(ValueError, match='Selected: c/w; with an alpha: a/w'):
-      controller.update(
-        theta, pp.masks.full_masks(theta), alpha, controller.init(alpha)
-      )
-
-
-class RefusalsTest(parameterized.TestCase):
   @parameterized.parameters(
     ('epsilon', (0.0, -0.1, np.inf, np.nan), 'epsilon must be positive'),
     ('growth', (1.0, 0.5, -2.0, np.inf, np.nan), 'growth must be finite and m'),
@@ -238,47 +175,46 @@ class RefusalsTest(parameterized.TestCase):
   def test_settings(self, name, values, message):
     for value in values:
       with self.assertRaisesRegex(ValueError, message):
-        alpha_lib.near_zero_controller(**{name: value})
+        pp.near_zero_controller(**{name: value})
       if name in ('growth', 'increment'):
         with self.assertRaisesRegex(ValueError, message):
-          alpha_lib.next_alpha(0.5, 2.0, _first(), **{name: value})
+          _follow([0.5], 2.0, **{name: value})
+    pp.near_zero_controller(alpha_max=reparam.MAX_ALPHA)
 
-  def test_the_largest_cap_is_accepted(self):
-    alpha_lib.near_zero_controller(alpha_max=reparam.MAX_ALPHA)
+  @parameterized.parameters(
+    ({}, 1.0, r'start in \(1, 4\].*1 would stay'),
+    ({}, 0.5, r'start in \(1, 4\]'),
+    ({'alpha_max': 3.0}, 4.0, r'start in \(1, 3\], got 4\.$'),
+    ({'per_leaf': True}, {'w': 1.0, 'v': 2.0}, "for 'm/w': growth"),
+    ({'per_leaf': True}, 2.0, 'per_leaf needs one alpha for'),
+    ({}, {'w': 2.0}, 'alpha is a tree.*per_leaf=True'),
+  )
+  def test_a_start_that_does_not_fit(self, settings, alpha, message):
+    alpha = jax.tree.map(jnp.float32, alpha)
+    alpha = {'m': alpha} if isinstance(alpha, dict) else alpha
+    with self.assertRaisesRegex(ValueError, message):
+      pp.near_zero_controller(**settings).init(alpha)
 
-  @parameterized.parameters(1.0, 0.5)
-  def test_a_start_that_would_stay(self, alpha):
-    with self.assertRaisesRegex(ValueError, r'start in \(1, 4\].*1 would stay'):
-      alpha_lib.near_zero_controller().init(jnp.float32(alpha))
-    per_leaf = alpha_lib.near_zero_controller(per_leaf=True)
-    with self.assertRaisesRegex(ValueError, "for 'm/w': growth"):
-      per_leaf.init({'m': {'w': jnp.float32(alpha), 'v': jnp.float32(2)}})
-
-  def test_a_start_above_the_cap(self):
-    with self.assertRaisesRegex(ValueError, r'start in \(1, 3\], got 4\.$'):
-      alpha_lib.near_zero_controller(alpha_max=3.0).init(jnp.float32(4))
-
-  def test_one_alpha_for_many_and_many_for_one(self):
-    with self.assertRaisesRegex(ValueError, 'per_leaf needs one alpha for'):
-      alpha_lib.near_zero_controller(per_leaf=True).init(jnp.float32(2))
-    with self.assertRaisesRegex(ValueError, 'alpha is a tree.*per_leaf=True'):
-      alpha_lib.near_zero_controller().init({'m': {'w': jnp.float32(2)}})
-
-  def test_a_select_that_selects_nothing(self):
-    controller = alpha_lib.near_zero_controller(select=select.by_regex('no'))
+  def test_measuring_nothing(self):
+    controller = pp.near_zero_controller(select=pp.by_regex('no'))
     with self.assertRaisesRegex(ValueError, 'select chose none'):
       _reading(controller, _theta())
+    controller = pp.near_zero_controller(
+      per_leaf=True, select=pp.by_regex('c/w')
+    )
+    alpha, theta = {'a': {'w': jnp.float32(1.5)}}, _theta()
+    masks, state = pp.masks.full_masks(theta), controller.init(alpha)
+    with self.assertRaisesRegex(ValueError, 'd: c/w; with an alpha: a/w'):
+      controller.update(theta, masks, alpha, state)
 
+  @parameterized.parameters(float, jnp.float32)
+  def test_the_largest_alpha_is_inverted_to_1e_5(self, kind):
+    theta = jnp.geomspace(1e-30, 1e3, 20_001, dtype=jnp.float32)
 
-@pytest.mark.parametrize('static', [True, False])
-def test_the_largest_alpha_is_inverted_to_1e_5(static):
-  theta = jnp.geomspace(1e-30, 1e3, 20_001, dtype=jnp.float32)
+    def error(alpha):
+      back = reparam.psi(reparam.psi_inverse(theta, alpha), alpha)
+      back, exact = (np.asarray(x, np.float64) for x in (back, theta))
+      return np.max(np.abs(back / exact - 1))
 
-  def error(alpha):
-    power = float(alpha) if static else jnp.float32(alpha)
-    back = reparam.psi(reparam.psi_inverse(theta, power), power)
-    exact = np.asarray(theta, np.float64)
-    return np.max(np.abs(np.asarray(back, np.float64) / exact - 1))
-
-  assert error(reparam.MAX_ALPHA) < 1.05e-5
-  assert error(2 * reparam.MAX_ALPHA) > 1.2e-5
+    self.assertLess(error(kind(reparam.MAX_ALPHA)), 1.05e-5)
+    self.assertGreater(error(kind(2 * reparam.MAX_ALPHA)), 1.2e-5)

@@ -8,17 +8,6 @@ import optax
 import powerprop_jax as pp
 from powerprop_jax.core import trees
 
-# Readings, α at the start, and α after each reading.
-VECTORS = (
-  (
-    (0.50, 0.60, 0.70, 0.65, 0.66, 0.70, 0.71, 0.69, 0.69),
-    1.5,
-    (1.75, 2.125, 2.6875, 2.125, 2.225, 2.325, 2.425, 1.95, 2.05),
-  ),
-  ((0.5, 0.4, 0.3, 0.2), 2.0, (2.5, 2.0, 5 / 3, 13 / 9)),
-  ((0.5, 0.6, 0.7), 1.0, (1.0, 1.0, 1.0)),
-)
-
 
 def theta_bound(theta, old, new):
   """How far θ may move when its φ is remapped, in double precision.
@@ -32,20 +21,13 @@ def theta_bound(theta, old, new):
   return 2 * eps * (max(old, new) + 1 + log) * theta
 
 
-def set_alpha(*powers):
-  """A controller that goes through given powers, one after the other."""
-  listed = jnp.array(powers, jnp.float32)
-
-  def update(theta, masks, alpha, step):
-    del theta, masks
-    return jax.tree.map(lambda _: listed[step], alpha), step + 1
-
-  return pp.AlphaController(lambda alpha: jnp.zeros([], jnp.int32), update)
-
-
 def always(alpha):
   """A controller that says the same power whenever it is asked."""
-  return set_alpha(*[alpha] * 9)
+  update = lambda theta, masks, old, state: (
+    jax.tree.map(lambda _: jnp.float32(alpha), old),
+    state,
+  )
+  return pp.AlphaController(lambda alpha: (), update)
 
 
 def power(alpha=1.5, inner=None, **kwargs):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from powerprop_jax.optim import powerprop, sparsify, views
+import powerprop_jax as pp
 from powerprop_jax.optim.topologies import fixed
 from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.scale import fusing
@@ -43,9 +43,9 @@ def optimiser():
 @pytest.mark.parametrize('alpha', [1.25, 1.5, 1.75, 2.0, 2.75, 3.0])
 @pytest.mark.parametrize('is_masked', [False, True])
 def test_neither_roots_nor_masked_weights_are_written_down(alpha, is_masked):
-  tx = powerprop.powerprop(optimiser(), alpha)
+  tx = pp.powerprop(optimiser(), alpha)
   if is_masked:
-    tx = sparsify.sparsify(tx, fixed.given(jax.tree.map(lambda p: p > 0, PHI)))
+    tx = pp.sparsify(tx, fixed.given(jax.tree.map(lambda p: p > 0, PHI)))
   plain = room(optimiser())
   assert BYTES <= plain < 1.1 * BYTES
   assert room(tx) < plain + 0.1 * BYTES
@@ -53,15 +53,15 @@ def test_neither_roots_nor_masked_weights_are_written_down(alpha, is_masked):
 
 def rooms():
   """Bytes of the second half of steps whose update is written twice."""
-  power = powerprop.powerprop(optimiser(), 1.5)
+  power = pp.powerprop(optimiser(), 1.5)
   masks = jax.tree.map(lambda p: p > 0, PHI)
   found = {'fuses': fusing.fuses_loops()}
   for name, tx in {
     'dense': optimiser(),
     'powerprop': power,
-    'sparse': sparsify.sparsify(power, fixed.given(masks)),
+    'sparse': pp.sparsify(power, fixed.given(masks)),
   }.items():
-    phi, opt_state = views.init(tx, PHI)
+    phi, opt_state = pp.init(tx, PHI)
     state = TrainState(jnp.int32(0), phi, {}, opt_state, jax.random.key(0))
     net = None  # of no use to the second half
     update = step_lib.make_step(net, fusing.fused(tx)).update

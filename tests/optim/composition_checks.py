@@ -1,53 +1,40 @@
 """What every composition promises: it is refused by us, or right."""
 
 import dataclasses
-import math
 import pathlib
 import traceback
-from typing import Any
+from typing import NamedTuple
 
 import chex
-from composition_draws import ADAPTIVE, CLEAR, SGD, SKIPPING
-from composition_replays import (
-  Reference,
-  Replay,
-  has_reference,
-  has_survivors,
-  is_replayed,
-)
-from composition_runs import Look, Move, is_by_weight, train
-from compositions import PATHS, WEIGHTS, Composition
+import compositions as co
+from compositions import flat
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 import powerprop_jax as pp
-from powerprop_jax.optim.topologies.counts import Budget
+from powerprop_jax.optim import topology
 
 _PACKAGE = pathlib.Path(pp.__file__).parent
 
 
-def check(composition: Composition) -> str:
+def check(c):
   """'right', 'refused' by us, or 'not Optax' if that has no such composition.
 
   It is trained. If it is neither, an AssertionError ends with its code.
   """
-  c = composition
   try:
     return _check(c)
   except Exception as error:
-    raise AssertionError(
-      f'{type(error).__name__}: {error}{_label(c)}'
-    ) from error
+    message = f'{type(error).__name__}: {error}{_label(c)}'
+    raise AssertionError(message) from error
 
 
-def _check(c: Composition) -> str:
+def _check(c):
   moves = train(c)
-  checks = Checks(c)
   try:
-    start = next(moves)
-    first = next(moves)
+    start, first = next(moves), next(moves)
   except Exception as error:
     if is_ours(error):
       assert not must_work(c), f'refused: {error}'
@@ -55,73 +42,17 @@ def _check(c: Composition) -> str:
     if _plain(c) is None:
       return 'not Optax'
     raise
-  checks.start(start.after)
-  checks.move(first)
-  for move in moves:
-    checks.move(move)
+  checks = Checks(c, start.after)
+  for move in (first, *moves):
+    checks.move(move, f'update {move.number}: ')
   return 'right'
 
 
-def check_batch(composition: Composition) -> str:
-  """The same of two powers or keys that are trained together and one alone."""
-  c = composition
-  by_key = c.alpha is None or 'jnp.float32(' not in c.alpha or '{' in c.alpha
-  if by_key:
-    if c.name not in ('static', 'sparse_evolution', 'rigl', 'snfs', 'dsr'):
-      return 'no lanes'
-    method = c.method[:-1] + ', key=lane)'
-    batch, lanes = dataclasses.replace(c, method=method), jnp.array([3, 7])
-  else:
-    batch = dataclasses.replace(c, alpha='lane')
-    lanes = jnp.array([1.5, 2.0], jnp.float32)
-  rng = np.random.default_rng(1)
-  targets = jax.tree.map(
-    lambda x: jnp.asarray(rng.normal(size=(c.steps, *x.shape)), x.dtype),
-    c.theta(),
-  )
-
-  def train(lane: jax.Array) -> Any:
-    tx = optax.with_extra_args_support(batch.build(lane=lane))
-
-    def step(carry: Any, target: Any) -> Any:
-      phi, state = carry
-      seen = pp.effective_params(phi, state)
-      grads = jax.tree.map(lambda a, b: a - b, seen, target)
-      extra_args = {'value': jnp.float32(1)} if c.value else {}
-      updates, state = tx.update(grads, state, phi, **extra_args)
-      phi = optax.apply_updates(phi, updates)
-      return (phi, state), pp.current_masks(phi, state)
-
-    (phi, state), masks = jax.lax.scan(step, pp.init(tx, c.theta()), targets)
-    return pp.effective_params(phi, state), masks
-
-  try:
-    alone = jax.jit(train)(lanes[1])
-    together = jax.jit(jax.vmap(train))(lanes)
-  except Exception as error:
-    if is_ours(error):
-      return 'refused'
-    if _plain(dataclasses.replace(c, jit=True)) is None:
-      return 'not Optax'
-    raise AssertionError(f'{type(error).__name__}: {_label(c)}') from error
-  for kind, one, two in zip(('θ', 'masks'), alone, together, strict=True):
-    chex.assert_trees_all_close(
-      *(
-        jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
-        for tree in (one, jax.tree.map(lambda x: x[1], two))
-      ),
-      rtol=2e-2 if c.dtypes != 'float32' else 2e-3,
-      atol=2e-2 if c.dtypes != 'float32' else 1e-4,
-      custom_message=f'{kind} in a batch: {_label(c)}',
-    )
-  return 'right'
-
-
-def _label(c: Composition) -> str:
+def _label(c):
   return f'\n  tx = {c.code}\n  check({c!r})'
 
 
-def is_ours(error: Exception) -> bool:
+def is_ours(error):
   """Whether it is a refusal of the library that says something."""
   last = traceback.extract_tb(error.__traceback__)[-1]
   return (
@@ -131,21 +62,22 @@ def is_ours(error: Exception) -> bool:
   )
 
 
-def must_work(c: Composition) -> bool:
+def must_work(c):
   """Whether there is no reason to refuse it."""
-  regrows_dead = c.option('regrow') == 'zero' and c.is_powered
-  names_leaves = isinstance(c.method and c.sparsity, dict)
+  options, sparsity = c.options, c.options.get('sparsity')
+  names_leaves = isinstance(sparsity, dict)
   return (
-    not regrows_dead
-    and not (names_leaves and c.option('select'))
+    not (options.get('regrow') == 'zero' and c.is_powered)
+    and not (names_leaves and 'select' in options)
+    and not ('scope' in options and (names_leaves or 'structure' in options))
     and not c.num_zeros
     and c.shapes != 'tiny'
-    and all('chain' in link or link in CLEAR for link in c.inside)
-    and set(c.outside) <= {*CLEAR, *SKIPPING}
+    and all('chain' in link or link in co.CLEAR for link in c.inside)
+    and set(c.outside) <= {*co.EXACT}
   )
 
 
-def _plain(c: Composition) -> list[Move] | None:
+def _plain(c):
   """What Optax alone makes of it; None if it does not."""
   try:
     return list(train(c.without_library()))
@@ -153,186 +85,286 @@ def _plain(c: Composition) -> list[Move] | None:
     return None
 
 
+class Look(NamedTuple):
+  """Parameters and state between two updates; weights in NumPy vectors."""
+
+  phi: np.ndarray
+  seen: np.ndarray
+  masks: np.ndarray
+  trained: np.ndarray  # more than masks with Top-KAST
+  step: int | None  # what sparsify counts
+  regrow: str | None
+  has_nan: bool
+
+  @property
+  def pins(self):
+    return self.regrow not in (None, 'keep')
+
+
+class Move(NamedTuple):
+  """An update: what it was given, and what came of it."""
+
+  number: int
+  num_traces: int
+  grads: np.ndarray
+  before: Look
+  after: Look
+
+  @property
+  def reborn(self):
+    return self.after.trained & ~self.before.trained
+
+  @property
+  def survives(self):
+    return self.after.trained & self.before.trained & (self.before.seen != 0)
+
+
+def train(c):
+  """Yields the state after init, in a Move of number -1, and each update."""
+  tx = optax.with_extra_args_support(c.build())
+  phi, state = pp.init(tx, c.theta())
+  num_traces = 0
+
+  def step(grads, phi, state, loss):
+    nonlocal num_traces
+    num_traces += 1
+    extra_args = {'value': loss} if c.value else {}
+    updates, state = tx.update(grads, state, phi, **extra_args)
+    return optax.apply_updates(phi, updates), state
+
+  if c.jit:
+    step = jax.jit(step, donate_argnums=(1, 2))
+  look = _look(c, phi, state)
+  yield Move(-1, 0, look.phi, look, look)
+  for number in range(c.steps):
+    grads = _gradient(c, number, look)
+    phi, state = step(grads, phi, state, _loss(number))
+    before, look = look, _look(c, phi, state)
+    num_traces = num_traces if c.jit else 1
+    yield Move(number, num_traces, flat(grads), before, look)
+
+
+def _loss(number):
+  return jnp.float32(1 / (1 + number))
+
+
+def _gradient(c, number, look):
+  """∂/∂θ of ½ ‖θ - target‖², with what is to be wrong with it."""
+  rng = np.random.default_rng(number + 1)
+  grads = look.seen - rng.normal(size=look.seen.shape)
+  if c.bad and c.bad[0] == number:
+    trained = look.trained if c.bad[2] == 'trained' else ~look.trained
+    places = np.flatnonzero(c.parts(trained)['m/w'])
+    c.parts(grads)['m/w'].flat[places[:1]] = float(c.bad[1])
+  return c.tree(grads, 'float32' if c.wide else c.dtypes)
+
+
+def _look(c, phi, state):
+  sparse = topology.find_sparse_state(state)
+  seen = pp.effective_params(phi, state)
+  pinned = pp.effective_params(phi, state, pinned=True)
+  chex.assert_trees_all_equal(seen, pinned)
+  masks = trained = flat(pp.current_masks(phi, state), bool)
+  if c.name == 'top_kast' and sparse is not None:
+    trained = masks | flat(sparse.memory, bool)
+  return Look(
+    phi=flat(phi),
+    seen=flat(seen),
+    masks=masks,
+    trained=trained,
+    step=None if sparse is None else int(sparse.step),
+    regrow=sparse and sparse.regrow.value,
+    has_nan=any(
+      jnp.issubdtype(x.dtype, jnp.floating) and bool(jnp.isnan(x).any())
+      for x in jax.tree.leaves(state)
+    ),
+  )
+
+
+def is_by_weight(c):
+  """Whether a weight without gradients stays, and its slots at zero."""
+  return c.inner in co.BY_WEIGHT and not c.inside and not c.between
+
+
 class Checks:
   """Looks at one training, update by update."""
 
-  def __init__(self, c: Composition):
-    self.c = c
-    self.is_bad = False
+  def __init__(self, c, look):
+    self.c, self.first, self.is_bad = c, look, False
+    self.oracle = Oracle(c, look) if has_oracle(c) else None
+    self._look(look, 'init: ')
 
-  def start(self, look: Look) -> None:
-    c = self.c
-    self.first = look
-    self.sizes = {path: look.phi[path].size for path in c.selected}
-    self._look(look)
-    self.replay = Replay(c, look) if is_replayed(c) else None
-    self.reference = Reference(c, look) if has_reference(c) else None
-
-  def move(self, move: Move) -> None:
+  def move(self, move, at):
     c, before, after = self.c, move.before, move.after
-    at = f'update {move.number}: '
-    if before.kinds != after.kinds:
+    if move.num_traces > 1:  # by a state that changed its kind
       plain = _plain(c)
-      if plain and all(m.before.kinds == m.after.kinds for m in plain):
-        raise AssertionError(
-          f'{at}the state changed its kind:\n'
-          + '\n'.join(_differences(before.kinds, after.kinds))
-        )
-    is_bad = any(not np.isfinite(g).all() for g in move.grads.values())
-    is_kept_out = c.bad is not None and (
-      (c.bad[2] == 'hidden' and not set(c.outside) - set(CLEAR))
-      or c.outside == ('optax.apply_if_finite(TX, 5)',)
-    )
+      assert not plain or plain[-1].num_traces > 1, f'{at}traced again'
+    is_hidden = c.bad and c.bad[2] == 'hidden' and set(c.outside) <= {*co.CLEAR}
+    is_kept_out = is_hidden or c.outside == (co.IF_FINITE,)
     # Large steps under a large power run away, whatever takes them.
-    is_away = any(np.abs(phi).max() > 100 for phi in before.phi.values())
+    is_away = np.abs(before.phi).max() > 100
+    is_bad = not np.isfinite(move.grads).all()
     self.is_bad |= is_away or (is_bad and not is_kept_out)
     self._look(after, at)
-    if not self.is_bad:
-      self._reborn(move, at)
-      if self.replay is not None:
-        self.replay.move(move, at)
-      if self.reference is not None and not self.reference.is_over:
-        self.reference.move(move, at)
+    if 'pruning' in (c.name or ''):
+      returned = after.masks & ~before.masks
+      assert not returned.any(), f'{at}connections return'
+    if self.oracle is not None and not self.is_bad:
+      self.oracle.move(move, at)
 
-  def _look(self, look: Look, at: str = 'init: ') -> None:
+  def _look(self, look, at):
     c = self.c
-    assert not look.faults, at + '; '.join(look.faults)
-    if c.method is None:
+    if c.name is None:
       return
     self._promise(look, at)
-    for path in PATHS:
-      hidden = ~look.masks[path]
-      assert not np.any(look.seen[path][hidden]), (
-        f'{at}the network sees weights of {path} without a connection'
-      )
-      if look.pins:
-        rest = look.phi[path][~look.trained[path]]
-        assert not np.any(rest), f'{at}φ of {path} is not pinned: {rest}'
+    behind = look.seen[~look.masks]
+    assert not behind.any(), f'{at}seen without a connection: {behind}'
+    rest = look.phi[~look.trained]
+    assert not (look.pins and rest.any()), f'{at}φ is not pinned: {rest}'
     if self.is_bad or not _stays_finite(c):
       return
     assert not look.has_nan, f'{at}the state holds NaN'
-    for path in PATHS:
-      assert np.isfinite(look.phi[path]).all(), f'{at}φ of {path} not finite'
-      if c.dtypes == 'float32':
-        phi, alpha = look.phi[path], c.alphas[path]
-        theta = np.sign(phi) * np.abs(phi) ** alpha * look.masks[path]
-        if ADAPTIVE not in c.outside:
-          np.testing.assert_allclose(
-            look.seen[path], theta, 2e-5, 1e-12, err_msg=f'{at}θ of {path}'
-          )
+    assert np.isfinite(look.phi).all(), f'{at}φ is not finite'
+    if c.dtypes == 'float32' and co.ADAPTIVE not in c.outside:
+      theta = look.masks * _psi(look.phi, c.alphas)
+      np.testing.assert_allclose(look.seen, theta, 2e-5, 1e-12, err_msg=at)
 
-  def _promise(self, look: Look, at: str) -> None:
+  def _promise(self, look, at):
     """The number of connections."""
-    c, sizes, masks = self.c, self.sizes, look.masks
-    for path in PATHS:
-      assert path in sizes or look.masks[path].all(), f'{at}{path} is masked'
-    counts = {path: int(look.masks[path].sum()) for path in sizes}
-    if c.option('structure') is not None:
-      for path in sizes:
-        fan_in = look.masks[path].reshape(-1, look.masks[path].shape[-1]).sum(0)
-        assert len(set(fan_in)) == 1, f'{at}fan-in of {path} is {fan_in}'
-      wanted = {path: int(self.first.masks[path].sum()) for path in sizes}
-    elif c.option('scope') == 'global':
-      sizes = {'': sum(sizes.values())}
-      counts = {'': sum(counts.values())}
-      wanted = {'': pp.masks.num_kept(sizes[''], c.sparsity)}
-    else:
-      wanted = _kept(c, sizes)
-    prunes = c.name in ('gradual_pruning', 'one_shot_pruning')
-    if prunes:
-      if self.is_bad or c.option('structure') is not None:
-        return
-      done = _progress(c, look.step)
-      wanted = {
-        path: size - math.floor(done * (size - wanted[path]))
-        for path, size in sizes.items()
-      }
-    elif c.name == 'dsr' or (
-      c.name == 'snfs' and c.option('redistribute', True)
-    ):
+    c, options, sparsity = self.c, self.c.options, self.c.options['sparsity']
+    masks = c.parts(look.masks)
+    for path, mask in masks.items():
+      assert path in c.selected or mask.all(), f'{at}{path} is masked'
+    counts, start = (
+      {path: int(mask.sum()) for path, mask in c.parts(m).items()}
+      for m in (look.masks, self.first.masks)
+    )
+    told = f'{at}{counts} connections, {start} at the start'
+    total = sum(counts[path] for path in c.selected)
+    if 'structure' in options:
+      for path in c.selected:
+        fan_in = masks[path].reshape(-1, masks[path].shape[-1]).sum(0)
+        assert len({*fan_in}) == 1, f'{at}fan-in of {path} is {fan_in}'
+    elif not isinstance(sparsity, dict) and not self._is_dense(look.step):
+      size = sum(masks[path].size for path in c.selected)
+      assert total == pp.masks.num_kept(size, sparsity), told
+    if c.name == 'dsr' or (c.name == 'snfs' and 'redistribute' not in options):
       # Between layers only whole inputs move, and some may wait.
-      widest = max(masks[path].shape[-1] for path in sizes)
-      missing = sum(wanted.values()) - sum(counts.values())
-      may_wait = c.option('structure') is not None
-      assert missing == 0 or (may_wait and 0 < missing < widest), (
-        f'{at}{counts} connections, promised {sum(wanted.values())}'
-      )
-      return
-    assert counts == wanted, f'{at}{counts} connections, promised {wanted}'
+      missing = sum(start.values()) - sum(counts.values())
+      widest = max(masks[path].shape[-1] for path in c.selected)
+      assert 0 <= missing < (widest if 'structure' in options else 1), told
+    elif 'pruning' not in c.name:
+      assert counts == start, told
 
-  def _reborn(self, move: Move, at: str) -> None:
-    """New connections start where they should."""
-    c, before, after = self.c, move.before, move.after
-    if c.method is None or not c.is_due(before.step):
-      return
-    stands = c.replaces_step or (c.quiet and is_by_weight(c))
-    if not stands or set(c.outside) - {*CLEAR, *SKIPPING}:
-      return
-    if c.name == 'top_kast' and c.option('penalty') is None:
-      return
-    for path in WEIGHTS:
-      reborn = after.trained[path] & ~before.trained[path]
-      value = after.phi[path][reborn]
-      label = f'{at}reborn φ of {path}, regrow={c.regrow!r}: {value}'
-      assert np.isfinite(value).all() or not _stays_finite(c), label
-      old = before.phi[path][reborn]
-      is_dead = (old == 0) & (c.alphas[path] > 1)
-      if c.regrow == 'zero':
-        assert not np.any(value), label
-      elif c.regrow == 'keep':
-        assert np.array_equal(value[~is_dead], old[~is_dead]), (
-          f'{label}, was {old}'
-        )
-        assert not c.is_powered or np.all(value[is_dead] != 0), (
-          f'{label}, where ψ′ = 0'
-        )
-      elif has_survivors(move, path):
-        assert np.all(value != 0), label
+  def _is_dense(self, step):
+    """Whether not all that is to go has gone yet."""
+    options = self.c.options
+    return 'pruning' in self.c.name and (
+      self.is_bad or step <= options.get('stop', options.get('step'))
+    )
 
 
-def _kept(c: Composition, sizes: dict[str, int]) -> dict[str, int]:
-  """Connections of each leaf, in the end."""
-  if isinstance(c.sparsity, dict):
-    return {
-      path: pp.masks.num_kept(sizes[path], c.sparsity[path]) for path in sizes
-    }
-  is_even = c.name not in ('static', 'sparse_evolution', 'rigl')
-  shares = c.distribution or (pp.uniform if is_even else pp.erk)
-  select = lambda module, name, value: f'{module}/{name}' in sizes
-  counts = Budget(c.sparsity, shares, select).counts(c.theta())
-  assert sum(counts.values()) == pp.masks.num_kept(
-    sum(sizes.values()), c.sparsity
-  )
-  return counts
-
-
-def _progress(c: Composition, step: int | None) -> float:
-  """Share of the sparsity that is reached after so many updates."""
-  assert step is not None
-  due = [number for number in range(step) if c.is_due(number)]
-  if not due:
-    return 0.0
-  if c.name == 'one_shot_pruning':
-    return 1.0
-  start, stop = c.option('start'), c.option('stop')
-  power = c.option('power', 3)
-  return 1 - (1 - (due[-1] - start) / (stop - start)) ** power
-
-
-def _stays_finite(c: Composition) -> bool:
+def _stays_finite(c):
   """float16 holds no 1e-8, so that 0/(0 + 1e-8) is NaN in Optax as well."""
-  return c.dtypes != 'float16' or c.inner in SGD
+  return c.dtypes != 'float16' or c.inner in co.SGD
 
 
-def _differences(old: Any, new: Any) -> list[str]:
-  if str(old[0]) != str(new[0]):
-    return [str(old[0]), str(new[0])]
-  is_kind = lambda node: isinstance(node, tuple) and len(node) == 3
-  leaves = lambda kinds: jax.tree_util.tree_leaves_with_path(
-    kinds, is_leaf=is_kind
+def _psi(phi, alpha):
+  return np.sign(phi) * np.abs(phi) ** alpha
+
+
+def has_oracle(c):
+  return (
+    c.dtypes == 'float32'
+    and not c.between
+    and set(c.outside) <= {*co.EXACT}
+    and not any('pp.' in link for link in c.inside)
+    and (c.name is not None or not c.outside)
+    and not (c.name and c.topology.penalise)
   )
-  return [
-    f'{jax.tree_util.keystr(path)}: {a} to {b}'
-    for (path, a), (_, b) in zip(leaves(old[1]), leaves(new[1]), strict=True)
-    if a != b
-  ]
+
+
+class Oracle:
+  """The definition in NumPy, in float64, with Optax for the step on θ.
+
+      Δφ = B ⊙ ψ′(φ) ⊙ step(g ⊙ B, θ ⊙ B)
+
+  It takes the masks as they are. It ends where a drawn value and a step come
+  together, and at the first rewiring where slots are more than one for each
+  weight.
+  """
+
+  def __init__(self, c, look):
+    self.c, self.phi, self.is_over, self.grads = c, look.phi, False, []
+    plain = dataclasses.replace(c.without_library(), outside=())
+    self.tx = optax.with_extra_args_support(plain.build())
+    self.state = self.tx.init(self._shown(self.phi, look.trained))
+
+  def _shown(self, phi, trained):
+    """What the optimiser sees of the parameters."""
+    seen = phi if self.c.form == 'naive' else _psi(phi, self.c.alphas)
+    return self.c.tree(seen * trained)
+
+  def move(self, move, at):
+    c = self.c
+    self.grads.append(move.grads)
+    is_step = c.name is None or move.after.step != move.before.step
+    if is_step and not self.is_over:
+      self._step(move, np.mean(self.grads, axis=0))
+    if is_step or 'MultiSteps' not in str(c.outside):
+      self.grads = []
+    if not self.is_over:
+      atol = 1e-5 if c.inner in co.SGD and not c.inside else 1e-4
+      told = f'{at}φ is not that of the definition'
+      np.testing.assert_allclose(
+        move.after.phi, self.phi, 1e-3, atol, err_msg=told
+      )
+
+  def _step(self, move, grads):
+    c, after = self.c, move.after
+    phi, step = self.phi, 0
+    is_due = c.rewires_at(move.before.step)
+    if is_due:
+      phi = self._started(move, grads)
+      self.is_over |= phi is None or not is_by_weight(c)
+    if self.is_over:
+      return
+    if is_due:
+      changed = c.tree(after.trained ^ move.before.trained, bool)
+      clear = lambda slot, where: jnp.where(where, 0, slot)
+      self.state = optax.tree.map_params(self.tx, clear, self.state, changed)
+    if not (is_due and c.topology.replaces_step):
+      grads = np.where(after.trained, grads, 0)
+      slope = c.alphas * np.abs(phi) ** (c.alphas - 1)
+      is_naive = c.form == 'naive'
+      extra_args = {'value': _loss(move.number)} if c.value else {}
+      steps, self.state = self.tx.update(
+        c.tree(grads * slope if is_naive else grads),
+        self.state,
+        self._shown(phi, after.trained),
+        **extra_args,
+      )
+      step = flat(steps) * (1 if is_naive else slope)
+    rest = 0 if after.pins else self.phi
+    self.phi = np.where(after.trained, phi + step, rest)
+
+  def _started(self, move, grads):
+    """φ with the first values of new connections; None if nobody can tell."""
+    c, phi, regrow = self.c, self.phi.copy(), move.after.regrow
+    told = move.reborn
+    if regrow in ('zero', 'keep'):
+      # Where ψ′ = 0 a rewiring gives trained weights another value.
+      told = move.after.trained & (phi == 0) & (c.alphas > 1)
+    elif regrow == 'smallest':
+      leaves = [c.parts(x) for x in (phi, grads, told, move.survives)]
+      for path in c.selected:
+        p, g, new, survives = (leaf[path] for leaf in leaves)
+        if survives.any():
+          least = np.abs(p[survives]).min()
+          p[new] = np.where(g > 0, -least, least)[new]
+          new[...] = False
+    if not told.any():
+      return phi
+    # Taken as they are, unless a step was added to them.
+    is_told = c.topology.replaces_step
+    return np.where(told, move.after.phi, phi) if is_told else None

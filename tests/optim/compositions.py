@@ -4,251 +4,406 @@ A composition is kept as code so that a failing one can be read and pasted. TX
 stands for what is inside: 'optax.chain(optax.clip(0.5), TX)'.
 """
 
-import ast
 import dataclasses
-from typing import Any
+import functools
+import math
+from typing import get_args
 
+from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 import powerprop_jax as pp
+from powerprop_jax.optim import sparsify, topology
 from powerprop_jax.train.scale import fusing
 
-PATHS = ('m/w', 'm/b', 'n/w')
-WEIGHTS = ('m/w', 'n/w')
-
-# A layer with a single weight, and a convolution.
-SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
-  'mlp': {'m/w': (3, 4), 'm/b': (4,), 'n/w': (4, 2)},
-  'tiny': {'m/w': (1, 2), 'm/b': (2,), 'n/w': (1, 1)},
-  'conv': {'m/w': (2, 2, 2, 3), 'm/b': (3,), 'n/w': (3, 2)},
+# A layer with a single weight, and a convolution; leaves are in JAX's order.
+SHAPES = {
+  'mlp': {'m/b': (4,), 'm/w': (3, 4), 'n/w': (4, 2)},
+  'tiny': {'m/b': (2,), 'm/w': (1, 2), 'n/w': (1, 1)},
+  'conv': {'m/b': (3,), 'm/w': (2, 2, 2, 3), 'n/w': (3, 2)},
 }
-DTYPES: dict[str, dict[str, Any]] = {
-  'float32': dict.fromkeys(PATHS, jnp.float32),
-  'bfloat16': dict.fromkeys(PATHS, jnp.bfloat16),
-  'float16': dict.fromkeys(PATHS, jnp.float16),
-  'mixed': {'m/w': jnp.bfloat16, 'm/b': jnp.float32, 'n/w': jnp.float32},
+DTYPES = {
+  'float32': (jnp.float32,) * 3,
+  'bfloat16': (jnp.bfloat16,) * 3,
+  'float16': (jnp.float16,) * 3,
+  'mixed': (jnp.float32, jnp.bfloat16, jnp.float32),
+}
+
+_STRUCTURE = jax.tree.structure({'m': {'b': 0, 'w': 0}, 'n': {'w': 0}})
+_ONLY_WEIGHTS = "{'m': {'w': True, 'b': False}, 'n': {'w': True}}"
+_LABELS = "{'m': {'w': 'x', 'b': 'y'}, 'n': {'w': 'y'}}"
+
+SGD = (
+  'optax.sgd(0.1)',
+  'optax.sgd(0.1, momentum=0.9)',
+  'optax.sgd(0.1, momentum=0.9, nesterov=True)',
+  'optax.sgd(optax.constant_schedule(0.1), momentum=0.5)',
+  'optax.inject_hyperparams(optax.sgd)(learning_rate=0.1)',
+)
+# Their slots start with zeros, one for each weight, and stay so where there was
+# never a gradient; nor does such a weight move.
+BY_WEIGHT = (
+  *SGD,
+  'optax.sgd(optax.cosine_decay_schedule(0.1, 20), momentum=0.9)',
+  'optax.adam(0.01)',
+  'optax.amsgrad(0.01)',
+  'optax.lion(0.01)',
+  'optax.rmsprop(0.01, momentum=0.9)',
+  'optax.chain(optax.trace(0.9), optax.scale(-0.1))',
+  'optax.chain(optax.ema(0.9), optax.scale_by_learning_rate(0.1))',
+)
+INNERS = (
+  *BY_WEIGHT,
+  'optax.adabelief(0.01)',
+  'optax.adamw(0.01, weight_decay=0.1)',
+  'optax.adagrad(0.05)',
+  'optax.adadelta(0.1)',
+  'optax.adafactor(0.01, min_dim_size_to_factor=2)',
+  'optax.adafactor(0.01, min_dim_size_to_factor=2, momentum=0.9)',
+  'optax.lamb(0.01, weight_decay=0.01)',
+  'optax.lars(0.1)',
+  'optax.nadamw(0.01)',
+  'optax.noisy_sgd(0.1, key=0)',
+  'optax.novograd(0.01)',
+  'optax.radam(0.01)',
+  'optax.rprop(0.01)',
+  'optax.sm3(0.1)',
+  'optax.yogi(0.01)',
+  'optax.contrib.muon(0.01)',
+  'optax.contrib.ademamix(0.01)',
+  'optax.contrib.adopt(0.01)',
+  'optax.contrib.dowg()',
+  'optax.contrib.prodigy()',
+  f"optax.multi_transform({{'x': optax.adam(0.01), 'y': optax.sgd(0.1)}}, "
+  f'{_LABELS})',
+)
+
+_CLIPS = (
+  'optax.chain(optax.clip(0.5), TX)',
+  'optax.chain(optax.clip_by_global_norm(1.0), TX)',
+)
+_BEFORE = (
+  *_CLIPS,
+  'optax.chain(optax.trace(0.9), TX)',
+  'optax.chain(optax.zero_nans(), TX)',
+  'optax.chain(optax.add_noise(0.01, 0.55, key=0), TX)',
+)
+_BEHIND = (
+  'optax.chain(TX, optax.scale(0.5))',
+  'optax.chain(TX, optax.scale_by_schedule(optax.linear_schedule(1, 0.5, 5)))',
+  'optax.chain(TX, optax.add_decayed_weights(-0.01))',
+  'optax.chain(TX, optax.clip(0.05))',
+  'optax.chain(TX, optax.apply_every(2))',
+)
+_AROUND = (
+  'optax.conditionally_transform(TX, lambda step: step % 3 != 1)',
+  f'optax.masked(TX, {_ONLY_WEIGHTS})',
+  f"optax.multi_transform({{'x': TX, 'y': optax.sgd(0.1)}}, {_LABELS})",
+  'optax.flatten(TX)',
+  'optax.contrib.sam(TX, optax.sgd(0.05), sync_period=2)',
+  'optax.contrib.schedule_free(TX, learning_rate=0.1)',
+)
+_NAMED = "optax.named_chain(('one', optax.clip(0.5)), ('two', TX))"
+IF_FINITE = 'optax.apply_if_finite(TX, 5)'
+_MULTI_STEPS = 'optax.MultiSteps(TX, 2).gradient_transformation()'
+_MASK_STEPS = 'optax.conditionally_mask(TX, lambda step: step % 3 != 1)'
+# Around the optimiser, where parameters are θ and gradients ∂L/∂θ.
+LINKS = (
+  *_BEFORE,
+  *_BEHIND,
+  'optax.chain(optax.adaptive_grad_clip(0.1), TX)',
+  'optax.chain(optax.add_decayed_weights(0.01), TX)',
+  f'optax.chain(optax.masked(optax.add_decayed_weights(0.01), {_ONLY_WEIGHTS}'
+  '), TX)',
+  'optax.chain(pp.decay_theta(0.01), TX)',
+  'optax.chain(optax.ema(0.9), TX)',
+  'optax.chain(optax.centralize(), TX)',
+  'optax.chain(TX, optax.scale_by_trust_ratio(0.0, 0.01))',
+)
+INSIDE = (
+  *LINKS,
+  *_AROUND,
+  _NAMED,
+  IF_FINITE,
+  _MULTI_STEPS,
+  _MASK_STEPS,
+  'optax.chain(TX, optax.contrib.reduce_on_plateau())',
+)
+# Between powerprop and sparsify: gradients ∂L/∂θ, parameters and steps φ.
+BETWEEN = (
+  *_CLIPS,
+  'optax.chain(TX, pp.decay_phi(0.01, 0.1))',
+  'optax.chain(TX, optax.scale(0.5))',
+  IF_FINITE,
+  _MULTI_STEPS,
+)
+# Around all, changing nothing of what is right.
+CLEAR = (
+  'optax.chain(TX)',
+  IF_FINITE,
+  'optax.inject_hyperparams(lambda unused: TX)(unused=0.1)',
+)
+# The same, or skipping and gathering steps.
+EXACT = (
+  *CLEAR,
+  _MULTI_STEPS,
+  _MASK_STEPS,
+  'optax.MultiSteps(TX, lambda step: 1 + step % 2).gradient_transformation()',
+)
+# Around all, what works on dense gradients before.
+BEFORE = (
+  *_BEFORE,
+  _NAMED,
+  'optax.chain(optax.identity(), TX)',
+  'optax.chain(optax.scale(0.5), TX)',
+)
+# Around all, what works on the step on φ, or is to sparsify what it is not.
+AFTER = (
+  *_BEHIND,
+  *_AROUND,
+  'optax.chain(TX, optax.identity())',
+  'optax.chain(TX, optax.scale_by_learning_rate(0.5, flip_sign=False))',
+  'optax.chain(TX, optax.add_noise(0.01, 0.55, key=0))',
+  'optax.chain(TX, optax.trace(0.5))',
+  'optax.chain(TX, pp.decay_phi(0.1, 0.1))',
+  "optax.named_chain(('two', TX), ('one', optax.scale(0.5)))",
+  f'optax.chain(TX, optax.masked(optax.scale(0.5), {_ONLY_WEIGHTS}))',
+  'pp.powerprop(TX, 2.0)',
+  'pp.static(TX, 0.5)',
+)
+ADAPTIVE = 'pp.adaptive_alpha(TX, pp.near_zero_controller(0.3), period=2)'
+ALPHAS = (
+  *('1.0', '1.25', '1.5', '1.7', '2.0', '3.0'),
+  *(f'jnp.float32({alpha})' for alpha in (1.0, 1.5, 1.7, 2.0, 3.0)),
+  "{'m': {'w': jnp.float32(2.0)}, 'n': {'w': 1.5}}",
+  "{'m': {'w': 1.0}, 'n': {'w': jnp.float32(1.25)}}",
+  "{'m': {'w': 1.0}, 'n': {'w': 1.0}}",
+)
+
+# What each option of a method may be; '' leaves it out.
+_LEAVES = {
+  'sparsity': ('0.5', '0.25', '0.75', '0.0'),
+  'distribution': ('', '', '', 'pp.uniform', 'pp.er', 'pp.erk'),
+  'select': ('',) * 8 + ("pp.by_regex('m/w')",),
+}
+_PATTERNED = _LEAVES | {
+  'sparsity': ('0.5', '0.5', *_LEAVES['sparsity'], "{'m/w': 0.5, 'n/w': 0.25}"),
+  'structure': ('',) * 5 + ("'constant_fan_in'",),
+}
+_PRUNES = _PATTERNED | {
+  'scope': ('', "'global'", "'global'"),
+  'normalise': ('', 'True'),
+}
+_MOVES = {
+  'stop': ('100',),
+  'period': ('2', '2', '3', '50'),
+  'regrow': ('', '', *map(repr, get_args(topology.Regrow))),
+  'replaces_step': ('', '', 'True', 'False'),
+}
+_DROPS = _PATTERNED | _MOVES | {'drop_fraction': ('', '0.6')}
+OPTIONS = {
+  'static': _PATTERNED,
+  'gradual_pruning': _PRUNES
+  | {'start': ('0',), 'stop': ('4',), 'period': _MOVES['period']}
+  | {'power': ('', '1')},
+  'one_shot_pruning': _PRUNES | {'step': ('0', '1', '2', '3')},
+  'sparse_evolution': _DROPS,
+  'rigl': _DROPS,
+  'snfs': _PATTERNED
+  | _MOVES
+  | {'second_moment': ('', '0.9'), 'redistribute': ('', '', 'False')},
+  'dsr': _LEAVES | _MOVES | {'num_dropped': ('2',), 'threshold': ('0.5',)},
+  'top_kast': _LEAVES
+  | {
+    'sparsity': ('0.25', '0.5', '0.75'),
+    'backward_sparsity': ('0.0', '0.2', '0.25'),
+    'period': ('1', '2', '50'),
+    'penalty': ('', '0.0', '0.0'),
+  },
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Composition:
-  """A transformation, and how it is trained.
-
-  Attributes:
-    inner: the optimiser.
-    inside: what is around it, from the inside out, where parameters are θ.
-    alpha: the power; None is without powerprop.
-    form: of powerprop.
-    between: what is around powerprop, within the method.
-    method: a method of the library; None is dense.
-    outside: what is around all.
-    shapes: of the parameters, a name in SHAPES.
-    dtypes: likewise in DTYPES.
-    num_zeros: how many entries of each weight start at zero, at most.
-    steps: number of updates.
-    jit: whether the step is compiled; its state is then donated.
-    quiet: whether gradients are zero where connections are rewired.
-    bad: (step, value, where): a gradient that is not finite, at a weight that
-      is 'trained' or 'hidden'.
-    value: whether update is given the loss.
-    twice: whether sparsify writes the update down twice.
-    wide: whether gradients are float32 whatever the parameters are.
-  """
+  """A transformation, and how it is trained."""
 
   inner: str = 'optax.sgd(0.1)'
-  inside: tuple[str, ...] = ()
-  alpha: str | None = None
+  inside: tuple = ()  # around it, from the inside out; parameters are θ
+  alpha: str | None = None  # without powerprop
   form: str = 'recommended'
-  between: tuple[str, ...] = ()
-  method: str | None = None
-  outside: tuple[str, ...] = ()
+  between: tuple = ()  # around powerprop, within the method
+  method: tuple = (None, ())  # its name and options; dense
+  outside: tuple = ()  # around all
   shapes: str = 'mlp'
   dtypes: str = 'float32'
-  num_zeros: int = 0
+  num_zeros: int = 0  # entries of each weight that start at zero, at most
   steps: int = 5
-  jit: bool = True
-  quiet: bool = False
-  bad: tuple[int, str, str] | None = None
-  value: bool = False
-  twice: bool = False
-  wide: bool = False
-
-  def __repr__(self) -> str:
-    given = (
-      f'{field.name}={getattr(self, field.name)!r}'
-      for field in dataclasses.fields(self)
-      if getattr(self, field.name) != field.default
-    )
-    return f'Composition({", ".join(given)})'
+  jit: bool = True  # with its state donated
+  bad: tuple = ()  # step, what is not finite, whether at a weight 'trained'
+  value: bool = False  # update is given the loss
+  twice: bool = False  # sparsify writes the update down twice
+  wide: bool = False  # gradients are float32 whatever the parameters are
 
   @property
-  def code(self) -> str:
+  def code(self):
     """The transformation as one line."""
     tx = _wrap(self.inner, self.inside)
     if self.alpha is not None:
-      form = '' if self.form == 'recommended' else f', form={self.form!r}'
-      tx = f'pp.powerprop({tx}, {self.alpha}{form})'
+      tx = f'pp.powerprop({tx}, {self.alpha}, form={self.form!r})'
     tx = _wrap(tx, self.between)
-    method = self.method or 'TX'
-    if self.twice and self.method:
-      method = f'fusing.fused({method})'
-    return _wrap(tx, (method, *self.outside))
+    if self.name is not None:
+      options = ', '.join(f'{name}={code}' for name, code in self.method[1])
+      tx = f'pp.{self.name}({tx}, {options})'
+      tx = f'fusing.fused({tx})' if self.twice else tx
+    return _wrap(tx, self.outside)
 
-  def build(self, **names: Any) -> Any:
+  def build(self, **names):
     return _evaluate(self.code, **names)
 
-  def build_inner(self) -> Any:
-    """What the method is given."""
-    inner = dataclasses.replace(self, method=None, outside=())
-    return _evaluate(inner.code)
-
-  def without_library(self) -> 'Composition':
+  def without_library(self):
     """What Optax alone makes of it."""
-    optax_only = lambda links: tuple(s for s in links if 'pp.' not in s)
-    return dataclasses.replace(
-      self,
-      inside=optax_only(self.inside),
-      alpha=None,
-      between=optax_only(self.between),
-      method=None,
-      outside=optax_only(self.outside),
-    )
-
-  @property
-  def name(self) -> str | None:
-    """Of the method."""
-    return None if self.method is None else _call(self.method)[0]
-
-  @property
-  def selected(self) -> tuple[str, ...]:
-    """The leaves that the method masks."""
-    return WEIGHTS if self.option('select') is None else ('m/w',)
-
-  @property
-  def sparsity(self) -> Any:
-    assert self.method is not None
-    arguments = _call(self.method)[1]
-    return arguments[0] if arguments else None
-
-  def option(self, name: str, default: Any = None) -> Any:
-    """A keyword argument of the method."""
-    return (
-      None if self.method is None else _call(self.method)[2].get(name, default)
-    )
-
-  @property
-  def distribution(self) -> Any:
-    named = self.option('distribution')
-    return None if named is None else _evaluate(named)
-
-  @property
-  def alphas(self) -> dict[str, float]:
-    """The powers by leaf."""
-    alpha = 1.0 if self.alpha is None else _evaluate(self.alpha)
-    by_leaf = {
-      path: float(_leaf(alpha, path) if isinstance(alpha, dict) else alpha)
-      for path in WEIGHTS
+    around = {
+      where: tuple(link for link in getattr(self, where) if 'pp.' not in link)
+      for where in ('inside', 'between', 'outside')
     }
-    return {'m/b': 1.0, **by_leaf}
+    return dataclasses.replace(self, alpha=None, method=(None, ()), **around)
 
   @property
-  def is_powered(self) -> bool:
-    """Whether α is not certainly 1, as sparsify counts."""
-    if self.alpha is None:
-      return False
-    powers = jax.tree.leaves(_evaluate(self.alpha))
-    return any(not isinstance(a, float) or a != 1 for a in powers)
+  def name(self):
+    """Of the method."""
+    return self.method[0]
+
+  @functools.cached_property
+  def options(self):
+    """Of the method."""
+    return {name: _evaluate(code) for name, code in self.method[1]}
+
+  @functools.cached_property
+  def topology(self):
+    method = dataclasses.replace(self, twice=False, outside=())
+    return sparsify.parts(method.build()).topology
+
+  def rewires_at(self, step):
+    return self.name is not None and bool(self.topology.when(step))
 
   @property
-  def regrow(self) -> str:
-    """How new connections start."""
-    if self.name in ('gradual_pruning', 'one_shot_pruning'):
-      return 'zero'
-    if self.name == 'top_kast':
-      return 'keep'
-    unsaid = 'keep' if self.is_powered else 'zero'
-    return self.option('regrow') or unsaid
+  def selected(self):
+    """The leaves that the method masks."""
+    return ('m/w',) if 'select' in self.options else ('m/w', 'n/w')
+
+  def parts(self, flat):
+    """{'m/w': array, ...} of a vector of all weights."""
+    shapes = SHAPES[self.shapes]
+    ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
+    leaves = zip(shapes.items(), np.split(flat, ends[:-1]), strict=True)
+    return {path: leaf.reshape(shape) for (path, shape), leaf in leaves}
+
+  def tree(self, flat, dtypes='float32'):
+    """Parameters of a vector of all weights."""
+    dtypes = DTYPES.get(dtypes, (dtypes,) * 3)
+    leaves = map(jnp.asarray, self.parts(flat).values(), dtypes)
+    return jax.tree.unflatten(_STRUCTURE, leaves)
+
+  @functools.cached_property
+  def alphas(self):
+    """The power of each weight."""
+    alpha = _evaluate(self.alpha or '1.0')
+    if not isinstance(alpha, dict):
+      alpha = {'m': {'w': alpha}, 'n': {'w': alpha}}
+    powers = (1.0, alpha['m']['w'], alpha['n']['w'])
+    shapes = SHAPES[self.shapes].values()
+    return flat(list(map(np.full, shapes, map(float, powers))))
 
   @property
-  def replaces_step(self) -> bool:
-    return self.option('replaces_step', self.name == 'rigl')
+  def is_powered(self):
+    """Whether α is not certainly 1."""
+    return 'jnp' in (self.alpha or '') or self.alphas.max() > 1
 
-  def is_due(self, step: int | None) -> bool:
-    """Whether the update of that number rewires."""
-    if self.method is None or self.name == 'static':
-      return False
-    assert step is not None
-    if self.name == 'one_shot_pruning':
-      return step == self.option('step')
-    period = self.option('period', 1)
-    if self.name == 'top_kast':
-      return step % period == 0
-    if self.name == 'gradual_pruning':
-      since = step - self.option('start')
-      whole = self.option('stop') - self.option('start')
-      return (0 < since < whole and since % period == 0) or since == whole
-    return step % period == 0 and period <= step < self.option('stop')
-
-  def theta(self) -> dict[str, dict[str, jax.Array]]:
-    """Weights of an even spread, with the zeros asked for."""
+  def theta(self):
+    """Weights of an even spread, with so many zeros."""
     rng = np.random.default_rng(0)
-    leaves = {}
-    for path, shape in SHAPES[self.shapes].items():
-      size = rng.uniform(0.2, 1.5, shape)
-      leaf = size * rng.choice([-1, 1], shape)
-      if path in WEIGHTS:
-        num_zeros = min(self.num_zeros, leaf.size - 1)
-        leaf.flat[rng.permutation(leaf.size)[:num_zeros]] = 0
-      leaves[path] = jnp.asarray(leaf, DTYPES[self.dtypes][path])
-    return as_tree(leaves)
+    size = self.alphas.size
+    theta = rng.uniform(0.2, 1.5, size) * rng.choice([-1, 1], size)
+    for path in ('m/w', 'n/w'):
+      leaf = self.parts(theta)[path]
+      num_zeros = min(self.num_zeros, leaf.size - 1)
+      leaf.flat[rng.permutation(leaf.size)[:num_zeros]] = 0
+    return self.tree(theta, self.dtypes)
 
 
-def as_tree(leaves: dict[str, Any]) -> dict[str, dict[str, Any]]:
-  """{'m/w': x, ...} as parameters."""
-  return {
-    'm': {'w': leaves['m/w'], 'b': leaves['m/b']},
-    'n': {'w': leaves['n/w']},
-  }
+def flat(tree, dtype=np.float64):
+  """All leaves in one vector."""
+  return np.concatenate(
+    [np.ravel(np.asarray(x, dtype)) for x in jax.tree.leaves(tree)]
+  )
 
 
-def as_leaves(tree: Any) -> dict[str, Any]:
-  """Parameters as {'m/w': x, ...}."""
-  return {path: _leaf(tree, path) for path in PATHS}
-
-
-def _leaf(tree: Any, path: str) -> Any:
-  module, name = path.split('/')
-  return tree[module][name]
-
-
-def _wrap(tx: str, templates: tuple[str, ...]) -> str:
+def _wrap(tx, templates):
   for template in templates:
     tx = template.replace('TX', tx)
   return tx
 
 
-def _evaluate(code: str, **names: Any) -> Any:
+def _evaluate(code, **names):
   known = {'fusing': fusing, 'jnp': jnp, 'optax': optax, 'pp': pp}
   return eval(code, known | names)
 
 
-def _call(code: str) -> tuple[str, list[Any], dict[str, Any]]:
-  """Name, arguments but the first, and keyword arguments of a method."""
-  call = ast.parse(code, mode='eval').body
-  assert isinstance(call, ast.Call)
-  assert isinstance(call.func, ast.Attribute)
+_any_of = lambda values: st.sampled_from(values).map(lambda value: (value,))
+_joined = lambda *parts: st.tuples(*parts).map(lambda drawn: sum(drawn, ()))
 
-  def read(node: ast.expr) -> Any:
-    try:
-      return ast.literal_eval(node)
-    except ValueError:
-      return ast.unparse(node)
 
-  return (
-    call.func.attr,
-    [read(argument) for argument in call.args[1:]],
-    {str(k.arg): read(k.value) for k in call.keywords},
+def _one_in(number, often, rare):
+  return st.one_of(*[st.just(often)] * (number - 1), rare)
+
+
+def _method(name):
+  choices = {k: st.sampled_from(codes) for k, codes in OPTIONS[name].items()}
+  return st.fixed_dictionaries(choices).map(
+    lambda drawn: (name, tuple((k, code) for k, code in drawn.items() if code))
   )
+
+
+_METHODS = st.sampled_from((*OPTIONS, 'rigl')).flatmap(_method)
+_BAD = st.tuples(st.integers(0, 4), st.sampled_from(('nan', 'inf')))
+_TRAINING = {
+  'alpha': st.sampled_from((None, None, None, *ALPHAS)),
+  'form': _one_in(5, 'recommended', st.just('naive')),
+  'num_zeros': _one_in(4, 0, st.just(3)),
+  'steps': st.integers(4, 8),
+  'jit': _one_in(10, True, st.just(False)),
+  'bad': _one_in(5, (), _joined(_BAD, _any_of(('trained', 'hidden')))),
+  'value': st.booleans(),
+  'twice': _one_in(10, False, st.just(True)),
+  'wide': _one_in(3, False, st.just(True)),
+}
+COMPOSITIONS = st.one_of(
+  # Methods around a plain optimiser, and all that there is.
+  st.builds(
+    Composition,
+    inner=st.sampled_from(BY_WEIGHT),
+    method=_METHODS,
+    outside=_one_in(3, (), _any_of(EXACT)),
+    **_TRAINING,
+  ),
+  st.builds(
+    Composition,
+    inner=st.sampled_from(INNERS),
+    inside=_joined(
+      _one_in(2, (), _any_of(INSIDE)), _one_in(5, (), _any_of(LINKS))
+    ),
+    between=_one_in(5, (), _any_of(BETWEEN)),
+    method=st.one_of(st.just((None, ())), *[_METHODS] * 3),
+    outside=_joined(
+      st.one_of(st.just(()), *map(_any_of, (EXACT, BEFORE, AFTER))),
+      _one_in(5, (), _any_of((*EXACT, *BEFORE))),
+      _one_in(7, (), st.just((ADAPTIVE,))),
+    ),
+    shapes=st.sampled_from(tuple(SHAPES)),
+    dtypes=st.sampled_from(tuple(DTYPES)),
+    **_TRAINING,
+  ),
+)

@@ -1,72 +1,26 @@
 """Constant fan-in: exact at every step, and rewired as a slow oracle does."""
 
-import functools
-
 from absl.testing import parameterized
-import chex
 import fan_in_cases as cases
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
 import numpy as np
 import optax
 import pytest
 import small
 
-from powerprop_jax.core import distributions, patterns
-from powerprop_jax.core import select as select_lib
-from powerprop_jax.optim import aliases, powerprop, views
+import powerprop_jax as pp
+from powerprop_jax.core import patterns
 from powerprop_jax.optim.topologies import allocation, drop_grow, snfs
 from powerprop_jax.optim.topologies.counts import Budget
 
 _OPTIONS = {'structure': 'constant_fan_in', **cases.UNIFORM}
-_MOVES = {'sparsity': 0.7, 'period': 4, 'stop': 60, 'drop_fraction': 0.5}
 # The fan-in of each leaf at a sparsity of 0.7, of 18, 20 and 12 inputs.
 _KEPT = {'conv': 5, 'linear': 6, 'logits': 4}
-
-METHODS = {
-  'static': functools.partial(aliases.static, sparsity=0.7, **_OPTIONS),
-  'set': functools.partial(aliases.sparse_evolution, **_MOVES, **_OPTIONS),
-  'rigl': functools.partial(aliases.rigl, **_MOVES, **_OPTIONS),
-  'snfs_fixed': functools.partial(
-    aliases.snfs, redistribute=False, **_MOVES, **_OPTIONS
-  ),
-}
-
-
-def _inner(alpha):
-  return powerprop.powerprop(optax.sgd(0.05, momentum=0.9), alpha)
-
-
-def _budget(sparsity):
-  return Budget(
-    sparsity, distributions.uniform, select_lib.is_weight, 'constant_fan_in'
-  )
 
 
 def _oracle_of_layer(tree, name):
   return np.abs(np.asarray(tree[name]['w']))
-
-
-class BudgetTest(parameterized.TestCase):
-  def test_random_masks_are_uniform_over_inputs(self):
-    budget, theta = _budget({'w': 0.7}), {'w': jnp.zeros((6, 500))}
-    mask = budget.random_masks(jax.random.key(0), theta)['w']
-    np.testing.assert_array_equal(np.sum(mask, axis=0), 2)
-    share = np.mean(mask, axis=1)
-    np.testing.assert_allclose(share, 1 / 3, atol=5 * np.sqrt(2 / 9 / 500))
-
-  @parameterized.parameters(AxisType.Auto, AxisType.Explicit)
-  def test_random_masks_are_the_same_on_any_number_of_devices(self, axis_type):
-    theta = {'w': jnp.zeros((16, 24))}
-    draw = lambda theta: _budget(0.7).random_masks(jax.random.key(3), theta)
-    mesh = jax.make_mesh((8,), ('d',), axis_types=(axis_type,))
-    for spec in (P('d', None), P(None, 'd')):
-      sharded = jax.device_put(theta, NamedSharding(mesh, spec))
-      with jax.set_mesh(mesh):
-        masks = jax.jit(draw)(sharded)
-      chex.assert_trees_all_equal(jax.device_get(masks), draw(theta))
 
 
 @jax.jit
@@ -74,96 +28,6 @@ def _moved(mask, drop, grow, num_dropped, wanted):
   return drop_grow.drop_and_grow(
     mask, drop, grow, num_dropped, wanted, patterns.CONSTANT_FAN_IN
   )
-
-
-class DropAndGrowTest(parameterized.TestCase):
-  @parameterized.parameters(range(25))
-  @pytest.mark.slow
-  def test_equals_the_oracle_on_random_shapes_with_ties(self, seed):
-    rng = np.random.default_rng(seed)
-    mask, drop, grow, k = cases.layer(rng)
-    num_dropped = int(rng.integers(0, mask.sum() + 1))
-    size = mask.size // mask.shape[-1]
-    # The fan-in may stay, rise, fall, and be 0 for some.
-    new_k = int(rng.integers(1, size + 1)) if seed % 2 else k
-    wanted = np.where(rng.random(mask.shape[-1]) < 0.8, new_k, 0)
-    got = _moved(mask, drop, grow, jnp.int32(num_dropped), jnp.asarray(wanted))
-    expected = cases.drop_and_grow(mask, drop, grow, num_dropped, wanted)
-    np.testing.assert_array_equal(got, expected)
-
-  def test_small_weights_of_the_layer_go_whichever_neuron_has_them(self):
-    mask = jnp.array([[True, True], [True, True], [False, False]])
-    drop = jnp.array([[9.0, 1.0], [8.0, 2.0], [0.0, 0.0]])
-    grow = jnp.array([[0.0, 1.0], [0.0, 2.0], [5.0, 3.0]])
-    expected = [[True, False], [True, True], [False, True]]
-    np.testing.assert_array_equal(_moved(mask, drop, grow, 2, 2), expected)
-
-
-class TopologyTest(parameterized.TestCase):
-  @parameterized.product(method=tuple(METHODS), alpha=(1.0, 2.0))
-  @pytest.mark.slow
-  def test_every_neuron_has_its_inputs_after_every_update(self, method, alpha):
-    moved = False
-    masks = None
-    for state in cases.states(METHODS[method](_inner(alpha)), 64):
-      for name, k in _KEPT.items():
-        np.testing.assert_array_equal(cases.inputs(state.masks, name), k)
-        self.assertTrue(state.masks[name]['b'].all())
-      if masks is not None:
-        moved |= not np.array_equal(masks, state.masks['linear']['w'])
-      masks = state.masks['linear']['w']
-    self.assertEqual(moved, method != 'static')
-
-  def test_pruning_keeps_the_largest_inputs_of_every_neuron(self):
-    tx = aliases.one_shot_pruning(
-      optax.sgd(0.1), 0.7, step=0, structure='constant_fan_in'
-    )
-    phi, state = views.init(tx, cases.theta())
-    zeros = jax.tree.map(jnp.zeros_like, phi)
-    _, state = jax.jit(tx.update)(zeros, state, phi)
-    for name, k in _KEPT.items():
-      flat = _oracle_of_layer(phi, name).reshape(-1, cases.NEURONS[name])
-      mask = np.asarray(state.masks[name]['w']).reshape(flat.shape)
-      least = np.sort(flat, axis=0)[-k]
-      np.testing.assert_array_equal(mask, flat >= least)
-
-  def test_leaves_that_are_not_selected_stay_dense(self):
-    select = select_lib.exclude(select_lib.is_weight, 'logits')
-    tx = aliases.rigl(optax.sgd(0.1), select=select, **_MOVES, **_OPTIONS)
-    for state in cases.states(tx, 9):
-      self.assertTrue(state.masks['logits']['w'].all())
-      np.testing.assert_array_equal(cases.inputs(state.masks, 'linear'), 6)
-
-  def test_dense_layers_and_layers_of_one_input_or_neuron(self):
-    theta = {
-      'dense': {'w': jnp.ones((5, 3))},
-      'one_in': {'w': jnp.ones((1, 4))},
-      'one_out': {'w': jnp.arange(1.0, 7).reshape(6, 1)},
-    }
-    sparsity = {'dense/w': 0.0, 'one_in/w': 0.5, 'one_out/w': 0.5}
-    tx = aliases.rigl(
-      optax.sgd(0.0), sparsity, stop=9, period=1, structure='constant_fan_in'
-    )
-    phi, state = views.init(tx, theta)
-    update = jax.jit(tx.update)
-    for i in range(6):
-      grads = small.grads(i, phi)
-      _, state = update(grads, state, phi)
-      self.assertTrue(state.masks['dense']['w'].all())
-      self.assertTrue(state.masks['one_in']['w'].all())
-      self.assertEqual(int(state.masks['one_out']['w'].sum()), 3)
-
-  def test_masks_that_were_replaced_are_put_right_at_the_next_rewiring(self):
-    tx = aliases.rigl(
-      optax.sgd(0.0), 0.7, stop=9, period=1, start=0, **_OPTIONS
-    )
-    phi, state = views.init(tx, cases.theta())
-    uneven = jax.tree.map(lambda x: (x > 0) | (x.ndim == 1), phi)
-    state = views.with_masks(state, uneven)
-    ones = jax.tree.map(jnp.ones_like, phi)
-    _, state = jax.jit(tx.update)(ones, state, phi)
-    for name, k in _KEPT.items():
-      np.testing.assert_array_equal(cases.inputs(state.masks, name), k)
 
 
 def _whole_fan_ins(counts, neurons):
@@ -190,7 +54,71 @@ def _whole_fan_ins(counts, neurons):
     inputs[min(short, key=over)] += 1
 
 
-class WholeFanInsTest(parameterized.TestCase):
+class ConstantFanInTest(parameterized.TestCase):
+  def test_random_masks_are_uniform_over_inputs(self):
+    budget = Budget({'w': 0.7}, structure='constant_fan_in')
+    theta = {'w': jnp.zeros((6, 500))}
+    mask = budget.random_masks(jax.random.key(0), theta)['w']
+    np.testing.assert_array_equal(np.sum(mask, axis=0), 2)
+    share = np.mean(mask, axis=1)
+    np.testing.assert_allclose(share, 1 / 3, atol=5 * np.sqrt(2 / 9 / 500))
+
+  @parameterized.parameters(range(25))
+  @pytest.mark.slow
+  def test_equals_the_oracle_on_random_shapes_with_ties(self, seed):
+    rng = np.random.default_rng(seed)
+    mask, drop, grow, k = cases.layer(rng)
+    num_dropped = int(rng.integers(0, mask.sum() + 1))
+    size = mask.size // mask.shape[-1]
+    # The fan-in may stay, rise, fall, and be 0 for some.
+    new_k = int(rng.integers(1, size + 1)) if seed % 2 else k
+    wanted = np.where(rng.random(mask.shape[-1]) < 0.8, new_k, 0)
+    got = _moved(mask, drop, grow, jnp.int32(num_dropped), jnp.asarray(wanted))
+    expected = cases.drop_and_grow(mask, drop, grow, num_dropped, wanted)
+    np.testing.assert_array_equal(got, expected)
+
+  def test_pruning_keeps_the_largest_inputs_of_every_neuron(self):
+    tx = pp.one_shot_pruning(
+      optax.sgd(0.1), 0.7, step=0, structure='constant_fan_in'
+    )
+    phi, state = pp.init(tx, cases.theta())
+    zeros = jax.tree.map(jnp.zeros_like, phi)
+    _, state = jax.jit(tx.update)(zeros, state, phi)
+    for name, k in _KEPT.items():
+      flat = _oracle_of_layer(phi, name).reshape(-1, cases.NEURONS[name])
+      mask = np.asarray(state.masks[name]['w']).reshape(flat.shape)
+      least = np.sort(flat, axis=0)[-k]
+      np.testing.assert_array_equal(mask, flat >= least)
+
+  def test_dense_layers_and_layers_of_one_input_or_neuron(self):
+    theta = {
+      'dense': {'w': jnp.ones((5, 3))},
+      'one_in': {'w': jnp.ones((1, 4))},
+      'one_out': {'w': jnp.arange(1.0, 7).reshape(6, 1)},
+    }
+    sparsity = {'dense/w': 0.0, 'one_in/w': 0.5, 'one_out/w': 0.5}
+    tx = pp.rigl(
+      optax.sgd(0.0), sparsity, stop=9, period=1, structure='constant_fan_in'
+    )
+    phi, state = pp.init(tx, theta)
+    update = jax.jit(tx.update)
+    for i in range(6):
+      grads = small.grads(i, phi)
+      _, state = update(grads, state, phi)
+      self.assertTrue(state.masks['dense']['w'].all())
+      self.assertTrue(state.masks['one_in']['w'].all())
+      self.assertEqual(int(state.masks['one_out']['w'].sum()), 3)
+
+  def test_masks_that_were_replaced_are_put_right_at_the_next_rewiring(self):
+    tx = pp.rigl(optax.sgd(0.0), 0.7, stop=9, period=1, start=0, **_OPTIONS)
+    phi, state = pp.init(tx, cases.theta())
+    uneven = jax.tree.map(lambda x: (x > 0) | (x.ndim == 1), phi)
+    state = pp.with_masks(state, uneven)
+    ones = jax.tree.map(jnp.ones_like, phi)
+    _, state = jax.jit(tx.update)(ones, state, phi)
+    for name, k in _KEPT.items():
+      np.testing.assert_array_equal(cases.inputs(state.masks, name), k)
+
   def test_equals_the_oracle_and_fills_up_to_one_input(self):
     rng = np.random.default_rng(0)
     whole = jax.jit(allocation.whole_fan_ins)
@@ -208,12 +136,10 @@ class WholeFanInsTest(parameterized.TestCase):
       rest = counts.sum() - (got * neurons).sum()
       self.assertBetween(rest, 0, 0 if turn % 3 == 1 else neurons.max() - 1)
 
-
-class SnfsTest(parameterized.TestCase):
   @parameterized.product(alpha=(1.0, 2.0), second_moment=(None, 0.99))
   def test_layers_exchange_whole_inputs(self, alpha, second_moment):
-    tx = aliases.snfs(
-      powerprop.powerprop(optax.sgd(0.05), alpha),
+    tx = pp.snfs(
+      pp.powerprop(optax.sgd(0.05), alpha),
       0.7,
       period=4,
       stop=90,
@@ -235,9 +161,7 @@ class SnfsTest(parameterized.TestCase):
 
   def test_a_rewiring_drops_small_weights_and_grows_by_momentum(self):
     """Each layer as drop_and_grow does it, with whole fan-ins."""
-    tx = aliases.snfs(
-      optax.sgd(0.0), 0.7, period=1, start=0, stop=100, **_OPTIONS
-    )
+    tx = pp.snfs(optax.sgd(0.0), 0.7, period=1, start=0, stop=100, **_OPTIONS)
     theta = cases.theta()
     state = tx.init(theta)
     grads = small.grads(5, theta)
@@ -263,29 +187,3 @@ class SnfsTest(parameterized.TestCase):
         [fan_ins[i]] * masks[i].shape[-1],
       )
       np.testing.assert_array_equal(new.masks[name]['w'], expected)
-
-
-class RefusalsTest(parameterized.TestCase):
-  @parameterized.parameters(
-    aliases.rigl, aliases.sparse_evolution, aliases.snfs
-  )
-  def test_unknown_structures_are_named_with_a_suggestion(self, make):
-    with self.assertRaisesRegex(ValueError, "Did you mean 'constant_fan_in'"):
-      make(optax.sgd(0.1), 0.5, stop=500, period=1, structure='constant_fanin')
-    for other in (aliases.static, aliases.one_shot_pruning):
-      options = {} if other is aliases.static else {'step': 1}
-      with self.assertRaisesRegex(ValueError, "must be 'unstructured' or"):
-        other(optax.sgd(0.1), 0.5, structure='blocks', **options)
-
-  def test_given_masks_have_the_structure_that_they_have(self):
-    masks = jax.tree.map(lambda x: x > 0, cases.theta())
-    with self.assertRaisesRegex(ValueError, 'needs a sparsity, got masks'):
-      aliases.static(optax.sgd(0.1), masks=masks, structure='constant_fan_in')
-
-  def test_neurons_are_not_ranked_globally(self):
-    with self.assertRaisesRegex(
-      ValueError, "scope='global'. Use scope='layer'"
-    ):
-      aliases.one_shot_pruning(
-        optax.sgd(0.1), 0.5, step=1, scope='global', structure='constant_fan_in'
-      )

@@ -4,9 +4,9 @@ import chex
 import numpy as np
 import small
 
-from powerprop_jax.core import distributions
+import powerprop_jax as pp
 
-UNIFORM = {'distribution': distributions.uniform}
+UNIFORM = {'distribution': pp.uniform}
 # Neurons of the leaves 'w' of theta().
 NEURONS = {'conv': 6, 'linear': 12, 'logits': 4}
 

@@ -10,8 +10,7 @@ import numpy as np
 import optax
 import small
 
-from powerprop_jax.core import distributions, select
-from powerprop_jax.optim import aliases, powerprop, views
+import powerprop_jax as pp
 from powerprop_jax.optim.topologies import fixed
 from powerprop_jax.optim.topologies.counts import Budget
 
@@ -22,11 +21,11 @@ def _small():
   )
 
 
-class AtRandomTest(parameterized.TestCase):
+class FixedTest(parameterized.TestCase):
   def test_places_are_uniform(self):
     """Each of 10 places should have 2 of 5 connections' worth of masks."""
     theta = {'c': {'w': jnp.ones((2, 5))}}
-    topology = fixed.at_random(0.6, distribution=distributions.uniform)
+    topology = fixed.at_random(0.6, distribution=pp.uniform)
     keys = jax.random.split(jax.random.key(0), 4000)
     masks = jax.vmap(lambda key: topology.init(key, theta)[0]['c']['w'])(keys)
     share = np.mean(np.asarray(masks), axis=0)
@@ -34,28 +33,26 @@ class AtRandomTest(parameterized.TestCase):
     np.testing.assert_allclose(share, 0.4, atol=5 * np.sqrt(0.24 / 4000))
 
   def test_a_mapping_gives_each_leaf_its_own(self):
-    state = aliases.static(
+    state = pp.static(
       optax.sgd(0.1), {'a/w': 0.5, 'b/w': 0.0, 'c/w': 0.9}
     ).init(_small())
     counts = [int(state.masks[name]['w'].sum()) for name in 'abc']
     self.assertEqual(counts, [24, 24, 1])
 
   def test_unselected_leaves_are_dense(self):
-    only_a = select.by_regex('^a/w')
-    state = aliases.static(optax.sgd(0.1), 0.5, select=only_a).init(_small())
+    only_a = pp.by_regex('^a/w')
+    state = pp.static(optax.sgd(0.1), 0.5, select=only_a).init(_small())
     self.assertEqual(int(state.masks['a']['w'].sum()), 24)
     self.assertTrue(state.masks['b']['w'].all())
 
-
-class GivenTest(parameterized.TestCase):
   def _masks(self):
     return jax.tree.map(lambda x: x > 0, _small())
 
   def test_masks_are_those_given_and_survive_donation(self):
     masks, phi = self._masks(), _small()
-    tx = aliases.static(optax.sgd(0.1), masks=masks)
-    phi, opt_state = views.init(tx, phi)
-    chex.assert_trees_all_equal(views.current_masks(phi, opt_state), masks)
+    tx = pp.static(optax.sgd(0.1), masks=masks)
+    phi, opt_state = pp.init(tx, phi)
+    chex.assert_trees_all_equal(pp.current_masks(phi, opt_state), masks)
     step = jax.jit(lambda g, s, p: tx.update(g, s, p), donate_argnums=1)
     step(phi, opt_state, phi)
     self.assertFalse(any(m.is_deleted() for m in jax.tree.leaves(masks)))
@@ -64,10 +61,10 @@ class GivenTest(parameterized.TestCase):
     """Pruning all leaves together may empty one; powerprop allows it too."""
     masks = self._masks()
     masks['b']['w'] = jnp.zeros_like(masks['b']['w'])
-    for inner in (optax.sgd(0.1), powerprop.powerprop(optax.sgd(0.1), 2.0)):
-      tx = aliases.static(inner, masks=masks)
-      phi, opt_state = views.init(tx, _small())
-      self.assertFalse(views.effective_params(phi, opt_state)['b']['w'].any())
+    for inner in (optax.sgd(0.1), pp.powerprop(optax.sgd(0.1), 2.0)):
+      tx = pp.static(inner, masks=masks)
+      phi, opt_state = pp.init(tx, _small())
+      self.assertFalse(pp.effective_params(phi, opt_state)['b']['w'].any())
 
   def test_masks_of_other_shapes_name_the_leaf(self):
     for change, message in (
@@ -75,51 +72,41 @@ class GivenTest(parameterized.TestCase):
       ({'b': {}}, "'b/w' .*nothing in the masks"),
       ({'d': {'w': jnp.ones(1, bool)}}, "'d/w' is nothing in the param"),
     ):
-      tx = aliases.static(optax.sgd(0.1), masks=self._masks() | change)
+      tx = pp.static(optax.sgd(0.1), masks=self._masks() | change)
       with self.assertRaisesRegex(ValueError, message):
-        views.init(tx, _small())
+        pp.init(tx, _small())
 
   def test_numbers_are_not_masks(self):
     with self.assertRaisesRegex(TypeError, 'boolean, got float32.*masks != 0'):
       fixed.given(_small())
 
-
-class RefusalsTest(parameterized.TestCase):
-  def test_exactly_one_of_sparsity_and_masks(self):
-    with self.assertRaisesRegex(ValueError, 'got neither'):
-      aliases.static(optax.sgd(0.1))
-    with self.assertRaisesRegex(ValueError, 'got both'):
-      aliases.static(optax.sgd(0.1), 0.5, masks=_small())
-
   def test_a_leaf_that_would_lose_all_is_named_with_a_way_out(self):
-    tx = aliases.static(
-      optax.sgd(0.1), 0.95, distribution=distributions.uniform
-    )
+    tx = pp.static(optax.sgd(0.1), 0.95, distribution=pp.uniform)
     message = "'c/w' has 10 weights.*overrides.*leave it out of select"
     with self.assertRaisesRegex(ValueError, message):
       tx.init(_small())
     # Both ways out.
-    kept = functools.partial(distributions.uniform, overrides={'^c/': 0.5})
-    aliases.static(optax.sgd(0.1), 0.9, distribution=kept).init(_small())
-    aliases.static(
-      optax.sgd(0.1), 0.95, select=select.exclude(select.is_weight, '^c/')
+    kept = functools.partial(pp.uniform, overrides={'^c/': 0.5})
+    pp.static(optax.sgd(0.1), 0.9, distribution=kept).init(_small())
+    pp.static(
+      optax.sgd(0.1), 0.95, select=pp.exclude(pp.is_weight, '^c/')
     ).init(_small())
 
   def test_one_weight_may_be_all_that_is_left(self):
     theta = {'c': {'w': jnp.ones((2, 5))}}
     for sparsity in (0.9, {'c/w': 0.9}):
-      state = aliases.static(optax.sgd(0.1), sparsity).init(theta)
+      state = pp.static(optax.sgd(0.1), sparsity).init(theta)
       self.assertEqual(int(state.masks['c']['w'].sum()), 1)
     with self.assertRaisesRegex(ValueError, 'would lose all'):
-      aliases.static(optax.sgd(0.1), 0.91).init(theta)
+      pp.static(optax.sgd(0.1), 0.91).init(theta)
 
   def test_a_mapping_must_name_the_selected_leaves(self):
     for given in ({'a/w': 0.5}, {'a/w': 0.5, 'b/w': 0.5, 'c/w': 0.5, 'd': 0.1}):
       with self.assertRaisesRegex(ValueError, 'exactly.*a/w, b/w, c/w'):
-        aliases.static(optax.sgd(0.1), given).init(_small())
+        pp.static(optax.sgd(0.1), given).init(_small())
     bad = {'a/w': 0.5, 'b/w': 1.5, 'c/w': 0.5}
     with self.assertRaisesRegex(ValueError, "'b/w' must be in .*got 1.5"):
-      aliases.static(optax.sgd(0.1), bad).init(_small())
+      pp.static(optax.sgd(0.1), bad).init(_small())
 
   def test_counts_need_shapes_only(self):
     shapes = jax.eval_shape(_small)

@@ -1,8 +1,8 @@
 """A layer that the optimiser leaves alone is named before it loses weights."""
 
-import functools
 import warnings
 
+import aliases_test
 import optax
 import pytest
 import small
@@ -23,13 +23,7 @@ def frozen(names):
   )
 
 
-METHODS = {
-  'rigl': functools.partial(pp.rigl, sparsity=0.5, stop=900),
-  'static': functools.partial(pp.static, sparsity=0.5),
-  'gradual': functools.partial(
-    pp.gradual_pruning, sparsity=0.5, start=0, stop=900
-  ),
-}
+METHODS = {n: aliases_test.ALL[n] for n in ('rigl', 'static', 'gradual')}
 
 
 @pytest.mark.parametrize('alpha', [None, 2.0])
@@ -39,7 +33,7 @@ def test_a_frozen_layer_that_is_masked_is_named(method, alpha):
   if alpha is not None:
     inner = pp.powerprop(inner, alpha)
   with pytest.warns(UserWarning, match="never moves 'n/w'.*exclude"):
-    pp.init(METHODS[method](inner), make_theta())
+    pp.init(METHODS[method](inner, 0.5), make_theta())
 
 
 @pytest.mark.parametrize('method', METHODS)
@@ -47,9 +41,11 @@ def test_no_warning_where_nothing_is_lost(method):
   left_out = {'select': pp.exclude(pp.is_weight, '^n/')}
   with warnings.catch_warnings():
     warnings.simplefilter('error')
-    pp.init(METHODS[method](frozen([('a', 'b')])), make_theta())
-    pp.init(METHODS[method](frozen([('n', 'w')]), **left_out), make_theta())
-    pp.init(METHODS[method](frozen([])), make_theta())
+    pp.init(METHODS[method](frozen([('a', 'b')]), 0.5), make_theta())
+    pp.init(
+      METHODS[method](frozen([('n', 'w')]), 0.5, **left_out), make_theta()
+    )
+    pp.init(METHODS[method](frozen([]), 0.5), make_theta())
 
 
 def test_an_optimiser_that_wants_the_loss_starts():

@@ -11,8 +11,8 @@ import numpy as np
 import optax
 import small
 
+import powerprop_jax as pp
 from powerprop_jax.core import masks, patterns, schedules, scores
-from powerprop_jax.optim import aliases, topology, views
 from powerprop_jax.optim.topologies import gradual
 
 
@@ -49,7 +49,7 @@ class GradualPruningTest(parameterized.TestCase):
     shapes = {'a/w': (20, 10), 'b/w': (10, 5), 'c/w': (2, 4)}
     sizes = [pattern.groups(shape)[1] for shape in shapes.values()]
     kept = list(pattern.kept(shares, shapes).values())
-    tx = aliases.gradual_pruning(
+    tx = pp.gradual_pruning(
       optax.sgd(0.01),
       shares,
       start=start,
@@ -76,7 +76,7 @@ class GradualPruningTest(parameterized.TestCase):
 
   @parameterized.parameters('layer', 'global')
   def test_weights_never_return_and_the_smallest_go(self, scope):
-    tx = aliases.gradual_pruning(
+    tx = pp.gradual_pruning(
       optax.sgd(0.05), 0.7, start=0, stop=9, period=3, scope=scope
     )
     history = _history(tx, 12)
@@ -94,7 +94,7 @@ class GradualPruningTest(parameterized.TestCase):
 
   def test_global_pruning_equals_a_sort_and_keeps_one_weight_a_leaf(self):
     theta = _theta()
-    tx = aliases.one_shot_pruning(optax.sgd(0.0), 0.9, step=0, scope='global')
+    tx = pp.one_shot_pruning(optax.sgd(0.0), 0.9, step=0, scope='global')
     _, opt_state = _history(tx, 1)[-1]
     self.assertEqual(sum(_counts(opt_state)), masks.num_kept(258, 0.9))
     self.assertEqual(_counts(opt_state)[2], 1)  # c is a hundred times smaller
@@ -107,7 +107,7 @@ class GradualPruningTest(parameterized.TestCase):
     )
 
   def test_normalising_gives_a_small_leaf_its_share(self):
-    tx = aliases.one_shot_pruning(
+    tx = pp.one_shot_pruning(
       optax.sgd(0.0), 0.5, step=0, scope='global', normalise=True
     )
     _, opt_state = _history(tx, 1)[-1]
@@ -132,27 +132,25 @@ class GradualPruningTest(parameterized.TestCase):
     theta = _theta() | {'c': {'w': 100 * jnp.ones((2, 4))}}
     current, _ = method.init(jax.random.key(0), theta)
     for step in range(6):
-      masked = masks.apply_masks(theta, current)
+      masked = pp.apply_masks(theta, current)
       current = _rewired(method, step, current, masked)
       self.assertTrue(current['c']['w'].any(), step)
 
   def test_a_gradient_that_is_not_finite_does_not_prevent_pruning(self):
     """Its only step must not be missed: magnitudes do not need gradients."""
-    tx = aliases.one_shot_pruning(
+    tx = pp.one_shot_pruning(
       optax.apply_if_finite(optax.sgd(0.1), 5), 0.5, step=0
     )
     bad = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), _theta())
     _, (phi, opt_state) = small.history(tx, _theta(), 1, lambda i: bad)
     self.assertEqual(_counts(opt_state), [100, 25, 4])
-    chex.assert_trees_all_equal(
-      phi, masks.apply_masks(_theta(), opt_state.masks)
-    )
+    chex.assert_trees_all_equal(phi, pp.apply_masks(_theta(), opt_state.masks))
 
   def test_weights_that_are_not_finite_do(self):
-    tx = aliases.one_shot_pruning(optax.sgd(0.1), 0.5, step=0)
+    tx = pp.one_shot_pruning(optax.sgd(0.1), 0.5, step=0)
     theta = _theta()
     theta['a']['w'] = theta['a']['w'].at[0, 0].set(jnp.inf)
-    phi, opt_state = views.init(tx, theta)
+    phi, opt_state = pp.init(tx, theta)
     _, opt_state = tx.update(phi, opt_state, phi)
     self.assertEqual(_counts(opt_state), [200, 50, 8])
 
@@ -172,39 +170,8 @@ class GradualPruningTest(parameterized.TestCase):
     )
 
 
-class RefusalsTest(parameterized.TestCase):
-  @parameterized.parameters(
-    ({'start': 5, 'stop': 5}, 'start=5.*stop=5'),
-    ({'start': 9, 'stop': 5}, 'start=9.*stop=5'),
-    ({'start': -1, 'stop': 5}, 'start must be at least 0, got -1'),
-    ({'start': 0, 'stop': 5, 'period': 0}, 'period must be at least 1, got 0'),
-    ({'start': 0, 'stop': 5, 'power': 0}, 'power must be a positive.*got 0'),
-    ({'start': 0, 'stop': 5, 'scope': 'tree'}, "'global', got 'tree'"),
-  )
-  def test_bad_arguments(self, options, message):
-    with self.assertRaisesRegex(ValueError, message):
-      aliases.gradual_pruning(optax.sgd(0.1), 0.5, **options)
-
-  def test_a_negative_step(self):
-    with self.assertRaisesRegex(ValueError, 'step must be at least 0, got -2'):
-      aliases.one_shot_pruning(optax.sgd(0.1), 0.5, step=-2)
-
-  def test_all_leaves_together_take_one_number(self):
-    with self.assertRaisesRegex(ValueError, 'takes one sparsity for all'):
-      aliases.one_shot_pruning(
-        optax.sgd(0.1), {'a/w': 0.5}, step=1, scope='global'
-      )
-
-  def test_fewer_weights_than_leaves_are_refused_before_training(self):
-    tx = aliases.one_shot_pruning(
-      optax.sgd(0.1), 0.99, step=1_000, scope='global'
-    )
-    with self.assertRaisesRegex(ValueError, 'would keep 1 weights for 2'):
-      tx.init({'a': {'w': jnp.ones((1, 5))}, 'b': {'w': jnp.ones((1, 5))}})
-
-
 def _rewired(method, step, current, theta):
-  rewiring = topology.Rewiring(
+  rewiring = pp.Rewiring(
     jax.random.key(0), jnp.int32(step), current, (), theta, theta
   )
   return method.rewire(rewiring)[0]

@@ -11,12 +11,11 @@ import optax
 import pytest
 import small
 
-from powerprop_jax.core import select as select_lib
-from powerprop_jax.optim import aliases, powerprop
+import powerprop_jax as pp
 from powerprop_jax.optim.topologies import neuron_ablation
 from powerprop_jax.optim.topologies.neuron_ablation import Ablation
 
-_HIDDEN = select_lib.exclude(select_lib.is_weight, 'logits')
+_HIDDEN = pp.exclude(pp.is_weight, 'logits')
 
 
 def _oracle(mask, drop, grow, num_dropped, k, min_salient):
@@ -38,7 +37,7 @@ def _oracle(mask, drop, grow, num_dropped, k, min_salient):
   ]
 
 
-class FanInsLeftTest(parameterized.TestCase):
+class NeuronAblationTest(parameterized.TestCase):
   @parameterized.parameters(range(30))
   @pytest.mark.slow
   def test_equals_the_oracle_on_random_shapes_with_ties(self, seed):
@@ -66,35 +65,19 @@ class FanInsLeftTest(parameterized.TestCase):
     got = neuron_ablation.fan_ins_left(mask, drop, None, jnp.int32(15), 5, 1.0)
     np.testing.assert_array_equal(got, 5)
 
-  def test_by_hand(self):
-    """Two inputs each; neuron 2 keeps nothing and has one large gradient."""
-    mask = jnp.zeros((8, 3), bool).at[:2].set(True)
-    drop = jnp.where(mask, jnp.array([[3.0, 2.0, 1.0]]), 0.0)
-    grow = jnp.zeros((8, 3)).at[5, 2].set(9.0).at[6, 0].set(8.0)
-    left = lambda grow, share: neuron_ablation.fan_ins_left(
-      mask, drop, grow, jnp.int32(2), 2, share
-    )
-    np.testing.assert_array_equal(left(None, 0.3), [3, 3, 0])
-    np.testing.assert_array_equal(left(grow, 0.3), [2, 2, 2])
-    np.testing.assert_array_equal(left(grow, 1.0), [3, 3, 0])
-
   @parameterized.parameters(
     (0.3, 10, 3), (0.3, 11, 4), (0.1, 30, 3), (0.3, 1, 1)
   )
   def test_the_least_is_rounded_up(self, share, k, least):
     self.assertEqual(neuron_ablation.least_salient(k, share), least)
 
-
-class TrainingTest(parameterized.TestCase):
-  @parameterized.product(
-    make=(aliases.rigl, aliases.sparse_evolution), alpha=(1.0, 2.0)
-  )
+  @parameterized.product(make=(pp.rigl, pp.sparse_evolution), alpha=(1.0, 2.0))
   @pytest.mark.slow
   def test_neurons_have_all_inputs_or_none_and_logits_all_stay(
     self, make, alpha
   ):
     tx = make(
-      powerprop.powerprop(optax.sgd(0.05), alpha),
+      pp.powerprop(optax.sgd(0.05), alpha),
       0.8,
       period=3,
       stop=90,
@@ -113,7 +96,7 @@ class TrainingTest(parameterized.TestCase):
         left = int((counts > 0).sum())
         new_k = k * neurons // left
         np.testing.assert_array_equal(counts, np.where(counts > 0, new_k, 0))
-        if before is not None and make is aliases.sparse_evolution:
+        if before is not None and make is pp.sparse_evolution:
           # Where growth is no merit, what is gone stays away.
           self.assertFalse((counts > 0)[before[name] == 0].any())
         fewest[name] = min(fewest[name], left)
@@ -122,7 +105,7 @@ class TrainingTest(parameterized.TestCase):
     self.assertLess(fewest['linear'], cases.NEURONS['linear'])
 
   def test_a_rewiring_equals_the_oracle(self):
-    tx = aliases.rigl(
+    tx = pp.rigl(
       optax.sgd(0.0),
       0.8,
       period=1,
@@ -158,14 +141,7 @@ class TrainingTest(parameterized.TestCase):
     self.assertTrue(removed)
     self.assertTrue(returned)
 
-
-class RefusalsTest(parameterized.TestCase):
   @parameterized.parameters(0.0, -0.3, 1.5, float('nan'))
   def test_shares_out_of_range(self, share):
     with self.assertRaisesRegex(ValueError, r'min_salient must be in \(0, 1\]'):
       Ablation(_HIDDEN, share)
-
-  def test_ablation_needs_the_structure(self):
-    for make in (aliases.rigl, aliases.sparse_evolution):
-      with self.assertRaisesRegex(ValueError, "structure='constant_fan_in'"):
-        make(optax.sgd(0.1), 0.5, stop=500, ablation=Ablation(_HIDDEN))

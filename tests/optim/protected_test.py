@@ -11,8 +11,9 @@ import optax
 import packing
 import pytest
 
+import powerprop_jax as pp
 from powerprop_jax.core import masks as masks_lib
-from powerprop_jax.optim import sparsify, topology, views
+from powerprop_jax.optim import topology
 from powerprop_jax.optim.topologies import fixed, protected
 
 
@@ -44,7 +45,7 @@ def test_update_is_exactly_zero_where_protected(inner, alpha):
     updates, opt_state = tx.update(grads, opt_state, phi)
     return optax.apply_updates(phi, updates), opt_state, updates
 
-  phi, opt_state = views.init(tx, packing.theta())
+  phi, opt_state = pp.init(tx, packing.theta())
   for i in range(3):
     phi, opt_state, _ = step(phi, opt_state, _grads(i))
   forward, trainable = _sets(0)
@@ -69,23 +70,23 @@ def test_update_is_exactly_zero_where_protected(inner, alpha):
 
 def test_network_sees_the_forward_set_only():
   tx = packing.make_tx(optax.adam(0.1))
-  phi, opt_state = views.init(tx, packing.theta())
+  phi, opt_state = pp.init(tx, packing.theta())
   forward, trainable = _sets(1)
   chex.assert_trees_all_close(
-    views.effective_params(phi, opt_state), packing.theta(), rtol=1e-5
+    pp.effective_params(phi, opt_state), packing.theta(), rtol=1e-5
   )
   opt_state = protected.with_protection(
     opt_state, masks=forward, trainable=trainable
   )
   chex.assert_trees_all_equal(
-    views.effective_params(phi, opt_state),
-    masks_lib.apply_masks(views.effective_params(phi, tx.init(phi)), forward),
+    pp.effective_params(phi, opt_state),
+    pp.apply_masks(pp.effective_params(phi, tx.init(phi)), forward),
   )
 
 
 def test_full_sets_change_nothing():
   inner = inners.INNERS['adamw']()
-  tx = sparsify.sparsify(inner, protected.protected())
+  tx = pp.sparsify(inner, protected.protected())
   phi = packing.theta()
   expected, _ = inner.update(_grads(0), inner.init(phi), phi)
   updates, _ = tx.update(_grads(0), tx.init(phi), phi)
@@ -109,21 +110,12 @@ def test_sets_are_found_in_wrappers_and_copied():
   chex.assert_trees_all_equal(kept, opt_state)
 
 
-def test_state_of_a_jitted_init_can_be_donated():
-  tx = packing.make_tx(optax.sgd(0.1, momentum=0.9))
-  phi = packing.theta()
-  opt_state = jax.jit(tx.init)(phi)
-  step = jax.jit(tx.update, donate_argnums=1)
-  updates, _ = step(_grads(0), opt_state, phi)
-  chex.assert_tree_all_finite(updates)
-
-
 @pytest.mark.parametrize(
   ('make', 'what'),
   [
     (lambda theta: optax.sgd(0.1), 'no sparsify'),
     (
-      lambda theta: sparsify.sparsify(
+      lambda theta: pp.sparsify(
         optax.sgd(0.1), fixed.given(masks_lib.full_masks(theta))
       ),
       'another topology',

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from powerprop_jax.core import reparam, select
+import powerprop_jax as pp
+from powerprop_jax.core import reparam
 from powerprop_jax.core.trees import Static
 from powerprop_jax.optim import remap
 from powerprop_jax.optim.powerprop import PowerState
@@ -25,7 +26,7 @@ _PAIRS = (
 
 
 def _power(alpha):
-  return PowerState(alpha, None, Static(select.is_weight))
+  return PowerState(alpha, None, Static(pp.is_weight))
 
 
 def _remap(phi, old, new):

@@ -4,8 +4,8 @@ import functools
 import math
 import re
 
-from absl.testing import parameterized
 import chex
+import contracts_test
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
@@ -14,37 +14,21 @@ import optax
 import pytest
 import small
 
-from powerprop_jax.optim import aliases, powerprop, views
+import powerprop_jax as pp
 from powerprop_jax.train.scale import sharding
 
 _SPECS = {
   'a': {'w': PartitionSpec('x', 'y'), 'b': PartitionSpec('y')},
   'n': {'w': PartitionSpec(None, 'x')},
 }
-_power = lambda: powerprop.powerprop(optax.adam(0.05), 2.0)
-_MOVES = {'stop': 100, 'period': 2}
-METHODS = {
-  'static': lambda: aliases.static(_power(), 0.5),
-  'gradual_global': lambda: aliases.gradual_pruning(
-    _power(), 0.5, start=0, stop=4, period=2, scope='global'
-  ),
-  'set': lambda: aliases.sparse_evolution(
-    optax.adam(0.05), 0.5, key=3, **_MOVES
-  ),
-  'set_redraw': lambda: aliases.sparse_evolution(
-    _power(), 0.5, regrow='redraw', **_MOVES
-  ),
-  'rigl': lambda: aliases.rigl(optax.adam(0.05), 0.5, **_MOVES),
-  'rigl_keep': lambda: aliases.rigl(_power(), 0.5, regrow='keep', **_MOVES),
-  'rigl_smallest': lambda: aliases.rigl(
-    _power(), 0.5, regrow='smallest', **_MOVES
-  ),
-  'snfs': lambda: aliases.snfs(optax.adam(0.05), 0.5, **_MOVES),
-  'dsr': lambda: aliases.dsr(
-    optax.adam(0.05), 0.5, num_dropped=8, threshold=0.1, **_MOVES
-  ),
-  'top_kast': lambda: aliases.top_kast(_power(), 0.5, 0.25),
-}
+METHODS = (
+  *('static', 'gradual_global', 'set', 'set_redraw', 'rigl', 'rigl_keep'),
+  *('rigl_traced', 'rigl_adaptive', 'rigl_fan_in', 'snfs', 'dsr', 'top_kast'),
+)
+
+
+def _make(method):
+  return contracts_test.SPARSE[method](optax.adam(0.05))
 
 
 def _theta():
@@ -57,58 +41,45 @@ def _theta():
 
 
 def _run(tx, theta):
-  """φ and the state after four updates whose gradients are exact."""
+  """φ and masks after six updates with exact gradients, and first masks."""
 
   @jax.jit
   def step(phi, opt_state, i):
     wave = lambda p: jnp.round(8 * jnp.sin(3 * p + i)) / 8
-    grads = jax.tree.map(wave, views.effective_params(phi, opt_state))
+    grads = jax.tree.map(wave, pp.effective_params(phi, opt_state))
     updates, opt_state = tx.update(grads, opt_state, phi)
     return optax.apply_updates(phi, updates), opt_state
 
-  phi, opt_state = jax.block_until_ready(views.init(tx, theta))
-  start = opt_state.masks
-  for i in range(4):
+  phi, opt_state = jax.block_until_ready(pp.init(tx, theta))
+  start = pp.current_masks(phi, opt_state)
+  for i in range(6):
     # One program at a time: on few cores, many under way may wait for each
     # other's devices until XLA gives up and aborts.
     phi, opt_state = jax.block_until_ready(step(phi, opt_state, jnp.float32(i)))
-  return phi, opt_state, start
+  return phi, pp.current_masks(phi, opt_state), start
 
 
 @functools.cache
 def _run_alone(method):
-  return _run(METHODS[method](), _theta())
+  return _run(_make(method), _theta())
 
 
-class ShardedTest:
-  @pytest.mark.parametrize(
-    ('method', 'explicit'),
-    [
-      *((method, False) for method in METHODS),
-      *(
-        pytest.param(
-          method, True, marks=() if method == 'snfs' else pytest.mark.slow
-        )
-        for method in METHODS
-      ),
-    ],
-  )
-  def test_masks_are_those_of_one_device(self, method, explicit):
-    alone, state_alone, start_alone = _run_alone(method)
-    mesh, sharded = small.on_devices(_theta(), _SPECS, explicit)
-    with jax.set_mesh(mesh):
-      phi, state, start = _run(METHODS[method](), sharded)
-    host = lambda tree: jax.tree.map(np.asarray, tree)
-    chex.assert_trees_all_equal(host(start), host(start_alone))
-    chex.assert_trees_all_equal(host(state.masks), host(state_alone.masks))
-    chex.assert_trees_all_close(host(phi), host(alone), atol=1e-5)
-    if method != 'static':
-      assert not np.array_equal(start['a']['w'], state.masks['a']['w'])
-    for name, leaves in _SPECS.items():
-      for leaf, spec in leaves.items():
-        assert phi[name][leaf].sharding.spec == spec
-        if explicit:
-          assert state.masks[name][leaf].sharding.spec == spec
+@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize(
+  'explicit', [False, pytest.param(True, marks=pytest.mark.slow)]
+)
+def test_masks_are_those_of_one_device(method, explicit):
+  mesh, sharded = small.on_devices(_theta(), _SPECS, explicit)
+  with jax.set_mesh(mesh):
+    phi, masks, start = _run(_make(method), sharded)
+  if method != 'static':
+    assert not np.array_equal(start['a']['w'], masks['a']['w'])
+  for tree in (phi, masks) if explicit else (phi,):
+    assert jax.tree.map(lambda x: x.sharding.spec, tree) == _SPECS
+  phi, masks, start = jax.device_get((phi, masks, start))
+  alone, masks_alone, start_alone = jax.device_get(_run_alone(method))
+  chex.assert_trees_all_equal((start, masks), (start_alone, masks_alone))
+  chex.assert_trees_all_close(phi, alone, atol=1e-5)
 
 
 def _largest_array(program):
@@ -117,45 +88,36 @@ def _largest_array(program):
   return max(math.prod(map(int, s.split(','))) for s in shapes if s)
 
 
-class ProgramTest(parameterized.TestCase):
-  # Neither a leaf nor its masks, scores or random numbers are gathered, or
-  # computed as a whole: not at the start, not when rewiring.
+@pytest.mark.parametrize(
+  ('method', 'explicit', 'starts'),
+  [
+    *(pytest.param(m, False, False, marks=pytest.mark.slow) for m in METHODS),
+    *(
+      pytest.param(m, True, False, marks=pytest.mark.slow)
+      for m in ('set_redraw', 'snfs', 'gradual_global')
+    ),
+    ('rigl_keep', False, True),
+    ('top_kast', False, True),
+  ],
+)
+def test_a_device_starts_or_updates_its_part_alone(method, explicit, starts):
+  """Neither leaves nor their masks, scores or random numbers are gathered."""
+  mesh = sharding.make_mesh(4, 2, explicit=explicit)
+  tx = _make(method)
+  draw = lambda shape: jax.random.normal(jax.random.key(0), shape)
+  create = lambda: pp.init(
+    tx, {'a': {'w': draw((3, 3, 16, 32))}, 'b': {'w': draw((64, 24))}}
+  )
 
-  def assert_parts_only(self, method, explicit=False, starts=False):
-    mesh = sharding.make_mesh(4, 2, explicit=explicit)
-    tx = METHODS[method]()
-    draw = lambda shape: jax.random.normal(jax.random.key(0), shape)
-    create = lambda: views.init(
-      tx, {'a': {'w': draw((3, 3, 16, 32))}, 'b': {'w': draw((64, 24))}}
-    )
+  def update(state, grads):
+    phi, opt_state = state
+    updates, opt_state = tx.update(grads, opt_state, phi)
+    return optax.apply_updates(phi, updates), opt_state
 
-    def update(state, grads):
-      phi, opt_state = state
-      updates, opt_state = tx.update(grads, opt_state, phi)
-      return optax.apply_updates(phi, updates), opt_state
-
-    shapes = jax.eval_shape(create)
-    placed = sharding.state_shardings(shapes, mesh, min_size=64)
-    state = sharding.template(shapes, placed)
-    compiled = lambda fn, *args: (
-      jax.jit(fn, out_shardings=placed).lower(*args).compile()
-    )
-    with jax.set_mesh(mesh):
-      program = (
-        compiled(create) if starts else compiled(update, state, state[0])
-      )
-    self.assertEqual(_largest_array(program), 3 * 3 * 16 * 32 // 8)
-
-  @parameterized.parameters(*METHODS)
-  @pytest.mark.slow
-  def test_a_device_updates_its_part_alone(self, method):
-    self.assert_parts_only(method)
-
-  @parameterized.parameters('set_redraw', 'snfs', 'gradual_global')
-  @pytest.mark.slow
-  def test_on_explicit_axes_too(self, method):
-    self.assert_parts_only(method, explicit=True)
-
-  @parameterized.parameters('rigl_keep', 'top_kast')
-  def test_a_device_starts_with_its_part_alone(self, method):
-    self.assert_parts_only(method, starts=True)
+  shapes = jax.eval_shape(create)
+  placed = sharding.state_shardings(shapes, mesh, min_size=64)
+  state = sharding.template(shapes, placed)
+  with jax.set_mesh(mesh):
+    program = jax.jit(create if starts else update, out_shardings=placed)
+    compiled = program.lower(*(() if starts else (state, state[0]))).compile()
+  assert _largest_array(compiled) == 3 * 3 * 16 * 32 // 8

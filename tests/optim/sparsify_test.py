@@ -9,9 +9,9 @@ import optax
 import pytest
 import small
 
+import powerprop_jax as pp
 from powerprop_jax.core import masks, schedules
-from powerprop_jax.optim import aliases, powerprop, sparsify, views
-from powerprop_jax.optim.topologies import drop_grow, fixed
+from powerprop_jax.optim.topologies import fixed
 from powerprop_jax.optim.topology import Topology
 
 
@@ -25,7 +25,7 @@ def _grads(i, dtype=jnp.float32):
 
 def _rigl(inner, **options):
   defaults = {'stop': 100, 'period': 3, 'replaces_step': False}
-  return aliases.rigl(inner, 0.5, **(defaults | options))
+  return pp.rigl(inner, 0.5, **(defaults | options))
 
 
 def _run(tx, steps, theta=None, make_grads=None):
@@ -35,7 +35,7 @@ def _run(tx, steps, theta=None, make_grads=None):
 
 def _changes(history):
   """The updates at which masks changed."""
-  found = [views.current_masks(*entry)['a']['w'] for entry in history]
+  found = [pp.current_masks(*entry)['a']['w'] for entry in history]
   return [
     i
     for i in range(len(found) - 1)
@@ -43,7 +43,7 @@ def _changes(history):
   ]
 
 
-class PinsTest(parameterized.TestCase):
+class SparsifyTest(parameterized.TestCase):
   @parameterized.product(
     phi_dtype=(jnp.float32, jnp.bfloat16),
     grad_dtype=(jnp.float32, jnp.bfloat16),
@@ -52,93 +52,46 @@ class PinsTest(parameterized.TestCase):
   def test_phi_is_pinned_with_half_precision_too(self, phi_dtype, grad_dtype):
     """A step in bfloat16 is too coarse to take a float32 weight to zero."""
     for inner in (optax.sgd(0.1), optax.adam(0.1, mu_dtype=jnp.float32)):
-      tx = _rigl(powerprop.powerprop(inner, 1.0))
+      tx = _rigl(pp.powerprop(inner, 1.0))
       history = _run(tx, 7, _theta(phi_dtype), lambda i: _grads(i, grad_dtype))
       self.assertEqual(_changes(history), [3, 6])
       for phi, opt_state in history:
         chex.assert_trees_all_equal_dtypes(phi, _theta(phi_dtype))
-        seen = masks.apply_masks(phi, opt_state.masks)
+        seen = pp.apply_masks(phi, opt_state.masks)
         chex.assert_trees_all_equal(phi, seen)
 
   def test_masks_can_be_replaced(self):
-    tx = aliases.static(optax.sgd(0.1), 0.5)
-    phi, opt_state = views.init(tx, _theta())
+    tx = pp.static(optax.sgd(0.1), 0.5)
+    phi, opt_state = pp.init(tx, _theta())
     none = jax.tree.map(lambda m: jnp.zeros_like(m), opt_state.masks)
-    changed = views.with_masks(opt_state, none)
-    self.assertFalse(views.effective_params(phi, changed)['a']['w'].any())
+    changed = pp.with_masks(opt_state, none)
+    self.assertFalse(pp.effective_params(phi, changed)['a']['w'].any())
     updates, _ = tx.update(_grads(0), changed, phi)
     zeros = optax.apply_updates(phi, updates)
     self.assertFalse(any(x.any() for x in jax.tree.leaves(zeros)))
     none['a']['w'] = none['a']['w'].T
     with self.assertRaisesRegex(ValueError, r"'a/w' is \(8, 6\)"):
-      views.with_masks(opt_state, none)
+      pp.with_masks(opt_state, none)
     dense = optax.sgd(0.1).init(phi)
     with self.assertRaisesRegex(ValueError, 'found no sparsify'):
-      views.with_masks(dense, views.current_masks(phi, dense))
-
-
-class SlotsTest(parameterized.TestCase):
-  @parameterized.named_parameters(
-    ('adagrad', optax.adagrad(0.1, initial_accumulator_value=0.3)),
-    ('rprop', optax.rprop(0.2)),
-    ('rmsprop', optax.rmsprop(0.1, initial_scale=0.7)),
-    ('schedule_free', optax.contrib.schedule_free_sgd(0.1)),
-    (
-      'multi_steps',
-      optax.MultiSteps(optax.adam(0.1), 2).gradient_transformation(),
-    ),
-    ('powered', powerprop.powerprop(optax.adagrad(0.1), 2.0)),
-  )
-  def test_start_as_the_optimiser_starts_them(self, inner):
-    """Not at zero: for Adagrad that would be an unbounded first step."""
-    tx = _rigl(inner, replaces_step=True)
-    history = _run(tx, 4)
-    (_, old), (phi, new) = history[3:]
-    fresh = inner.init(masks.apply_masks(phi, new.masks))
-    changed = jax.tree.map(jnp.not_equal, new.masks, old.masks)
-
-    def check(slot, start, before, moved):
-      if slot.shape != moved.shape:
-        return
-      np.testing.assert_allclose(slot, np.where(moved, start, before))
-
-    slots, starts, before = (
-      [x for x in jax.tree.leaves(state) if x.shape == (8, 6)]
-      for state in (new.inner_state, fresh, old.inner_state)
-    )
-    self.assertNotEmpty(slots)
-    self.assertTrue(changed['a']['w'].any())
-    for slot, start, was in zip(slots, starts, before, strict=True):
-      check(slot, start, was, changed['a']['w'])
+      pp.with_masks(dense, pp.current_masks(phi, dense))
 
   def test_a_norm_sees_no_ghosts(self):
     """The first steps after pruning are as if the optimiser never knew."""
     inner = optax.chain(optax.trace(0.9), optax.clip_by_global_norm(1e-3))
-    tx = aliases.one_shot_pruning(inner, 0.5, step=2)
-    phi, state = views.init(tx, _theta())
+    tx = pp.one_shot_pruning(inner, 0.5, step=2)
+    phi, state = pp.init(tx, _theta())
     for i in range(5):
       updates, state = tx.update(_grads(i), state, phi)
       if i > 2:
-        norm = optax.tree.norm(masks.apply_masks(updates, state.masks))
+        norm = optax.tree.norm(pp.apply_masks(updates, state.masks))
         np.testing.assert_allclose(norm, 1e-3, rtol=1e-4)
       phi = optax.apply_updates(phi, updates)
-
-  def test_flatten_is_refused_where_connections_move(self):
-    inner = optax.flatten(optax.adam(0.1))
-    with self.assertRaisesRegex(ValueError, r'Leave out optax\.flatten'):
-      views.init(_rigl(inner), _theta())
-    flat, tx = (aliases.static(i, 0.5) for i in (inner, optax.adam(0.1)))
-    phi, state = views.init(flat, _theta())
-    updates, _ = flat.update(phi, state, phi)
-    expected, _ = tx.update(phi, tx.init(phi), phi)
-    chex.assert_trees_all_close(updates, expected, rtol=1e-6)
 
   def test_random_keys_inside_are_left_alone(self):
     inner = optax.chain(optax.add_noise(0.1, 0.5, 0), optax.adam(0.1))
     self.assertEqual(_changes(_run(_rigl(inner), 5)), [3])
 
-
-class StepsTest(parameterized.TestCase):
   @parameterized.parameters(2, 3)
   def test_accumulated_gradients_outside(self, every):
     """MultiSteps around sparsify: as one update with the mean gradient."""
@@ -151,7 +104,7 @@ class StepsTest(parameterized.TestCase):
     for i, (phi, opt_state) in enumerate(plain):
       chex.assert_trees_all_close(outside[every * i][0], phi, atol=1e-5)
       chex.assert_trees_all_equal(
-        views.current_masks(*outside[every * i]), opt_state.masks
+        pp.current_masks(*outside[every * i]), opt_state.masks
       )
 
   def test_accumulated_gradients_inside(self):
@@ -166,8 +119,8 @@ class StepsTest(parameterized.TestCase):
     inner = optax.chain(
       optax.sgd(0.1), optax.contrib.reduce_on_plateau(patience=1, factor=0.5)
     )
-    tx = _rigl(powerprop.powerprop(inner, 2.0))
-    phi, opt_state = views.init(tx, _theta())
+    tx = _rigl(pp.powerprop(inner, 2.0))
+    phi, opt_state = pp.init(tx, _theta())
     for _ in range(6):
       _, opt_state = tx.update(
         _grads(0), opt_state, phi, value=jnp.float32(1), unknown=3
@@ -182,32 +135,26 @@ class StepsTest(parameterized.TestCase):
         lambda g, t: g + t * memory, grads, theta
       ),
     )
-    tx = sparsify.sparsify(optax.sgd(1.0), topology)
+    tx = pp.sparsify(optax.sgd(1.0), topology)
     zeros = jax.tree.map(jnp.zeros_like, _theta())
     history = _run(tx, 2, make_grads=lambda i: zeros)
     self.assertEqual(int(history[-1][1].memory), 2)
     chex.assert_trees_all_close(history[1][0], zeros)
 
-
-class LanesTest(parameterized.TestCase):
-  def _counting(self, calls):
-    """A topology that reports when its rewiring runs, and flips the masks."""
+  def test_lanes_rewire_when_they_are_due_and_only_then(self):
+    calls = []
 
     def rewire(rewiring):
       jax.debug.callback(lambda: calls.append(1))
       return jax.tree.map(jnp.logical_not, rewiring.masks), rewiring.memory
 
-    start = fixed.at_random(0.5)
-    return start._replace(rewire=rewire, when=schedules.every(4, start=4))
-
-  def test_lanes_rewire_when_they_are_due_and_only_then(self):
-    calls = []
-    tx = sparsify.sparsify(optax.sgd(0.1), self._counting(calls))
-    phi, opt_state = views.init(tx, _theta())
-    steps = jnp.array([4, 5, 8], jnp.int32)
-    stack = lambda tree: jax.tree.map(lambda x: jnp.stack([x] * 3), tree)
-    lanes = stack(opt_state)
-    lanes = lanes._replace(step=steps)
+    topology = fixed.at_random(0.5)._replace(
+      rewire=rewire, when=schedules.every(4, start=4)
+    )
+    tx = pp.sparsify(optax.sgd(0.1), topology)
+    phi, opt_state = pp.init(tx, _theta())
+    lanes = jax.tree.map(lambda x: jnp.stack([x] * 3), opt_state)
+    lanes = lanes._replace(step=jnp.array([4, 5, 8], jnp.int32))
     update = jax.jit(jax.vmap(tx.update, in_axes=(None, 0, None)))
     _, lanes = update(_grads(0), lanes, phi)
     jax.effects_barrier()
@@ -221,8 +168,6 @@ class LanesTest(parameterized.TestCase):
     jax.effects_barrier()
     self.assertEmpty(calls)
 
-
-class NotFiniteTest(parameterized.TestCase):
   @parameterized.product(bad=(float('nan'), float('inf')), leaf=('w', 'b'))
   def test_masks_stay_when_gradients_are_needed_and_bad(self, bad, leaf):
     def make_grads(i):
@@ -243,10 +188,10 @@ class NotFiniteTest(parameterized.TestCase):
     chex.assert_tree_all_finite(inside[-1][0])
 
   def test_gradients_of_missing_connections_never_spread(self):
-    tx = aliases.static(
+    tx = pp.static(
       optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1)), 0.5
     )
-    phi, opt_state = views.init(tx, _theta())
+    phi, opt_state = pp.init(tx, _theta())
     for _ in range(3):
       grads = jax.tree.map(
         lambda g, m: jnp.where(m, g, jnp.nan), _grads(0), opt_state.masks
@@ -255,54 +200,9 @@ class NotFiniteTest(parameterized.TestCase):
       phi = optax.apply_updates(phi, updates)
     chex.assert_tree_all_finite((phi, opt_state.inner_state))
 
-  def test_random_growth_does_not_mind(self):
-    tx = aliases.sparse_evolution(
-      optax.apply_if_finite(optax.sgd(0.1), 9), 0.5, stop=100, period=3
-    )
-    nans = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), _theta())
-    history = _run(tx, 5, make_grads=lambda i: nans)
-    self.assertEqual(_changes(history), [3])
-    chex.assert_tree_all_finite(history[-1][0])
-
-
-class RefusalsTest(parameterized.TestCase):
-  def test_a_topology_inside_a_topology(self):
-    inner = optax.chain(aliases.static(optax.sgd(0.1), 0.5))
-    with self.assertRaisesRegex(ValueError, 'holds a topology already'):
-      _rigl(inner).init(_theta())
-
-  def test_topologies_side_by_side(self):
-    tx = optax.chain(_rigl(optax.sgd(0.1)), aliases.static(optax.sgd(0.1), 0.5))
-    with self.assertRaisesRegex(ValueError, 'more than one sparsify'):
-      views.init(tx, _theta())
-
-  def test_a_topology_inside_powerprop(self):
-    for inner in (_rigl(optax.sgd(0.1)), optax.chain(_rigl(optax.sgd(0.1)))):
-      with self.assertRaisesRegex(ValueError, 'sparsify goes around powerprop'):
-        views.init(powerprop.powerprop(inner, 2.0), _theta())
-
-  def test_a_topology_for_some_leaves_only(self):
-    chosen = {'a': {'w': True, 'b': False}, 'n': {'w': False}}
-    labels = jax.tree.map(str, chosen)
-    for tx in (
-      optax.masked(_rigl(optax.sgd(0.1)), chosen),
-      optax.partition(
-        {'True': _rigl(optax.sgd(0.1)), 'False': optax.sgd(0.1)}, labels
-      ),
-    ):
-      with self.assertRaisesRegex(ValueError, 'must not be inside optax.mask'):
-        views.init(tx, _theta())
-
-  def test_an_update_without_parameters(self):
-    tx = _rigl(optax.sgd(0.1))
-    with self.assertRaisesRegex(ValueError, r'update\(grads, state, phi\)'):
-      tx.update(_grads(0), tx.init(_theta()))
-
   def test_rewirings_at_two_steps_draw_anew_and_at_one_step_the_same(self):
-    tx = aliases.sparse_evolution(
-      optax.sgd(0.1), 0.5, start=0, stop=1000, period=5
-    )
-    phi, opt_state = views.init(tx, _theta())
+    tx = pp.sparse_evolution(optax.sgd(0.1), 0.5, start=0, stop=1000, period=5)
+    phi, opt_state = pp.init(tx, _theta())
 
     def grown_at(step):
       state = opt_state._replace(step=jnp.int32(step))
@@ -313,12 +213,3 @@ class RefusalsTest(parameterized.TestCase):
     # Not a part of each other either, as they would be of one random order.
     self.assertTrue((first & ~later).any() and (later & ~first).any())
     np.testing.assert_array_equal(first, grown_at(0))
-
-
-class NeedsTest(parameterized.TestCase):
-  def test_which_topologies_look_at_gradients(self):
-    when = schedules.never
-    grows = lambda growth: drop_grow.drop_grow(0.5, when, 0.3, growth)
-    self.assertTrue(grows(drop_grow.by_gradient).needs_grads)
-    self.assertTrue(grows(lambda r: r.grads).needs_grads)
-    self.assertFalse(grows(drop_grow.at_random).needs_grads)

@@ -4,89 +4,64 @@ import io
 import pickle
 
 import chex
+import contracts_test
 import equinox as eqx
 from flax import serialization
+import inners
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from orbax import checkpoint as ocp
 import pytest
 import small
 
 import powerprop_jax as pp
+from powerprop_jax.train.checkpoints import checkpoint
 
 
-def make_theta():
-  return small.two_layers((6, 5), (5, 4))
+def selective(make_select, key=0):
+  power = pp.powerprop(optax.adam(0.1), 2.0, make_select())
+  moves = {'stop': 90, 'period': 2, 'select': make_select()}
+  return pp.rigl(power, 0.5, regrow='redraw', key=key, **moves)
 
 
-def adaptive(inner):
-  controller = pp.near_zero_controller(0.3)
-  return pp.adaptive_alpha(inner, controller, period=3)
-
-
-SELECT = {
-  'default': lambda: pp.is_weight,
-  'regex': lambda: pp.by_regex('w$', '^n/'),
-  'exclude': lambda: pp.exclude(pp.is_weight, '^n/'),
+# Functions and keys that states hold.
+HELD = {
+  'default': lambda: selective(lambda: pp.is_weight),
+  'regex': lambda: selective(lambda: pp.by_regex('w$', '^n/')),
+  'exclude': lambda: selective(lambda: pp.exclude(pp.is_weight, '^n/')),
+  'key': lambda: selective(lambda: pp.is_weight, jax.random.key(3, impl='rbg')),
 }
-MAKE = {
-  'power': lambda s: pp.powerprop(optax.adam(0.1), 2.0, s()),
-  'power_tree': lambda s: pp.powerprop(
-    optax.sgd(0.1), {'a': {'w': 1.5}, 'n': {'w': jnp.float32(2)}}
-  ),
-  'rigl': lambda s: pp.rigl(
-    pp.powerprop(optax.adam(0.1), 2.0, s()), 0.5, stop=90, period=2, select=s()
-  ),
-  'snfs': lambda s: pp.snfs(
-    pp.powerprop(optax.adamw(0.1), jnp.float32(1.7), s()),
-    0.5,
-    stop=90,
-    period=2,
-    regrow='redraw',
-  ),
-  'adaptive': lambda s: adaptive(
-    pp.dsr(
-      pp.powerprop(optax.sgd(0.1, 0.9), jnp.float32(2), s()),
-      0.5,
-      num_dropped=4,
-      threshold=0.1,
-      stop=90,
-      period=2,
-      key=jax.random.key(3, impl='rbg'),
-    )
-  ),
-}
-CASES = [
-  *((make, 'regex') for make in MAKE),
-  ('rigl', 'default'),
-  ('rigl', 'exclude'),
-]
 
 
-def trained(make, select):
-  tx = MAKE[make](SELECT[select])
-  return tx, *small.history(tx, make_theta(), 3)[-1]
+def build(name, inner):
+  return HELD[name]() if name in HELD else contracts_test.build(name, inner)
 
 
-def by_pickle(state, template):
-  del template
+def by_checkpoint(state, template, path):
+  with checkpoint.Checkpoints(path / 'checkpoints') as checkpoints:
+    checkpoints.save(7, state, {})
+    checkpoints.wait()
+    shapes = jax.eval_shape(lambda: template)
+    restored, step, _ = checkpoints.restore_latest(shapes)
+  assert step == 7
+  return restored
+
+
+def by_pickle(state, template, path):
   return pickle.loads(pickle.dumps(state))
 
 
-def by_flax(state, template):
+def by_flax(state, template, path):
   return serialization.from_bytes(template, serialization.to_bytes(state))
 
 
-def by_equinox(state, template):
-  file = io.BytesIO()
-  eqx.tree_serialise_leaves(file, state)
-  file.seek(0)
-  return eqx.tree_deserialise_leaves(file, template)
+def by_equinox(state, template, path):
+  eqx.tree_serialise_leaves(path / 'state', state)
+  return eqx.tree_deserialise_leaves(path / 'state', template)
 
 
-def by_numpy(state, template):
+def by_numpy(state, template, path):
   file = io.BytesIO()
   np.savez(file, *jax.tree.leaves(state))
   file.seek(0)
@@ -95,43 +70,33 @@ def by_numpy(state, template):
   return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
 
-@pytest.mark.parametrize(('make', 'select'), CASES)
-@pytest.mark.parametrize('store', [by_pickle, by_flax, by_equinox, by_numpy])
-@pytest.mark.slow
-def test_a_stored_state_goes_on(make, select, store):
-  tx, phi, state = trained(make, select)
+@pytest.mark.parametrize(
+  ('transformation', 'inner'),
+  inners.cases(
+    [*contracts_test.FEWER_PAIRS, *((name, 'adam') for name in HELD)]
+  ),
+)
+def test_a_stored_state_comes_back(transformation, inner, tmp_path):
   # From another process: a transformation that was built again.
-  other = MAKE[make](SELECT[select])
-  template = other.init(phi)
-  restored = store(state, template)
-  assert jax.tree.structure(restored) == jax.tree.structure(state)
-  chex.assert_trees_all_equal(restored, state)
-  expected, actual = (
-    t.update(phi, s, phi) for t, s in ((tx, state), (other, restored))
+  state, template = (
+    pp.init(build(transformation, inner), small.weights()) for _ in range(2)
   )
-  chex.assert_trees_all_equal(actual, expected)
+  numbered = lambda x: (
+    jnp.arange(1, 1 + x.size).reshape(x.shape).astype(x.dtype)
+  )
+  state = jax.tree.map(numbered, state)
+  for store in (by_checkpoint, by_pickle, by_flax, by_equinox, by_numpy):
+    restored = store(state, template, tmp_path)
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    chex.assert_trees_all_equal(restored, state)
+    chex.assert_trees_all_equal_dtypes(restored, state)
 
 
-def test_orbax(tmp_path):
-  tx, phi, state = trained('rigl', 'regex')
-  with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save(tmp_path / 'state', state)
-    checkpointer.wait_until_finished()
-    shapes = jax.eval_shape(tx.init, phi)
-    restored = checkpointer.restore(tmp_path / 'state', shapes)
-  assert jax.tree.structure(restored) == jax.tree.structure(state)
-  chex.assert_trees_all_equal(restored, state)
-
-
-@pytest.mark.parametrize(('make', 'select'), CASES)
-def test_building_twice_traces_once(make, select):
-  traced = []
-
-  @jax.jit
-  def look(phi, state):
-    traced.append(1)
-    return pp.effective_params(phi, state)
-
+@pytest.mark.parametrize(
+  'transformation',
+  [*HELD, 'powerprop', 'powerprop_tree', 'snfs', 'rigl_adaptive'],
+)
+def test_building_twice_traces_once(transformation):
+  look = jax.jit(chex.assert_max_traces(pp.effective_params, n=1))
   for _ in range(2):
-    look(*pp.init(MAKE[make](SELECT[select]), make_theta()))
-  assert len(traced) == 1
+    look(*pp.init(build(transformation, 'adam'), small.weights()))
