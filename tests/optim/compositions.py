@@ -260,8 +260,8 @@ class Composition:
       tx = f'fusing.fused({tx})' if self.twice else tx
     return _wrap(tx, self.outside)
 
-  def build(self, **names):
-    return _evaluate(self.code, **names)
+  def build(self):
+    return _evaluate(self.code)
 
   def without_library(self):
     """What Optax alone makes of it."""
@@ -347,9 +347,9 @@ def _wrap(tx, templates):
   return tx
 
 
-def _evaluate(code, **names):
+def _evaluate(code):
   known = {'fusing': fusing, 'jnp': jnp, 'optax': optax, 'pp': pp}
-  return eval(code, known | names)
+  return eval(code, known)
 
 
 _any_of = lambda values: st.sampled_from(values).map(lambda value: (value,))

@@ -97,14 +97,11 @@ class ConstantFanInTest(parameterized.TestCase):
       'one_out': {'w': jnp.arange(1.0, 7).reshape(6, 1)},
     }
     sparsity = {'dense/w': 0.0, 'one_in/w': 0.5, 'one_out/w': 0.5}
-    tx = pp.rigl(
-      optax.sgd(0.0), sparsity, stop=9, period=1, structure='constant_fan_in'
-    )
+    tx = pp.rigl(optax.sgd(0.0), sparsity, stop=9, period=1, **_OPTIONS)
     phi, state = pp.init(tx, theta)
     update = jax.jit(tx.update)
     for i in range(6):
-      grads = small.grads(i, phi)
-      _, state = update(grads, state, phi)
+      _, state = update(small.grads(i, phi), state, phi)
       self.assertTrue(state.masks['dense']['w'].all())
       self.assertTrue(state.masks['one_in']['w'].all())
       self.assertEqual(int(state.masks['one_out']['w'].sum()), 3)

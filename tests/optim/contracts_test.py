@@ -145,11 +145,6 @@ FEWER_PAIRS = (
 )
 
 
-def _are_equal(masks, others):
-  same = jax.tree.map(np.array_equal, masks, others)
-  return all(jax.tree.leaves(same))
-
-
 def _given_masks():
   return {
     'm': {'w': jnp.arange(30).reshape(6, 5) % 3 == 0, 'b': jnp.ones(5, bool)},
@@ -231,11 +226,11 @@ class ContractTest:
     # New connections may start with any value, and so cost something: steps
     # between two networks of different connections do not count.
     gained = [
-      before_ - after_
-      for before_, after_, old, new in zip(
-        losses, losses[1:], all_masks, all_masks[1:], strict=False
+      before - after
+      for (before, old), (after, new) in itertools.pairwise(
+        zip(losses, all_masks, strict=True)
       )
-      if _are_equal(old, new)
+      if jax.tree.all(jax.tree.map(np.array_equal, old, new))
     ]
     assert sum(gained) > 0
 

@@ -88,9 +88,8 @@ class FixedTest(parameterized.TestCase):
     # Both ways out.
     kept = functools.partial(pp.uniform, overrides={'^c/': 0.5})
     pp.static(optax.sgd(0.1), 0.9, distribution=kept).init(_small())
-    pp.static(
-      optax.sgd(0.1), 0.95, select=pp.exclude(pp.is_weight, '^c/')
-    ).init(_small())
+    left_out = pp.exclude(pp.is_weight, '^c/')
+    pp.static(optax.sgd(0.1), 0.95, select=left_out).init(_small())
 
   def test_one_weight_may_be_all_that_is_left(self):
     theta = {'c': {'w': jnp.ones((2, 5))}}

@@ -74,51 +74,35 @@ class GradualPruningTest(parameterized.TestCase):
         if step >= stop:
           np.testing.assert_array_equal(counts, final)
 
-  @parameterized.parameters('layer', 'global')
-  def test_weights_never_return_and_the_smallest_go(self, scope):
+  @parameterized.parameters(
+    ('layer', False), ('global', False), ('global', True)
+  )
+  def test_the_smallest_go_for_good(self, scope, normalise):
+    """Where all rank together, the largest of each leaf stays."""
+    options = {'scope': scope, 'normalise': normalise}
     tx = pp.gradual_pruning(
-      optax.sgd(0.05), 0.7, start=0, stop=9, period=3, scope=scope
+      optax.sgd(0.05), 0.9, start=0, stop=9, period=3, **options
     )
-    history = _history(tx, 12)
-    for (phi, old), (_, new) in itertools.pairwise(history):
-      returned = masks.difference(new.masks, old.masks)
-      self.assertFalse(any(m.any() for m in jax.tree.leaves(returned)))
-      if scope == 'layer':
-        for name in 'abc':
-          size = np.abs(np.asarray(phi[name]['w']))
-          left = np.asarray(new.masks[name]['w'])
-          gone = np.asarray(old.masks[name]['w']) & ~left
-          self.assertLessEqual(
-            size[gone].max(initial=0.0), size[left].min(), name
-          )
-
-  def test_global_pruning_equals_a_sort_and_keeps_one_weight_a_leaf(self):
-    theta = _theta()
-    tx = pp.one_shot_pruning(optax.sgd(0.0), 0.9, step=0, scope='global')
-    _, opt_state = _history(tx, 1)[-1]
-    self.assertEqual(sum(_counts(opt_state)), masks.num_kept(258, 0.9))
-    self.assertEqual(_counts(opt_state)[2], 1)  # c is a hundred times smaller
-    size = np.abs(np.asarray(theta['c']['w'])).ravel()
-    self.assertTrue(opt_state.masks['c']['w'].ravel()[size.argmax()])
-    rest = np.concatenate([np.abs(theta[n]['w']).ravel() for n in 'ab'])
-    left = np.concatenate([opt_state.masks[n]['w'].ravel() for n in 'ab'])
-    np.testing.assert_array_equal(
-      np.sort(rest[left]), np.sort(rest)[-left.sum() :]
-    )
-
-  def test_normalising_gives_a_small_leaf_its_share(self):
-    tx = pp.one_shot_pruning(
-      optax.sgd(0.0), 0.5, step=0, scope='global', normalise=True
-    )
-    _, opt_state = _history(tx, 1)[-1]
-    theta = _theta()
-    scaled = [theta[n]['w'] / jnp.linalg.norm(theta[n]['w']) for n in 'abc']
-    flat = np.abs(np.concatenate([np.ravel(x) for x in scaled]))
-    threshold = np.sort(flat)[-masks.num_kept(258, 0.5)]
-    for name, x in zip('abc', scaled, strict=True):
-      np.testing.assert_array_equal(
-        opt_state.masks[name]['w'], np.abs(x) >= threshold, name
+    is_global = scope == 'global'
+    groups = [slice(0, 3)] if is_global else [slice(i, i + 1) for i in range(3)]
+    for (phi, old), (_, new) in itertools.pairwise(_history(tx, 12)):
+      weights, before, after = (
+        [np.asarray(tree[name]['w']) for name in 'abc']
+        for tree in (phi, old.masks, new.masks)
       )
+      sizes = [
+        np.abs(x) / (np.linalg.norm(x) if normalise else 1) for x in weights
+      ]
+      for size in sizes if is_global else ():
+        size.flat[size.argmax()] = np.inf
+      for group in groups:
+        num_kept = sum(mask.sum() for mask in after[group])
+        expected = small.largest_of_all(sizes[group], num_kept, before[group])
+        chex.assert_trees_all_equal(after[group], expected)
+    if is_global:
+      self.assertEqual(sum(_counts(new)), masks.num_kept(258, 0.9))
+      # c is a hundred times smaller.
+      self.assertEqual(_counts(new)[2] == 1, not normalise)
 
   def test_scores_may_be_negative_and_no_leaf_vanishes(self):
     """What is gone scores 0, more than all that is left."""

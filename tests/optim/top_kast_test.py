@@ -46,18 +46,13 @@ class TopKastTest(parameterized.TestCase):
         )
         np.testing.assert_array_equal(state.masks[name]['w'], largest)
 
-  def test_the_network_sees_a_and_everything_else_stays_in_phi(self):
-    tx = _tx()
-    phi, state = pp.init(tx, _theta())
-    chex.assert_trees_all_equal(phi, _theta())
-    seen = pp.effective_params(phi, state)['a']['w']
-    np.testing.assert_array_equal(seen, [[5.0, -4.0] + [0.0] * 8])
-    pinned = pp.effective_params(phi, state, pinned=True)['a']['w']
-    np.testing.assert_array_equal(seen, pinned)
-
-  def test_b_is_trained_and_what_is_outside_stands_still(self):
+  def test_the_network_sees_a_b_is_trained_and_the_rest_stands_still(self):
     tx = _tx(penalty=0.0)
     phi, state = pp.init(tx, _theta())
+    chex.assert_trees_all_equal(phi, _theta())
+    for pinned in (False, True):
+      seen = pp.effective_params(phi, state, pinned=pinned)['a']['w']
+      np.testing.assert_array_equal(seen, [[5.0, -4.0] + [0.0] * 8])
     updates, _ = tx.update(jax.tree.map(jnp.ones_like, phi), state, phi)
     np.testing.assert_allclose(updates['a']['w'], [[-0.1] * 5 + [0.0] * 5])
     np.testing.assert_allclose(updates['a']['b'], -0.1)
