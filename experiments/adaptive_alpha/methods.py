@@ -34,8 +34,8 @@ from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import reparam
 from powerprop_jax.train import ensemble
 from powerprop_jax.train.ensemble import Members
+from powerprop_jax.train.runs import errors, metrics
 from powerprop_jax.train.runs import folder as run_folder
-from powerprop_jax.train.runs import metrics
 from powerprop_jax.train.runs.contents import Contents, Networks
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
@@ -80,7 +80,7 @@ def check(config: Config, problem: Problem) -> None:
     raise UserError(
       f'warm_up must be at least 0 epochs, got {control.warm_up}.'
     )
-  ensemble.check_at_once(problem.at_once)
+  errors.check_positive(problem, 'at_once', prefix='')
   masks_lib.density_to_sparsity(config.race.kept, '--race.kept')
   for method in config.methods:
     if method == 'race':

@@ -156,7 +156,7 @@ def check_settings(settings: Settings, *several: str) -> data.Splits:
   Returns:
     The data.
   """
-  ensemble.check_at_once(settings.lanes_at_once)
+  errors.check_positive(settings, 'lanes_at_once', prefix='')
   errors.check_several(settings, *several)
   errors.check_positive(settings, 'num_test')
   ensemble.product([1.0], settings.keys)

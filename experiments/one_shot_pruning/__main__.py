@@ -214,7 +214,7 @@ def _contents(config: Config, num_classes: int) -> Contents:
 
 def _check(config: Config) -> None:
   metrics.check_tensorboard(config.tensorboard)
-  ensemble.check_at_once(config.lanes_at_once)
+  errors.check_positive(config, 'lanes_at_once', prefix='')
   errors.check_several(config, 'alphas', 'keys', 'kept', 'scopes', differ=False)
   for kept in config.kept:
     masks.density_to_sparsity(kept, '--kept')

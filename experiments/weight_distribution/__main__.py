@@ -208,7 +208,7 @@ def main(config: Config) -> None:
 
 def _check(config: Config) -> None:
   metrics.check_tensorboard(config.tensorboard)
-  ensemble.check_at_once(config.lanes_at_once)
+  errors.check_positive(config, 'lanes_at_once', prefix='')
   errors.check_several(config, 'nets', 'alphas', 'keys')
   errors.check_several(config, 'epsilons', 'kept', differ=False)
   for kept in config.kept:

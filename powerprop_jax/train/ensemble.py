@@ -96,7 +96,8 @@ def mapped(
   Returns:
     The same over stacked states and all that follows; arrays are shared.
   """
-  check_at_once(at_once)
+  if at_once is not None:
+    errors.check_least(1, at_once=at_once)
 
   def run(state: Tree, arrays: Tree, *rest: Any) -> Any:
     one = lambda args: fn(args[0], arrays, *args[1:])
@@ -107,15 +108,6 @@ def mapped(
     return jax.lax.map(one, stacked, batch_size=batch_size)
 
   return run
-
-
-def check_at_once(at_once: int | None) -> None:
-  """Refuses a number of members that is not positive; None is all of them."""
-  if at_once is not None and at_once < 1:
-    raise UserError(
-      f'lanes_at_once must be at least 1, got {at_once}. Leave it out to '
-      'compute all networks side by side.'
-    )
 
 
 def create(
