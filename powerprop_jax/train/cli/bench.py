@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import pathlib
 import statistics
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax
 import numpy as np
@@ -21,7 +21,6 @@ from powerprop_jax.export import export as export_lib
 from powerprop_jax.export import exported as exported_lib
 from powerprop_jax.export import inference, sparse_mlp
 from powerprop_jax.export.exported import Exported
-from powerprop_jax.export.inference import Form
 from powerprop_jax.files import json_files, tables
 from powerprop_jax.files.tables import Row
 from powerprop_jax.train.cli import pruned_model, timing
@@ -121,18 +120,25 @@ def measure(
   rows = []
   for batch in batches:
     images = np.random.default_rng(0).random((batch, *shape), np.float32)
-    calls = {name: _compiled(form, images) for name, form in forms.items()}
+    on_device = jax.device_put(images)
+    calls: dict[str, timing.Program] = {
+      name: functools.partial(jax.jit(form.run), form.parameters, on_device)
+      for name, form in forms.items()
+    }
     if mlp is not None:
       calls['scipy CSR'] = functools.partial(mlp, images)
     _check_equal(calls)
-    rows += _rows(batch, timing.seconds_of_calls(calls, repeats, _RUN_SECONDS))
+    times = timing.seconds_of_calls(calls, repeats, _RUN_SECONDS)
+    rows += [
+      {
+        'batch': batch,
+        'form': name,
+        'ms': 1e3 * statistics.median(seconds),
+        'speed_up': timing.median_ratio(times['dense'], seconds),
+      }
+      for name, seconds in times.items()
+    ]
   return rows
-
-
-def _compiled(form: Form, images: np.ndarray[Any, Any]) -> timing.Program:
-  return functools.partial(
-    jax.jit(form.run), form.parameters, jax.device_put(images)
-  )
 
 
 def _check_equal(calls: Mapping[str, timing.Program]) -> None:
@@ -148,15 +154,3 @@ def _check_equal(calls: Mapping[str, timing.Program]) -> None:
         f'{error:.3g} away from the dense ones, which reach {size:.3g}. Is '
         'what the file says about its network true?'
       )
-
-
-def _rows(batch: int, times: Mapping[str, list[float]]) -> list[Row]:
-  return [
-    {
-      'batch': batch,
-      'form': name,
-      'ms': 1e3 * statistics.median(seconds),
-      'speed_up': timing.median_ratio(times['dense'], seconds),
-    }
-    for name, seconds in times.items()
-  ]
