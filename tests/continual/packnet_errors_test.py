@@ -126,8 +126,5 @@ def test_names_of_tasks_are_checked():
 def test_networks_that_cannot_be_packed_are_refused(kwargs, message):
   with pytest.raises(ValueError, match=message):
     packing.init(**kwargs)
-
-
-def test_another_optimiser_is_refused():
   with pytest.raises(ValueError, match='found no sparsify'):
     continual.init_pack(optax.sgd(0.1), packing.theta(), {}, 'packnet')

@@ -147,7 +147,7 @@ def test_different_data_get_one_shape_and_type():
   found = [(task.shape, task.dtype.name) for task in stream]
   assert found == [((4, 4, 1), 'float32')] * 2
   assert stream[1].train.images.max() <= 1
-  assert sequence(large, large)
+  assert sequence(large, large)[0].dtype == np.uint8
 
 
 def test_sizes_are_known_without_making_images():

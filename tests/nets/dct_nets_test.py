@@ -1,7 +1,6 @@
 """Networks with the cosine transform, by argument: wiring, sparse training."""
 
 import functools
-import math
 
 from absl.testing import parameterized
 import chex
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import small
 
 import powerprop_jax as pp
 from powerprop_jax import nets
@@ -18,18 +18,10 @@ from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core import trees
 from powerprop_jax.nets import layers
-from powerprop_jax.nets.layers import dct, forms
 from powerprop_jax.sparse import weight as sparse_weight
 from powerprop_jax.train.data import splits
 
 CIFAR, SMALL = (32, 32, 3), (16, 16, 1)
-
-
-def shapes_of(net, image_shape=CIFAR):
-  """Parameters and state as shapes, without computing anything."""
-  images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
-  init = lambda key, x: net.init(key, x, True)
-  return jax.eval_shape(init, jax.random.key(0), images)
 
 
 def shapes_by_name(tree):
@@ -38,26 +30,6 @@ def shapes_by_name(tree):
 
 def start(net, images):
   return jax.jit(lambda key: net.init(key, images, True))(jax.random.key(0))
-
-
-def noisy(theta):
-  """Parameters moved by a little, so that no weight is 0."""
-  rng = np.random.default_rng(0)
-  move = lambda x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32)
-  return jax.tree.map(move, theta)
-
-
-def plain_theta(theta):
-  """The parameters of the plain network that computes the same function."""
-  found = {}
-  for module, leaves in theta.items():
-    found[module] = dict(leaves)
-    if 'transform_scale' not in leaves:
-      continue
-    scale, w = found[module].pop('transform_scale'), leaves['w']
-    rows = dct.cosine_weight(math.prod(w.shape[:-1]), w.shape[-1], jnp.float32)
-    found[module]['w'] = w + scale * jnp.reshape(rows, w.shape)
-  return found
 
 
 def loss_of(net, theta, state, images, labels):
@@ -74,66 +46,22 @@ def value_and_grads(net, theta, state, images):
   return float(loss), grads
 
 
-def grouped_net(has_transform):
-  """Everything that layers.conv takes, in a small network."""
-
-  def forward(images, is_training):
-    del is_training
-    with forms.use(forms.Form(has_transform)):
-      x = layers.conv(6, 3, 'conv_0', stride=2)(images)
-      x = jax.nn.relu(x)
-      x = layers.conv(12, 3, 'conv_1', groups=6, with_bias=False)(x)
-      x = layers.conv(4, 2, 'conv_2', groups=2, padding='VALID')(x)
-      x = layers.linear(9, 'linear', with_bias=False)(layers.flatten(x))
-      return layers.linear(40, 'logits', transform_init=0.5)(x)
-
-  return hk.transform_with_state(forward)
-
-
 class FormTest(parameterized.TestCase):
   @parameterized.parameters(*nets.NAMES)
   @pytest.mark.slow
   def test_every_network_has_a_scale_more_for_each_weight(self, name):
-    plain, _ = shapes_of(nets.make(name, 10))
+    plain, _ = small.net_shapes(nets.make(name, 10))
     net = nets.make(name, 10, dct=True)
-    theta, state = shapes_of(net)
-    chosen = select_lib.selected_names(select_lib.is_weight, plain)
-    scales = {
-      f'{path.removesuffix("/w")}/transform_scale': () for path in chosen
-    }
+    theta, state = small.net_shapes(net)
+    names = functools.partial(select_lib.selected_names, select_lib.is_weight)
+    self.assertEqual(names(theta), names(plain))
+    scales = {f'{path[:-2]}/transform_scale': () for path in names(plain)}
     self.assertEqual(shapes_by_name(theta), shapes_by_name(plain) | scales)
-    self.assertEqual(
-      select_lib.selected_names(select_lib.is_weight, theta), chosen
-    )
     key = jax.random.key(0) if name.startswith('wrn') else None
     images = jnp.zeros((2, *CIFAR))
-    grads = jax.eval_shape(
-      jax.grad(lambda *args: net.apply(*args, key, images, True)[0].sum()),
-      theta,
-      state,
-    )
+    total = lambda *args: net.apply(*args, key, images, True)[0].sum()
+    grads = jax.eval_shape(jax.grad(total), theta, state)
     chex.assert_trees_all_equal_shapes_and_dtypes(grads, theta)
-
-  @parameterized.parameters('grouped', 'lenet_5_small')
-  def test_computes_as_the_plain_network_at_the_sum_of_both_parts(self, name):
-    if name == 'grouped':
-      plain, net = grouped_net(False), grouped_net(True)
-    else:
-      plain, net = nets.make(name, 10), nets.make(name, 10, dct=True)
-    images = jax.random.normal(jax.random.key(1), (3, *SMALL))
-    theta, state = start(net, images)
-    theta = noisy(theta)
-    loss, grads = value_and_grads(net, theta, state, images)
-    plain_loss, plain_grads = value_and_grads(
-      plain, plain_theta(theta), state, images
-    )
-    self.assertAlmostEqual(loss, plain_loss, delta=1e-4 * plain_loss)
-    # The gradient of the sparse part is that of the sum.
-    grads = {
-      module: {n: g for n, g in leaves.items() if n != 'transform_scale'}
-      for module, leaves in grads.items()
-    }
-    chex.assert_trees_all_close(grads, plain_grads, rtol=1e-3, atol=1e-4)
 
   def test_weights_start_at_zero_or_as_told(self):
     images = jnp.zeros((1, *SMALL))
@@ -165,19 +93,15 @@ class FormTest(parameterized.TestCase):
     net = nets.make('mlp', 10, dct=True)
     with self.assertRaisesRegex(ValueError, 'images must'):
       net.init(jax.random.key(0), jnp.zeros(3), True)
-    theta, _ = shapes_of(nets.make('mlp', 10))
+    theta, _ = small.net_shapes(nets.make('mlp', 10))
     self.assertNotIn('transform_scale', theta['mlp/logits'])
 
 
-def _random_masks(net, density, select=select_lib.is_weight):
+def _random_masks(net, density):
   rng = np.random.default_rng(0)
-
-  def draw(module_name, name, leaf):
-    if not select(module_name, name, leaf):
-      return np.ones(leaf.shape, bool)
-    return rng.random(leaf.shape) < density
-
-  return trees.map_named(draw, shapes_of(net, SMALL)[0])
+  share = {'w': density}
+  draw = lambda _, name, x: rng.random(x.shape) < share.get(name, 1)
+  return trees.map_named(draw, small.net_shapes(net, SMALL)[0])
 
 
 class SupportsTest(parameterized.TestCase):
@@ -213,7 +137,7 @@ class SupportsTest(parameterized.TestCase):
       plain = nets.make(name, 10, dct=with_dct)
       supports = sparse_weight.supports(_random_masks(plain, 0.01))
       net = nets.make(name, 10, dct=with_dct, supports=supports)
-      theta, state = shapes_of(net, SMALL)
+      theta, state = small.net_shapes(net, SMALL)
       for path, support in supports.items():
         module, size = path.removesuffix('/w'), support.positions.shape
         self.assertNotIn('w', theta[module])
@@ -221,72 +145,20 @@ class SupportsTest(parameterized.TestCase):
         self.assertEqual(state[module]['positions'].shape, size)
 
   def test_a_layer_without_a_support_stays_dense(self):
-    plain = nets.make('mlp', 10)
-    every = sparse_weight.supports(_random_masks(plain, 0.1))
+    every = sparse_weight.supports(_random_masks(nets.make('mlp', 10), 0.1))
     supports = {'mlp/linear_0/w': every['mlp/linear_0/w']}
-    theta, _ = shapes_of(nets.make('mlp', 10, supports=supports), SMALL)
+    theta, _ = small.net_shapes(nets.make('mlp', 10, supports=supports), SMALL)
     self.assertIn('values', theta['mlp/linear_0'])
     self.assertEqual(theta['mlp/logits']['w'].shape, (100, 10))
 
   def test_a_support_of_no_layer_is_refused_by_name(self):
-    supports = sparse_weight.supports(
-      {'mlp/linear_7': {'w': np.ones((2, 2), bool)}}
-    )
-    net = nets.make('mlp', 10, supports=supports)
+    support = sparse_weight.support(np.ones((2, 2), bool))
+    net = nets.make('mlp', 10, supports={'mlp/linear_7/w': support})
     with self.assertRaisesRegex(ValueError, 'support for mlp/linear_7/w, but'):
-      shapes_of(net)
-
-
-DENSITY, PERIOD, STEPS = 0.01, 3, 11
+      small.net_shapes(net)
 
 
 class SparseTrainingTest(parameterized.TestCase):
-  @parameterized.parameters('rigl', 'set')
-  @pytest.mark.slow
-  def test_connections_move_in_the_sparse_part_alone(self, method):
-    net = nets.make('lenet_5', 10, dct=True)
-    rng = np.random.default_rng(0)
-    images = rng.normal(size=(STEPS, 8, *SMALL)).astype(np.float32)
-    labels = rng.integers(0, 10, (STEPS, 8))
-    alias = {'rigl': pp.rigl, 'set': pp.sparse_evolution}[method]
-    tx = alias(
-      optax.adam(1e-2),
-      1 - DENSITY,
-      stop=100,
-      period=PERIOD,
-      drop_fraction=pp.schedules.constant(0.3),
-    )
-    theta, state = start(net, images[0])
-    phi, opt_state = pp.init(tx, theta)
-    counts = pp.erk(theta, 1 - DENSITY).counts
-
-    @jax.jit
-    def step(phi, opt_state, images, labels):
-      theta = pp.effective_params(phi, opt_state)
-      grads = jax.grad(functools.partial(loss_of, net))(
-        theta, state, images, labels
-      )
-      updates, opt_state = tx.update(grads, opt_state, phi)
-      phi = optax.apply_updates(phi, updates)
-      return phi, opt_state, pp.current_masks(phi, opt_state)
-
-    first = masks = jax.device_get(pp.current_masks(phi, opt_state))
-    for i in range(STEPS):
-      before = masks
-      phi, opt_state, masks = step(phi, opt_state, images[i], labels[i])
-      masks = jax.device_get(masks)
-      is_due = i > 0 and i % PERIOD == 0
-      for path, count in counts.items():
-        module = path.removesuffix('/w')
-        old, new = before[module]['w'], masks[module]['w']
-        self.assertEqual(new.sum(), count)
-        np.testing.assert_array_equal(np.asarray(phi[module]['w'])[~new], 0)
-        assert is_due or (new == old).all()
-    for module, leaves in masks.items():
-      self.assertTrue(leaves['transform_scale'])
-      self.assertNotEqual(phi[module]['transform_scale'], 1.0)
-      self.assertTrue((leaves['w'] & ~first[module]['w']).any())
-
   def test_trains_with_a_hundredth_of_the_weights_where_the_plain_net_lags(
     self,
   ):
@@ -296,7 +168,7 @@ class SparseTrainingTest(parameterized.TestCase):
 
     def final_loss(with_dct):
       net = nets.make('lenet_300_100', 10, dct=with_dct)
-      tx = pp.static(optax.adam(1e-2), 1 - DENSITY, distribution=pp.erk)
+      tx = pp.static(optax.adam(1e-2), 0.99, distribution=pp.erk)
       theta, state = start(net, images)
       loss_fn = functools.partial(loss_of, net)
 

@@ -1,6 +1,6 @@
 """Layers with a cosine transform, against one written out patch by patch."""
 
-import itertools
+import math
 
 from absl.testing import parameterized
 import chex
@@ -52,14 +52,6 @@ class TransformTest(parameterized.TestCase):
     found = dct.transform(x, num_out, method=method)
     np.testing.assert_allclose(found, _oracle(x, num_out), atol=1e-6)
 
-  @parameterized.parameters((8, 8), (8, 5), (5, 8), (1, 3))
-  def test_columns_are_orthonormal_unless_the_input_is_padded(self, *sizes):
-    num_in, num_out = sizes
-    weight = dct.cosine_weight(num_in, num_out, jnp.float32)
-    products = weight.T @ weight
-    is_orthonormal = np.allclose(products, np.eye(num_out), atol=1e-6)
-    assert is_orthonormal == (num_in >= num_out)
-
   def test_long_transforms_are_as_exact_as_short_ones(self):
     far = dct.cosine_weight(2, 3000, jnp.float32)[1]
     k = np.arange(1, 3000)
@@ -100,6 +92,16 @@ class TransformTest(parameterized.TestCase):
       _output(dct.DctLinear, jnp.ones((1, 2)), 2, method='fast')
 
 
+def _condensed(shape, density, **settings):
+  """A layer with a support, its parameters and its state."""
+  mask = np.random.default_rng(0).random(shape) < density
+  support = sparse_weight.support(mask)
+  net = hk.transform_with_state(
+    lambda x: dct.DctLinear(shape[1], support=support, **settings)(x)
+  )
+  return net, *net.init(jax.random.key(0), jnp.ones((1, shape[0])))
+
+
 class LinearTest(parameterized.TestCase):
   @parameterized.product(
     sizes=((20, 30), (30, 20)), x_shape=((), (4,), (2, 3)), method=_METHODS
@@ -137,95 +139,19 @@ class LinearTest(parameterized.TestCase):
 
   @parameterized.parameters((0.01, True), (0.9, False))
   def test_auto_goes_with_the_kernel_of_a_condensed_weight(self, density, fft):
-    mask = np.random.default_rng(0).random((16, 16)) < density
-    support = sparse_weight.support(mask)
-    net = hk.transform_with_state(
-      lambda x: dct.DctLinear(16, support=support)(x)
-    )
-    x = _random(64, 16)
-    theta, net_state = net.init(jax.random.key(0), x)
-    jaxpr = jax.make_jaxpr(net.apply)(theta, net_state, None, x)
+    net, theta, net_state = _condensed((16, 16), density)
+    jaxpr = jax.make_jaxpr(net.apply)(theta, net_state, None, _random(64, 16))
     assert ('fft' in str(jaxpr)) == fft
 
   def test_fft_makes_nothing_of_the_size_of_a_condensed_weight(self):
-    mask = np.random.default_rng(0).random((300, 200)) < 0.01
-    support = sparse_weight.support(mask)
-    net = hk.transform_with_state(
-      lambda x: dct.DctLinear(200, method='fft', support=support)(x)
-    )
-    x = _random(2, 300)
-    theta, net_state = net.init(jax.random.key(0), x)
+    net, theta, net_state = _condensed((300, 200), 0.01, method='fft')
     loss = lambda theta, x: jnp.sum(net.apply(theta, net_state, None, x)[0])
-    step = jax.jit(jax.grad(loss, (0, 1))).lower(theta, x).compile()
-    assert step.memory_analysis().temp_size_in_bytes < 4 * mask.size
-
-
-def _conv_oracle(x, num_out, window, stride, rate, num_groups):
-  """Transforms of the patches of [N, H, W, C], one by one, not padded."""
-  num, height, width, num_in = x.shape
-  spans = [(k - 1) * r + 1 for k, r in zip(window, rate, strict=True)]
-  rows = range(0, height - spans[0] + 1, stride[0])
-  columns = range(0, width - spans[1] + 1, stride[1])
-  y = np.zeros((num, len(rows), len(columns), num_out))
-  ins, outs = num_in // num_groups, num_out // num_groups
-  for n, (i, row), (j, column), group in itertools.product(
-    range(num), enumerate(rows), enumerate(columns), range(num_groups)
-  ):
-    patch = [
-      x[n, row + a * rate[0], column + b * rate[1], group * ins + c]
-      for a in range(window[0])
-      for b in range(window[1])
-      for c in range(ins)
-    ]
-    own = slice(group * outs, (group + 1) * outs)
-    y[n, i, j, own] = _oracle(patch, num_out)[own]
-  return y
-
-
-_CONVS = (
-  # Coefficients are cut off; patches are padded.
-  dict(num_in=10, num_out=20),
-  dict(num_in=3, num_out=30),
-  dict(num_in=4, num_out=6, stride=2, window=(3, 2)),
-  dict(num_in=4, num_out=6, rate=2, num_groups=2),
-  dict(num_in=3, num_out=6, num_groups=3, stride=(1, 2), rate=(2, 1)),
-  dict(num_in=5, num_out=4, window=(1, 1)),
-)
+    step = jax.jit(jax.grad(loss, (0, 1)))
+    memory = step.lower(theta, _random(2, 300)).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 4 * 300 * 200
 
 
 class ConvTest(parameterized.TestCase):
-  @parameterized.product(
-    conv=_CONVS, method=_METHODS, data_format=('NHWC', 'NCHW')
-  )
-  @pytest.mark.slow
-  def test_starts_as_the_transform_of_each_patch(
-    self, conv, method, data_format
-  ):
-    settings = dict(window=(3, 3), stride=1, rate=1, num_groups=1) | conv
-    num_in, num_out = settings['num_in'], settings['num_out']
-    x = np.asarray(_random(2, 6, 5, num_in))
-    pairs = {
-      name: np.broadcast_to(settings[name], 2) for name in ('stride', 'rate')
-    }
-    expected = _conv_oracle(
-      x, num_out, settings['window'], **pairs, num_groups=settings['num_groups']
-    )
-    if data_format == 'NCHW':
-      x, expected = x.transpose(0, 3, 1, 2), expected.transpose(0, 3, 1, 2)
-    y = _output(
-      dct.DctConv2D,
-      x,
-      num_out,
-      settings['window'],
-      stride=settings['stride'],
-      rate=settings['rate'],
-      padding='VALID',
-      data_format=data_format,
-      feature_group_count=settings['num_groups'],
-      method=method,
-    )
-    np.testing.assert_allclose(y, expected, atol=1e-6)
-
   @parameterized.product(
     settings=(
       dict(padding='SAME'),
@@ -234,6 +160,9 @@ class ConvTest(parameterized.TestCase):
       dict(padding=(hk.pad.causal, hk.pad.same), rate=(1, 2)),
       dict(padding=hk.pad.full, stride=(2, 1), feature_group_count=2),
       dict(padding='valid', data_format='NCHW', feature_group_count=4),
+      # Patches are padded.
+      dict(padding='VALID', kernel_shape=(1, 1)),
+      dict(padding='VALID', output_channels=60, feature_group_count=2),
     ),
     batch=((), (2,)),
   )
@@ -243,18 +172,24 @@ class ConvTest(parameterized.TestCase):
   ):
     shape = (8, 6, 7) if settings.get('data_format') == 'NCHW' else (6, 7, 8)
     x = _random(*batch, *shape)
-    num_in = 8 // settings.get('feature_group_count', 1)
-    settings = dict(name='layer', b_init=jnp.ones) | settings
-    weights = hk.initializers.RandomNormal()
-    plain = _without_state(hk.Conv2D, 12, (3, 2), w_init=weights, **settings)
+    settings = {
+      'output_channels': 12,
+      'kernel_shape': (3, 2),
+      'w_init': hk.initializers.RandomNormal(),
+      'b_init': jnp.ones,
+      'name': 'layer',
+    } | settings
+    plain = _without_state(hk.Conv2D, **settings)
     theta = plain.init(jax.random.key(0), x)
-    fixed = dct.cosine_weight(6 * num_in, 12, jnp.float32)
-    fixed = fixed.reshape(theta['layer']['w'].shape)
+    w_shape = theta['layer']['w'].shape
+    num_out = w_shape[-1]
+    fixed = np.stack(
+      [_oracle(row, num_out) for row in np.eye(math.prod(w_shape[:-1]))]
+    )
+    fixed = fixed.reshape(w_shape).astype(np.float32)
     outputs = {}
     for method in _METHODS:
-      net = _without_state(
-        dct.DctConv2D, 12, (3, 2), w_init=weights, method=method, **settings
-      )
+      net = _without_state(dct.DctConv2D, method=method, **settings)
       both = net.init(jax.random.key(0), x)
       assert both['layer'].pop('transform_scale') == 1
       chex.assert_trees_all_equal(both, theta)
@@ -288,17 +223,17 @@ class ConvTest(parameterized.TestCase):
     expected = fixed.at[..., 0].add(x[:, :3, :3, 0])
     np.testing.assert_allclose(y, expected, atol=1e-6)
 
-  def test_groups_that_do_not_divide_channels_are_refused(self):
-    x = jnp.ones((1, 4, 4, 6))
-    with pytest.raises(
-      ValueError,
-      match='shuffle must divide its 6 input channels, got 4',
-    ):
-      _output(dct.DctConv2D, x, 4, 3, feature_group_count=4, name='shuffle')
-    with pytest.raises(ValueError, match='4 output channels, got 3'):
-      _output(dct.DctConv2D, x, 4, 3, feature_group_count=3)
-    with pytest.raises(ValueError, match=r'rank 3 or 4, got shape \(4, 6\)'):
-      _output(dct.DctConv2D, x[0, 0], 4, 3)
+  @parameterized.parameters(
+    ((1, 4, 4, 6), 4, 'shuffle must divide its 6 input channels, got 4'),
+    ((1, 4, 4, 6), 3, '4 output channels, got 3'),
+    ((4, 6), 1, r'rank 3 or 4, got shape \(4, 6\)'),
+  )
+  def test_groups_that_do_not_divide_channels_are_refused(
+    self, shape, num_groups, message
+  ):
+    settings = dict(feature_group_count=num_groups, name='shuffle')
+    with pytest.raises(ValueError, match=message):
+      _output(dct.DctConv2D, jnp.ones(shape), 4, 3, **settings)
 
 
 class SparseTest(parameterized.TestCase):

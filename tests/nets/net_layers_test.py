@@ -1,12 +1,16 @@
 """The pieces of our networks against Haiku's and against plain JAX."""
 
+import math
+
 from absl.testing import parameterized
 import chex
 import haiku as hk
 import jax
 import jax.numpy as jnp
+import small
 
 from powerprop_jax.nets import layers
+from powerprop_jax.nets.layers import dct, forms
 
 
 class PoolTest(parameterized.TestCase):
@@ -59,4 +63,34 @@ class ConvTest(parameterized.TestCase):
 
     chex.assert_trees_all_close(
       value_and_grads(ours), value_and_grads(haikus), rtol=1e-4, atol=1e-4
+    )
+
+  @parameterized.parameters(
+    dict(stride=2),
+    dict(groups=3, with_bias=False),
+    dict(groups=3, padding='VALID'),
+  )
+  def test_a_transform_is_added_to_the_weights(self, **settings):
+    def make(has_transform):
+      def forward(x):
+        with forms.use(forms.Form(has_transform)):
+          x = layers.flatten(layers.conv(6, 3, 'conv', **settings)(x))
+          return layers.linear(40, 'linear', transform_init=0.5)(x)
+
+      return hk.without_apply_rng(hk.transform(forward))
+
+    x = jax.random.normal(jax.random.key(0), (4, 8, 7, 3))
+    net, plain = make(True), make(False)
+    theta = net.init(jax.random.key(1), x)
+    # Moved by a little, so that no weight is 0.
+    theta = jax.tree.map(lambda t, n: t + 0.1 * n, theta, small.grads(0, theta))
+    expected = {}
+    for module, leaves in theta.items():
+      shape = leaves['w'].shape
+      rows = dct.cosine_weight(math.prod(shape[:-1]), shape[-1], jnp.float32)
+      both = leaves['w'] + leaves['transform_scale'] * rows.reshape(shape)
+      bias = {'b': leaves['b']} if 'b' in leaves else {}
+      expected[module] = {'w': both} | bias
+    chex.assert_trees_all_close(
+      net.apply(theta, x), plain.apply(expected, x), rtol=1e-4, atol=1e-4
     )

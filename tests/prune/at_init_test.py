@@ -295,7 +295,5 @@ class BadInputTest(parameterized.TestCase):
     theta = jax.tree.map(lambda w: factor * w, random_mlp())
     with self.assertRaisesRegex(error, message):
       at_init.snip(LOSS, theta, batches)
-
-  def test_a_temperature_of_zero_is_refused(self):
     with self.assertRaisesRegex(ValueError, 'temperature must be above 0'):
       at_init.classification_loss(tanh_logits, temperature=0.0)
