@@ -12,6 +12,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from powerprop_jax.core import trees
 from powerprop_jax.core.trees import Tree
 
 # Number of the round, values found so far, how many reach them.
@@ -51,7 +52,7 @@ def check_among(scores: Tree, among: Tree) -> None:
 
 def is_on_one_device(leaf: Any) -> bool:
   """Whether an array certainly has no shards."""
-  if isinstance(leaf, jax.core.Tracer):
+  if trees.is_traced(leaf):
     # An automatic mesh does not show in the type of a traced array.
     return jax.device_count() == 1
   return not isinstance(leaf, jax.Array) or len(leaf.sharding.device_set) == 1

@@ -24,7 +24,7 @@ from typing import Any, Protocol, TypeAlias
 
 import jax
 
-from powerprop_jax.core import masks, trees
+from powerprop_jax.core import masks
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.trees import Params, Select
 
@@ -89,6 +89,29 @@ def counts(
   return {name: masks.num_kept(sizes[name], by_leaf[name]) for name in by_leaf}
 
 
+def check_by_leaf(by_leaf: Mapping[str, float], names: Iterable[str]) -> None:
+  """Refuses sparsities that are not one in [0, 1) for each of these leaves.
+
+  Example:
+    >>> check_by_leaf({'a/w': 0.5}, ['a/w', 'b/w'])
+    Traceback (most recent call last):
+      ...
+    ValueError: the sparsities must name exactly the selected leaves (a/w, b/w);
+    missing: b/w; not among them: none.
+  """
+  names = tuple(names)
+  missing = [name for name in names if name not in by_leaf]
+  unknown = [name for name in by_leaf if name not in names]
+  if missing or unknown:
+    raise ValueError(
+      f'the sparsities must name exactly the selected leaves '
+      f'({", ".join(names)}); missing: {", ".join(missing) or "none"}; '
+      f'not among them: {", ".join(unknown) or "none"}.'
+    )
+  for name, sparsity in by_leaf.items():
+    masks.check_sparsity(sparsity, f'the sparsity of {name!r}')
+
+
 class _Overridable(Protocol):
   def __call__(
     self,
@@ -112,10 +135,9 @@ def _distribution(
     select: Select = select_lib.is_weight,
     overrides: Overrides | None = None,
   ) -> dict[str, float]:
-    names = select_lib.selected_names(select, theta)
-    leaves = trees.by_path(theta)
-    shapes = {name: tuple(leaves[name].shape) for name in names}
-    fixed = match_overrides(names, overrides)
+    leaves = select_lib.selected(select, theta)
+    shapes = {name: tuple(leaf.shape) for name, leaf in leaves.items()}
+    fixed = match_overrides(tuple(leaves), overrides)
     return _share_out(shapes, sparsity, fixed, relative_density)
 
   # As functools.wraps, but for the signature.

@@ -83,6 +83,24 @@ def check_sparsity(sparsity: float, name: str = 'sparsity') -> None:
     raise ValueError(f'{name} must be in [0, 1), got {sparsity}.')
 
 
+def check_boolean(masks: Masks) -> None:
+  """Refuses masks of numbers.
+
+  Example:
+    >>> check_boolean({'w': jnp.ones(2)})
+    Traceback (most recent call last):
+      ...
+    TypeError: masks must be boolean, leaf 'w' is float32. Write masks != 0 if
+    they are numbers.
+  """
+  for path, leaf in trees.by_path(masks).items():
+    if jnp.result_type(leaf) != jnp.bool_:
+      raise TypeError(
+        f'masks must be boolean, leaf {path!r} is '
+        f'{jnp.result_type(leaf).name}. Write masks != 0 if they are numbers.'
+      )
+
+
 def full_masks(tree: Tree) -> Masks:
   """All True, with the shapes and shardings of parameters or their shapes.
 
@@ -153,7 +171,7 @@ def density(masks: Masks, *, select: Select | None = None) -> jax.Array:
     >>> density({'w': jnp.array([True, False]), 'b': jnp.array([True, True])})
     Array(0.75, dtype=float32)
   """
-  leaves = _selected(masks, select).values()
+  leaves = selected(masks, select).values()
   size = sum(leaf.size for leaf in leaves)
   return _share(_total(map(_count, leaves), size), size)
 
@@ -209,10 +227,10 @@ def overlap(a: Masks, b: Masks, *, select: Select | None = None) -> Overlaps:
     0.75 0.5
   """
   check_same_shapes(a, b, 'a', 'b')
-  others = _selected(b, select)
+  others = selected(b, select)
   counts = {
     path: tuple(map(_count, (leaf == others[path], leaf & others[path], leaf)))
-    for path, leaf in _selected(a, select).items()
+    for path, leaf in selected(a, select).items()
   }
   sizes = {path: leaf.size for path, leaf in others.items()}
   size = sum(sizes.values())
@@ -284,10 +302,10 @@ def unpack_masks(packed: Tree) -> Masks:
 
 def check_same_shapes(a: Tree, b: Tree, a_name: str, b_name: str) -> None:
   """Raises a ValueError unless two trees have one structure and its shapes."""
-  shapes_of = lambda tree: {
-    path: jnp.shape(leaf) for path, leaf in trees.by_path(tree).items()
-  }
-  a_shapes, b_shapes = shapes_of(a), shapes_of(b)
+  a_shapes, b_shapes = (
+    {path: jnp.shape(leaf) for path, leaf in trees.by_path(tree).items()}
+    for tree in (a, b)
+  )
   for path in a_shapes | b_shapes:
     shapes = [s.get(path, 'nothing') for s in (a_shapes, b_shapes)]
     if shapes[0] != shapes[1]:
@@ -297,17 +315,24 @@ def check_same_shapes(a: Tree, b: Tree, a_name: str, b_name: str) -> None:
       )
 
 
-def _selected(masks: Masks, select: Select | None) -> dict[str, jax.Array]:
-  """Selected masks by path, in the order of the leaves."""
+def selected(masks: Masks, select: Select | None) -> dict[str, Any]:
+  """Selected masks by 'module/name', in order; all of them without a select.
+
+  The predicate is shown what it would be shown of floating-point parameters.
+
+  Example:
+    >>> selected({'a': {'w': jnp.ones((1, 1), bool)}}, select_lib.is_weight)
+    {'a/w': Array([[ True]], dtype=bool)}
+  """
   leaves = trees.by_path(masks)
   if select is None:
     return leaves
-  # Predicates look at floating-point parameters.
   parameters = jax.tree.map(
-    lambda m: jax.ShapeDtypeStruct(m.shape, jnp.float32), masks
+    lambda m: jax.ShapeDtypeStruct(jnp.shape(m), jnp.float32), masks
   )
-  names = select_lib.selected_names(select, parameters)
-  return {path: leaves[path] for path in names}
+  return {
+    path: leaves[path] for path in select_lib.selected(select, parameters)
+  }
 
 
 def _count(mask: jax.Array) -> jax.Array:

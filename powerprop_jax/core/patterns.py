@@ -123,9 +123,5 @@ def named(structure: Structure) -> Pattern:
     ValueError: structure must be 'unstructured' or 'constant_fan_in', got \
 'constant_fanin'. Did you mean 'constant_fan_in'?
   """
-  if structure not in _KNOWN:
-    raise ValueError(
-      f'structure must be {" or ".join(map(repr, _KNOWN))}, got '
-      f'{structure!r}.{names.hint(str(structure), _KNOWN)}'
-    )
+  names.check_choice('structure', structure, _KNOWN)
   return _KNOWN[structure]

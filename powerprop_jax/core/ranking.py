@@ -42,19 +42,18 @@ def masks_from_counts(
     >>> masks_from_counts(scores, {'a/w': 0, 'b/w': 2})['b']['w']
     Array([[ True,  True]], dtype=bool)
   """
-  names = select_lib.selected_names(select, scores)
-  shared = [name for name in names if name not in counts]
-  unknown = [name for name in counts if name not in (*names, SHARED)]
+  leaves = select_lib.selected(select, scores)
+  shared = [name for name in leaves if name not in counts]
+  unknown = [name for name in counts if name not in (*leaves, SHARED)]
   if unknown or bool(shared) != (SHARED in counts):
     raise ValueError(
       f'counts for {", ".join(counts)} do not fit the selected leaves '
-      f'{", ".join(names)}. Make them with the same select.'
+      f'{", ".join(leaves)}. Make them with the same select.'
     )
-  leaves = trees.by_path(scores)
   eligible = dict.fromkeys(leaves) if among is None else trees.by_path(among)
   kept = {
-    name: pattern.top_k(leaves[name], counts[name], eligible[name])
-    for name in names
+    name: pattern.top_k(leaf, counts[name], eligible[name])
+    for name, leaf in leaves.items()
     if name not in shared
   }
   if shared:

@@ -24,7 +24,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from powerprop_jax.core import powers
+from powerprop_jax.core import powers, trees
 from powerprop_jax.core.trees import Params, Tree
 
 Alpha = float | jax.Array
@@ -100,7 +100,7 @@ def check_alpha(alpha: Alpha, name: str = 'alpha') -> None:
       f'{name} must be a scalar, got an array of shape {jnp.shape(alpha)}. '
       'For one power per leaf, pass a tree of scalars.'
     )
-  if isinstance(alpha, jax.core.Tracer):
+  if trees.is_traced(alpha):
     return
   value = float(alpha)
   if not (math.isfinite(value) and value >= 1):
@@ -121,7 +121,7 @@ def check_invertible(alpha: Alpha, name: str = 'alpha') -> None:
     ValueError: alpha must be at most 64, got 100: with a larger power float32
     does not find its way from θ to φ and back.
   """
-  if isinstance(alpha, jax.core.Tracer):
+  if trees.is_traced(alpha):
     return
   if float(alpha) > MAX_ALPHA:
     raise ValueError(

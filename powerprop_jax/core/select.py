@@ -103,13 +103,23 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
 def selected_names(select: Select, tree: Tree) -> tuple[str, ...]:
   """Names, as 'module/name', of the leaves that select chooses, in order.
 
-  Of a tree with leaves at least one must be selected, and floating-point leaves
-  only.
-
   Example:
     >>> selected_names(is_weight, {'linear': {'w': jnp.ones((2, 2)),
     ...                                       'b': jnp.ones(2)}})
     ('linear/w',)
+  """
+  return tuple(selected(select, tree))
+
+
+def selected(select: Select, tree: Tree) -> dict[str, Any]:
+  """The leaves that select chooses by their 'module/name', in order.
+
+  Of a tree with leaves at least one must be selected, and floating-point leaves
+  only.
+
+  Example:
+    >>> selected(is_weight, {'a': {'w': jnp.ones((1, 1)), 'b': jnp.ones(1)}})
+    {'a/w': Array([[1.]], dtype=float32)}
   """
   if not callable(select):
     raise TypeError(
@@ -134,7 +144,7 @@ def selected_names(select: Select, tree: Tree) -> tuple[str, ...]:
         f'select chose {leaf.path!r}, which is {_described(leaf.value)}: only '
         'floating-point leaves can be pruned or reparameterised. Leave it out.'
       )
-  return tuple(leaf.path for leaf in chosen)
+  return {leaf.path: leaf.value for leaf in chosen}
 
 
 def _described(value: Any) -> str:

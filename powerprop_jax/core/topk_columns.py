@@ -90,73 +90,53 @@ def _mask(
   eligible = jnp.sum(keys > counting.INELIGIBLE, axes, dtype=jnp.int32)
   k = jnp.clip(k, 0, eligible)
   zero_bits = counting.ZERO_BITS[scores.dtype.name]
+
+  def search() -> tuple[jax.Array, jax.Array]:
+    """The key where each column is cut, and the rank among those at the key."""
+    # Columns become rows: sums over the last axes are many times faster on a
+    # CPU. The barrier keeps XLA from undoing that.
+    rows = lax.optimization_barrier(jnp.moveaxis(keys, -1, 0))
+    axes = tuple(range(1, rows.ndim))
+
+    def count(ranks: jax.Array, candidates: list[jax.Array]) -> list[jax.Array]:
+      enough = [ranks >= jnp.expand_dims(c, axes) for c in candidates]
+      if fused:
+        return counting.sum_each(enough, axes)
+      return [jnp.sum(x, axes, dtype=jnp.int32) for x in enough]
+
+    value, reached = counting.search(
+      functools.partial(count, rows),
+      k,
+      counting.INELIGIBLE,
+      eligible,
+      32,
+      zero_bits,
+    )
+    # Stored, unlike in topk: here to compute them again takes longer.
+    ranks = lax.optimization_barrier(
+      _ranks(rows, jnp.expand_dims(value, axes), axes)
+    )
+    num_bits = math.prod(rows.shape[1:]).bit_length()
+    cut, _ = counting.search(
+      functools.partial(count, ranks), k, 0, reached, num_bits, 0
+    )
+    return value, cut
+
   # Where all that is eligible is kept, there is nothing to search.
   value, cut = lax.cond(
     jnp.any(k < eligible),
-    lambda: _search(keys, k, eligible, zero_bits, fused),
+    search,
     lambda: (jnp.full_like(k, counting.INELIGIBLE), jnp.zeros_like(k)),
   )
   value, cut = (jnp.expand_dims(x, axes) for x in (value, cut))
-  mask = _ranks(keys, value, axes, _last(keys, axes)) >= cut
+  mask = _ranks(keys, value, axes) >= cut
   return mask if among is None else mask & among
 
 
-def _search(
-  keys: jax.Array,
-  k: jax.Array,
-  eligible: jax.Array,
-  zero_bits: int,
-  fused: bool,
-) -> tuple[jax.Array, jax.Array]:
-  """The key at which each column is cut, and the rank among those at the key.
-
-  Args:
-    keys: int32 [..., columns].
-    k: how many to keep, int32 [columns], in [0, eligible].
-    eligible: how many keys are not INELIGIBLE, int32 [columns].
-    zero_bits: how many low bits of a key are certainly zero.
-    fused: whether several counts may be made in one reduction.
-  """
-  # Columns become rows: sums over the last axes are many times faster on a CPU.
-  # The barrier keeps XLA from undoing that.
-  rows = lax.optimization_barrier(jnp.moveaxis(keys, -1, 0))
-  axes = tuple(range(1, rows.ndim))
-  last = _last(rows, axes)
-
-  def count(ranks: jax.Array, candidates: list[jax.Array]) -> list[jax.Array]:
-    enough = [ranks >= jnp.expand_dims(c, axes) for c in candidates]
-    if fused:
-      return counting.sum_each(enough, axes)
-    return [jnp.sum(x, axes, dtype=jnp.int32) for x in enough]
-
-  value, reached = counting.search(
-    functools.partial(count, rows),
-    k,
-    counting.INELIGIBLE,
-    eligible,
-    32,
-    zero_bits,
-  )
-
-  # Stored, unlike in topk: here to compute them again takes longer.
-  ranks = lax.optimization_barrier(
-    _ranks(rows, jnp.expand_dims(value, axes), axes, last)
-  )
-  num_bits = math.prod(rows.shape[1:]).bit_length()
-  cut, _ = counting.search(
-    functools.partial(count, ranks), k, 0, reached, num_bits, 0
-  )
-  return value, cut
-
-
 def _ranks(
-  keys: jax.Array, value: jax.Array, axes: tuple[int, ...], last: jax.Array
+  keys: jax.Array, value: jax.Array, axes: tuple[int, ...]
 ) -> jax.Array:
   """Order around a key, with earlier ties at it ranking higher; see topk."""
+  last = jnp.asarray(math.prod(keys.shape[a] for a in axes) - 1, jnp.int32)
   ties = jnp.where(keys == value, counting.countdown(last, keys, axes), -1)
   return jnp.where(keys > value, counting.FIRST, ties)
-
-
-def _last(keys: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-  size = math.prod(keys.shape[axis] for axis in axes)
-  return jnp.asarray(size - 1, jnp.int32)

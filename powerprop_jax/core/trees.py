@@ -163,6 +163,11 @@ def require_params(params: Params, name: str, *, latent: bool = False) -> None:
     )
 
 
+def is_traced(tree: Tree) -> bool:
+  """Whether values of a tree are not known, as inside jit."""
+  return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
+
+
 def all_finite(tree: Tree) -> jax.Array:
   """Whether every number of a tree is finite, a boolean scalar."""
   finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
