@@ -247,13 +247,7 @@ def _sorted_drop_grow(growth: drop_grow.Growth, fraction: float) -> _Rewire:
     return survivors | sorted_top_k(grow, moved, ~survivors)
 
   def rewire(rewiring: pp.Rewiring) -> tuple[Any, Any]:
-    moved = counts.map_masks(
-      move,
-      pp.is_weight,
-      rewiring.theta,
-      rewiring.masks,
-      growth(rewiring),
-    )
+    moved = counts.map_masks(move, pp.is_weight, rewiring, growth(rewiring))
     return moved, rewiring.memory
 
   return rewire
@@ -292,8 +286,7 @@ def _sorted_pruning(
     pruned = counts.map_masks(
       lambda leaf, mask: smaller(mask, leaf.value, done),
       pp.is_weight,
-      rewiring.theta,
-      rewiring.masks,
+      rewiring,
     )
     return pruned, rewiring.memory
 

@@ -6,14 +6,14 @@
 """
 
 import operator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from powerprop_jax.core import masks as masks_lib
-from powerprop_jax.core import trees
+from powerprop_jax.core import names, trees
 from powerprop_jax.core.trees import (
   Alpha,
   OptState,
@@ -101,7 +101,7 @@ def adaptive_alpha(
     raise ValueError(f'period must be at least 1, got {period}.')
   if operator.index(warm_up) < 0:
     raise ValueError(f'warm_up must be at least 0, got {warm_up}.')
-  remap.check_hold(hold)
+  names.check_choice('hold', hold, get_args(Hold))
   inner = optax.with_extra_args_support(inner)
 
   def init(params: Params) -> AdaptiveAlphaState:

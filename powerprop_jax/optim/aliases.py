@@ -13,8 +13,10 @@ the first period. With `replaces_step` weights stand still at these steps, which
 then do not count in inner: learning-rate schedules there lag behind by as many.
 """
 
+from collections.abc import Callable
+import inspect
 import operator
-from typing import Unpack
+from typing import Any, ParamSpec, TypeVar, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -30,47 +32,33 @@ from powerprop_jax.optim.topologies import dsr as dsr_lib
 from powerprop_jax.optim.topologies import snfs as snfs_lib
 from powerprop_jax.optim.topologies import top_kast as top_kast_lib
 from powerprop_jax.optim.topologies.counts import Leaves, Patterned
+from powerprop_jax.optim.topologies.drop_grow import Growth
 from powerprop_jax.optim.topologies.gradual import Scope
 from powerprop_jax.optim.topologies.neuron_ablation import Ablation
 from powerprop_jax.optim.topologies.top_kast import Norm
 from powerprop_jax.optim.topology import Regrow
 
+_Arguments = ParamSpec('_Arguments')
+_Made = TypeVar('_Made')
+
 
 class Pruning(Patterned, total=False):
-  """How gradual_pruning and one_shot_pruning rank.
-
-  Attributes:
-    scope: 'layer', or 'global' to rank all weights together.
-    normalise: globally, divide scores by the norm of their leaf.
-  """
+  """How gradual_pruning and one_shot_pruning rank; see topologies.gradual."""
 
   scope: Scope
   normalise: bool
 
 
 class Moving(Patterned, total=False):
-  """How SET and RigL move connections.
+  """How SET and RigL move connections; see topologies.drop_grow."""
 
-  Attributes:
-    ablation: with constant fan-in, when neurons lose all inputs; None is never.
-      See neuron_ablation.Ablation, which has to leave out the last layer.
-    replaces_step: whether weights stand still at these steps; for RigL by
-      default, as in its algorithm 1.
-  """
-
+  growth: Growth
   ablation: Ablation | None
   replaces_step: bool
 
 
 class Momentum(Patterned, total=False):
-  """What SNFS ranks by, and whether layers exchange connections.
-
-  Attributes:
-    momentum: β of the topology's own momentum, m ← β m + g; 0.9.
-    second_moment: β₂ to rank by |m|/√v, as with Adam; None ranks by |m|.
-    redistribute: whether connections change layers, as by default.
-    replaces_step: whether weights stand still at these steps.
-  """
+  """How SNFS ranks and shares out; see topologies.snfs."""
 
   momentum: float
   second_moment: float | None
@@ -79,14 +67,7 @@ class Momentum(Patterned, total=False):
 
 
 class Threshold(Leaves, total=False):
-  """How many connections DSR drops.
-
-  Attributes:
-    num_dropped: how many should move each time, 600; the threshold is halved if
-      more do, doubled if fewer. 400_000 for ResNet-50.
-    threshold: of |θ|, at the start; greater than 0; 1e-3.
-    replaces_step: whether weights stand still at these steps.
-  """
+  """How many connections DSR drops; see topologies.dsr."""
 
   num_dropped: int
   threshold: float
@@ -94,12 +75,7 @@ class Threshold(Leaves, total=False):
 
 
 class Exploring(Leaves, total=False):
-  """What pulls at weights that Top-KAST trains and does not compute with.
-
-  Attributes:
-    penalty: coefficient of the exploration penalty, at least 0; 1e-4.
-    norm: of the penalty, 'l2' or 'l1'; see topologies.top_kast.
-  """
+  """What pulls at weights outside the forward set; see topologies.top_kast."""
 
   penalty: float
   norm: Norm
@@ -117,8 +93,7 @@ def static(
 
   Args:
     masks: instead of a sparsity, which is of random masks.
-    **options: of random masks: structure, distribution (erk), select; see
-      Patterned.
+    **options: of random masks: structure, distribution (erk), select.
 
   Example:
     >>> theta = {'linear': {'w': jnp.ones((4, 5))}}
@@ -161,7 +136,7 @@ def gradual_pruning(
     period: weights are removed every so many steps after start, and at stop.
     power: of the polynomial.
     **options: scope, structure, distribution (uniform), normalise, select; see
-      Pruning.
+      topologies.gradual.
 
   Note:
     At start itself nothing is removed yet. JaxPruner counts one step ahead and
@@ -202,7 +177,7 @@ def one_shot_pruning(
   Args:
     step: the first update that is sparse, at least 0.
     **options: scope, structure, distribution (uniform), normalise, select; see
-      Pruning.
+      topologies.gradual.
 
   Example:
     >>> tx = one_shot_pruning(optax.sgd(0.1), 0.9, step=5_000)
@@ -232,8 +207,8 @@ def sparse_evolution(
     drop_fraction: share of each layer's connections that moves, in (0, 1); a
       number falls along half a cosine to 0 at stop, f(t) = f₀ (1 + cos(π t /
       stop)) / 2, a schedule is taken as it is.
-    **options: structure, ablation, distribution (erk), select, replaces_step;
-      see Moving.
+    **options: growth, structure, ablation, distribution (erk), select,
+      replaces_step; see topologies.drop_grow.
 
   Note:
     The code of RigL takes the gradient step too when SET rewires, as here;
@@ -251,34 +226,33 @@ def sparse_evolution(
     sparsity,
     _when(start, stop, period),
     _annealed(drop_fraction, stop),
-    drop_grow.at_random,
     **options,
   )
   return sparsify(inner, topology, regrow=regrow, key=key)
 
 
-def rigl(
-  inner: optax.GradientTransformation,
-  sparsity: Sparsity,
-  *,
-  stop: int,
-  start: int | None = None,
-  period: int = 100,
-  drop_fraction: float | Schedule = 0.3,
-  regrow: Regrow | None = None,
-  key: int | jax.Array = 0,
-  **options: Unpack[Moving],
-) -> optax.GradientTransformationExtraArgs:
+def _arguments_of(
+  known: Callable[_Arguments, _Made],
+) -> Callable[[Callable[..., _Made]], Callable[_Arguments, _Made]]:
+  """Gives a function the arguments of another, for type checkers and help."""
+
+  def decorate(fn: Callable[..., _Made]) -> Callable[_Arguments, _Made]:
+    fn.__signature__ = inspect.signature(known)  # type: ignore[attr-defined]
+    return fn
+
+  return decorate
+
+
+@_arguments_of(sparse_evolution)
+def rigl(*args: Any, **options: Any) -> optax.GradientTransformationExtraArgs:
   """RigL: drops the smallest weights, grows where the gradient is largest.
 
-  Connections move at multiples of period in [start, stop).
+  The arguments are those of sparse_evolution; as in algorithm 1, weights stand
+  still where connections move, unless replaces_step is False.
 
   Args:
     stop: T_end; the paper stops after three quarters of training.
     period: ΔT.
-    drop_fraction: as for sparse_evolution.
-    **options: structure, ablation, distribution (erk), select, replaces_step;
-      see Moving.
 
   Note:
     The authors' code moves connections at step 0 already (start=0), lets stop
@@ -295,15 +269,9 @@ def rigl(
     Dynamic sparse training with structured sparsity, 2024
     (https://arxiv.org/abs/2305.02299).
   """
+  options.setdefault('growth', drop_grow.by_gradient)
   options.setdefault('replaces_step', True)
-  topology = drop_grow.drop_grow(
-    sparsity,
-    _when(start, stop, period),
-    _annealed(drop_fraction, stop),
-    drop_grow.by_gradient,
-    **options,
-  )
-  return sparsify(inner, topology, regrow=regrow, key=key)
+  return sparse_evolution(*args, **options)
 
 
 def snfs(
@@ -332,7 +300,7 @@ def snfs(
       is taken as it is.
     min_drop_fraction: where the cosine ends, in [0, drop_fraction].
     **options: momentum, second_moment, redistribute, structure, distribution
-      (uniform), select, replaces_step; see Momentum.
+      (uniform), select, replaces_step; see topologies.snfs.
 
   Note:
     RigL's comparison with SNFS has redistribute=False and
@@ -372,7 +340,7 @@ def dsr(
 
   Args:
     **options: num_dropped, threshold, distribution (uniform), select,
-      replaces_step; see Threshold.
+      replaces_step; see topologies.dsr.
 
   Note:
     The authors lengthen the period from 1,000 steps to 8,000 during training;
@@ -407,7 +375,7 @@ def top_kast(
     stop: first step at which both sets no longer change; None is never.
     period: both are chosen anew at multiples of it.
     **options: penalty, norm, distribution (uniform, of both), select; see
-      Exploring.
+      topologies.top_kast.
 
   Note:
     The paper chooses the sets at every step and reports that every 100 steps

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from powerprop_jax.core import reparam, trees
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.masks import Masks
-from powerprop_jax.core.trees import Alpha, Params, Select, Tree
-from powerprop_jax.optim import remap
+from powerprop_jax.core.trees import Alpha, NamedLeaf, Params, Select, Tree
+from powerprop_jax.optim import powerprop
 
 
 class AlphaState(NamedTuple):
@@ -126,10 +126,22 @@ def near_zero_controller(
       jax.tree.map(lambda _: jnp.asarray(True), alpha),
     )
 
+  def counts_near_zero(
+    theta: Params, masks: Masks
+  ) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """Connections near zero, and all of them, by the path of their leaf."""
+    count = lambda mask: jnp.sum(mask, dtype=jnp.int32)
+    existing, counts = trees.by_path(masks), {}
+    for path, leaf in select_lib.selected(select, theta).items():
+      x, mask = reparam.widen(leaf), existing[path]
+      limit = epsilon * jnp.std(x, where=mask) if relative else epsilon
+      counts[path] = count(mask & (jnp.abs(x) < limit)), count(mask)
+    return counts
+
   def update(
     theta: Params, masks: Masks, alpha: Alpha, state: AlphaState
   ) -> tuple[Alpha, AlphaState]:
-    counts = _counts_near_zero(theta, masks, epsilon, relative, select)
+    counts = counts_near_zero(theta, masks)
     if per_leaf:
       return _step_by_leaf(rule, counts, alpha, state)
     whole = jnp.sum(jnp.stack([jnp.stack(c) for c in counts.values()]), 0)
@@ -184,22 +196,6 @@ def next_alpha(
   return alpha, AlphaState(previous, state.is_growing & holds)
 
 
-def _counts_near_zero(
-  theta: Params, masks: Masks, epsilon: float, relative: bool, select: Select
-) -> dict[str, tuple[jax.Array, jax.Array]]:
-  """Connections near zero, and all of them, by the path of their leaf."""
-  select_lib.selected_names(select, theta)
-  count = lambda mask: jnp.sum(mask, dtype=jnp.int32)
-  counts = {}
-  leaves = zip(trees.named_leaves(theta), jax.tree.leaves(masks), strict=True)
-  for leaf, mask in leaves:
-    if select(*leaf):
-      x = reparam.widen(leaf.value)
-      limit = epsilon * jnp.std(x, where=mask) if relative else epsilon
-      counts[leaf.path] = count(mask & (jnp.abs(x) < limit)), count(mask)
-  return counts
-
-
 def _share(part: jax.Array, whole: jax.Array) -> jax.Array:
   return part.astype(jnp.float32) / jnp.maximum(whole, 1).astype(jnp.float32)
 
@@ -210,28 +206,25 @@ def _step_by_leaf(
   alpha: Alpha,
   state: AlphaState,
 ) -> tuple[Alpha, AlphaState]:
-  leaves = list(trees.named_leaves(alpha))
-  if not any(leaf.path in counts for leaf in leaves):
+  if not counts.keys() & trees.by_path(alpha).keys():
     raise ValueError(
       'no leaf is both selected by the controller and has an alpha of its own. '
       f'Selected: {", ".join(counts)}; with an alpha: '
-      f'{", ".join(leaf.path for leaf in leaves)}.'
+      f'{", ".join(trees.by_path(alpha))}.'
     )
-  old = zip(
-    jax.tree.leaves(state.previous),
-    jax.tree.leaves(state.is_growing),
-    strict=True,
+
+  def visit(leaf: NamedLeaf, *old: jax.Array) -> tuple[jax.Array, ...]:
+    if leaf.path not in counts:
+      return (leaf.value, *old)
+    reading = _share(*counts[leaf.path])
+    new, remembered = step(reading, leaf.value, AlphaState(*old))
+    return (new, *remembered)
+
+  found = trees.map_leaves(visit, alpha, *state)
+  alphas, *states = (
+    jax.tree.map(lambda _, new, i=i: new[i], alpha, found) for i in range(3)
   )
-  alphas, states = [], []
-  for leaf, remembered in zip(leaves, old, strict=True):
-    new = (leaf.value, AlphaState(*remembered))
-    if leaf.path in counts:
-      new = step(_share(*counts[leaf.path]), *new)
-    alphas.append(new[0])
-    states.append(new[1])
-  build = lambda values: jax.tree.unflatten(jax.tree.structure(alpha), values)
-  columns = zip(*states, strict=True)
-  return build(alphas), AlphaState(*(build(column) for column in columns))
+  return alphas, AlphaState(*states)
 
 
 def _check_rule(growth: float, increment: float, alpha_max: float) -> None:
@@ -265,8 +258,8 @@ def _check_kind(alpha: Alpha, per_leaf: bool) -> None:
 
 
 def _check_start(alpha: Alpha, alpha_max: float) -> None:
-  for path, value in remap.known_values(alpha).items():
-    if not 1 < value <= alpha_max:
+  for path, value in powerprop.alpha_by_path(alpha).items():
+    if not (trees.is_traced(value) or 1 < value <= alpha_max):
       why = 'growth multiplies alpha - 1, so that 1 would stay 1 forever.'
       raise ValueError(
         f'alpha must start in (1, {alpha_max:g}], got {value:g}'

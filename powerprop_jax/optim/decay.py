@@ -5,7 +5,6 @@ prefers few large weights. Decay of θ belongs inside powerprop, where the
 parameters are θ; decay of φ outside, where they are φ.
 """
 
-from collections.abc import Callable
 import math
 from typing import Any, NamedTuple
 
@@ -60,7 +59,7 @@ def decay_theta(
     del extra_args
     trees.require_params(params, 'decay_theta')
     decay = lambda g, theta: g + (rate * theta).astype(g.dtype)
-    return _update_selected(decay, select, updates, params), state
+    return trees.map_selected(decay, select, updates, params), state
 
   return optax.GradientTransformationExtraArgs(init, update)
 
@@ -108,7 +107,7 @@ def decay_phi(
     lr = learning_rate(state.step) if callable(learning_rate) else learning_rate
     share = rate * lr
     decay = lambda u, phi: u - (share * phi).astype(u.dtype)
-    updates = _update_selected(decay, select, updates, params)
+    updates = trees.map_selected(decay, select, updates, params)
     return updates, DecayPhiState(optax.safe_increment(state.step))
 
   return optax.GradientTransformationExtraArgs(init, update)
@@ -117,11 +116,3 @@ def decay_phi(
 def _check_rate(rate: float) -> None:
   if not (math.isfinite(rate) and rate >= 0):
     raise ValueError(f'rate must be finite and at least 0, got {rate}.')
-
-
-def _update_selected(
-  fn: Callable[..., jax.Array], select: Select, updates: Updates, params: Params
-) -> Updates:
-  return trees.map_leaves(
-    lambda leaf, u: fn(u, leaf.value) if select(*leaf) else u, params, updates
-  )

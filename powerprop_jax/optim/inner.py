@@ -18,10 +18,10 @@ import optax
 from powerprop_jax.core import trees
 from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.trees import OptState, Params, Tree
-from powerprop_jax.optim.topology import Rewiring, Topology
+from powerprop_jax.optim.topology import Rewiring, SparseState, Topology
 
-# Without one of these no leaf is treated apart, and nothing needs a look.
-_PARTIAL = (optax.MaskedState, optax.transforms.PartitionState)
+# Wrappers that show their inner transformation only some of the leaves.
+PARTIAL = (optax.MaskedState, optax.transforms.PartitionState)
 
 
 def check_known(
@@ -92,19 +92,17 @@ def renewed(
 def warn_of_frozen(
   inner: optax.GradientTransformation,
   topology: Topology,
-  inner_state: OptState,
+  state: SparseState,
   phi: Params,
-  masks: Masks,
-  memory: Tree,
 ) -> None:
   """Warns of leaves that inner never moves, but that the topology masks."""
-  is_partial = trees.find_states(inner_state, *_PARTIAL)
+  is_partial = trees.find_states(state.inner_state, *PARTIAL)
   if not (is_partial and jax.tree.leaves(phi)):
     return
   inner = optax.with_extra_args_support(inner)
   try:
     moved = _outputs_that_depend(
-      lambda grads: inner.update(grads, inner_state, phi)[0], phi
+      lambda grads: inner.update(grads, state.inner_state, phi)[0], phi
     )
   except Exception:  # It needs more, such as the loss, which is not known yet.
     return
@@ -114,10 +112,9 @@ def warn_of_frozen(
   )
   rewired = [False] * len(drawn)
   if (rewire := topology.rewire) is not None:
-    key, step = jax.random.key(0), jnp.int32(0)
+    key, old = jax.random.key(0), (state.step, state.masks, state.memory)
     rewired = _outputs_that_depend(
-      lambda theta: rewire(Rewiring(key, step, masks, memory, theta, phi))[0],
-      phi,
+      lambda theta: rewire(Rewiring(key, *old, theta, phi))[0], phi
     )
   names = [leaf.path for leaf in trees.named_leaves(phi)]
   frozen = [

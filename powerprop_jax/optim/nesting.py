@@ -12,15 +12,11 @@ import optax
 
 from powerprop_jax.core import trees
 from powerprop_jax.core.trees import OptState
-from powerprop_jax.optim import topology
+from powerprop_jax.optim import inner, topology
 from powerprop_jax.optim.adaptive import AdaptiveAlphaState
 from powerprop_jax.optim.decay import DecayPhiState
 from powerprop_jax.optim.powerprop import PowerState
 from powerprop_jax.optim.topology import SparseState
-
-# Wrappers that show their inner transformation only some of the leaves, while
-# a view is asked about all of them.
-_PARTIAL = (optax.MaskedState, optax.transforms.PartitionState)
 
 # Wrappers that hand on what is inside them or nothing at all. adaptive_alpha
 # moves φ, but leaves zeros where they are.
@@ -40,7 +36,7 @@ def find_sparse_state(opt_state: OptState) -> SparseState | None:
   Refuses several, and one whose masks or assignments would not reach the
   weights as they are.
   """
-  partial = trees.find_states(opt_state, *_PARTIAL)
+  partial = trees.find_states(opt_state, *inner.PARTIAL)
   if any(trees.find_states(state, SparseState) for state in partial):
     raise ValueError(
       'sparsify must not be inside optax.masked or optax.partition: its masks '
@@ -59,7 +55,7 @@ def find_power_state(opt_state: OptState) -> PowerState | None:
   Refuses several, and one that would see only some of the leaves.
   """
   found = trees.find_states(opt_state, PowerState)
-  partial = trees.find_states(opt_state, *_PARTIAL)
+  partial = trees.find_states(opt_state, *inner.PARTIAL)
   inside = [state.inner_state for state in found]
   if (
     len(found) > 1

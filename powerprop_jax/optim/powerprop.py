@@ -10,7 +10,7 @@ factor away again.
 
 from collections.abc import Callable
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 import warnings
 
 import jax
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from powerprop_jax.core import masks as masks_lib
-from powerprop_jax.core import powers, reparam, trees
+from powerprop_jax.core import names, powers, reparam, trees
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.trees import (
@@ -33,7 +33,6 @@ from powerprop_jax.core.trees import (
 from powerprop_jax.optim import topology
 
 Form = Literal['recommended', 'naive']
-_FORMS = ('recommended', 'naive')
 
 
 class PowerState(NamedTuple):
@@ -51,6 +50,15 @@ class PowerState(NamedTuple):
   inner_state: OptState
   select: Static
   form: Static = Static('recommended')
+
+  def alphas(self, tree: Params) -> dict[str, Alpha]:
+    """The α of each selected leaf, a number or an array, by 'module/name'."""
+    by_path = alpha_by_path(self.alpha)
+    return {
+      leaf.path: by_path[''] if '' in by_path else by_path[leaf.path]
+      for leaf in trees.named_leaves(tree)
+      if self.select.value(*leaf)
+    }
 
 
 def powerprop(
@@ -93,8 +101,7 @@ def powerprop(
   Source:
     Schwarz et al., Powerpropagation, 2021, section 2, last paragraph.
   """
-  if form not in _FORMS:
-    raise ValueError(f"form must be 'recommended' or 'naive', got {form!r}.")
+  names.check_choice('form', form, get_args(Form))
   inner = optax.with_extra_args_support(inner)
   made = Parts(inner, stored_alpha(alpha), select, form)
   return optax.GradientTransformationExtraArgs(made.init, made.update)
@@ -204,29 +211,29 @@ def stored_alpha(alpha: Alpha) -> Alpha:
   return jax.tree.map(store, alpha)
 
 
-def alpha_lookup(alpha: Alpha) -> Callable[[str], Alpha]:
-  """From a leaf's path to its α, a number or an array; one for all, or its own.
+def alpha_by_path(alpha: Alpha) -> dict[str, Alpha]:
+  """Powers, numbers or arrays, by the paths of their leaves; '' for a scalar.
 
   Example:
-    >>> alpha_lookup({'m': {'w': Static(2.0)}})('m/w')
-    2.0
+    >>> alpha_by_path({'m': {'w': Static(2.0)}}), alpha_by_path(Static(2.0))
+    ({'m/w': 2.0}, {'': 2.0})
   """
-  value = lambda a: a.value if isinstance(a, Static) else a
-  by_path = _alpha_by_path(alpha)
-  if by_path is None:
-    return lambda path: value(alpha)
-  return lambda path: value(by_path[path])
+  is_static = lambda node: isinstance(node, Static)
+  return {
+    trees.join_name(*trees.leaf_name(path)): a.value if is_static(a) else a
+    for path, a in jax.tree_util.tree_leaves_with_path(alpha, is_leaf=is_static)
+  }
 
 
 def _times_slope(updates: Updates, phi: Params, state: PowerState) -> Updates:
   """Multiplies updates by ψ′(φ) on the selected leaves, in float32."""
-  alpha_of = alpha_lookup(state.alpha)
+  alphas = state.alphas(phi)
 
   def visit(leaf: NamedLeaf, u: jax.Array) -> jax.Array:
-    if not state.select.value(*leaf):
+    if leaf.path not in alphas:
       return u
     phi = reparam.widen(leaf.value)
-    slope = reparam.psi_derivative(phi, alpha_of(leaf.path))
+    slope = reparam.psi_derivative(phi, alphas[leaf.path])
     return (reparam.widen(u) * slope).astype(u.dtype)
 
   return trees.map_leaves(visit, phi, updates)
@@ -237,35 +244,23 @@ def _map_power(
 ) -> Params:
   if state is None:
     return tree
-  select, alpha_of = state.select.value, alpha_lookup(state.alpha)
+  alphas = state.alphas(tree)
   return trees.map_leaves(
     lambda leaf: (
-      fn(leaf.value, alpha_of(leaf.path)) if select(*leaf) else leaf.value
+      fn(leaf.value, alphas[leaf.path]) if leaf.path in alphas else leaf.value
     ),
     tree,
   )
 
 
-def _alpha_by_path(alpha: Alpha) -> dict[str, Alpha] | None:
-  """A tree of powers by the paths of its leaves; None for a scalar."""
-  is_static_node = lambda node: isinstance(node, Static)
-  if is_static_node(alpha) or jax.tree_util.all_leaves([alpha]):
-    return None
-  leaves = jax.tree_util.tree_leaves_with_path(alpha, is_leaf=is_static_node)
-  return {
-    trees.join_name(*trees.leaf_name(path)): leaf for path, leaf in leaves
-  }
-
-
 def _check_alpha_covers(state: PowerState, phi: Params) -> None:
   """Refuses a tree of powers that misses a leaf or names an unknown one."""
-  given = _alpha_by_path(state.alpha)
-  if given is None:
+  given = alpha_by_path(state.alpha)
+  if '' in given:
     return
   selected = select_lib.selected_names(state.select.value, phi)
   missing = [path for path in selected if path not in given]
-  known = {leaf.path for leaf in trees.named_leaves(phi)}
-  unknown = sorted(given.keys() - known)
+  unknown = sorted(given.keys() - trees.by_path(phi).keys())
   if missing or unknown:
     raise ValueError(
       'alpha is a tree that does not fit the parameters: it has no value for '
@@ -302,9 +297,7 @@ def warn_of_zeros(
   """
   if state is None:
     return
-  of_leaf = dict.fromkeys((leaf.path for leaf in trees.named_leaves(phi)), True)
-  if masks is not None:
-    of_leaf = trees.by_path(masks)
+  of_leaf = trees.by_path(masks_lib.full_masks(phi) if masks is None else masks)
   dead = []
   for leaf, _ in _known_above_one(state, phi):
     count = int(jnp.sum((leaf.value == 0) & of_leaf[leaf.path]))
@@ -324,12 +317,12 @@ def _known_above_one(
   state: PowerState, phi: Params
 ) -> list[tuple[NamedLeaf, float]]:
   """Selected leaves with α > 1, where both can be looked at."""
-  alpha_of = alpha_lookup(state.alpha)
-  is_known = lambda x: not isinstance(x, jax.core.Tracer)
-  found = []
-  for leaf in trees.named_leaves(phi):
-    if state.select.value(*leaf) and isinstance(leaf.value, jax.Array):
-      alpha = alpha_of(leaf.path)
-      if is_known(leaf.value) and is_known(alpha) and alpha > 1:
-        found.append((leaf, float(alpha)))
-  return found
+  alphas = state.alphas(phi)
+  return [
+    (leaf, float(alphas[leaf.path]))
+    for leaf in trees.named_leaves(phi)
+    if leaf.path in alphas
+    and isinstance(leaf.value, jax.Array)
+    and not trees.is_traced((leaf.value, alphas[leaf.path]))
+    and alphas[leaf.path] > 1
+  ]

@@ -14,7 +14,6 @@ from powerprop_jax.core.trees import (
   Alpha,
   NamedLeaf,
   Params,
-  Static,
   Tree,
   Updates,
 )
@@ -43,9 +42,11 @@ def resolve(
 
 def _is_certainly_one(alpha: Tree) -> bool:
   """Whether θ = φ, as far as can be seen without looking at arrays."""
-  is_static = lambda node: isinstance(node, Static)
-  leaves = jax.tree.leaves(alpha, is_leaf=is_static)
-  return all(is_static(a) and a.value == 1 for a in leaves)
+  return all(_is_one(a) for a in powerprop.alpha_by_path(alpha).values())
+
+
+def _is_one(alpha: Alpha) -> bool:
+  return isinstance(alpha, float) and alpha == 1
 
 
 def scales(theta: Params) -> Tree:
@@ -55,34 +56,23 @@ def scales(theta: Params) -> Tree:
   )
 
 
-def values(
-  regrow: Regrow,
-  key: jax.Array,
-  theta: Params,
-  grads: Updates,
-  scale: Tree,
-  before: Masks,
-  after: Masks,
-) -> Params:
-  """Values in θ for every weight, of which only reborn ones will be used.
+def redrawn(key: jax.Array, theta: Params, scale: Tree) -> Params:
+  """Normal values in θ for every weight, with a scale from scales."""
+  noise = optax.tree.random_like(key, theta, jax.random.normal)
+  return jax.tree.map(
+    lambda t, s, n: (s * n).astype(t.dtype), theta, scale, noise
+  )
 
-  For 'redraw', with a scale from scales, or 'smallest'. Before and after are
-  the weights that are trained.
-  """
-  if regrow == 'redraw':
-    noise = optax.tree.random_like(key, theta, jax.random.normal)
-    return jax.tree.map(
-      lambda t, s, n: (s * n).astype(t.dtype), theta, scale, noise
-    )
 
-  def smallest(
-    t: jax.Array, g: jax.Array, old: jax.Array, new: jax.Array
-  ) -> jax.Array:
-    least = _least(t, old & new)
+def smallest(theta: Params, grads: Updates, survivors: Masks) -> Params:
+  """Values in θ of the size of the smallest survivor, down the gradient."""
+
+  def visit(t: jax.Array, g: jax.Array, survives: jax.Array) -> jax.Array:
+    least = _least(t, survives)
     # A leaf without a survivor has no smallest one: the old latent value stays.
     return jnp.where(jnp.isfinite(least), _descending(least, g, t.dtype), t)
 
-  return jax.tree.map(smallest, theta, grads, before, after)
+  return jax.tree.map(visit, theta, grads, survivors)
 
 
 def _least(x: jax.Array, among: jax.Array | bool) -> jax.Array:
@@ -105,18 +95,12 @@ def powers_above_one(phi: Params, power: PowerState | None) -> dict[str, Alpha]:
   """
   if power is None:
     return {}
-  alpha_of = powerprop.alpha_lookup(power.alpha)
-  powers = {
-    leaf.path: alpha_of(leaf.path)
-    for leaf in trees.named_leaves(phi)
-    if power.select.value(*leaf)
-  }
-  is_one = lambda a: isinstance(a, float) and a == 1
-  return {path: alpha for path, alpha in powers.items() if not is_one(alpha)}
+  alphas = power.alphas(phi)
+  return {path: alpha for path, alpha in alphas.items() if not _is_one(alpha)}
 
 
 def least_above_zero(
-  phi: Params, before: Masks, after: Masks, powers: dict[str, Alpha]
+  phi: Params, survivors: Masks, powers: dict[str, Alpha]
 ) -> dict[str, jax.Array]:
   """The size at which a connection starts that would be dead at φ = 0.
 
@@ -124,21 +108,13 @@ def least_above_zero(
   float32 scalar; among all its weights where no survivor differs from zero; 0
   where α is 1, so that nothing is dead.
   """
-  flat = zip(
-    trees.named_leaves(phi),
-    jax.tree.leaves(before),
-    jax.tree.leaves(after),
-    strict=True,
-  )
+  leaves, survives = trees.by_path(phi), trees.by_path(survivors)
   sizes = {}
-  for leaf, old, new in flat:
-    if leaf.path in powers:
-      survivors = _least(leaf.value, old & new)
-      least = jnp.where(
-        jnp.isfinite(survivors), survivors, _least(leaf.value, True)
-      )
-      is_dead = (powers[leaf.path] > 1) & jnp.isfinite(least)
-      sizes[leaf.path] = jnp.where(is_dead, least, 0)
+  for path, alpha in powers.items():
+    least = _least(leaves[path], survives[path])
+    least = jnp.where(jnp.isfinite(least), least, _least(leaves[path], True))
+    is_dead = (alpha > 1) & jnp.isfinite(least)
+    sizes[path] = jnp.where(is_dead, least, 0)
   return sizes
 
 

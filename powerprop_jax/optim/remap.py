@@ -6,41 +6,17 @@ One power of φ and not two through θ: θ may be too small for float32 where φ
 not, and the smaller the change, the smaller the error; none for α′ = α.
 """
 
-from typing import Literal, get_args
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from powerprop_jax.core import reparam, trees
-from powerprop_jax.core.trees import Alpha, NamedLeaf, OptState, Params, Static
-from powerprop_jax.optim import powerprop as powerprop_lib
+from powerprop_jax.core.trees import Alpha, NamedLeaf, OptState, Params
 from powerprop_jax.optim.powerprop import PowerState
 
 # What stays where it is when α changes.
 Hold = Literal['theta', 'phi']
-
-
-def known_values(alpha: Alpha) -> dict[str, float]:
-  """The powers that are not traced, by the paths of their leaves, '' for one.
-
-  Example:
-    >>> known_values({'m': {'w': jnp.float32(2)}})
-    {'m/w': 2.0}
-  """
-  is_static = lambda node: isinstance(node, Static)
-  number = lambda a: a.value if is_static(a) else a
-  values = jax.tree.map(number, alpha, is_leaf=is_static)
-  return {
-    leaf.path: float(leaf.value)
-    for leaf in trees.named_leaves(values)
-    if not isinstance(leaf.value, jax.core.Tracer)
-  }
-
-
-def check_hold(hold: str) -> None:
-  """Refuses anything but the two things that can be held."""
-  if hold not in get_args(Hold):
-    raise ValueError(f"hold must be 'theta' or 'phi', got {hold!r}.")
 
 
 def check_form(power: PowerState, hold: Hold) -> None:
@@ -62,19 +38,18 @@ def remap(phi: Params, old: PowerState, new: PowerState) -> Params:
   below 2 eps (max(α, α′) + 1 + |log2 |θ||), the rounding of φ and of ψ itself.
 
   Example:
-    >>> old = PowerState(Static(1.), None, Static(lambda *leaf: True))
-    >>> new = PowerState(Static(2.), None, Static(lambda *leaf: True))
+    >>> every = trees.Static(lambda *leaf: True)
+    >>> old, new = (PowerState(trees.Static(a), None, every) for a in (1., 2.))
     >>> remap({'m': {'w': jnp.array([4., 0., -0.25])}}, old, new)['m']['w']
     Array([ 2. ,  0. , -0.5], dtype=float32)
   """
-  old_alpha = powerprop_lib.alpha_lookup(old.alpha)
-  new_alpha = powerprop_lib.alpha_lookup(new.alpha)
+  olds, news = old.alphas(phi), new.alphas(phi)
 
   def visit(leaf: NamedLeaf) -> jax.Array:
     p: jax.Array = leaf.value
-    if not old.select.value(*leaf):
+    if leaf.path not in olds:
       return p
-    return _remap_leaf(p, old_alpha(leaf.path), new_alpha(leaf.path))
+    return _remap_leaf(p, olds[leaf.path], news[leaf.path])
 
   return trees.map_leaves(visit, phi)
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from powerprop_jax.core import masks as masks_lib
-from powerprop_jax.core import trees
+from powerprop_jax.core import names, trees
 from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.trees import OptState, Params, Static, Tree, Updates
 from powerprop_jax.optim import inner as inner_lib
@@ -96,10 +96,8 @@ def sparsify(
     >>> optax.apply_updates(phi, updates)['linear']['w']
     Array([[1.9, 0. ]], dtype=float32)
   """
-  if regrow is not None and regrow not in get_args(Regrow):
-    raise ValueError(
-      f'regrow must be one of {", ".join(get_args(Regrow))}, got {regrow!r}.'
-    )
+  if regrow is not None:
+    names.check_choice('regrow', regrow, get_args(Regrow))
   if topology.regrow is not None and regrow not in (None, topology.regrow):
     raise ValueError(
       f'this topology prescribes regrow={topology.regrow!r}, got {regrow!r}. '
@@ -172,8 +170,7 @@ class Parts:
     trained = jax.tree.map(
       lambda m: m | ~jnp.any(m), topology.trainable(masks, memory)
     )
-    inner_lib.warn_of_frozen(inner, topology, inner_state, phi, masks, memory)
-    return SparseState(
+    state = SparseState(
       step=jnp.zeros([], jnp.int32),
       key=_key_data(self.key),
       masks=masks,
@@ -182,6 +179,8 @@ class Parts:
       inner_state=inner.init(masks_lib.apply_masks(phi, trained)),
       regrow=Static(mode),
     )
+    inner_lib.warn_of_frozen(inner, topology, state, phi)
+    return state
 
   def update(
     self,
@@ -212,7 +211,19 @@ class Parts:
       )
     if net.least:
       delta = regrow_lib.revived(delta, phi, grads, net.least)
-    delta = _confined(delta, trained, phi, net.phi, state.pins)
+
+    def confined(
+      d: jax.Array, m: jax.Array, p: jax.Array, start: jax.Array
+    ) -> jax.Array:
+      """The step on φ: assignments, and nothing where nothing is trained."""
+      # Half-precision gradients give half-precision steps, too coarse for -φ,
+      # which takes latent weights to zero exactly.
+      d = d if d.dtype.itemsize > p.dtype.itemsize else d.astype(p.dtype)
+      outside = (-p).astype(d.dtype) if state.pins else jnp.zeros_like(d)
+      inside = d if start is p else (start - p).astype(d.dtype) + d
+      return jnp.where(m, inside, outside)
+
+    delta = jax.tree.map(confined, delta, trained, phi, net.phi)
     return delta, state._replace(
       step=optax.safe_increment(state.step),
       masks=net.masks,
@@ -277,10 +288,13 @@ class Parts:
       )
       after = topology.trainable(masks, memory)
       changed = jax.tree.map(jnp.not_equal, before, after)
+      survivors = jax.tree.map(jnp.logical_and, before, after)
       new_phi = phi
       if assigns:
-        values = regrow_lib.values(
-          mode, keys[1], theta, grads, scale, before, after
+        values = (
+          regrow_lib.redrawn(keys[1], theta, scale)
+          if mode == 'redraw'
+          else regrow_lib.smallest(theta, grads, survivors)
         )
         new_phi = jax.tree.map(
           jnp.where,
@@ -294,7 +308,7 @@ class Parts:
         memory,
         inner_lib.renewed(self.inner, old.inner_state, fresh, changed),
         new_phi if assigns else (),
-        regrow_lib.least_above_zero(phi, before, after, powers),
+        regrow_lib.least_above_zero(phi, survivors, powers),
       )
 
     carried = net._replace(
@@ -316,27 +330,6 @@ def _rewire(topology: Topology, rewiring: Rewiring) -> tuple[Masks, Tree]:
     (rewiring.masks, rewiring.memory),
   )
   return kept
-
-
-def _confined(
-  delta: Updates, trained: Masks, phi: Params, start: Params, pins: bool
-) -> Updates:
-  """The step on φ: assignments, and nothing where nothing is trained.
-
-  Outside `trained` latent weights are held at zero: -φ takes them there
-  exactly. With regrow='keep' they stand still.
-  """
-
-  def confine(
-    d: jax.Array, m: jax.Array, p: jax.Array, s: jax.Array
-  ) -> jax.Array:
-    # Half-precision gradients give half-precision steps, too coarse for -φ.
-    d = d if d.dtype.itemsize > p.dtype.itemsize else d.astype(p.dtype)
-    outside = (-p).astype(d.dtype) if pins else jnp.zeros_like(d)
-    inside = d if s is p else (s - p).astype(d.dtype) + d
-    return jnp.where(m, inside, outside)
-
-  return jax.tree.map(confine, delta, trained, phi, start)
 
 
 def _key_data(key: int | jax.Array) -> jax.Array:

@@ -6,14 +6,14 @@ They find that state inside chains, MultiSteps and other wrappers, and treat a
 state without one as a dense network with θ = φ.
 """
 
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from powerprop_jax.core import masks as masks_lib
-from powerprop_jax.core import trees
+from powerprop_jax.core import names, trees
 from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.trees import Alpha, OptState, Params, Static
 from powerprop_jax.optim import nesting, regrow, remap
@@ -168,7 +168,7 @@ def _check_none_added(old: Masks, new: Masks, powers: dict[str, Alpha]) -> None:
   added = masks_lib.difference(new, old)
   for leaf in trees.named_leaves(added):
     known = powers.get(leaf.path, 1), leaf.value
-    if any(isinstance(value, jax.core.Tracer) for value in known):
+    if trees.is_traced(known):
       continue
     if known[0] > 1 and (count := int(jnp.sum(leaf.value))):
       raise ValueError(
@@ -223,7 +223,7 @@ def with_alpha(
     >>> phi['linear']['w']
     Array([[ 2. , -0.5]], dtype=float32)
   """
-  remap.check_hold(hold)
+  names.check_choice('hold', hold, get_args(Hold))
   power = nesting.find_power_state(opt_state)
   if power is None:
     raise ValueError(

@@ -77,7 +77,9 @@ class FixedTest(parameterized.TestCase):
         pp.init(tx, _small())
 
   def test_numbers_are_not_masks(self):
-    with self.assertRaisesRegex(TypeError, 'boolean, got float32.*masks != 0'):
+    with self.assertRaisesRegex(
+      TypeError, 'boolean, .* is float32.*masks != 0'
+    ):
       fixed.given(_small())
 
   def test_a_leaf_that_would_lose_all_is_named_with_a_way_out(self):

@@ -12,7 +12,6 @@ import pytest
 import small
 
 import powerprop_jax as pp
-from powerprop_jax.optim.topologies import neuron_ablation
 from powerprop_jax.optim.topologies.neuron_ablation import Ablation
 
 _HIDDEN = pp.exclude(pp.is_weight, 'logits')
@@ -48,8 +47,8 @@ class NeuronAblationTest(parameterized.TestCase):
     num_dropped = int(rng.integers(0, mask.sum() + 1))
     min_salient = float(rng.choice([0.1, 0.25, 0.5, 1.0]))
     merit = grow if seed % 3 else None
-    got = neuron_ablation.fan_ins_left(
-      mask, drop, merit, jnp.int32(num_dropped), k, min_salient
+    got = Ablation(_HIDDEN, min_salient).fan_ins_left(
+      mask, drop, merit, jnp.int32(num_dropped), k
     )
     expected = _oracle(mask, drop, merit, num_dropped, k, min_salient)
     np.testing.assert_array_equal(got, expected)
@@ -62,14 +61,16 @@ class NeuronAblationTest(parameterized.TestCase):
   def test_a_dense_layer_loses_no_neuron(self):
     mask = jnp.ones((5, 4), bool)
     drop = jnp.zeros((5, 4)).at[:, 0].set(1.0)
-    got = neuron_ablation.fan_ins_left(mask, drop, None, jnp.int32(15), 5, 1.0)
+    got = Ablation(_HIDDEN, 1.0).fan_ins_left(
+      mask, drop, None, jnp.int32(15), 5
+    )
     np.testing.assert_array_equal(got, 5)
 
   @parameterized.parameters(
     (0.3, 10, 3), (0.3, 11, 4), (0.1, 30, 3), (0.3, 1, 1)
   )
   def test_the_least_is_rounded_up(self, share, k, least):
-    self.assertEqual(neuron_ablation.least_salient(k, share), least)
+    self.assertEqual(Ablation(_HIDDEN, share).least_salient(k), least)
 
   @parameterized.product(make=(pp.rigl, pp.sparse_evolution), alpha=(1.0, 2.0))
   @pytest.mark.slow

@@ -76,14 +76,10 @@ class RegrowTest(parameterized.TestCase):
 
   def test_smallest_by_hand(self):
     row = lambda *values: {'w': jnp.array([values])}
-    got = regrow.values(
-      'smallest',
-      jax.random.key(0),
+    got = regrow.smallest(
       row(3.0, -2.0, 0.0, 0.5, 0.0, 0.0, 0.0),
       row(0.0, 0.0, 0.0, 0.0, 1.0, -1.0, 0.0),
-      (),
-      row(True, True, True, True, False, False, False),
-      row(True, True, True, False, True, True, True),
+      row(True, True, True, False, False, False, False),
     )['w'][0, 4:]
     # 0.5 does not survive, the survivor 0 is no size, and what has no gradient
     # is positive.
@@ -215,7 +211,7 @@ class RegrowTest(parameterized.TestCase):
         pp.with_masks(state, full)
 
   def test_unknown_names_are_refused(self):
-    with self.assertRaisesRegex(ValueError, "redraw, smallest, got 'random'"):
+    with self.assertRaisesRegex(ValueError, "'smallest', got 'random'"):
       _rigl(optax.sgd(0.1), regrow='random')
 
   def test_a_topology_may_prescribe(self):

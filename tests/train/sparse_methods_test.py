@@ -126,7 +126,7 @@ def test_density_out_of_range_is_refused(density):
     ('rigl', {'period': 300}, 'rigl at density 0.2: nothing would ever be'),
     ('top_kast', {'backward_factor': 0.5}, 'backward_factor must be at least'),
     ('top_kast', {'penalty': -1.0}, 'penalty'),
-    ('snfs', {'regrow': 'one'}, 'snfs at density 0.2: regrow must be one of'),
+    ('snfs', {'regrow': 'one'}, 'snfs at density 0.2: regrow must be .zero'),
   ],
 )
 def test_settings_that_do_not_fit_are_named(method, settings, message):

@@ -25,6 +25,7 @@ from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.patterns import Pattern, Structure
 from powerprop_jax.core.schedules import Schedule
 from powerprop_jax.core.trees import Params, Select, Tree
+from powerprop_jax.optim.topology import Rewiring
 
 
 class Leaves(TypedDict, total=False):
@@ -120,26 +121,16 @@ class Budget:
       if isinstance(self.sparsity, Mapping)
       else self.distribution(theta, self.sparsity, select=self.select)
     )
-    if set(by_leaf) != set(names):
-      raise ValueError(
-        f'the sparsities name {", ".join(sorted(by_leaf))}; they must name '
-        f'exactly the selected leaves {", ".join(names)}.'
-      )
-    for name in names:
-      masks.check_sparsity(by_leaf[name], f'the sparsity of {name!r}')
+    distributions.check_by_leaf(by_leaf, names)
     if isinstance(by_leaf, distributions.Shares):
       return by_leaf
     return {name: by_leaf[name] for name in names}
 
 
 def map_masks(
-  fn: Callable[..., jax.Array],
-  select: Select,
-  theta: Params,
-  masks: Masks,
-  *rest: Tree,
+  fn: Callable[..., jax.Array], select: Select, rewiring: Rewiring, *rest: Tree
 ) -> Masks:
-  """New masks fn(leaf, mask, *rest) of the selected leaves of theta.
+  """New masks fn(leaf, mask, *rest) of the selected leaves of θ.
 
   fn is shown a NamedLeaf. The masks of other leaves stay.
   """
@@ -147,8 +138,8 @@ def map_masks(
     lambda leaf, mask, *values: (
       fn(leaf, mask, *values) if select(*leaf) else mask
     ),
-    theta,
-    masks,
+    rewiring.theta,
+    rewiring.masks,
     *rest,
   )
 
@@ -186,7 +177,7 @@ def share(fraction: jax.Array, count: jax.Array) -> jax.Array:
 
 def check_fraction(value: float | Schedule, name: str) -> None:
   """Refuses a number outside (0, 1); schedules and traced values pass."""
-  if callable(value) or isinstance(value, jax.core.Tracer):
+  if callable(value) or trees.is_traced(value):
     return
   if not 0 < value < 1:
     raise ValueError(f'{name} must be in (0, 1), got {value}.')

@@ -18,7 +18,7 @@ from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.patterns import Pattern
 from powerprop_jax.core.schedules import Schedule, When
 from powerprop_jax.core.trees import NamedLeaf, Tree
-from powerprop_jax.optim.topologies import counts, neuron_ablation
+from powerprop_jax.optim.topologies import counts
 from powerprop_jax.optim.topologies.counts import Budget, Patterned
 from powerprop_jax.optim.topologies.neuron_ablation import Ablation
 from powerprop_jax.optim.topology import Rewiring, Topology
@@ -41,7 +41,7 @@ def drop_grow(
   sparsity: Sparsity,
   when: When,
   drop_fraction: float | Schedule,
-  growth: Growth,
+  growth: Growth = at_random,
   *,
   ablation: Ablation | None = None,
   replaces_step: bool = False,
@@ -96,14 +96,10 @@ def drop_grow(
         k, dropped = active, jnp.minimum(dropped, mask.size - active)
       elif ablation is not None and ablation.select(*leaf):
         merit = grow if counts_growth else None
-        k = neuron_ablation.fan_ins_left(
-          mask, drop, merit, dropped, start[leaf.path], ablation.min_salient
-        )
+        k = ablation.fan_ins_left(mask, drop, merit, dropped, start[leaf.path])
       return drop_and_grow(mask, drop, grow, dropped, k, pattern)
 
-    moved = counts.map_masks(
-      move, budget.select, rewiring.theta, rewiring.masks, growth(rewiring)
-    )
+    moved = counts.map_masks(move, budget.select, rewiring, growth(rewiring))
     return moved, rewiring.memory
 
   return Topology(

@@ -6,6 +6,7 @@ it dropped.
 """
 
 import operator
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +14,12 @@ import jax.numpy as jnp
 from powerprop_jax.core import distributions, ranking, scores, topk
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import select as select_lib
-from powerprop_jax.core.distributions import Distribution, Sparsity
+from powerprop_jax.core.distributions import Sparsity
 from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.schedules import When
-from powerprop_jax.core.trees import NamedLeaf, Params, Select
+from powerprop_jax.core.trees import NamedLeaf, Params
 from powerprop_jax.optim.topologies import allocation, counts
-from powerprop_jax.optim.topologies.counts import Budget
+from powerprop_jax.optim.topologies.counts import Budget, Leaves
 from powerprop_jax.optim.topology import Rewiring, Topology
 
 _TOLERANCE = 0.1
@@ -32,9 +33,8 @@ def dsr(
   *,
   num_dropped: int = 600,
   threshold: float = 1e-3,
-  distribution: Distribution = distributions.uniform,
-  select: Select = select_lib.is_weight,
   replaces_step: bool = False,
+  **leaves: Unpack[Leaves],
 ) -> Topology:
   """Drops the weights below a global threshold, grows as many at random.
 
@@ -46,7 +46,7 @@ def dsr(
   Args:
     sparsity: what to start from, and the distribution likewise.
     num_dropped: N, how many connections a rewiring should drop in all layers
-      together, at least 1.
+      together, at least 1; 400_000 for ResNet-50.
     threshold: H at the start, greater than 0; H stays between 1e-30 and 1e30.
 
   Returns:
@@ -66,7 +66,9 @@ def dsr(
     Algorithm 1 of the paper, see aliases.dsr; the defaults are those of its
     code.
   """
-  budget = Budget(sparsity, distribution, select)
+  leaves.setdefault('distribution', distributions.uniform)
+  budget = Budget(sparsity, **leaves)
+  select = budget.select
   if operator.index(num_dropped) < 1:
     raise ValueError(f'num_dropped must be at least 1, got {num_dropped}.')
   if not _LOWEST <= threshold <= _HIGHEST:
@@ -92,7 +94,7 @@ def dsr(
     def surviving(leaf: NamedLeaf, mask: jax.Array) -> jax.Array:
       return _at_least(leaf.value, limit, mask)
 
-    survivors = counts.map_masks(surviving, select, rewiring.theta, old)
+    survivors = counts.map_masks(surviving, select, rewiring)
     names = select_lib.selected_names(select, rewiring.theta)
     before, sizes = counts.held(old, names)
     left, _ = counts.held(survivors, names)

@@ -24,12 +24,7 @@ def given(masks: Masks) -> Topology:
     >>> topology.init(jax.random.key(0), {'w': jnp.ones(2)})[0]['w']
     Array([ True, False], dtype=bool)
   """
-  for leaf in jax.tree.leaves(masks):
-    if jnp.result_type(leaf) != jnp.bool_:
-      raise TypeError(
-        f'masks must be boolean, got {jnp.result_type(leaf).name}. Write '
-        'masks != 0 if they are numbers.'
-      )
+  masks_lib.check_boolean(masks)
 
   def init(key: jax.Array, theta: Params) -> tuple[Masks, tuple[()]]:
     del key

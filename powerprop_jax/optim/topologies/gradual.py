@@ -5,13 +5,14 @@ go, until as many are left as the schedule says.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Literal, Unpack
+from typing import Literal, Unpack, get_args
 
 import jax
 import jax.numpy as jnp
 
 from powerprop_jax.core import (
   distributions,
+  names,
   patterns,
   ranking,
   scores,
@@ -19,6 +20,7 @@ from powerprop_jax.core import (
   trees,
 )
 from powerprop_jax.core import masks as masks_lib
+from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.distributions import Sparsity
 from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.schedules import When
@@ -28,7 +30,6 @@ from powerprop_jax.optim.topologies.counts import Budget, Patterned
 from powerprop_jax.optim.topology import Rewiring, Topology
 
 Scope = Literal['layer', 'global']
-_SCOPES = ('layer', 'global')
 
 
 def gradual(
@@ -69,8 +70,7 @@ def gradual(
   leaves.setdefault('distribution', distributions.uniform)
   budget = Budget(sparsity, **leaves)
   pattern, select = budget.pattern, budget.select
-  if scope not in _SCOPES:
-    raise ValueError(f"scope must be 'layer' or 'global', got {scope!r}.")
+  names.check_choice('scope', scope, get_args(Scope))
   if scope == 'global' and pattern is not patterns.UNSTRUCTURED:
     raise ValueError(
       "structure='constant_fan_in' ranks the inputs of each neuron by "
@@ -84,8 +84,8 @@ def gradual(
 
   def sizes_of(theta: Params) -> dict[str, int]:
     """How many weights a group of each leaf has, and all leaves together."""
-    chosen = [leaf for leaf in trees.named_leaves(theta) if select(*leaf)]
-    sizes = {x.path: pattern.groups(x.value.shape)[1] for x in chosen}
+    chosen = select_lib.selected(select, theta).items()
+    sizes = {path: pattern.groups(x.shape)[1] for path, x in chosen}
     return {**sizes, ranking.SHARED: sum(sizes.values())}
 
   def kept(theta: Params) -> dict[str, int]:

@@ -66,56 +66,49 @@ class Ablation:
         'ablation, pass ablation=None.'
       )
 
+  def fan_ins_left(
+    self,
+    mask: jax.Array,
+    drop_scores: jax.Array,
+    grow_scores: jax.Array | None,
+    num_dropped: jax.Array,
+    fan_in: int,
+  ) -> jax.Array:
+    """How many inputs each neuron of a layer gets after ablation.
 
-def fan_ins_left(
-  mask: jax.Array,
-  drop_scores: jax.Array,
-  grow_scores: jax.Array | None,
-  num_dropped: jax.Array,
-  fan_in: int,
-  min_salient: float,
-) -> jax.Array:
-  """How many inputs each neuron of a layer gets after ablation.
+    Args:
+      mask: the connections of the layer, booleans [..., neurons]; the scores
+        are floats of that shape.
+      grow_scores: by which missing weights are salient; None if they never are.
+      num_dropped: K, int32 scalar.
+      fan_in: k of the layer without ablation.
 
-  Args:
-    mask: the connections of the layer, booleans [..., neurons]; the scores are
-      floats of that shape.
-    grow_scores: by which missing weights are salient; None if they never are.
-    num_dropped: K, int32 scalar.
-    fan_in: k of the layer without ablation.
-    min_salient: γ.
+    Returns:
+      int32 [neurons]; 0 for those removed, the same number for all others.
 
-  Returns:
-    int32 [neurons]; 0 for those removed, the same number for all others.
+    Example:
+      >>> mask = jnp.array([[True, True], [True, True], [False, False]])
+      >>> magnitude = jnp.array([[5., 1.], [4., 2.], [0., 0.]])
+      >>> ablation = Ablation(pp.is_weight)
+      >>> ablation.fan_ins_left(mask, magnitude, None, jnp.array(2), 1)
+      Array([2, 0], dtype=int32)
+    """
+    kept = topk.top_k_mask(
+      drop_scores, counts_lib.num_active(mask) - num_dropped, among=mask
+    )
+    salient = kept
+    if grow_scores is not None:
+      salient = kept | topk.top_k_mask(grow_scores, num_dropped, among=~mask)
+    counts = CONSTANT_FAN_IN.num_active(salient)
+    neurons, size = CONSTANT_FAN_IN.groups(mask.shape)
+    total = fan_in * neurons
+    stays = counts >= self.least_salient(fan_in)
+    num_least = -(-total // size)
+    stays |= topk.top_k_mask(counts.astype(jnp.float32), num_least)
+    left = total // counts_lib.num_active(stays)
+    return jnp.where(stays, left, 0)
 
-  Example:
-    >>> mask = jnp.array([[True, True], [True, True], [False, False]])
-    >>> magnitude = jnp.array([[5., 1.], [4., 2.], [0., 0.]])
-    >>> fan_ins_left(mask, magnitude, None, jnp.array(2), 1, 0.3)
-    Array([2, 0], dtype=int32)
-  """
-  kept = topk.top_k_mask(
-    drop_scores, counts_lib.num_active(mask) - num_dropped, among=mask
-  )
-  salient = kept
-  if grow_scores is not None:
-    salient = kept | topk.top_k_mask(grow_scores, num_dropped, among=~mask)
-  counts = CONSTANT_FAN_IN.num_active(salient)
-  neurons, size = CONSTANT_FAN_IN.groups(mask.shape)
-  total = fan_in * neurons
-  stays = counts >= least_salient(fan_in, min_salient)
-  num_least = -(-total // size)
-  stays |= topk.top_k_mask(counts.astype(jnp.float32), num_least)
-  left = total // counts_lib.num_active(stays)
-  return jnp.where(stays, left, 0)
-
-
-def least_salient(fan_in: int, min_salient: float) -> int:
-  """max(1, γ k), rounded up to a number of weights.
-
-  Example:
-    >>> least_salient(10, 0.3), least_salient(11, 0.3), least_salient(2, 0.3)
-    (3, 4, 1)
-  """
-  # Rounded first, for a product such as 0.1 · 30 may come out above 3.
-  return max(1, math.ceil(round(min_salient * fan_in, 6)))
+  def least_salient(self, fan_in: int) -> int:
+    """max(1, γ k), rounded up to a number of weights."""
+    # Rounded first, for a product such as 0.1 · 30 may come out above 3.
+    return max(1, math.ceil(round(self.min_salient * fan_in, 6)))

@@ -8,6 +8,7 @@ largest among the connections that do not exist.
 """
 
 from collections.abc import Callable
+import functools
 from typing import NamedTuple, Unpack
 
 import jax
@@ -22,7 +23,6 @@ from powerprop_jax.core.schedules import Schedule, When
 from powerprop_jax.core.trees import (
   NamedLeaf,
   Params,
-  Select,
   Tree,
   Updates,
 )
@@ -141,13 +141,13 @@ def snfs(
     )
 
   def observe(memory: SparseMomentum, grads: Updates) -> SparseMomentum:
-    sums = _decayed(memory.momentum, grads, momentum, lambda g: g, select)
+    add = functools.partial(_decayed, momentum, lambda g: g)
+    sums = trees.map_selected(add, select, memory.momentum, grads)
     if second_moment is None:
       return memory._replace(momentum=sums)
     scaled_square = lambda g: (1 - second_moment) * jnp.square(g)
-    squares = _decayed(
-      memory.square, grads, second_moment, scaled_square, select
-    )
+    add = functools.partial(_decayed, second_moment, scaled_square)
+    squares = trees.map_selected(add, select, memory.square, grads)
     return memory._replace(momentum=sums, square=squares)
 
   def rewire(rewiring: Rewiring) -> tuple[Masks, SparseMomentum]:
@@ -167,7 +167,7 @@ def snfs(
       drop, num = scores.magnitude(leaf.value), plan[leaf.path]
       return drop_grow.drop_and_grow(mask, drop, grow, *num, budget.pattern)
 
-    moved = counts.map_masks(move, select, theta, masks, ranked)
+    moved = counts.map_masks(move, select, rewiring, ranked)
     return moved, _corrected(memory, missing)
 
   if not redistribute:
@@ -195,18 +195,17 @@ def _redistributed(
   correction: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
   """Connections that each group of each layer should have, and e of step 5."""
+  room = sizes - left
   if budget.pattern is patterns.UNSTRUCTURED:
-    total = jnp.sum(dropped)
-    grown, missing = exact_growth(total, correction, share, sizes - left)
+    grown, missing = exact_growth(jnp.sum(dropped), correction, share, room)
     return left + grown, missing
   start, leaves = budget.counts(theta), trees.by_path(theta)
   groups = [budget.pattern.groups(leaves[name].shape)[0] for name in start]
   neurons = jnp.array(groups, jnp.int32)
   # From the start: what whole inputs left over the last time counts too.
   total = jnp.sum(jnp.array(list(start.values()), jnp.int32) * neurons)
-  grown, missing = exact_growth(
-    total - jnp.sum(left), correction, share, sizes - left
-  )
+  lacks = total - jnp.sum(left)
+  grown, missing = exact_growth(lacks, correction, share, room)
   return allocation.whole_fan_ins(left + grown, neurons), missing
 
 
@@ -297,20 +296,15 @@ def _corrected(memory: SparseMomentum, missing: jax.Array) -> SparseMomentum:
 
 
 def _decayed(
-  memory: Tree,
-  grads: Updates,
   decay: float,
   term: Callable[[jax.Array], jax.Array],
-  select: Select,
-) -> Tree:
-  """decay · memory + term(grads), where that is finite; else without grads."""
-
-  def visit(old: jax.Array, g: jax.Array) -> jax.Array:
-    rest = decay * old
-    new = rest + term(g.astype(jnp.float32))
-    return jnp.where(jnp.isfinite(new), new, rest)
-
-  return trees.map_selected(visit, select, memory, grads)
+  old: jax.Array,
+  g: jax.Array,
+) -> jax.Array:
+  """decay · old + term(g), where that is finite; else without g."""
+  rest = decay * old
+  new = rest + term(g.astype(jnp.float32))
+  return jnp.where(jnp.isfinite(new), new, rest)
 
 
 def _steadiness(memory: SparseMomentum, is_adaptive: bool) -> Tree:

@@ -5,23 +5,20 @@ B ⊃ A some more. The network computes with A; B is trained, so that weights
 just outside A can grow into it, and a penalty keeps those from lingering.
 """
 
-from typing import Literal
+from typing import Literal, Unpack, get_args
 
 import jax
 import jax.numpy as jnp
 
-from powerprop_jax.core import distributions, ranking, scores, trees
+from powerprop_jax.core import distributions, names, ranking, scores, trees
 from powerprop_jax.core import masks as masks_lib
-from powerprop_jax.core import select as select_lib
-from powerprop_jax.core.distributions import Distribution
 from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.schedules import When
-from powerprop_jax.core.trees import NamedLeaf, Params, Select, Updates
-from powerprop_jax.optim.topologies.counts import Budget
+from powerprop_jax.core.trees import NamedLeaf, Params, Updates
+from powerprop_jax.optim.topologies.counts import Budget, Leaves
 from powerprop_jax.optim.topology import Topology
 
 Norm = Literal['l1', 'l2']
-_NORMS = ('l1', 'l2')
 
 
 def top_kast(
@@ -31,8 +28,7 @@ def top_kast(
   *,
   penalty: float = 1e-4,
   norm: Norm = 'l2',
-  distribution: Distribution = distributions.uniform,
-  select: Select = select_lib.is_weight,
+  **leaves: Unpack[Leaves],
 ) -> Topology:
   """Computes with the largest weights, trains some more.
 
@@ -69,16 +65,16 @@ def top_kast(
     )
   if not 0 <= penalty < float('inf'):
     raise ValueError(f'penalty must be at least 0, got {penalty}.')
-  if norm not in _NORMS:
-    raise ValueError(f"norm must be 'l1' or 'l2', got {norm!r}.")
+  names.check_choice('norm', norm, get_args(Norm))
 
-  budgets = [
-    Budget(sparsity, distribution, select)
+  leaves.setdefault('distribution', distributions.uniform)
+  inside, around = (
+    Budget(sparsity, **leaves)
     for sparsity in (forward_sparsity, backward_sparsity)
-  ]
+  )
 
   def counts(theta: Params) -> tuple[dict[str, int], dict[str, int]]:
-    forward, backward = (budget.counts(theta) for budget in budgets)
+    forward, backward = inside.counts(theta), around.counts(theta)
     for name, count in forward.items():
       if backward[name] < count:
         raise ValueError(
@@ -92,8 +88,10 @@ def top_kast(
     if not forward:
       return theta, theta
     ranked = scores.magnitude(theta)
-    a = ranking.masks_from_counts(ranked, forward, select=select)
-    b = ranking.masks_from_counts(ranked, backward, select=select)
+    a, b = (
+      ranking.masks_from_counts(ranked, counts, select=inside.select)
+      for counts in (forward, backward)
+    )
     return a, masks_lib.difference(b, a)
 
   def penalise(
