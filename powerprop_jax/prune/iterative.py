@@ -14,7 +14,6 @@ import itertools
 from typing import NamedTuple, Unpack
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from powerprop_jax.core import masks as masks_lib
@@ -22,7 +21,7 @@ from powerprop_jax.core import ranking, scores, trees
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.distributions import Overrides, Sparsity
 from powerprop_jax.core.masks import Masks
-from powerprop_jax.core.trees import Params, Select, Tree
+from powerprop_jax.core.trees import Params, Tree
 from powerprop_jax.prune import one_shot
 from powerprop_jax.prune.one_shot import OverridesAt, Ranked
 
@@ -130,10 +129,19 @@ def iterative_pruning(
   """
   _check_rewind(rewind, theta)
   existing = masks_lib.full_masks(theta) if masks is None else masks
-  _check_masks(existing, theta)
+  masks_lib.check_same_shapes(existing, theta, 'masks', 'theta')
+  masks_lib.check_boolean(existing)
   counts = one_shot.counts_of_each(theta, sparsities, overrides, **ranked)
   select = ranked.get('select', select_lib.is_weight)
-  _check_order(sparsities, counts, existing, theta, select)
+  left = trees.by_path(existing)
+  _check_order(
+    sparsities,
+    counts,
+    {
+      n: int(np.count_nonzero(left[n]))
+      for n in select_lib.selected(select, theta)
+    },
+  )
 
   @jax.jit
   def rank(scores: Tree, existing: Masks, counts: dict[str, int]) -> Masks:
@@ -158,7 +166,7 @@ def iterative_pruning(
       # New arrays, so that train may donate them.
       start = masks_lib.apply_masks(start, kept)
       current = train(start, kept, rewind.step)
-      _check_trained(current, start, kept, sparsity)
+      _check_trained(current, kept, sparsity)
       yield Cycle(sparsity, kept, current)
 
   return cycles()
@@ -212,22 +220,10 @@ def _check_rewind(rewind: Rewind, theta: Params) -> None:
   one_shot.check_finite(theta, 'theta')
 
 
-def _check_masks(masks: Masks, theta: Params) -> None:
-  masks_lib.check_same_shapes(masks, theta, 'masks', 'theta')
-  for leaf in trees.named_leaves(masks):
-    if jnp.result_type(leaf.value) != jnp.bool_:
-      raise TypeError(
-        f'masks must be boolean, leaf {leaf.path!r} is '
-        f'{jnp.result_type(leaf.value).name}.'
-      )
-
-
 def _check_order(
   sparsities: Sequence[Sparsity],
   counts: Sequence[Mapping[str, int]],
-  existing: Masks,
-  theta: Params,
-  select: Select,
+  num_existing: Mapping[str, int],
 ) -> None:
   """Refuses sparsities to which masks cannot be nested."""
   if not counts:
@@ -242,11 +238,7 @@ def _check_order(
         f'sparsities must increase from cycle to cycle, got {later} after '
         f'{earlier}.'
       )
-  leaves = trees.by_path(existing)
-  names = select_lib.selected_names(select, theta)
-  left = one_shot.by_group(
-    {name: int(np.count_nonzero(leaves[name])) for name in names}, counts[0]
-  )
+  left = one_shot.by_group(num_existing, counts[0])
   for sparsity, count in zip(sparsities, counts, strict=True):
     if count.keys() != left.keys():
       raise ValueError(
@@ -264,12 +256,10 @@ def _check_order(
     left = dict(count)
 
 
-def _check_trained(
-  trained: Params, start: Params, kept: Masks, sparsity: Sparsity
-) -> None:
+def _check_trained(trained: Params, kept: Masks, sparsity: Sparsity) -> None:
   """Refuses what cannot be the trained weights of a masked network."""
   what = f'the weights that train returned at sparsity {sparsity}'
-  masks_lib.check_same_shapes(trained, start, what, 'those it was given')
+  masks_lib.check_same_shapes(trained, kept, what, 'those it was given')
   one_shot.check_finite(trained, what)
   kept_by_path = trees.by_path(kept)
   for leaf in trees.named_leaves(trained):

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from powerprop_jax.core import distributions, scores, trees
 from powerprop_jax.core import masks as masks_lib
+from powerprop_jax.core import names as names_lib
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.distributions import Overrides, Sparsity
 from powerprop_jax.core.masks import Masks
@@ -26,7 +27,6 @@ from powerprop_jax.core.trees import Params, Select, Tree
 T = TypeVar('T')
 # Of each of several sparsities.
 OverridesAt = Callable[[Any], Overrides | None]
-_SCOPES = ('layer', 'global')
 
 
 class Ranked(TypedDict, total=False):
@@ -103,8 +103,7 @@ def prune(
 def check_finite(theta: Params, what: str) -> None:
   """Refuses weights that are not finite, where they can be looked at."""
   for leaf in trees.named_leaves(theta):
-    is_traced = isinstance(leaf.value, jax.core.Tracer)
-    if not (is_traced or jnp.all(jnp.isfinite(leaf.value))):
+    if not (trees.is_traced(leaf.value) or jnp.all(jnp.isfinite(leaf.value))):
       raise ValueError(
         f'{what}: leaf {leaf.path!r} holds a number that is not finite. Its '
         'training diverged; try a smaller learning rate.'
@@ -114,8 +113,8 @@ def check_finite(theta: Params, what: str) -> None:
 def empty_leaves(masks: Masks, theta: Params, select: Select) -> list[str]:
   """Names of the selected leaves of which no weight is left."""
   leaves = trees.by_path(masks)
-  names = select_lib.selected_names(select, theta)
-  return [n for n in names if leaves[n].size and not jnp.any(leaves[n])]
+  chosen = {path: leaves[path] for path in select_lib.selected(select, theta)}
+  return [path for path, m in chosen.items() if m.size and not jnp.any(m)]
 
 
 def sweep(
@@ -193,12 +192,7 @@ def counts_of_each(
 
 
 def kept_counts(
-  theta: Params,
-  sparsity: Sparsity,
-  *,
-  scope: str = 'layer',
-  select: Select = select_lib.is_weight,
-  overrides: Overrides | None = None,
+  theta: Params, sparsity: Sparsity, **ranked: Unpack[Overridden]
 ) -> dict[str, int]:
   """How many weights each leaf keeps, and how many the others share.
 
@@ -217,20 +211,45 @@ def kept_counts(
     >>> kept_counts(theta, 0.8, scope='global', overrides={'^b/': 0.5})
     {'b/w': 5, '*': 4}
   """
-  if scope not in _SCOPES:
-    raise ValueError(f"scope must be 'layer' or 'global', got {scope!r}.")
-  names = select_lib.selected_names(select, theta)
-  sizes = {path: leaf.size for path, leaf in trees.by_path(theta).items()}
-  own = _sparsity_by_leaf(names, sparsity, scope)
-  if fixed := distributions.match_overrides(names, overrides):
-    own = {**own, **fixed}
+  leaves = select_lib.selected(
+    ranked.get('select', select_lib.is_weight), theta
+  )
+  sizes = {path: leaf.size for path, leaf in leaves.items()}
+  own = own_sparsities(tuple(sizes), sparsity, ranked)
   counts = distributions.counts(own, sizes)
-  others = [name for name in names if name not in own]
+  others = [name for name in sizes if name not in own]
   if others:
     assert not isinstance(sparsity, Mapping)
     together = sum(sizes[name] for name in others)
     counts[SHARED] = masks_lib.num_kept(together, sparsity)
   return counts
+
+
+def own_sparsities(
+  names: Sequence[str], sparsity: Sparsity, ranked: Overridden
+) -> Mapping[str, float]:
+  """The sparsity of each of the leaves that is ranked by itself.
+
+  Example:
+    >>> own_sparsities(['a/w', 'b/w'], 0.9, {'overrides': {'^b/': 0.5}})
+    {'a/w': 0.9, 'b/w': 0.5}
+  """
+  scope = ranked.get('scope', 'layer')
+  names_lib.check_choice('scope', scope, ('layer', 'global'))
+  own: Mapping[str, float] = {}
+  if not isinstance(sparsity, Mapping):
+    masks_lib.check_sparsity(sparsity)
+    own = dict.fromkeys(names, sparsity) if scope == 'layer' else {}
+  elif scope == 'layer':
+    distributions.check_by_leaf(sparsity, names)
+    own = sparsity
+  else:
+    raise ValueError(
+      "scope='global' takes one sparsity for all leaves, got a mapping. Use "
+      "scope='layer', or a number with overrides."
+    )
+  fixed = distributions.match_overrides(names, ranked.get('overrides'))
+  return {**own, **fixed} if fixed else own
 
 
 def by_group(
@@ -241,28 +260,3 @@ def by_group(
   for name, value in values.items():
     sums[name if name in sums else SHARED] += value
   return sums
-
-
-def _sparsity_by_leaf(
-  names: Sequence[str], sparsity: Sparsity, scope: str
-) -> Mapping[str, float]:
-  """Sparsity of each leaf ranked by itself, before overrides."""
-  if not isinstance(sparsity, Mapping):
-    masks_lib.check_sparsity(sparsity)
-    return dict.fromkeys(names, sparsity) if scope == 'layer' else {}
-  if scope == 'global':
-    raise ValueError(
-      "scope='global' takes one sparsity for all leaves, got a mapping. Use "
-      "scope='layer', or a number with overrides."
-    )
-  missing = [name for name in names if name not in sparsity]
-  unknown = [name for name in sparsity if name not in names]
-  if missing or unknown:
-    raise ValueError(
-      'the sparsities must name exactly the selected leaves '
-      f'({", ".join(names)}); missing: {", ".join(missing) or "none"}; '
-      f'not among them: {", ".join(unknown) or "none"}.'
-    )
-  for name, value in sparsity.items():
-    masks_lib.check_sparsity(value, f'the sparsity of {name!r}')
-  return sparsity

@@ -1,13 +1,12 @@
 """Masks from scores over a whole network, and what can be wrong with them."""
 
-from collections.abc import Mapping
 from typing import Unpack
 import warnings
 
 import jax
 import jax.numpy as jnp
 
-from powerprop_jax.core import distributions, ranking, trees
+from powerprop_jax.core import ranking, trees
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.distributions import Sparsity
 from powerprop_jax.core.masks import Masks
@@ -61,24 +60,20 @@ def final_counts(
   """As one_shot.kept_counts, refusing less than one weight for each layer."""
   ranked.setdefault('scope', 'global')
   counts = one_shot.kept_counts(theta, sparsity, **ranked)
-  select = ranked.get('select', select_lib.is_weight)
-  names = select_lib.selected_names(select, theta)
-  sizes = {path: leaf.size for path, leaf in trees.by_path(theta).items()}
-  own = (
-    dict(sparsity)
-    if isinstance(sparsity, Mapping)
-    else dict.fromkeys(names, sparsity)
+  leaves = select_lib.selected(
+    ranked.get('select', select_lib.is_weight), theta
   )
-  own.update(distributions.match_overrides(names, ranked.get('overrides')))
-  for name in names:
+  sizes = {path: leaf.size for path, leaf in leaves.items()}
+  own = one_shot.own_sparsities(tuple(sizes), sparsity, ranked)
+  for name, share in own.items():
     # The tolerance is for densities that are meant to be just one weight.
-    if name in counts and 0 < sizes[name] * (1 - own[name]) < 1 - 1e-6:
+    if 0 < sizes[name] * (1 - share) < 1 - 1e-6:
       raise ValueError(
-        f'{name!r} has {sizes[name]:,} weights: sparsity {own[name]:g} leaves '
+        f'{name!r} has {sizes[name]:,} weights: sparsity {share:g} leaves '
         'less than one of them. Lower the sparsity, give this leaf one of its '
         "own with overrides, or rank all leaves together with scope='global'."
       )
-  shared = [name for name in names if name not in counts and sizes[name]]
+  shared = [name for name in sizes if name not in own and sizes[name]]
   if shared and counts[ranking.SHARED] < len(shared):
     raise ValueError(
       f'sparsity {sparsity:g} leaves {counts[ranking.SHARED]} weights for '
@@ -92,7 +87,7 @@ def warn_of_collapse(
   masks: Masks, select: Select, theta: Params, *, stacklevel: int = 3
 ) -> None:
   """Warns of selected leaves whose masks are all False, unless traced."""
-  if is_traced(masks):
+  if trees.is_traced(masks):
     return
   if empty := one_shot.empty_leaves(masks, theta, select):
     warnings.warn(
@@ -107,7 +102,7 @@ def warn_of_collapse(
 def check_scores(scores: Tree, method: str, select: Select) -> None:
   """Refuses scores of selected leaves that rank nothing, unless traced."""
   _check_finite(scores, f'the scores of {method}', select)
-  if is_zero(_selected(scores, select)):
+  if is_zero(select_lib.selected(select, scores)):
     raise ValueError(
       f'{method} scores every weight 0, so that it cannot rank them. Weights '
       'that start at zero, as those of a cosine layer, have no scores: score a '
@@ -118,26 +113,15 @@ def check_scores(scores: Tree, method: str, select: Select) -> None:
 
 
 def _check_finite(scores: Tree, what: str, select: Select) -> None:
-  for path, value in _selected(scores, select).items():
-    if not is_traced(value) and not jnp.all(jnp.isfinite(value)):
+  for path, value in select_lib.selected(select, scores).items():
+    if not trees.is_traced(value) and not jnp.all(jnp.isfinite(value)):
       raise ValueError(
         f'{what} are not finite in {path!r}. Check that the weights, the loss '
         'and its derivatives are.'
       )
 
 
-def _selected(tree: Tree, select: Select) -> dict[str, jax.Array]:
-  names = select_lib.selected_names(select, tree)
-  leaves = trees.by_path(tree)
-  return {name: leaves[name] for name in names}
-
-
 def is_zero(tree: Tree) -> bool:
   """Whether a tree is certainly zero everywhere; never if it is traced."""
   leaves = jax.tree.leaves(tree)
-  return not is_traced(tree) and not any(bool(jnp.any(x)) for x in leaves)
-
-
-def is_traced(tree: Tree) -> bool:
-  """Whether the values of a tree are not known, as inside jit."""
-  return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
+  return not trees.is_traced(tree) and not any(bool(jnp.any(x)) for x in leaves)

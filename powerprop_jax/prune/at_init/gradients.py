@@ -6,6 +6,7 @@ of examples, so that how the data is cut up does not matter.
 """
 
 from collections.abc import Callable, Iterable
+import dataclasses
 import functools
 from typing import Any, TypeAlias
 
@@ -83,7 +84,25 @@ def mean_gradient(loss_fn: Loss, theta: Params, batches: Batches) -> Tree:
     >>> mean_gradient(loss_fn, jnp.array(1.), batches)
     Array(3., dtype=float32)
   """
-  return _mean(_gradient, loss_fn, batches, theta)
+  total = jax.tree.map(lambda t: jnp.zeros_like(t, jnp.float32), theta)
+  count = 0
+  for batch in batches:
+    count += _num_examples(batch)
+    total = _add(loss_fn, total, theta, batch)
+  if not count:
+    raise ValueError(
+      'batches is empty: there is no data to compute a gradient from. Pass a '
+      'list of tuples; an iterator can be used only once.'
+    )
+  return jax.tree.map(lambda t: t / count, total)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _add(loss_fn: Loss, total: Tree, theta: Params, batch: Batch) -> Tree:
+  means, weight = jax.grad(loss_fn)(theta, *batch), _num_examples(batch)
+  return jax.tree.map(
+    lambda t, m: t + weight * m.astype(jnp.float32), total, means
+  )
 
 
 def mean_curvature(
@@ -101,18 +120,22 @@ def mean_curvature(
     >>> mean_curvature(loss_fn, jnp.ones(2), jnp.array([1., 10.]), batches)
     Array([ 6., 60.], dtype=float32)
   """
-  return _mean(_curvature, loss_fn, batches, theta, direction)
+  slope = _Slope(loss_fn)
+  return mean_gradient(slope, theta, _with_last(batches, direction))
 
 
-def _gradient(loss_fn: Loss, batch: Batch, theta: Params) -> Tree:
-  return jax.grad(loss_fn)(theta, *batch)
+@dataclasses.dataclass(frozen=True)
+class _Slope:
+  """⟨∂L/∂θ, v⟩ of a loss on a batch whose last element is v.
 
+  Equal for equal losses, so that a program of one is used again.
+  """
 
-def _curvature(
-  loss_fn: Loss, batch: Batch, theta: Params, direction: Tree
-) -> Tree:
-  def slope(theta: Params) -> jax.Array:
-    grads = jax.grad(loss_fn)(theta, *batch)
+  loss_fn: Loss
+
+  def __call__(self, theta: Params, *batch: Any) -> jax.Array:
+    *examples, direction = batch
+    grads = jax.grad(self.loss_fn)(theta, *examples)
     products = jax.tree.map(
       lambda g, v: jnp.sum(g.astype(jnp.float32) * v.astype(jnp.float32)),
       grads,
@@ -120,46 +143,19 @@ def _curvature(
     )
     return sum(jax.tree.leaves(products), jnp.zeros([], jnp.float32))
 
-  return jax.grad(slope)(theta)
 
-
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
-def _add(
-  derivative: Callable[..., Tree],
-  loss_fn: Loss,
-  total: Tree,
-  batch: Batch,
-  *point: Tree,
-) -> Tree:
-  means, weight = derivative(loss_fn, batch, *point), _num_examples(batch)
-  return jax.tree.map(
-    lambda t, m: t + weight * m.astype(jnp.float32), total, means
-  )
-
-
-def _mean(
-  derivative: Callable[..., Tree], loss_fn: Loss, batches: Batches, *point: Tree
-) -> Tree:
-  """The mean over examples of a derivative at θ, which begins the point."""
-  total = jax.tree.map(lambda t: jnp.zeros_like(t, jnp.float32), point[0])
-  count = 0
+def _with_last(batches: Batches, last: Tree) -> Batches:
   for batch in batches:
-    if not isinstance(batch, tuple):
-      raise TypeError(
-        'each batch must be a tuple of what loss_fn takes after theta, got a '
-        f'{type(batch).__name__}. For a single batch pass [(images, labels)].'
-      )
-    count += _num_examples(batch)
-    total = _add(derivative, loss_fn, total, batch, *point)
-  if not count:
-    raise ValueError(
-      'batches is empty: there is no data to compute a gradient from. Pass a '
-      'list of tuples; an iterator can be used only once.'
-    )
-  return jax.tree.map(lambda t: t / count, total)
+    _num_examples(batch)  # refuses what is no batch
+    yield (*batch, last)
 
 
 def _num_examples(batch: Batch) -> int:
+  if not isinstance(batch, tuple):
+    raise TypeError(
+      'each batch must be a tuple of what loss_fn takes after theta, got a '
+      f'{type(batch).__name__}. For a single batch pass [(images, labels)].'
+    )
   arrays = jax.tree.leaves(batch)
   shape = jnp.shape(arrays[0]) if arrays else ()
   if not shape or not shape[0]:

@@ -15,7 +15,8 @@ from typing import Unpack
 import jax
 
 from powerprop_jax.core import masks as masks_lib
-from powerprop_jax.core import ranking, scores, trees
+from powerprop_jax.core import names as names_lib
+from powerprop_jax.core import ranking, scores
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.distributions import Sparsity
 from powerprop_jax.core.masks import Masks
@@ -24,6 +25,7 @@ from powerprop_jax.prune import one_shot
 from powerprop_jax.prune.at_init import (
   from_scores,
   gradients,
+  sensitivity,
   synaptic_flow,
 )
 from powerprop_jax.prune.at_init.gradients import Batches, Loss
@@ -31,8 +33,6 @@ from powerprop_jax.prune.one_shot import Overridden
 
 # The same batches at every step, or those of each step.
 StepBatches = Batches | Callable[[int], Batches]
-
-_SCHEDULES = ('exponential', 'linear')
 
 
 class Steps(Overridden, total=False):
@@ -89,7 +89,11 @@ def iterative_snip(
     de Jorge et al., Progressive skeletonization: trimming more fat from a
     network at initialization, 2021 (https://arxiv.org/abs/2006.09081).
   """
-  score = _sensitivity('SNIP', loss_fn, batches, **options)
+  at_step = _at_step(batches)
+  select = options.get('select', select_lib.is_weight)
+  score = lambda step, pruned: sensitivity.snip(
+    loss_fn, pruned, at_step(step), select=select
+  )
   return _in_steps(score, theta, sparsity, steps, **options)
 
 
@@ -122,7 +126,15 @@ def force(
   Source:
     de Jorge et al., as for iterative_snip, equation 7.
   """
-  score = _sensitivity('FORCE', loss_fn, batches, dense=theta, **options)
+  at_step = _at_step(batches)
+  select = options.get('select', select_lib.is_weight)
+
+  def score(step: int, pruned: Params) -> Tree:
+    grads = gradients.mean_gradient(loss_fn, pruned, at_step(step))
+    ranked = scores.saliency(theta, grads)
+    from_scores.check_scores(ranked, 'FORCE', select)
+    return ranked
+
   return _in_steps(score, theta, sparsity, steps, revives=True, **options)
 
 
@@ -153,34 +165,17 @@ def synflow_masks(
     Tanaka et al., as for synflow, algorithm 1.
   """
   select = options.get('select', select_lib.is_weight)
-
-  def score(step: int, pruned: Params) -> Tree:
-    del step
-    return synaptic_flow.synflow(apply_fn, pruned, input_shape, select=select)
-
+  score = lambda step, pruned: synaptic_flow.synflow(
+    apply_fn, pruned, input_shape, select=select
+  )
   return _in_steps(score, theta, sparsity, steps, **options)
 
 
-def _sensitivity(
-  name: str,
-  loss_fn: Loss,
-  batches: StepBatches,
-  *,
-  dense: Params = None,
-  **options: Unpack[Steps],
-) -> Callable[[int, Params], Tree]:
-  """|θ ∂L/∂θ'| of the pruned θ' of a step, for θ the dense weights or θ'."""
-  kept = batches if callable(batches) else list(batches)
-  select = options.get('select', select_lib.is_weight)
-
-  def score(step: int, pruned: Params) -> Tree:
-    at_step = kept(step) if callable(kept) else kept
-    grads = gradients.mean_gradient(loss_fn, pruned, at_step)
-    ranked = scores.saliency(pruned if dense is None else dense, grads)
-    from_scores.check_scores(ranked, name, select)
-    return ranked
-
-  return score
+def _at_step(batches: StepBatches) -> Callable[[int], Batches]:
+  if callable(batches):
+    return batches
+  kept = list(batches)
+  return lambda step: kept
 
 
 def _in_steps(
@@ -197,14 +192,10 @@ def _in_steps(
   final = from_scores.final_counts(theta, sparsity, **ranked)
   if steps < 1:
     raise ValueError(f'steps must be at least 1, got {steps}.')
-  if schedule not in _SCHEDULES:
-    raise ValueError(
-      f"schedule must be 'exponential' or 'linear', got {schedule!r}."
-    )
+  names_lib.check_choice('schedule', schedule, ('exponential', 'linear'))
   select = ranked.get('select', select_lib.is_weight)
-  leaves = trees.by_path(theta)
-  names = select_lib.selected_names(select, theta)
-  sizes = one_shot.by_group({name: leaves[name].size for name in names}, final)
+  leaves = select_lib.selected(select, theta)
+  sizes = one_shot.by_group({n: x.size for n, x in leaves.items()}, final)
 
   def count(name: str, share: float) -> int:
     size, last = sizes[name], final[name]

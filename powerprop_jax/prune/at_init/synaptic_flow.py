@@ -76,7 +76,7 @@ def synflow(
     (https://arxiv.org/abs/2006.05467).
   """
   # float64 cannot be switched on in the middle of a trace.
-  traced = from_scores.is_traced(theta)
+  traced = trees.is_traced(theta)
   with contextlib.nullcontext() if traced else jax.enable_x64(True):
     scores, flow, lowest = _flow(apply_fn, theta, tuple(input_shape), select)
   if traced:
