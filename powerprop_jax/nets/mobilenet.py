@@ -83,7 +83,12 @@ def _block(
     y = layers.conv(inside, 1, 'expand', with_bias=False)(y)
     y = jax.nn.relu6(layers.norm('expand_norm')(y, is_training))
   y = layers.conv(
-    inside, 3, 'depthwise', stride=stride, groups=inside, with_bias=False
+    inside,
+    3,
+    'depthwise',
+    stride=stride,
+    feature_group_count=inside,
+    with_bias=False,
   )(y)
   y = jax.nn.relu6(layers.norm('depthwise_norm')(y, is_training))
   y = layers.conv(group.channels, 1, 'project', with_bias=False)(y)

@@ -7,11 +7,11 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
+from powerprop_jax.core import names
 from powerprop_jax.nets import layers
 
 # Channels inside the blocks of each group.
 _CHANNELS = (64, 128, 256, 512)
-_STEMS = ('imagenet', 'cifar')
 
 
 class _Convolution(NamedTuple):
@@ -102,10 +102,8 @@ class ResNet(hk.Module):
     width: float = 1.0,
     remat: bool = False,
   ):
-    if depth not in _DEPTHS:
-      raise ValueError(f'depth must be 10, 18 or 50, got {depth}.')
-    if stem not in _STEMS:
-      raise ValueError(f"stem must be 'imagenet' or 'cifar', got {stem!r}.")
+    names.check_choice('depth', depth, _DEPTHS)
+    names.check_choice('stem', stem, ('imagenet', 'cifar'))
     channels = tuple(round(width * num) for num in _CHANNELS)
     if min(channels) < 1:
       raise ValueError(

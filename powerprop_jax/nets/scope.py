@@ -8,7 +8,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from powerprop_jax.core import reparam
+from powerprop_jax.core import reparam, trees
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.trees import Select
 
@@ -51,10 +51,9 @@ def power_scope(
   """
   reparam.check_alpha(alpha)
 
-  def create(
-    next_creator: Any, shape: Any, dtype: Any, init: Any, context: Any
-  ) -> jax.Array:
-    theta = next_creator(shape, dtype, init)
+  def create(next_creator: Any, *arguments: Any) -> jax.Array:
+    *shape_dtype_init, context = arguments
+    theta = next_creator(*shape_dtype_init)
     if not select(context.module_name, context.name, theta):
       return theta
     _check_alive(theta, alpha, context.full_name)
@@ -71,7 +70,7 @@ def power_scope(
 
 def _check_alive(theta: jax.Array, alpha: float | jax.Array, name: str) -> None:
   """Refuses zeros under α > 1, as far as values can be seen."""
-  if isinstance(theta, jax.core.Tracer) or isinstance(alpha, jax.core.Tracer):
+  if trees.is_traced((theta, alpha)):
     return
   if alpha > 1 and theta.size and not jnp.any(theta):
     raise ValueError(

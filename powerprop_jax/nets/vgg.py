@@ -6,6 +6,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
+from powerprop_jax.core import names
 from powerprop_jax.nets import layers
 
 # Channels of the three convolutions, or two, between two poolings.
@@ -58,8 +59,7 @@ class VGG(hk.Module):
   """
 
   def __init__(self, num_classes: int, variant: str, name: str | None = None):
-    if variant not in _VARIANTS:
-      raise ValueError(f"variant must be 'like', 'c' or 'd', got {variant!r}.")
+    names.check_choice('variant', variant, _VARIANTS)
     super().__init__(name=name or f'vgg_{variant}')
     self._num_classes = num_classes
     self._variant = _VARIANTS[variant]

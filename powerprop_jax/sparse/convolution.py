@@ -5,7 +5,6 @@ source is sparse/native/convolution.cc.
 """
 
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,26 +12,7 @@ import numpy as np
 
 from powerprop_jax.sparse import native
 from powerprop_jax.sparse.index import Index
-from powerprop_jax.sparse.plain_convolution import Pads
-
-
-class Window(NamedTuple):
-  """How a kernel of this height and width moves over an image."""
-
-  height: int
-  width: int
-  stride: int  # The same in both directions.
-  pads: Pads
-
-  def out_shape(self, x: tuple[int, ...], channels: int) -> tuple[int, ...]:
-    """Shape of the convolution of images of shape x [N, H, W, C]."""
-    sizes = [
-      (size + before + after - length) // self.stride + 1
-      for size, (before, after), length in zip(
-        x[1:3], self.pads, (self.height, self.width), strict=True
-      )
-    ]
-    return (x[0], *(max(size, 0) for size in sizes), channels)
+from powerprop_jax.sparse.plain_convolution import Window
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

@@ -27,10 +27,10 @@ import numpy as np
 from powerprop_jax.sparse import convolution as sparse_convolution
 from powerprop_jax.sparse import index as sparse_index
 from powerprop_jax.sparse import linear, native, plain_convolution
-from powerprop_jax.sparse.convolution import Window
 from powerprop_jax.sparse.index import Index
 from powerprop_jax.sparse.linear import Kernel
 from powerprop_jax.sparse.native import cache
+from powerprop_jax.sparse.plain_convolution import Window
 
 # Multiplications of the dense product below which nothing is measured.
 _WORTH_MEASURING = 1_000_000
@@ -106,21 +106,21 @@ class Convolution(NamedTuple):
 
   def trial(self, index: Index) -> _Trial:
     """Layers with these connections."""
-    height, width, stride, pads = self.window
-    shape = (height, width, self.images[-1], self.num_out)
+    window, num_out = self.window, self.num_out
+    shape = (window.height, window.width, self.images[-1], num_out)
 
     def convolve(x: jax.Array, weight: jax.Array) -> jax.Array:
-      return plain_convolution.convolve(x, weight, stride, pads)
+      return plain_convolution.convolve(x, weight, window)
 
     by_kernel: dict[str, _Apply] = {
       'native': lambda x, values: sparse_convolution.convolve(
-        x, values, index, self.window
+        x, values, index, window
       ),
       'dense': lambda x, values: convolve(
         x, linear.dense(values, index).reshape(shape)
       ),
     }
-    y = self.window.out_shape(self.images, self.num_out)
+    y = window.out_shape(self.images, num_out)
     return _Trial(by_kernel, convolve, self.images, y, shape)
 
 

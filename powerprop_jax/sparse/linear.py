@@ -10,12 +10,13 @@ on shape, batch and density: kernel_choice.py finds out.
 """
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 from jax import lax
 import jax.numpy as jnp
 
+from powerprop_jax.core import names
 from powerprop_jax.sparse import native
 from powerprop_jax.sparse.index import Index
 
@@ -42,6 +43,7 @@ def product(
     >>> product(jnp.array([[1., 2.]]), jnp.array([10., 20.]), index, 'loops')
     Array([[20., 20.]], dtype=float32)
   """
+  names.check_choice('kernel', kernel, get_args(Kernel))
   num_in, num_out = index.shape
   if x.shape[-1] != num_in or values.shape != index.positions.shape:
     raise ValueError(
@@ -55,14 +57,10 @@ def product(
   flat, values = flat.astype(wide), values.astype(wide)
   if kernel == 'native' and wide == jnp.float32:
     y = _native(flat, values, index)
-  elif kernel in ('native', 'loops'):
-    y = _loops(flat, values, index)
   elif kernel == 'dense':
     y = flat @ dense(values, index)
   else:
-    raise ValueError(
-      f"kernel must be 'native', 'loops' or 'dense', got {kernel!r}."
-    )
+    y = _loops(flat, values, index)
   return y.reshape(*x.shape[:-1], num_out).astype(x.dtype)
 
 
@@ -108,8 +106,10 @@ def is_used(index: Index) -> jax.Array:
 
 @jax.custom_vjp
 def _native(x: jax.Array, values: jax.Array, index: Index) -> jax.Array:
+  out = jax.ShapeDtypeStruct((x.shape[0], index.shape[1]), x.dtype)
+  multiply = native.call('powerprop_multiply', out)
   none = jnp.zeros(0, jnp.int32)
-  return _multiply(index.offsets, index.positions, values, none, x)
+  return multiply(index.offsets, index.positions, values, none, x)
 
 
 def _native_forward(
@@ -122,27 +122,16 @@ def _native_backward(
   saved: _Saved, dy: jax.Array
 ) -> tuple[jax.Array, jax.Array, None]:
   x, values, index = saved
-  to_x = _multiply(
-    index.in_offsets, index.in_positions, values, index.order, dy
+  multiply = native.call('powerprop_multiply', jax.typeof(x))
+  dot = native.call('powerprop_dot', jax.typeof(values))
+  return (
+    multiply(index.in_offsets, index.in_positions, values, index.order, dy),
+    dot(index.offsets, index.positions, dy, x),
+    None,
   )
-  out = jax.ShapeDtypeStruct(values.shape, values.dtype)
-  call = native.call('powerprop_dot', out)
-  return to_x, call(index.offsets, index.positions, dy, x), None
 
 
 _native.defvjp(_native_forward, _native_backward)
-
-
-def _multiply(
-  offsets: jax.Array,
-  positions: jax.Array,
-  values: jax.Array,
-  order: jax.Array,
-  x: jax.Array,
-) -> jax.Array:
-  out = jax.ShapeDtypeStruct((x.shape[0], offsets.size - 1), x.dtype)
-  call = native.call('powerprop_multiply', out)
-  return call(offsets, positions, values, order, x)
 
 
 @jax.custom_vjp

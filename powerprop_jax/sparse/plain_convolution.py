@@ -10,21 +10,39 @@ gradients of a convolution, which this form would hide from them.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 from jax import lax
 
-# Zeros before and after, for the height and for the width.
-Pads = tuple[tuple[int, int], tuple[int, int]]
+
+class Window(NamedTuple):
+  """How a kernel of this height and width moves over an image."""
+
+  height: int
+  width: int
+  stride: int  # The same in both directions.
+  # Zeros before and after, for the height and for the width.
+  pads: tuple[tuple[int, int], tuple[int, int]]
+
+  def out_shape(self, x: tuple[int, ...], channels: int) -> tuple[int, ...]:
+    """Shape of the convolution of images of shape x [N, H, W, C]."""
+    sizes = [
+      (size + before + after - length) // self.stride + 1
+      for size, (before, after), length in zip(
+        x[1:3], self.pads, (self.height, self.width), strict=True
+      )
+    ]
+    return (x[0], *(max(size, 0) for size in sizes), channels)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def convolve(x: jax.Array, w: jax.Array, stride: int, pads: Pads) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def convolve(x: jax.Array, w: jax.Array, window: Window) -> jax.Array:
   """Images [N, H, W, C] convolved with a kernel [height, width, C, D].
 
-  The stride is the same in both directions. It has no forward-mode derivative.
+  It has no forward-mode derivative.
   """
-  return _conv(x, w, (stride, stride), pads)
+  return _conv(x, w, (window.stride, window.stride), window.pads)
 
 
 _conv = functools.partial(
@@ -33,26 +51,23 @@ _conv = functools.partial(
 
 
 def _forward(
-  x: jax.Array, w: jax.Array, stride: int, pads: Pads
+  x: jax.Array, w: jax.Array, window: Window
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-  return convolve(x, w, stride, pads), (x, w)
+  return convolve(x, w, window), (x, w)
 
 
 def _backward(
-  stride: int,
-  pads: Pads,
-  saved: tuple[jax.Array, jax.Array],
-  grads: jax.Array,
+  window: Window, saved: tuple[jax.Array, jax.Array], grads: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   x, w = saved
   to_x, to_w = [], []
-  for axis, (before, _) in enumerate(pads):
+  for axis, (before, _) in enumerate(window.pads):
     size, kernel = x.shape[1 + axis], w.shape[axis]
     # The first to the last position of the kernel.
-    span = (grads.shape[1 + axis] - 1) * stride + 1
+    span = (grads.shape[1 + axis] - 1) * window.stride + 1
     to_x.append((kernel - 1 - before, size + before - span))
     to_w.append((before, kernel - 1 + span - size - before))
-  once, strides = (1, 1), (stride, stride)
+  once, strides = (1, 1), (window.stride, window.stride)
   turned = w[::-1, ::-1].swapaxes(2, 3)
   dx = _conv(grads, turned, once, to_x, lhs_dilation=strides)
   # Channels take the place of the batch, and the batch that of the channels.

@@ -23,10 +23,10 @@ from powerprop_jax.core import trees
 from powerprop_jax.core.trees import Params, Select
 from powerprop_jax.sparse import convolution, kernel_choice, linear
 from powerprop_jax.sparse import index as sparse_index
-from powerprop_jax.sparse.convolution import Window
 from powerprop_jax.sparse.index import Index
 from powerprop_jax.sparse.kernel_choice import Convolution, Product, Task
 from powerprop_jax.sparse.linear import Kernel
+from powerprop_jax.sparse.plain_convolution import Window
 
 
 class Support(NamedTuple):
@@ -128,7 +128,7 @@ def support(mask: npt.ArrayLike) -> Support:
     >>> support(jnp.array([[True, False], [False, True]]))
     Support(positions=array([0, 3], dtype=int32), shape=(2, 2))
   """
-  if isinstance(mask, jax.core.Tracer):
+  if trees.is_traced(mask):
     raise TypeError(
       'support needs a concrete mask, got a traced one: the number of '
       'connections is part of the program. Call it outside of jit.'
@@ -155,13 +155,8 @@ def supports(
     >>> supports({'linear': {'w': jnp.eye(2, dtype=bool)}})
     {'linear/w': Support(positions=array([0, 3], dtype=int32), shape=(2, 2))}
   """
-  # Predicates look at floating-point parameters.
-  parameters = jax.tree.map(
-    lambda m: jax.ShapeDtypeStruct(jnp.shape(m), jnp.float32), masks
-  )
-  names = select_lib.selected_names(select, parameters)
-  leaves = trees.by_path(masks)
-  return {path: support(leaves[path]) for path in names}
+  chosen = masks_lib.selected(masks, select)
+  return {path: support(mask) for path, mask in chosen.items()}
 
 
 def faster_supports(

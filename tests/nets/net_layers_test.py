@@ -42,14 +42,15 @@ class ConvTest(parameterized.TestCase):
   )
   def test_agrees_with_haiku(self, size, kernel_size, stride, padding, groups):
     x = jax.random.normal(jax.random.key(0), (4, *size, 3))
-    settings = dict(stride=stride, padding=padding, name='conv')
+    shape = dict(stride=stride, padding=padding, feature_group_count=groups)
+    settings = dict(name='conv', **shape)
 
     def ours(x):
-      return layers.conv(6, kernel_size, groups=groups, **settings)(x)
+      return layers.conv(6, kernel_size, **settings)(x)
 
     def haikus(x):
-      more = dict(feature_group_count=groups, w_init=layers.WEIGHT_INIT)
-      return hk.Conv2D(6, kernel_size, **settings, **more)(x)
+      w_init = layers.WEIGHT_INIT
+      return hk.Conv2D(6, kernel_size, w_init=w_init, **settings)(x)
 
     ours, haikus = (
       hk.without_apply_rng(hk.transform(forward)) for forward in (ours, haikus)
@@ -67,8 +68,8 @@ class ConvTest(parameterized.TestCase):
 
   @parameterized.parameters(
     dict(stride=2),
-    dict(groups=3, with_bias=False),
-    dict(groups=3, padding='VALID'),
+    dict(feature_group_count=3, with_bias=False),
+    dict(feature_group_count=3, padding='VALID'),
   )
   def test_a_transform_is_added_to_the_weights(self, **settings):
     def make(has_transform):

@@ -102,9 +102,8 @@ class ProductsTest(parameterized.TestCase):
     self.assertEqual(found, [_PRODUCT])
 
   def test_a_convolution_with_a_custom_vjp_counts_once(self):
-    convolve = lambda t, x: plain_convolution.convolve(
-      x, t['w'], 1, ((1, 1), (1, 1))
-    )
+    window = plain_convolution.Window(3, 3, 1, ((1, 1), (1, 1)))
+    convolve = lambda t, x: plain_convolution.convolve(x, t['w'], window)
     found = _find(
       convolve, {'w': jnp.ones((3, 3, 2, 4))}, jnp.ones((1, 5, 5, 2))
     )

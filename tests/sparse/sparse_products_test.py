@@ -18,8 +18,8 @@ from powerprop_jax.sparse import (
   native,
   plain_convolution,
 )
-from powerprop_jax.sparse.convolution import Window
 from powerprop_jax.sparse.native import cache
+from powerprop_jax.sparse.plain_convolution import Window
 
 _KERNELS = ('native', 'loops', 'dense')
 
@@ -80,12 +80,13 @@ def test_gradients_of_a_plain_convolution_can_be_differentiated_again():
   x = jax.random.normal(jax.random.key(0), (2, 6, 6, 3))
   w = jax.random.normal(jax.random.key(1), (3, 3, 3, 4))
   pads = ((1, 1), (1, 1))
+  window = Window(3, 3, 1, pads)
 
   def norm_of_gradient(convolve):
     loss = lambda w: jnp.sum(jnp.sin(convolve(w)))
     return jax.grad(lambda w: jnp.sum(jax.grad(loss)(w) ** 2))(w)
 
-  ours = lambda w: plain_convolution.convolve(x, w, 1, pads)
+  ours = lambda w: plain_convolution.convolve(x, w, window)
   plain = lambda w: small.conv(x, w, 1, pads)
   chex.assert_trees_all_close(
     *map(norm_of_gradient, (ours, plain)), rtol=1e-3, atol=1e-3
@@ -204,7 +205,7 @@ class SparseProductsTest(parameterized.TestCase):
     )
     x = random.standard_normal(images).astype(np.float32)
     expected, expected_back = jax.vjp(
-      lambda x, w: plain_convolution.convolve(x, w, stride, window.pads),
+      lambda x, w: plain_convolution.convolve(x, w, window),
       x,
       jnp.asarray(w),
     )

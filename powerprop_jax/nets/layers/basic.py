@@ -9,7 +9,7 @@ How the layers hold their weights is up to whoever makes the network: forms.py.
 
 from collections.abc import Callable
 import functools
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import haiku as hk
 import jax
@@ -41,77 +41,70 @@ class Conv2D(hk.Conv2D):
     return parts.add_bias(self, y)
 
 
-def linear(
-  num_units: int,
-  name: str,
-  *,
-  with_bias: bool = True,
-  w_init: hk.initializers.Initializer | None = None,
-  transform_init: float = 1.0,
-) -> _Layer:
-  """A fully connected layer, x W + b, of the form in use (forms.py).
+class Settings(TypedDict, total=False):
+  """Of a layer; what is left out is as in Haiku.
 
-  transform_init is the first scale of the transform, in a form that has one.
+  Attributes:
+    with_bias: whether to add a bias; one that a norm follows has no use.
+    w_init: WEIGHT_INIT.
+    transform_init: the first scale of the transform, in a form that has one; 1.
   """
-  form, support = forms.take(name)
-  settings: dict[str, Any] = dict(
-    with_bias=with_bias, w_init=_initialiser(form, w_init), name=name
-  )
-  if form.has_transform:
-    settings |= dict(transform_init=transform_init, method=form.method)
-    return dct.DctLinear(num_units, support=support, **settings)
-  if support is not None:
-    return condensed.CondensedLinear(num_units, support=support, **settings)
-  return hk.Linear(num_units, **settings)
+
+  with_bias: bool
+  w_init: hk.initializers.Initializer | None
+  transform_init: float
+
+
+class ConvSettings(Settings, total=False):
+  """Of a convolution.
+
+  Attributes:
+    feature_group_count: number of groups of channels that are convolved apart
+      from each other; it divides the channels of the input and of the output.
+      As many as the input has channels is a depthwise convolution.
+  """
+
+  stride: int
+  padding: str
+  feature_group_count: int
+
+
+def linear(num_units: int, name: str, **settings: Unpack[Settings]) -> _Layer:
+  """A fully connected layer, x W + b, of the form in use (forms.py)."""
+  kinds = hk.Linear, condensed.CondensedLinear, dct.DctLinear
+  return _layer(kinds, num_units, name=name, **settings)
 
 
 def conv(
   num_channels: int,
   kernel_size: int,
   name: str,
-  *,
-  stride: int = 1,
-  padding: str = 'SAME',
-  groups: int = 1,
-  with_bias: bool = True,
+  **settings: Unpack[ConvSettings],
+) -> _Layer:
+  """A convolution over height and width, of the form in use (forms.py)."""
+  kinds = Conv2D, condensed.CondensedConv2D, dct.DctConv2D
+  return _layer(kinds, num_channels, kernel_size, name=name, **settings)
+
+
+def _layer(
+  kinds: tuple[Callable[..., _Layer], ...],
+  *shape: int,
+  name: str,
   w_init: hk.initializers.Initializer | None = None,
   transform_init: float = 1.0,
+  **settings: Any,
 ) -> _Layer:
-  """A convolution over height and width; see linear.
-
-  Args:
-    groups: number of groups of channels that are convolved apart from each
-      other; it divides the channels of the input and of the output. As many as
-      the input has channels is a depthwise convolution.
-    with_bias: whether to add a bias; one that a norm follows has no use.
-  """
+  """A layer of the plain, the condensed or the transformed kind."""
+  plain, sparse, transformed = kinds
   form, support = forms.take(name)
-  settings: dict[str, Any] = dict(
-    output_channels=num_channels,
-    kernel_shape=kernel_size,
-    stride=stride,
-    padding=padding,
-    feature_group_count=groups,
-    with_bias=with_bias,
-    w_init=_initialiser(form, w_init),
-    name=name,
-  )
+  usual = jnp.zeros if form.has_transform else w_init or WEIGHT_INIT
+  settings |= {'name': name, 'w_init': form.w_init or usual}
   if form.has_transform:
-    settings |= dict(transform_init=transform_init, method=form.method)
-    return dct.DctConv2D(support=support, **settings)
+    settings |= {'transform_init': transform_init, 'method': form.method}
+    return transformed(*shape, support=support, **settings)
   if support is not None:
-    return condensed.CondensedConv2D(support=support, **settings)
-  return Conv2D(**settings)
-
-
-def _initialiser(
-  form: forms.Form, w_init: hk.initializers.Initializer | None
-) -> hk.initializers.Initializer:
-  if form.w_init is not None:
-    return form.w_init
-  if form.has_transform:
-    return jnp.zeros
-  return WEIGHT_INIT if w_init is None else w_init
+    return sparse(*shape, support=support, **settings)
+  return plain(*shape, **settings)
 
 
 def norm(name: str) -> hk.BatchNorm:

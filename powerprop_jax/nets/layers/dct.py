@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import jax.typing
 import numpy as np
 
+from powerprop_jax.core import names
 from powerprop_jax.nets.layers import parts
 from powerprop_jax.sparse import kernel_choice
 from powerprop_jax.sparse.linear import Kernel
@@ -93,7 +94,7 @@ def transform(x: jax.Array, num_out: int, *, method: str = 'auto') -> jax.Array:
     Makhoul, A fast cosine transform in one and two dimensions, 1980, for the
     transform by way of a real Fourier transform of the same length.
   """
-  _check_method(method)
+  names.check_choice('method', method, _METHODS)
   if num_out < 1:
     raise ValueError(f'num_out must be at least 1, got {num_out}.')
   num_in = x.shape[-1]
@@ -169,7 +170,7 @@ class DctLinear(hk.Linear):
     **kwargs: Any,
   ):
     super().__init__(*args, **kwargs)
-    _check_method(method)
+    names.check_choice('method', method, _METHODS)
     self._transform_init = transform_init
     self._method = method
     self._support = support
@@ -247,7 +248,7 @@ class DctConv2D(hk.Conv2D):
     **kwargs: Any,
   ):
     super().__init__(*args, **kwargs)
-    _check_method(method)
+    names.check_choice('method', method, _METHODS)
     if support is not None:
       parts.check_no_mask(self)
     self._transform_init = transform_init
@@ -317,10 +318,3 @@ def _transform_scale(dtype: jax.typing.DTypeLike, value: float) -> jax.Array:
   """The parameter s of the module that calls."""
   init = hk.initializers.Constant(value)
   return hk.get_parameter('transform_scale', (), dtype, init=init)
-
-
-def _check_method(method: str) -> None:
-  if method not in _METHODS:
-    raise ValueError(
-      f"method must be 'auto', 'matrix' or 'fft', got {method!r}."
-    )

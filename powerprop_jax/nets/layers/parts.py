@@ -18,8 +18,8 @@ import numpy as np
 
 from powerprop_jax.sparse import plain_convolution
 from powerprop_jax.sparse import weight as sparse_weight
-from powerprop_jax.sparse.convolution import Window
 from powerprop_jax.sparse.index import Index
+from powerprop_jax.sparse.plain_convolution import Window
 from powerprop_jax.sparse.weight import Condensed, Support
 
 Layer = hk.Linear | hk.Conv2D
@@ -154,8 +154,7 @@ def convolve(
   x = inputs[jnp.newaxis] if inputs.ndim == 3 else inputs
   on_cpu = jax.default_backend() == 'cpu'
   if on_cpu and is_plain(module) and precision is None:
-    stride, pads = window(module, x.shape[1:3])[2:]
-    y = plain_convolution.convolve(x, kernel, stride, pads)
+    y = plain_convolution.convolve(x, kernel, window(module, x.shape[1:3]))
   else:
     y = lax.conv_general_dilated(
       x,
