@@ -7,6 +7,7 @@ from powerprop_jax.continual import search as search_lib
 from powerprop_jax.continual import state as state_lib
 from powerprop_jax.continual.search import How
 from powerprop_jax.continual.state import PackState
+from powerprop_jax.core import names
 
 Scope = Literal['layer', 'global']
 Restart = Literal['redraw', 'zero', 'keep']
@@ -37,9 +38,9 @@ class PackConfig:
 
   def __post_init__(self) -> None:
     search_lib.grid(self.densities)
-    search_lib.check_choice('search', self.search, get_args(How))
-    search_lib.check_choice('scope', self.scope, get_args(Scope))
-    search_lib.check_choice('restart', self.restart, (*get_args(Restart), None))
+    names.check_choice('search', self.search, get_args(How))
+    names.check_choice('scope', self.scope, get_args(Scope))
+    names.check_choice('restart', self.restart, (*get_args(Restart), None))
     if not 0 < self.gamma <= 1:
       raise ValueError(
         f'gamma must be in (0, 1], got {self.gamma}. It is the share of the '

@@ -16,15 +16,14 @@ authors' code.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
 from powerprop_jax.core import masks as masks_lib
+from powerprop_jax.core import names
 from powerprop_jax.core import select as select_lib
-from powerprop_jax.core import trees
 from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.trees import Select
 
@@ -195,12 +194,9 @@ def capacity(
   records: list[dict[str, Any]] = []
   past: dict[str, np.ndarray] = {}
   for number, tree in enumerate(masks, start=1):
-    leaves = trees.by_path(tree)
-    # A predicate is to see what it would see of the weights.
-    like = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, 'f4'), tree)
     mask = {
-      path: np.asarray(leaves[path], bool)
-      for path in select_lib.selected_names(select, like)
+      path: np.asarray(leaf, bool)
+      for path, leaf in masks_lib.selected(tree, select).items()
     }
     past = past or {path: np.zeros_like(m) for path, m in mask.items()}
     masks_lib.check_same_shapes(past, mask, 'the first mask', f'mask {number}')
@@ -232,7 +228,6 @@ def _checked(matrix: ArrayLike) -> np.ndarray:
 
 def _mean(values: np.ndarray, divisor: Divisor = 'paper') -> float:
   """Mean, rounded to twelve places; with 'gem', one zero more is counted."""
-  if divisor not in ('paper', 'gem'):
-    raise ValueError(f"divisor must be 'paper' or 'gem', got {divisor!r}.")
+  names.check_choice('divisor', divisor, get_args(Divisor))
   count = len(values) + (divisor == 'gem')
   return round(float(np.sum(values)) / count, 12) if count else float('nan')

@@ -34,7 +34,7 @@ from powerprop_jax.continual.state import (
   TaskReport,
 )
 from powerprop_jax.core import masks as masks_lib
-from powerprop_jax.core import ranking, trees
+from powerprop_jax.core import names, ranking, trees
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.trees import NamedLeaf, OptState, Params, Select, Tree
@@ -101,8 +101,8 @@ def init_pack(
     >>> state_lib.num_free(init_pack(tx, theta, {}, 'efficient_packnet'))
     {'linear/w': 6}
   """
-  search_lib.check_choice('method', method, get_args(PackMethod))
-  search_lib.check_choice('private', private, get_args(Private))
+  names.check_choice('method', method, get_args(PackMethod))
+  names.check_choice('private', private, get_args(Private))
   phi, opt_state = views.init(tx, theta)
   protected_lib.with_protection(opt_state)  # refuses another optimiser
   layout = state_lib.make_layout(theta, select, heads, private)

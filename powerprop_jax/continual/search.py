@@ -10,6 +10,8 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
+from powerprop_jax.core import names
+
 How = Literal['scan', 'bisect']
 
 
@@ -69,7 +71,7 @@ def sparsest(
     densities; and its strict > would refuse a mask that ties with the dense
     network at γ = 1. Here the last mask that met the threshold counts, with ≥.
   """
-  check_choice('search', how, get_args(How))
+  names.check_choice('search', how, get_args(How))
   ascending = grid(densities)
   trials: list[Trial] = []
 
@@ -116,21 +118,6 @@ def grid(densities: Sequence[float]) -> tuple[float, ...]:
         'to keep; for a sparsity s write 1 - s.'
       )
   return tuple(values)
-
-
-def check_choice(name: str, value: Any, known: tuple[Any, ...]) -> None:
-  """Refuses a setting that is none of the known ones.
-
-  Example:
-    >>> check_choice('search', 'guess', ('scan', 'bisect'))
-    Traceback (most recent call last):
-      ...
-    ValueError: search must be one of scan, bisect, got 'guess'.
-  """
-  if value not in known:
-    raise ValueError(
-      f'{name} must be one of {", ".join(map(str, known))}, got {value!r}.'
-    )
 
 
 def checked_score(value: Any, where: str) -> float:

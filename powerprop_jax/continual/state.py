@@ -26,8 +26,8 @@ from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core import trees
 from powerprop_jax.core.masks import Masks, PackedMask
-from powerprop_jax.core.trees import OptState, Params, Select, Static, Tree
-from powerprop_jax.optim import views
+from powerprop_jax.core.trees import OptState, Params, Select, Tree
+from powerprop_jax.optim import powerprop, views
 from powerprop_jax.optim.powerprop import PowerState
 
 TaskId: TypeAlias = int | str
@@ -269,11 +269,10 @@ def alphas(power: OptState) -> list[float]:
     >>> alphas(())
     []
   """
-  is_static = lambda node: isinstance(node, Static)
   return [
-    float(alpha.value if is_static(alpha) else alpha)
+    float(alpha)
     for state in trees.find_states(power, PowerState)
-    for alpha in jax.tree.leaves(state.alpha, is_leaf=is_static)
+    for alpha in powerprop.alpha_by_path(state.alpha).values()
   ]
 
 

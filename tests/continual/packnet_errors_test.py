@@ -88,9 +88,9 @@ def test_senseless_scores_are_refused_and_name_the_task(scores, message):
     ({'gamma': float('nan')}, r'got nan'),
     ({'densities': ()}, 'at least one share'),
     ({'densities': (0.0,)}, r'densities must be in \(0, 1\]'),
-    ({'search': 'guess'}, "scan, bisect, got 'guess'"),
-    ({'scope': 'all'}, "layer, global, got 'all'"),
-    ({'restart': 'ones'}, "redraw, zero, keep, None, got 'ones'"),
+    ({'search': 'guess'}, "'scan' or 'bisect', got 'guess'"),
+    ({'scope': 'all'}, "'layer' or 'global', got 'all'"),
+    ({'restart': 'ones'}, "'keep' or None, got 'ones'"),
     ({'min_free': 0}, 'at least 1, got 0'),
   ],
 )
@@ -117,8 +117,8 @@ def test_names_of_tasks_are_checked():
 @pytest.mark.parametrize(
   ('kwargs', 'message'),
   [
-    ({'method': 'epn'}, "packnet, efficient_packnet, got 'epn'"),
-    ({'private': 'share'}, "freeze, per_task, got 'share'"),
+    ({'method': 'epn'}, "'efficient_packnet', got 'epn'"),
+    ({'private': 'share'}, "'freeze' or 'per_task', got 'share'"),
     ({'heads': select_lib.by_regex('w$')}, 'tasks would share nothing'),
     ({'heads': select_lib.by_regex('logits')}, 'chose none of the leaves'),
   ],
