@@ -1,17 +1,15 @@
 """From the bytes of an image file to a square of pixels.
 
-OpenCV, or Pillow where it is missing, decodes a JPEG file at a half, a quarter
-or an eighth of its sides when the crop to be cut out is large enough for that.
-Where it is not, nvImageCodec, if it is installed beside OpenCV, decodes little
-more than the crop. All give the same pixels. A rotation noted in a file is
-ignored, as TFDS does.
+OpenCV decodes a JPEG file at a half, a quarter or an eighth of its sides when
+the crop to be cut out is large enough for that. Where it is not, nvImageCodec,
+if it is installed too, decodes little more than the crop. Both give the same
+pixels. A rotation noted in a file is ignored, as TFDS does.
 """
 
 from collections.abc import Callable
 import functools
 import importlib.util
-import io
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -19,11 +17,10 @@ from powerprop_jax.train.images import regions
 from powerprop_jax.train.images.crops import Crop
 from powerprop_jax.train.runs.errors import UserError
 
-Decoder = Literal['nvimgcodec', 'opencv', 'pillow']
+Decoder = Literal['nvimgcodec', 'opencv']
 # The fastest one first.
 DECODERS: tuple[Decoder, ...] = get_args(Decoder)
 
-_MODULES = {'nvimgcodec': 'cv2', 'opencv': 'cv2', 'pillow': 'PIL'}
 # JPEG markers that carry the size: start of frame, of any kind of coding.
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _REDUCTIONS = (8, 4, 2)
@@ -36,12 +33,9 @@ class CorruptImageError(ValueError):
 @functools.cache
 def installed() -> tuple[Decoder, ...]:
   """The decoders that are installed, the fastest one first."""
-  return tuple(
-    decoder
-    for decoder in DECODERS
-    if importlib.util.find_spec(_MODULES[decoder])
-    and (decoder != 'nvimgcodec' or regions.is_available())
-  )
+  if not importlib.util.find_spec('cv2'):
+    return ()
+  return DECODERS if regions.is_available() else ('opencv',)
 
 
 def fastest() -> Decoder:
@@ -54,8 +48,8 @@ def fastest() -> Decoder:
   if installed():
     return installed()[0]
   raise UserError(
-    'images are decoded with OpenCV or Pillow, and neither is installed; '
-    "install them with: pip install 'powerprop_jax[train]'"
+    'images are decoded with OpenCV, which is not installed; install it with: '
+    "pip install 'powerprop_jax[train]'"
   )
 
 
@@ -86,18 +80,31 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
   return None
 
 
-def decode(data: bytes, decoder: Decoder | None = None) -> np.ndarray:
+def decode(data: bytes, reduction: int = 1) -> np.ndarray:
   """All pixels of an image file, as uint8 [H, W, 3], red, green and blue.
 
-  Grayscale and CMYK are converted. No decoder is fastest(); but nvImageCodec is
-  faster than OpenCV with parts alone, so that OpenCV decodes in its place.
+  Grayscale and CMYK are converted. A reduction of 2, 4 or 8 divides the sides.
+  By OpenCV, as nvImageCodec is faster with parts alone.
 
   Raises:
     CorruptImageError: if it is not an image, or a damaged one.
   """
-  if (decoder or fastest()) == 'pillow':
-    return np.asarray(_decode_pillow(data, 1, None))
-  return _decode_opencv(data, 1)
+  import cv2
+
+  flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+  if reduction > 1:
+    # By itself it says nothing of colours; that for colours gives blue first.
+    flags |= getattr(cv2, f'IMREAD_REDUCED_GRAYSCALE_{reduction}')
+  try:
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+  except cv2.error:
+    image = None
+  if image is None:
+    start = data[:4].hex(' ') or 'nothing'
+    raise CorruptImageError(
+      f'{len(data)} bytes, from {start} on, are no complete image.'
+    )
+  return image
 
 
 def decode_crop(
@@ -109,17 +116,17 @@ def decode_crop(
 ) -> np.ndarray:
   """A part of an image file, resized to uint8 [size, size, 3].
 
-  The pixels are interpolated bilinearly. Where some are left out in resizing,
-  Pillow takes the mean of more of them than OpenCV does. nvImageCodec does not
-  notice damage below the part, which is chosen from the height and the width of
-  the image. No decoder is fastest(); no out is a new array.
+  The pixels are interpolated bilinearly. nvImageCodec does not notice damage
+  below the part, which is chosen from the height and the width of the image. No
+  decoder is fastest(); no out is a new array.
 
   Raises:
     CorruptImageError: if it is not an image, or a damaged one.
 
   Example:
-    >>> file = io.BytesIO()
+    >>> import io
     >>> from PIL import Image
+    >>> file = io.BytesIO()
     >>> Image.new('L', (40, 30), color=9).save(file, 'JPEG')
     >>> square = decode_crop(file.getvalue(), lambda h, w: Crop(0, 0, h, w), 2)
     >>> square[..., 0]
@@ -138,15 +145,10 @@ def decode_crop(
     if decoder == 'nvimgcodec' and reduction == 1:
       part = regions.decode(data, _box(crop, 1))
       if part is not None:
-        _resize_opencv(part, crop.is_mirrored, out)
+        _resize(part, crop.is_mirrored, out)
         return out
-  image: Any
-  if decoder == 'pillow':
-    image = _decode_pillow(data, reduction, stated)
-    found = (image.height, image.width)
-  else:
-    image = _decode_opencv(data, reduction)
-    found = image.shape[:2]
+  image = decode(data, reduction)
+  found = image.shape[:2]
   if stated and found != tuple(-(-side // reduction) for side in stated):
     raise CorruptImageError(
       f'its header states {stated[0]} × {stated[1]} pixels, but it has '
@@ -154,15 +156,7 @@ def decode_crop(
     )
   crop = crop or choose(*found)
   top, left, bottom, right = _box(crop, reduction)
-  if decoder == 'pillow':
-    from PIL import Image
-
-    # Cut out first, or pixels beyond its edge would show in it.
-    part = image.crop((left, top, right, bottom))
-    square = np.asarray(part.resize((size, size), Image.Resampling.BILINEAR))
-    out[:] = square[:, ::-1] if crop.is_mirrored else square
-  else:
-    _resize_opencv(image[top:bottom, left:right], crop.is_mirrored, out)
+  _resize(image[top:bottom, left:right], crop.is_mirrored, out)
   return out
 
 
@@ -174,49 +168,10 @@ def _box(crop: Crop, reduction: int) -> tuple[int, int, int, int]:
   return top, left, bottom, right
 
 
-def _resize_opencv(
-  part: np.ndarray, is_mirrored: bool, out: np.ndarray
-) -> None:
+def _resize(part: np.ndarray, is_mirrored: bool, out: np.ndarray) -> None:
   import cv2
 
   if is_mirrored:
     # Before it is resized, while it is in the cache, where out may not be.
     part = cv2.flip(part, 1)
   cv2.resize(part, out.shape[:2], dst=out, interpolation=cv2.INTER_LINEAR)
-
-
-def _decode_opencv(data: bytes, reduction: int) -> np.ndarray:
-  import cv2
-
-  flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-  if reduction > 1:
-    # By itself it says nothing of colours; that for colours gives blue first.
-    flags |= getattr(cv2, f'IMREAD_REDUCED_GRAYSCALE_{reduction}')
-  try:
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-  except cv2.error:
-    image = None
-  if image is None:
-    raise CorruptImageError(_not_an_image(data))
-  return image
-
-
-def _decode_pillow(
-  data: bytes, reduction: int, stated: tuple[int, int] | None
-) -> Any:
-  from PIL import Image
-
-  try:
-    image = Image.open(io.BytesIO(data))
-    if reduction > 1 and stated:
-      # It is reduced as far as it stays at least as large as this.
-      image.draft('RGB', (stated[1] // reduction, stated[0] // reduction))
-    return image.convert('RGB')
-  # Which of many exceptions it raises depends on the kind of file.
-  except Exception as error:
-    raise CorruptImageError(_not_an_image(data)) from error
-
-
-def _not_an_image(data: bytes) -> str:
-  start = data[:4].hex(' ') or 'nothing'
-  return f'{len(data)} bytes, from {start} on, are no complete image.'
