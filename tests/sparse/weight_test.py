@@ -48,10 +48,9 @@ class SupportTest(parameterized.TestCase):
 
     def make_net(supports):
       def forward(x):
-        for name in masks:
-          support = supports[f'{name}/w']
-          width = support.shape[-1]
-          x = nets.CondensedLinear(width, support=support, name=name)(x)
+        for name, leaves in masks.items():
+          given = dict(support=supports[f'{name}/w'], name=name)
+          x = nets.CondensedLinear(leaves['w'].shape[-1], **given)(x)
         return x
 
       return hk.transform_with_state(forward)
@@ -59,9 +58,8 @@ class SupportTest(parameterized.TestCase):
     x = jax.ShapeDtypeStruct((64, 512), jnp.float32)
     tasks = sparse_weight.products(found, make_net, x)
     assert set(tasks) == set(found)
-    assert tasks['tiny/w'] == kernel_choice.Product(
-      512, 4, int(masks['tiny']['w'].sum()), 64
-    )
+    size = int(masks['tiny']['w'].sum())
+    assert tasks['tiny/w'] == kernel_choice.Product(512, 4, size, 64)
     for backward in (True, False):
       faster = sparse_weight.faster_supports(
         found, make_net, x, backward=backward
