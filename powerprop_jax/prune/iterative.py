@@ -156,7 +156,7 @@ def iterative_pruning(
       current_scores = score(current)
       masks_lib.check_same_shapes(current_scores, current, 'scores', 'theta')
       kept = rank(current_scores, kept, count)
-      if empty := one_shot.empty_leaves(kept, current, select):
+      if empty := one_shot.empty_leaves(kept, select):
         raise ValueError(
           f'at sparsity {sparsity} no weight of {empty[0]!r} would be left. '
           "Rank per layer with scope='layer', give this leaf a sparsity of its "

@@ -110,10 +110,9 @@ def check_finite(theta: Params, what: str) -> None:
       )
 
 
-def empty_leaves(masks: Masks, theta: Params, select: Select) -> list[str]:
+def empty_leaves(masks: Masks, select: Select) -> list[str]:
   """Names of the selected leaves of which no weight is left."""
-  leaves = trees.by_path(masks)
-  chosen = {path: leaves[path] for path in select_lib.selected(select, theta)}
+  chosen = masks_lib.selected(masks, select)
   return [path for path, m in chosen.items() if m.size and not jnp.any(m)]
 
 

@@ -50,7 +50,7 @@ def masks_from_scores(
   select = ranked.get('select', select_lib.is_weight)
   _check_finite(scores, 'the scores', select)
   masks = ranking.masks_from_counts(scores, counts, select=select)
-  warn_of_collapse(masks, select, scores)
+  warn_of_collapse(masks, select)
   return masks
 
 
@@ -84,12 +84,12 @@ def final_counts(
 
 
 def warn_of_collapse(
-  masks: Masks, select: Select, theta: Params, *, stacklevel: int = 3
+  masks: Masks, select: Select, *, stacklevel: int = 3
 ) -> None:
   """Warns of selected leaves whose masks are all False, unless traced."""
   if trees.is_traced(masks):
     return
-  if empty := one_shot.empty_leaves(masks, theta, select):
+  if empty := one_shot.empty_leaves(masks, select):
     warnings.warn(
       f'no connection is left in {", ".join(empty)}. Lower the sparsity, prune '
       "in more steps, rank per layer with scope='layer', or give these leaves "

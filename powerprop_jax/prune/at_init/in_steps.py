@@ -214,5 +214,5 @@ def _in_steps(
       select=select,
     )
   # The caller of the public function.
-  from_scores.warn_of_collapse(kept, select, theta, stacklevel=4)
+  from_scores.warn_of_collapse(kept, select, stacklevel=4)
   return kept
