@@ -14,7 +14,6 @@ from experiments.weight_distribution import __main__ as weight_distribution
 from powerprop_jax.core import masks
 from powerprop_jax.export import export
 from powerprop_jax.optim import views
-from powerprop_jax.train.cli import main as cli
 from powerprop_jax.train.runs import load
 
 ARGS = [
@@ -25,8 +24,7 @@ ARGS = [
 ]
 
 
-def main(*args):
-  return cli.main([str(arg) for arg in args])
+main = programs.powerprop
 
 
 # Two methods, two α, two keys.

@@ -30,10 +30,15 @@ def run(program, *args):
   )
 
 
-def finished(program, args):
+def powerprop(*args):
+  """The exit status of the command."""
+  return cli.main([str(arg) for arg in args])
+
+
+def finished(program, args, scope='module'):
   """A fixture, shared by a module: the folder of a run that is complete."""
 
-  @pytest.fixture(scope='module')
+  @pytest.fixture(scope=scope)
   def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp('finished') / 'run'
     assert run(program, *args, '--out', out) == 0

@@ -2,86 +2,77 @@
 
 import json
 
+import chex
 import jax
 import numpy as np
 import programs
 import pytest
 
-from experiments.one_shot_pruning import __main__ as one_shot_pruning
 from powerprop_jax import nets
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.export import export
 from powerprop_jax.export import program as export_program
 from powerprop_jax.export.exported import Exported
 from powerprop_jax.prune import one_shot
+from powerprop_jax.train import ensemble
 from powerprop_jax.train.cli import bench, pruned_model, timing
-from powerprop_jax.train.cli import main as cli
 from powerprop_jax.train.cli.pruned_model import PruneOnce
 from powerprop_jax.train.runs import load
 
-TINY = ['--loop.num-steps', '60', '--loop.eval-every', '30']
 FORMATS = ['safetensors', 'npz', 'scipy', 'jax']
 
 
 def main(*args):
-  assert cli.main([str(arg) for arg in args]) == 0
+  assert programs.powerprop(*args) == 0
 
 
 def refused(capsys, *args):
   """The one line that a mistake gets."""
   capsys.readouterr()
-  return programs.error(cli.main([str(arg) for arg in args]), capsys)
-
-
-@pytest.fixture(scope='module')
-def run(tmp_path_factory):
-  """A tiny complete run of `powerprop train`."""
-  path = tmp_path_factory.mktemp('export') / 'run'
-  main('train', '--net', 'mlp', '--alpha', 1.3, '--out', path, *TINY)
-  return path
-
-
-sweep = programs.finished(
-  one_shot_pruning,
-  [
-    *('--alphas', '1', '2', '--keys', '0', '3', '--net', 'mlp', *TINY),
-    *('--kept', '0.2', '--scopes', 'global'),
-  ],
-)
+  return programs.error(programs.powerprop(*args), capsys)
 
 
 class ExportTest:
-  @pytest.mark.parametrize('format', ['safetensors', 'npz', 'scipy'])
-  @pytest.mark.parametrize('scope', ['layer', 'global'])
+  @pytest.mark.parametrize(
+    ('format', 'scope', 'factor'),
+    [('safetensors', 'layer', 1), ('npz', 'global', 1), ('scipy', 'layer', 2)],
+  )
   def test_writes_what_pruning_by_hand_gives(
-    self, run, tmp_path, format, scope
+    self, run, tmp_path, format, scope, factor
   ):
     before = programs.contents(run)
     path = tmp_path / 'net'
     args = ['--format', format, '--kept', 0.1, '--scope', scope]
-    main('export', run, *args, '--out', path)
+    main('export', run, *args, '--output-factor', factor, '--out', path)
     assert programs.contents(run) == before
     found = export.read(path)
-    state = jax.tree.map(lambda x: x[0], load.load(run).state)
-    masks = one_shot.prune(state.theta, 0.9, scope=scope)
-    jax.tree.map(np.testing.assert_array_equal, found.masks, dict(masks))
+    state = ensemble.take(load.load(run).state, 0)
+    masks = one_shot.prune(
+      state.theta,
+      0.9,
+      scope=scope,
+      overrides={'mlp/logits/w': 0.8} if factor == 2 else None,
+    )
     theta = masks_lib.apply_masks(state.theta, masks)
-    jax.tree.map(np.testing.assert_array_equal, found.theta, dict(theta))
+    chex.assert_trees_all_equal(
+      (found.masks, found.theta), (dict(masks), dict(theta))
+    )
     assert found.net_state == {}
     about = found.about
     assert about['model'] == {
-      **{'net': 'mlp', 'num_classes': 10, 'image_shape': [8, 8, 1]}
+      **{'net': 'mlp', 'num_classes': 10, 'image_shape': [8, 8, 1]},
+      'dct': False,
     }
     assert (about['alpha'], about['key'], about['step']) == (1.3, 0, 60)
     assert (about['kept'], about['scope']) == (0.1, scope)
-    assert about['density'] == pytest.approx(0.1)
+    assert about['density'] == pytest.approx((640 + factor * 100) / 7400)
 
   @pytest.mark.parametrize('format', FORMATS)
   def test_file_lies_beside_the_run_and_its_score_is_that_of_prune(
     self, run, tmp_path, capsys, format
   ):
     main('prune', run, '--kept', 0.2, '--out', tmp_path / 'pruned')
-    (record,) = json.loads((tmp_path / 'pruned' / 'results.json').read_text())
+    (record,) = programs.results(tmp_path / 'pruned')
     capsys.readouterr()
     main('export', run, '--kept', 0.2, '--format', format, '--overwrite')
     suffix = {
@@ -109,13 +100,6 @@ class ExportTest:
     main('export', run, *args, '--out', path)
     assert export_program.read(path).batch == 4
 
-  def test_output_layer_keeps_more_on_request(self, run, tmp_path):
-    args = ['--kept', 0.1, '--output-factor', 2]
-    main('export', run, *args, '--out', tmp_path / 'net')
-    masks = export.read(tmp_path / 'net').masks
-    assert masks['mlp/linear_0']['w'].sum() == 640
-    assert masks['mlp/logits']['w'].sum() == 200
-
   @pytest.mark.slow
   def test_one_network_of_a_sweep_is_chosen_by_alpha_and_key(
     self, sweep, tmp_path, capsys
@@ -126,10 +110,8 @@ class ExportTest:
       main('export', sweep, '--alpha', alpha, '--key', key, '--out', path)
       found = export.read(path)
       assert (found.about['alpha'], found.about['key']) == (alpha, key)
-      state = jax.tree.map(lambda x, lane=lane: x[lane], stored.state)
-      jax.tree.map(
-        np.testing.assert_array_equal, found.theta, dict(state.theta)
-      )
+      state = ensemble.take(stored.state, lane)
+      chex.assert_trees_all_equal(found.theta, dict(state.theta))
     for args in ([], ['--alpha', 1], ['--key', 3]):
       error = refused(capsys, 'export', sweep, *args, '--out', tmp_path / 'x')
       assert 'more than one' in error
