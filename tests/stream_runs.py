@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pathlib
 import resource
 import sys
 import time
@@ -37,7 +38,7 @@ FULL_DISK = 30_000
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """A run of a small network with RigL around powerprop."""
+  """A run of a small network with random growth around powerprop."""
 
   loop: StreamLoopConfig = StreamLoopConfig(
     num_steps=24, log_every=4, eval_every=8, save_every=6, max_skipped=3
@@ -97,7 +98,7 @@ def prepare(images):
 def make_net():
   net = hk.transform_with_state(forward)
   inner = powerprop.powerprop(optax.sgd(0.02, 0.9), 2.0)
-  return net, aliases.rigl(inner, 0.5, stop=1000, period=5)
+  return net, aliases.sparse_evolution(inner, 0.5, stop=1000, period=5)
 
 
 def create():
@@ -185,6 +186,18 @@ def assert_same(state, expected):
   chex.assert_trees_all_equal(to_host(state), to_host(expected), strict=True)
 
 
+def assert_near(state, expected):
+  """As far as rounding allows; the masks bit by bit."""
+  state, expected = to_host(state), to_host(expected)
+  chex.assert_trees_all_equal(state.opt_state.masks, expected.opt_state.masks)
+  chex.assert_trees_all_close(
+    (state.phi, state.net_state),
+    (expected.phi, expected.net_state),
+    rtol=1e-4,
+    atol=1e-5,
+  )
+
+
 def assert_lies(state, shardings):
   """Each leaf where it should be."""
   jax.tree.map(
@@ -196,10 +209,15 @@ def assert_lies(state, shardings):
 
 def lines(folder):
   """What metrics.jsonl says, without what depends on the clock."""
-  found = metrics.read_metrics(folder / 'metrics.jsonl')
+  found = metrics.read_metrics(pathlib.Path(folder, 'metrics.jsonl'))
   for record in found:
     record.pop('images_per_second', None)
   return found
+
+
+def losses(folder):
+  """The means that were logged, by step."""
+  return {x['step']: x['loss'] for x in lines(folder) if 'loss' in x}
 
 
 def steps_of(folder):
@@ -228,13 +246,11 @@ def main(config):
 
   def evaluate_and_fill(state):
     step = int(state.train.step)
-    is_full = config.full_from <= step < config.full_to
-    saved = step // config.loop.save_every * config.loop.save_every
-    while step == config.full_from and saved not in steps_of(folder.path):
+    while step == config.full_from and not steps_of(folder.path):
       time.sleep(0.01)  # until the save in the background is complete
-    unlimited = resource.RLIM_INFINITY
-    limit = FULL_DISK if is_full else unlimited
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, unlimited))
+    is_full = config.full_from <= step < config.full_to
+    limit = FULL_DISK if is_full else resource.RLIM_INFINITY
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     return evaluate(state)
 
   # The first host makes it, all others find it.

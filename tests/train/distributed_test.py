@@ -6,70 +6,14 @@ import pathlib
 import sys
 import time
 
-import chex
 import jax
-from jax.experimental import multihost_utils
-import mesh_training_test
-import numpy as np
-import optax
 import processes
 import pytest
 import tyro
 
-from powerprop_jax.optim import aliases
-from powerprop_jax.train import step as step_lib
-from powerprop_jax.train.checkpoints import checkpoint
 from powerprop_jax.train.runs.errors import UserError
-from powerprop_jax.train.scale import distributed, sharding
+from powerprop_jax.train.scale import distributed
 from powerprop_jax.train.scale.distributed import HostsConfig, LocalConfig
-
-NUM_STEPS = 5
-
-
-def train(mesh, folder):
-  """Losses, and masks on every host, of training and of random growth.
-
-  The state is saved in the folder and restored on the way.
-  """
-  net, tx, create, arrays = mesh_training_test.make_problem(NUM_STEPS, period=2)
-  state = sharding.create_sharded(create, mesh, min_size=16)
-  shardings = sharding.state_shardings(state, mesh, min_size=16)
-  step = sharding.on_mesh(step_lib.make_step(net, tx), shardings, mesh)
-  whole = mesh_training_test.BATCH
-  size = whole // jax.process_count()
-  losses = []
-  for i in range(NUM_STEPS):
-    start = i * whole + jax.process_index() * size
-    put = lambda x: jax.make_array_from_process_local_data(
-      sharding.batch_sharding(mesh),
-      x[start : start + size],  # noqa: B023
-    )
-    state, found = step(state, *map(put, arrays))
-    losses.append(float(found['loss']))
-  with checkpoint.Checkpoints(folder) as checkpoints:
-    checkpoints.save(NUM_STEPS, state)
-    restored = checkpoints.restore_latest(sharding.template(state, shardings))
-  # Keys are not numbers.
-  numbers = lambda state: [
-    leaf
-    for leaf in jax.tree.leaves((state.phi, state.opt_state))
-    if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-  ]
-  chex.assert_trees_all_equal(
-    *on_every_host((numbers(restored.state), numbers(state)))
-  )
-  # Random growth: half of the connections of an update are drawn anew.
-  tx = aliases.sparse_evolution(
-    optax.sgd(0.1), 0.7, stop=2, period=1, drop_fraction=0.5
-  )
-  shardings = sharding.state_shardings(state.phi, mesh, min_size=16)
-  masks_of = lambda phi: tx.update(phi, tx.init(phi), phi)[1].masks
-  grown = jax.jit(masks_of, out_shardings=shardings)(state.phi)
-  return losses, on_every_host((state.opt_state.masks, grown))
-
-
-def on_every_host(tree):
-  return multihost_utils.process_allgather(tree, tiled=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,66 +22,31 @@ class Config:
 
   out: pathlib.Path = pathlib.Path()
   hosts: HostsConfig = HostsConfig()
-  # The host that is given another learning rate than the others.
-  odd: int = -1
 
 
 def main(config):
   distributed.initialise(config.hosts)
   index = jax.process_index()
   try:
-    distributed.check_agreement(
-      {'optimizer': {'learning_rate': 0.5 if config.odd == index else 0.1}}
-    )
+    distributed.check_agreement({'optimizer': {'rate': (0.1, 0.5)[index]}})
   except UserError as error:
     (config.out / f'{index}.txt').write_text(str(error))
-    return
-  losses, masks = train(sharding.make_mesh(), config.out / 'checkpoints')
-  leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(masks))}
-  np.savez(config.out / f'{index}.npz', losses=losses, **leaves)
 
 
-@pytest.fixture
-def run_hosts(tmp_path):
-  """Runs this file as two processes of two devices, from a command line."""
-  processes.free_port()
-
-  def run(*arguments):
-    processes.run(
-      *(*processes.TWO_HOSTS, '--devices', '2', '--'),
-      *(sys.executable, __file__, '--out', tmp_path, *arguments),
-      XLA_FLAGS=os.environ['XLA_FLAGS'],
-    )
-    return tmp_path
-
-  return run
-
-
-class TwoProcessesTest:
+class AgreementTest:
   @pytest.mark.slow
-  def test_losses_and_masks_are_those_of_one(self, run_hosts):
-    folder = run_hosts()
-    mesh = sharding.make_mesh(devices=jax.devices()[:4])
-    losses, masks = train(mesh, folder / 'one')
-    expected = [np.asarray(leaf) for leaf in jax.tree.leaves(masks)]
-    assert any(0 < leaf.mean() < 0.5 for leaf in expected)
-    for index in (0, 1):
-      with np.load(folder / f'{index}.npz') as found:
-        np.testing.assert_allclose(found['losses'], losses, rtol=0, atol=1e-5)
-        for i, leaf in enumerate(expected):
-          np.testing.assert_array_equal(found[str(i)], leaf)
-
-  @pytest.mark.slow
-  def test_other_settings_are_named_on_every_host(self, run_hosts):
-    assert_disagree(run_hosts('--odd', '1'))
+  def test_other_settings_are_named_on_every_host(self, tmp_path):
+    processes.free_port()
+    hosts = (*processes.TWO_HOSTS, '--', sys.executable)
+    processes.run(*hosts, __file__, '--out', tmp_path)
+    assert_disagree(tmp_path)
 
   @pytest.mark.slow
   def test_hosts_learn_from_slurm_who_they_are(self, tmp_path):
     port = str(processes.free_port())
     first, second = (
       processes.started(
-        *(__file__, '--out', tmp_path, '--odd', '1'),
-        *('--hosts.coordinator', 'cluster'),
+        *(__file__, '--out', tmp_path, '--hosts.coordinator', 'cluster'),
         SLURM_JOB_ID='7',
         SLURM_STEP_NODELIST='localhost',
         SLURM_NTASKS='2',
@@ -156,7 +65,7 @@ def assert_disagree(folder):
   for index in (0, 1):
     text = (folder / f'{index}.txt').read_text()
     assert 'host 1 differs from host 0' in text
-    assert 'settings.optimizer.learning_rate: 0.1 → 0.5' in text
+    assert 'settings.optimizer.rate: 0.1 → 0.5' in text
     assert 'same command' in text
 
 
@@ -168,18 +77,12 @@ class SettingsTest:
       (HostsConfig('here:1', 2), 'needs hosts.count and hosts.index.*2 and No'),
       (HostsConfig('here:1', 2, 2), 'from 0 to hosts.count - 1, got 2 of 2'),
       (HostsConfig('here:1', 0, 0), 'hosts.count must be at least 1, got 0'),
-      (HostsConfig(count=2), "2 .* no use without.* Give it as 'address:port'"),
       (HostsConfig(timeout=0), 'at least 1 second, got 0'),
     ],
   )
   def test_wrong_ones_are_refused(self, config, message):
     with pytest.raises(UserError, match=message):
       distributed.initialise(config)
-
-  def test_a_single_process_needs_none(self):
-    distributed.initialise(HostsConfig())
-    distributed.check_agreement({'learning_rate': 0.1})
-    assert (jax.process_index(), jax.process_count()) == (0, 1)
 
 
 class RunLocalTest:

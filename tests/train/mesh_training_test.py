@@ -2,7 +2,6 @@
 
 import functools
 
-import chex
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -35,19 +34,19 @@ def forward(images, is_training):
   return layers.linear(10, 'logits')(jnp.mean(x, axis=(1, 2)))
 
 
-def make_problem(num_steps=NUM_STEPS, period=5):
+@functools.cache
+def make_problem():
   """A residual network, RigL around powerprop, and batches in order."""
   net = hk.transform_with_state(forward)
   inner = powerprop.powerprop(optax.sgd(0.05, 0.9), 2.0)
-  tx = aliases.rigl(inner, 0.7, stop=100, period=period)
+  tx = aliases.rigl(inner, 0.7, stop=100, period=5)
   create = functools.partial(
     step_lib.create, net, tx, jax.random.key(0), jnp.zeros((1, 8, 8, 1))
   )
   digits = datasets.load_digits()
-  num = num_steps * BATCH
+  num = NUM_STEPS * BATCH
   images = (digits.images[:num, ..., None] / 16).astype(np.float32)
-  labels = digits.target[:num].astype(np.int32)
-  return net, tx, create, Arrays(images, labels)
+  return net, tx, create, Arrays(images, digits.target[:num].astype(np.int32))
 
 
 @functools.cache
@@ -82,20 +81,14 @@ def assert_same_run(state, losses, every=1):
   first, losses_alone, state_alone = alone()
   means = np.reshape(losses_alone, (-1, every)).mean(axis=1)
   np.testing.assert_allclose(losses, means, rtol=0, atol=1e-5)
-  host = stream_runs.to_host(state)
-  masks = host.opt_state.masks
-  chex.assert_trees_all_equal(masks, state_alone.opt_state.masks)
+  stream_runs.assert_near(state, state_alone)
+  # Batch norm sees the whole batch.
   moved = jax.tree.map(
-    lambda a, b: int(np.sum(a != b)), masks, first.opt_state.masks
+    lambda a, b: int(np.sum(a != b)),
+    state_alone.opt_state.masks,
+    first.opt_state.masks,
   )
   assert sum(jax.tree.leaves(moved)) > 50
-  # Batch norm sees the whole batch.
-  chex.assert_trees_all_close(
-    (host.phi, host.net_state),
-    (state_alone.phi, state_alone.net_state),
-    rtol=1e-4,
-    atol=1e-5,
-  )
 
 
 class MeshTest:
@@ -106,12 +99,6 @@ class MeshTest:
     assert set(mesh.axis_types) == {AxisType.Auto}
     mesh = sharding.make_mesh(4, 2, explicit=True)
     assert set(mesh.axis_types) == {AxisType.Explicit}
-
-  def test_batch_is_shared_out_along_data(self):
-    mesh = sharding.make_mesh(4, 2)
-    sharding.check_batch(12, mesh)
-    along = sharding.batch_sharding(mesh, axis=1)
-    assert along.shard_shape((3, 8)) == (3, 2)
 
   def test_what_cannot_be_is_named(self):
     mesh, three = sharding.make_mesh(4, 2), jax.devices()[:3]
@@ -171,19 +158,6 @@ class StateShardingsTest:
     assert {x.sharding.spec for x in averages if x.size == 16} == {
       PartitionSpec(None, None, None, 'data')
     }
-
-
-class CreateTest:
-  @pytest.mark.parametrize('explicit', [False, True])
-  @pytest.mark.slow
-  def test_state_is_that_of_one_device(self, explicit):
-    data, model = (4, 2) if explicit else (8, 1)
-    _, state, wanted = make_state(data, model, explicit=explicit)
-    stream_runs.assert_lies(state, wanted)
-    # ψ⁻¹ is a root, whose last bit depends on how the compiler vectorises it.
-    chex.assert_trees_all_close(
-      stream_runs.to_host(state), alone()[0], rtol=1e-6
-    )
 
 
 class TrainingTest:

@@ -1,6 +1,5 @@
 """Signals make a run save and stop; whoever starts it again loses nothing."""
 
-import contextlib
 import os
 import signal
 import sys
@@ -12,6 +11,7 @@ import pytest
 import stream_runs
 from stream_runs import Config
 
+from powerprop_jax.train.checkpoints import checkpoint
 from powerprop_jax.train.scale.preemption import SignalWatch
 from powerprop_jax.train.scale.stream_loop import StreamLoopConfig
 
@@ -25,50 +25,26 @@ LENGTHS = (
 )
 
 
-class SignalWatchTest:
-  @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGUSR1])
-  def test_notices_and_puts_back_what_was(self, number):
-    found = []
-    before = signal.signal(number, lambda *_: found.append(number))
-    try:
-      with contextlib.suppress(KeyError), SignalWatch() as watch:
-        assert not watch.is_due(1)
-        os.kill(os.getpid(), number)
-        assert watch.is_due(2) and watch.is_due(3)
-        os.kill(os.getpid(), number)
-        assert not found
-        raise KeyError
-      os.kill(os.getpid(), number)
-      assert found == [number]
-    finally:
-      signal.signal(number, before)
+def test_other_threads_train_without():
+  found = []
 
-  def test_other_threads_train_without(self):
-    found = []
+  def work():
+    with SignalWatch() as watch:
+      found.append((signal.getsignal(signal.SIGTERM), watch.is_due(1)))
 
-    def work():
-      with SignalWatch() as watch:
-        found.append((signal.getsignal(signal.SIGTERM), watch.is_due(1)))
-
-    before = signal.getsignal(signal.SIGTERM)
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert found == [(before, False)]
+  before = signal.getsignal(signal.SIGTERM)
+  thread = threading.Thread(target=work)
+  thread.start()
+  thread.join()
+  assert found == [(before, False)]
 
 
 class ProcessTest:
   @pytest.mark.slow
-  def test_saves_stops_and_continues(self, tmp_path):
-    """With a worker process, which the scheduler signals as well."""
-    config = Config(
-      loop=LOOP, delay=0.1, num_workers=1, out=str(tmp_path / 'run')
-    )
-    with processes.started(
-      stream_runs.__file__,
-      *('--out', config.out, '--num-workers', '1', *LENGTHS),
-      XLA_FLAGS=os.environ['XLA_FLAGS'],
-    ) as process:
+  def test_saves_and_stops_with_its_workers(self, tmp_path):
+    # A scheduler signals all of them.
+    args = ('--out', tmp_path, '--num-workers', '1', *LENGTHS)
+    with processes.started(stream_runs.__file__, *args) as process:
       for line in process.stdout:
         if int(line) == 10:
           break
@@ -85,24 +61,18 @@ class ProcessTest:
         os.killpg(process.pid, 0)  # until no worker is left
         time.sleep(0.1)
     assert 10 <= reached < 20
-    assert stream_runs.steps_of(tmp_path / 'run') == [reached]
-    state = stream_runs.run(config, stream_runs.open_run(config, resume=True))
-    whole = Config(loop=LOOP, out=str(tmp_path / 'whole'))
-    expected = stream_runs.run(whole, stream_runs.open_run(whole))
-    stream_runs.assert_same(state, expected)
-    assert stream_runs.lines(tmp_path / 'run') == stream_runs.lines(
-      tmp_path / 'whole'
-    )
+    assert stream_runs.steps_of(tmp_path) == [reached]
 
   @pytest.mark.slow
-  def test_all_hosts_stop_at_the_same_step(self, tmp_path):
+  def test_all_hosts_stop_at_the_same_step_and_train_as_one(self, tmp_path):
     processes.free_port()
+    flags = {'XLA_FLAGS': os.environ['XLA_FLAGS']}
     arguments = (
       *(*processes.TWO_HOSTS, '--devices', '2', '--'),
       *(sys.executable, stream_runs.__file__, '--out', str(tmp_path)),
       *('--devices', '4', *LENGTHS),
     )
-    with processes.started(*arguments) as process:
+    with processes.started(*arguments, **flags) as process:
       for line in process.stdout:
         if line == '5\n':  # there are lines of gloo too
           break
@@ -115,9 +85,13 @@ class ProcessTest:
     [saved] = stream_runs.steps_of(tmp_path)
     assert err.count('stopped by') == 2
     assert err.count(f'saved at step {saved} of 40') == 2
-    with processes.started(*arguments, '--resume') as process:
-      _, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    assert stream_runs.steps_of(tmp_path)[-1] == 40
-    losses = [x['step'] for x in stream_runs.lines(tmp_path) if 'loss' in x]
-    assert losses == list(range(4, 41, 4))
+    processes.run(*arguments, '--resume', **flags)
+    one = Config(loop=LOOP, devices=4, out=str(tmp_path / 'one'))
+    state = stream_runs.run(one, stream_runs.open_run(one))
+    folder = tmp_path / 'checkpoints'
+    found, step, _ = checkpoint.Checkpoints(folder).restore_latest(state)
+    assert step == 40
+    stream_runs.assert_near(found.train, state.train)
+    losses, others = map(stream_runs.losses, (tmp_path, one.out))
+    assert list(losses) == list(range(4, 41, 4))
+    assert losses == pytest.approx(others, abs=1e-5)
