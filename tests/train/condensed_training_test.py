@@ -37,20 +37,20 @@ _CASES = {
 }  # fmt: skip
 
 
-def _data(shape, num_examples=40):
+def _data(shape, num_examples):
   random = np.random.default_rng(0)
   images = random.random((num_examples, *shape), np.float32)
   labels = random.integers(0, 10, num_examples)
   return Arrays(jnp.asarray(images), jnp.asarray(labels))
 
 
-def _make(name, case, sparsity=0.8):
+def _make(name, case, sparsity=0.8, shape=(8, 8, 1), num_examples=40):
   """Network, maker, transformation and first state."""
   inner, alpha, method, arguments = _CASES[case]
   tx = method(powerprop.powerprop(inner, alpha), sparsity, **arguments)
   net = nets.make(name, 10)
   make_net = lambda supports: nets.make(name, 10, supports=supports)
-  arrays = _data((8, 8, 1))
+  arrays = _data(shape, num_examples)
   state = step.create(net, tx, jax.random.key(0), arrays.images[:1])
   return net, make_net, tx, state, arrays
 
@@ -59,6 +59,20 @@ def _layout(tx, state, make_net, arrays, **options):
   return condensed.layout(
     state, tx=tx, make_net=make_net, images=arrays.images[:8], **options
   )
+
+
+def _trained(problem, indices):
+  """The layout; state and metrics of condensed steps, and of masked ones."""
+  net, make_net, tx, state, arrays = problem
+  layout = _layout(tx, state, make_net, arrays)
+  assert layout.shapes
+  advances = (
+    condensed.make_advance(
+      condensed.make_step(net, make_net, tx, layout), layout
+    ),
+    step.make_advance(net, tx),
+  )
+  return layout, *(jax.jit(a)(state, arrays, indices) for a in advances)
 
 
 class NumbersTest:
@@ -73,27 +87,16 @@ class NumbersTest:
   )
   @pytest.mark.slow
   def test_equal_masked_training(self, name, case):
-    net, make_net, tx, state, arrays = _make(name, case)
-    layout = _layout(tx, state, make_net, arrays)
-    assert layout.shapes
+    problem = _make(name, case)
     indices = np.random.default_rng(1).integers(0, 40, (8, 8))
-    advance = condensed.make_advance(
-      condensed.make_step(net, make_net, tx, layout), layout
-    )
-    found, metrics = jax.jit(advance)(state, arrays, indices)
-    expected, expected_metrics = jax.jit(step.make_advance(net, tx))(
-      state, arrays, indices
-    )
+    layout, (found, metrics), (expected, theirs) = _trained(problem, indices)
     chex.assert_trees_all_equal_shapes_and_dtypes(found, expected)
     chex.assert_trees_all_equal(found.opt_state.masks, expected.opt_state.masks)
     if 'stop' in _CASES[case][3]:
-      moved = jax.tree.map(
-        lambda a, b: jnp.any(a != b),
-        state.opt_state.masks,
-        found.opt_state.masks,
-      )
-      assert any(jax.tree.leaves(moved))
-    chex.assert_trees_all_close(metrics, expected_metrics, rtol=1e-5)
+      before = problem[3].opt_state.masks
+      with pytest.raises(AssertionError):
+        chex.assert_trees_all_equal(before, found.opt_state.masks)
+    chex.assert_trees_all_close(metrics, theirs, rtol=1e-5)
     chex.assert_trees_all_close(found.phi, expected.phi, atol=1e-5)
     # What is remembered of connections that do not exist is of no use.
     found, expected = (
@@ -104,32 +107,19 @@ class NumbersTest:
 
   @pytest.mark.slow
   def test_batch_norm_and_convolutions_with_strides(self):
-    random = np.random.default_rng(0)
-    net = nets.make('resnet_18_cifar', 10)
-    make_net = lambda supports: nets.make(
-      'resnet_18_cifar', 10, supports=supports
+    problem = _make('resnet_18_cifar', 'static', 0.9, (16, 16, 3), 8)
+    _, (found, metrics), (expected, theirs) = _trained(
+      problem, np.arange(8)[np.newaxis]
     )
-    tx = aliases.static(_SGD, 0.9)
-    images = jnp.asarray(random.random((8, 16, 16, 3), np.float32))
-    state = step.create(net, tx, jax.random.key(0), images)
-    layout = condensed.layout(state, tx=tx, make_net=make_net, images=images)
-    arrays = Arrays(images, jnp.arange(8))
-    indices = np.arange(8)[np.newaxis]
-    advance = condensed.make_advance(
-      condensed.make_step(net, make_net, tx, layout), layout
-    )
-    found, metrics = jax.jit(advance)(state, arrays, indices)
-    expected, expected_metrics = jax.jit(step.make_advance(net, tx))(
-      state, arrays, indices
-    )
-    chex.assert_trees_all_close(metrics, expected_metrics, rtol=1e-4)
+    chex.assert_trees_all_close(metrics, theirs, rtol=1e-4)
     chex.assert_trees_all_close(
       found.net_state, expected.net_state, rtol=1e-3, atol=1e-4
     )
     # Gradients through so many norms make much of rounding: a relative change
     # of 1e-7 in φ changes those of the masked network by 1e-2.
     for start, one, other in zip(
-      *map(jax.tree.leaves, (state.phi, found.phi, expected.phi)), strict=True
+      *map(jax.tree.leaves, (problem[3].phi, found.phi, expected.phi)),
+      strict=True,
     ):
       moved = jnp.linalg.norm(other - start)
       assert jnp.linalg.norm(one - other) <= 0.04 * moved + 1e-6

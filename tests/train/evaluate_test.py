@@ -56,9 +56,10 @@ class ScoreTest:
     assert found['top_5'] == np.mean(in_5)
     assert found['loss'] == pytest.approx(losses.mean(), rel=1e-5)
 
-  def test_logits_that_are_not_finite_are_wrong(self):
+  @pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+  def test_logits_that_are_not_finite_are_wrong(self, value):
     logits = np.zeros((2, 6), np.float32)
-    logits[0, 3] = np.nan
+    logits[0, 3] = value
     labels = np.zeros(2, np.int32)
     found = evaluate.evaluate(SCORE, batches(logits, labels, 2))
     assert found['accuracy'] == found['top_5'] == 0.5

@@ -42,14 +42,7 @@ def preempt():
 
 
 def fit(
-  path,
-  *,
-  calls=None,
-  stop_at=None,
-  stop=interrupt,
-  resume=False,
-  begin=None,
-  config=CONFIG,
+  path, calls=None, stop_at=None, stop=interrupt, resume=False, begin=None
 ):
   calls = [] if calls is None else calls
 
@@ -64,7 +57,7 @@ def fit(
     advance,
     lambda state, arrays: {'accuracy': state},
     SPLITS,
-    config,
+    CONFIG,
     RunFolder(path, {}, program='test', resume=resume),
     indices=indices,
     begin=begin,
@@ -100,14 +93,14 @@ class FitTest:
 
   @pytest.mark.parametrize(
     ('stop', 'stop_at', 'watched', 'saved'),
-    [(interrupt, at, False, at - at % 10) for at in (4, 10, 14, 20)]
-    + [(preempt, 0, False, 4), (preempt, 4, False, 8), (preempt, 8, False, 10)]
-    + [(preempt, 20, False, 23)]
-    # What compares evaluations begins with one.
-    + [
-      (preempt, 0, True, 10),
-      (preempt, 10, True, 20),
-      (preempt, 20, True, 23),
+    [
+      *((interrupt, at, False, at - at % 10) for at in (4, 10, 14, 20)),
+      (preempt, 0, False, 4),
+      (preempt, 4, False, 8),
+      (preempt, 8, False, 10),
+      (preempt, 20, False, 23),
+      # What compares evaluations begins with one.
+      *((preempt, at, True, min(at + 10, 23)) for at in (0, 10, 20)),
     ],
   )
   def test_run_that_is_stopped_continues_as_if_nothing_had_happened(

@@ -66,16 +66,6 @@ def test_top_k_of_a_tree_gathers_nothing(kind, dtype, has_among):
 
 
 @on_each_mesh
-@pytest.mark.parametrize('name', SHAPES)
-def test_top_k_of_an_array_gathers_nothing(kind, name):
-  leaf = random_tree()[name]
-  sharded = shard({name: leaf}, kind)[name]
-  found = compiled_without_gathers(topk.top_k_mask, sharded)
-  k = leaf.size // 3
-  np.testing.assert_array_equal(found(k), topk.top_k_mask(leaf, k))
-
-
-@on_each_mesh
 @pytest.mark.slow
 def test_masks_and_scores_keep_the_sharding(kind):
   tree = shard(random_tree(), kind)
