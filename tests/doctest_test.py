@@ -29,14 +29,8 @@ _PAGES = [_ROOT / 'README.md'] + [
   if '```python' in page.read_text()
 ]
 _TYPES = (
-  'Cycle',
-  'Masks',
-  'PowerState',
-  'Rewind',
-  'Rewiring',
-  'Select',
-  'SparseState',
-  'Topology',
+  *('Cycle', 'Masks', 'PowerState', 'Rewind', 'Rewiring', 'Select'),
+  *('SparseState', 'Topology'),
 )
 _GLOBALS = {'jax': jax, 'jnp': jnp, 'np': np, 'optax': optax, 'pp': pp}
 

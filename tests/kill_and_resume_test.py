@@ -5,101 +5,86 @@ import os
 import re
 import signal
 import time
-from typing import NamedTuple
 
 import numpy as np
-from orbax import checkpoint as ocp
 import processes
 import pytest
 
+from powerprop_jax.train.checkpoints import checkpoint
 from powerprop_jax.train.runs import metrics
 from powerprop_jax.train.scale import preemption
 
-
-class Program(NamedTuple):
-  """A program, and what exists in its folder when it is to be killed."""
-
-  module: str
-  args: str
-  begun: str
-  # A figure that shows what the clock says.
-  timed: str = ''
-
-
+# By module the arguments, and what exists when it is to be killed.
 PROGRAMS = {
-  'train': Program(
-    'powerprop_jax.train',
-    # The state after 2,000 steps depends on every bit of the state before.
+  # The state after 2,000 steps depends on every bit of the state before.
+  'powerprop_jax.train': (
     'train --loop.num-steps 2000 --loop.eval-every 200',
     'checkpoints/200',
   ),
-  'one_shot_pruning': Program(
-    'experiments.one_shot_pruning',
+  'experiments.one_shot_pruning': (
     '--net mlp --alphas 1 2 --keys 0 --kept 1 0.1 --loop.num-steps 400'
     ' --loop.eval-every 40',
     'checkpoints/40',
   ),
-  'weight_distribution': Program(
-    'experiments.weight_distribution',
+  'experiments.weight_distribution': (
     '--nets mlp lenet_300_100 --alphas 1 4 --keys 0 --loop.batch-size 8'
     ' --loop.num-steps 8 --loop.eval-every 2 --loop.steps-per-dispatch 2'
     ' --epsilons 0.001 0.01 --kept 1 0.1',
     'mlp/checkpoints/2',
   ),
-  'sparse_training': Program(
-    'experiments.sparse_training',
+  'experiments.sparse_training': (
     '--net mlp --methods dense rigl --densities 0.2 --alphas 1 2 --keys 0 1'
     ' --loop.num-steps 8 --loop.batch-size 8 --loop.eval-every 4'
     ' --loop.steps-per-dispatch 4 --sparse.period 2',
     'combinations/rigl_density_0.2_alpha_1/checkpoints/4',
   ),
-  'continual_permuted': Program(
-    'experiments.continual_permuted',
+  'experiments.continual_permuted': (
     '--net.hidden 16 --net.epochs 2 --packing.densities 0.2 0.5'
     ' --methods efficient_packnet fine_tuning --alphas 1 1.5'
     ' --rates 0.1 0.05 --keys 0',
     'combinations/efficient_packnet_alpha_1_key_0/metrics.jsonl',
   ),
-  'adaptive_alpha': Program(
-    'experiments.adaptive_alpha',
+  'experiments.adaptive_alpha': (
     '--preset tiny --methods fixed branch --alphas 2',
     'combinations/mlp_branch/rung_1/metrics.jsonl',
   ),
-  'imagenet_resnet50': Program(
-    'experiments.imagenet_resnet50',
+  'experiments.imagenet_resnet50': (
     '--preset tiny --mesh.devices 1 --data.synthetic'
     ' --data.synthetic-classes 10',
     'checkpoints/4',
-    timed='learning_curves.png',
   ),
 }
+# A figure that shows what the clock says.
+TIMED = 'experiments.imagenet_resnet50', 'learning_curves.png'
 
 
-def start(program, out, *more):
-  command = ('-m', program.module, *program.args.split(), '--out', out, *more)
+def start(module, out, *more):
+  args, _ = PROGRAMS[module]
+  command = ('-m', module, *args.split(), '--out', out, *more)
   return processes.started(*command, XLA_FLAGS=os.environ['XLA_FLAGS'])
 
 
-def run(program, out, *more):
-  with start(program, out, *more) as process:
+def run(module, out, *more):
+  with start(module, out, *more) as process:
     _, err = process.communicate(timeout=600)
   assert process.returncode == 0, err
 
 
-def stop(program, out, number):
+def stop(module, out, number):
   """Status and last line of a run that gets a signal when it has begun."""
-  with start(program, out) as process:
+  _, begun = PROGRAMS[module]
+  with start(module, out) as process:
     deadline = time.monotonic() + 300
-    while not (out / program.begun).exists():
+    while not (out / begun).exists():
       assert process.poll() is None, process.communicate()[1]
-      assert time.monotonic() < deadline, f'no {program.begun} in five minutes'
+      assert time.monotonic() < deadline, f'no {begun} in five minutes'
       time.sleep(0.005)
     process.send_signal(number)
     _, err = process.communicate()
   return process.returncode, err.splitlines()[-1:]
 
 
-def found(of, out):
+def found(module, out):
   """What a run has found, by file: records, figures and last states."""
   files = {}
   for path in sorted(out.rglob('*')):
@@ -113,42 +98,31 @@ def found(of, out):
           record.pop(clock, None)
     elif path.suffix == '.npz':
       with np.load(path) as arrays:
-        files[name] = {
-          leaf: arrays[leaf].tobytes()
-          for leaf in arrays.files
-          if leaf != 'about'
-        }
-    elif path.suffix == '.png' and name != of.timed:
+        files[name] = in_bytes(arrays)
+    elif path.suffix == '.png' and (module, name) != TIMED:
       files[name] = path.read_bytes()
     elif path.name == 'checkpoints':
-      last = max(int(p.name) for p in path.iterdir() if p.name.isdigit())
-      files[f'{name}/{last}'] = state_in(path / str(last))
+      state, step, _ = checkpoint.Checkpoints(path).restore_latest(None)
+      files[name] = step, in_bytes(state.leaves)
   return files
 
 
-def state_in(folder):
-  """The bytes of each leaf of a checkpoint."""
-  _, text = json.loads((folder / 'powerprop_jax.json').read_text())
-  leaves = json.loads(text)['leaves'].items()
-  how = ocp.RestoreArgs(restore_type=np.ndarray)
-  names = {name: how for name, leaf in leaves if 0 not in leaf['shape']}
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-    state = checkpointer.restore(
-      folder / 'state', args=ocp.args.PyTreeRestore(restore_args=names)
-    )
-  return {name: value.tobytes() for name, value in state.items()}
+def in_bytes(arrays):
+  return {k: x.tobytes() for k, x in arrays.items() if k != 'about'}
 
 
 @pytest.mark.parametrize(
-  ('name', 'number'),
-  [*((name, signal.SIGKILL) for name in PROGRAMS), ('train', signal.SIGTERM)],
+  ('module', 'number'),
+  [
+    *((module, signal.SIGKILL) for module in PROGRAMS),
+    ('powerprop_jax.train', signal.SIGTERM),
+  ],
 )
 @pytest.mark.slow
-def test_a_stopped_run_continues_to_the_same(tmp_path, name, number):
-  program = PROGRAMS[name]
+def test_a_stopped_run_continues_to_the_same(tmp_path, module, number):
   whole, parts = tmp_path / 'whole', tmp_path / 'parts'
-  run(program, whole)
-  status, last_line = stop(program, parts, number)
+  run(module, whole)
+  status, last_line = stop(module, parts, number)
   assert not (parts / 'complete.json').exists()
   if number == signal.SIGTERM:
     assert status == preemption.EXIT_STATUS
@@ -158,8 +132,7 @@ def test_a_stopped_run_continues_to_the_same(tmp_path, name, number):
       'run the same command with --resume to continue.',
       *last_line,
     )
-  run(program, parts, '--resume')
-  expected, resumed = found(program, whole), found(program, parts)
+  run(module, parts, '--resume')
+  expected, resumed = found(module, whole), found(module, parts)
   assert list(resumed) == list(expected)
-  differ = [key for key in expected if resumed[key] != expected[key]]
-  assert not differ
+  assert not [key for key in expected if resumed[key] != expected[key]]

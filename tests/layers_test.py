@@ -33,40 +33,30 @@ _ALLOWED = {
 
 # Within core, files in the order in which they may build on each other; files
 # of one rank do not import each other.
-_CORE_RANKS = {
-  'names': -1,
-  'trees': -1,
-  'powers': 0,
-  'counting': 0,
-  'reparam': 1,
-  'select': 1,
-  'topk': 1,
-  'topk_columns': 1,
-  'masks': 2,
-  'scores': 2,
-  'distributions': 3,
-  'schedules': 3,
-  'patterns': 4,
-  'ranking': 5,
-}
+_CORE = (
+  ('names', 'trees'),
+  ('powers', 'counting'),
+  ('reparam', 'select', 'topk', 'topk_columns'),
+  ('masks', 'scores'),
+  ('distributions', 'schedules'),
+  ('patterns',),
+  ('ranking',),
+)
+_CORE_RANKS = {name: rank for rank, names in enumerate(_CORE) for name in names}
 
 # What only a training program needs, and who may import it.
 _HEAVY = {
-  'tensorflow_datasets',
-  'sklearn',
-  'grain',
-  'orbax',
-  'matplotlib',
-  'tyro',
-  'rich',
-  'tensorboardX',
-  'tensorflow',
-  'torch',
+  *('tensorflow_datasets', 'sklearn', 'grain', 'orbax', 'matplotlib', 'tyro'),
+  *('rich', 'tensorboardX', 'tensorflow', 'torch'),
 }
+
+each_file = pytest.mark.parametrize(
+  'path', _FILES, ids=lambda p: str(p.relative_to(_PACKAGE))
+)
 
 
 def _imports(path):
-  """(module, names) of every import in a file, lazy ones included."""
+  """What every import in a file names, lazy ones included."""
   for node in ast.walk(ast.parse(path.read_text())):
     if isinstance(node, ast.Import):
       for alias in node.names:
@@ -80,9 +70,7 @@ def _folder(path):
   return path.relative_to(_PACKAGE).parts[0]
 
 
-@pytest.mark.parametrize(
-  'path', _FILES, ids=lambda p: str(p.relative_to(_PACKAGE))
-)
+@each_file
 def test_imports_point_left(path):
   folder = _folder(path)
   for module in _imports(path):
@@ -103,9 +91,7 @@ def test_imports_point_left(path):
       )
 
 
-@pytest.mark.parametrize(
-  'path', _FILES, ids=lambda p: str(p.relative_to(_PACKAGE))
-)
+@each_file
 def test_heavy_imports_stay_in_train_and_plotting(path):
   heavy = {module.split('.')[0] for module in _imports(path)} & _HEAVY
   where = path.relative_to(_PACKAGE).as_posix()

@@ -6,6 +6,7 @@ import io
 import sys
 import threading
 import types
+from unittest import mock
 
 import image_files
 import numpy as np
@@ -291,44 +292,28 @@ class RegionTest:
       assert process.communicate() == ('', 'visible\n')
 
 
-def refuse(**options):
-  """In place of a decoder that cannot be made on this machine."""
-  raise RuntimeError(options)
-
-
-UNUSABLE_CODEC = types.SimpleNamespace(
-  Decoder=refuse,
-  Backend=str,
-  BackendKind=types.SimpleNamespace(CPU_ONLY=0),
-  NVIMGCODEC_DEVICE_CPU_ONLY=-1,
-)
+# As where a decoder cannot be made on this machine.
+UNUSABLE_CODEC = mock.Mock(Decoder=mock.Mock(side_effect=RuntimeError))
 
 
 class FastestTest:
   def test_what_is_missing_is_not_used(self, monkeypatch):
-    missing = set()
+    found = {'nv', 'cv2'}
     monkeypatch.setattr(
-      decode.importlib.util,
-      'find_spec',
-      lambda name: None if name in missing else name,
+      decode.importlib.util, 'find_spec', lambda name: name in found or None
     )
-    monkeypatch.setattr(
-      decode.regions, 'is_available', lambda: 'nv' not in missing
-    )
+    monkeypatch.setattr(decode.regions, 'is_available', lambda: 'nv' in found)
     monkeypatch.setattr(decode, 'installed', decode.installed.__wrapped__)
-    assert decode.fastest() == 'nvimgcodec'
-    missing.add('nv')
-    assert decode.fastest() == 'opencv'
-    missing.add('cv2')
-    missing.remove('nv')
-    assert decode.installed() == ()
+    for name, module in zip(decode.DECODERS, ('nv', 'cv2'), strict=True):
+      assert decode.fastest() == name
+      found.remove(module)
     with pytest.raises(UserError, match='OpenCV, which is not installed'):
       decode.fastest()
+    found.add('nv')
+    assert decode.installed() == ()
 
   @pytest.mark.parametrize(
-    'module',
-    [None, object(), UNUSABLE_CODEC],
-    ids=['none', 'old', 'unusable'],
+    'module', [None, object(), UNUSABLE_CODEC], ids=['none', 'old', 'unusable']
   )
   def test_an_nvimgcodec_that_does_not_work_is_not_used(
     self, monkeypatch, module
