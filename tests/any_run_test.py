@@ -46,9 +46,7 @@ def test_networks_of_a_combination_are_exported_as_they_were_scored(
     if (record['method'], record['alpha']) != ('set', 2):
       continue
     path = tmp_path / f'{record["key"]}.npz'
-    args = ['--format', 'npz', '--key', record['key'], '--out', path]
-    assert main('export', part, *args) == 0
-    found = export.read(path)
+    found = programs.exported(part, path, '--key', record['key'])
     assert found.about['alpha'] == 2
     assert found.about['test']['accuracy'] == record['accuracy']
     assert found.about['test']['loss'] == pytest.approx(record['loss'])

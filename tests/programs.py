@@ -66,14 +66,14 @@ def assert_reported_again(out):
   """Asserts that `powerprop report` writes the same page from the files."""
   before = contents(out)
   (out / 'report.html').unlink()
-  assert cli.main(['report', str(out)]) == 0
+  assert powerprop('report', out) == 0
   assert contents(out) == before
 
 
 def exported(run, path, *args):
   """What `powerprop export` writes of a run."""
-  args = [str(arg) for arg in (run, '--format', 'npz', '--out', path, *args)]
-  assert cli.main(['export', *args]) == 0
+  args = ('--format', 'npz', '--out', path, *args)
+  assert powerprop('export', run, *args) == 0
   return export.read(path)
 
 
