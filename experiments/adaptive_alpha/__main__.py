@@ -60,20 +60,13 @@ from powerprop_jax.files.tables import Row
 from powerprop_jax.train import ensemble, optimizers
 from powerprop_jax.train.runs import divergence, errors
 from powerprop_jax.train.runs.errors import UserError
-from powerprop_jax.train.runs.folder import RunFolder
 
 
 def main(config: Config) -> None:
   """Trains every combination and writes what came out."""
   combinations = _checked_combinations(config)
-  settings = combination_runs.settings(config)
-  folder = RunFolder(
-    config.out,
-    settings,
-    program=runs.PROGRAM,
-    resume=config.resume,
-    contents=report.contents(config),
-  )
+  page = report.page(config)
+  folder = combination_runs.run_folder(config, runs.PROGRAM, page)
   found = combination_runs.run_all(
     functools.partial(runs.train_or_read, config),
     combinations,

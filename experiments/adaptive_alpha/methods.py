@@ -36,7 +36,7 @@ from powerprop_jax.train import ensemble
 from powerprop_jax.train.ensemble import Members
 from powerprop_jax.train.runs import errors, metrics
 from powerprop_jax.train.runs import folder as run_folder
-from powerprop_jax.train.runs.contents import Contents, Networks
+from powerprop_jax.train.runs.contents import Contents
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
 from powerprop_jax.train.step import TrainState
@@ -145,7 +145,8 @@ def train(
     return _race(problem, folder, plan, config.race.kept, description)
   num_steps = problem.loop.num_steps
   steering = control_of(problem, method, config.control)
-  members = _members(config, problem, alpha)
+  start = config.control.initial_alpha if alpha is None else alpha
+  members = ensemble.product([start], problem.keys)
   state, evaluations = control_lib.fit(
     problem,
     control_lib.initial_state(problem, members, num_steps, steering),
@@ -157,21 +158,6 @@ def train(
     description=description,
   )
   return Trained(state.train, members, evaluations, [], num_steps, num_steps)
-
-
-def networks(
-  config: Config, problem: Problem, method: MethodName, alpha: float | None
-) -> Networks | None:
-  """Those in the folder of a method; None for a race, whose parts have them."""
-  if method in ('race', 'branch'):
-    return None
-  members = _members(config, problem, alpha)
-  return control_lib.networks(problem, members, problem.loop.num_steps)
-
-
-def _members(config: Config, problem: Problem, alpha: float | None) -> Members:
-  start = config.control.initial_alpha if alpha is None else alpha
-  return ensemble.product([start], problem.keys)
 
 
 class _Plan(NamedTuple):

@@ -15,16 +15,9 @@ from powerprop_jax.report import analysis
 from powerprop_jax.report import records as records_lib
 from powerprop_jax.report.plotting import style
 from powerprop_jax.report.plotting import weights as weight_plots
-from powerprop_jax.train.runs import divergence
+from powerprop_jax.train.runs import contents, divergence
 from powerprop_jax.train.runs import report as run_report
-from powerprop_jax.train.runs.contents import (
-  Contents,
-  Figure,
-  Page,
-  Records,
-  Section,
-  Table,
-)
+from powerprop_jax.train.runs.contents import Figure, Page, Section
 from powerprop_jax.train.runs.folder import RunFolder
 
 _Records = Sequence[Row]
@@ -72,7 +65,7 @@ def write(
   run_report.write(folder.path)
 
 
-def contents(config: Config) -> Contents:
+def page(config: Config) -> Page:
   """What the page of a run shows: a section for each network."""
   sections = []
   for net in config.nets:
@@ -82,13 +75,13 @@ def contents(config: Config) -> Contents:
       for name, alt in _ALT.items()
     )
     shown = (
-      Table(caption, Records(f'{_file_name(config, net, name)}.json'))
+      contents.table_of(_file_name(config, net, name), caption)
       for name, caption in {'verdicts': '', **_captions(config)}.items()
     )
     section = Section(title, _ON_HISTOGRAMS, tuple(figures), tuple(shown))
     sections.append(section)
   subtitle = f'{", ".join(config.nets)} on {config.data.name}'
-  return Contents(page=Page('Choosing the power α', subtitle, tuple(sections)))
+  return Page('Choosing the power α', subtitle, tuple(sections))
 
 
 def _captions(config: Config) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from experiments.adaptive_alpha import methods
+from experiments.adaptive_alpha import control, methods
 from experiments.adaptive_alpha.config import Config, MethodName
 from experiments.adaptive_alpha.control import Problem
 from experiments.adaptive_alpha.evaluation import Records
@@ -86,7 +86,13 @@ def train_or_read(
   """Results of a combination: trained, or read where that is done."""
   net, method, alpha = combination
   problem = make_problem(config, net)
-  networks = methods.networks(config, problem, method, alpha)
+  networks = None
+  # Those of a race lie in its last part.
+  if method not in ('race', 'branch'):
+    start = config.control.initial_alpha if alpha is None else alpha
+    members = ensemble.product([start], config.keys)
+    num_steps = problem.loop.num_steps
+    networks = control.networks(problem, members, num_steps)
   folder = combination_runs.folder(
     config, combination, PROGRAM, networks=networks
   )

@@ -23,7 +23,7 @@ from typing import Any, Protocol, TypeVar
 from powerprop_jax.files import json_files
 from powerprop_jax.files.tables import Row
 from powerprop_jax.train.runs import contents, divergence, metrics, workers
-from powerprop_jax.train.runs.contents import Contents, Networks, Section
+from powerprop_jax.train.runs.contents import Contents, Networks, Page, Section
 from powerprop_jax.train.runs.folder import RunFolder
 
 Records = list[Row]
@@ -100,6 +100,22 @@ def run_all(
   return {combination: found[combination] for combination in combinations}
 
 
+def run_folder(
+  config: Any, program: str, page: Page, *left_out: str, instead: str = ''
+) -> RunFolder:
+  """The folder of a program, `out` of the settings.
+
+  For what is left out of them see settings, for page and instead Contents.
+  """
+  return RunFolder(
+    config.out,
+    settings(config, *left_out),
+    program=program,
+    resume=config.resume,
+    contents=Contents(page=page, instead=instead),
+  )
+
+
 def folder(
   config: Any,
   combination: Named,
@@ -122,7 +138,7 @@ def folder(
     contents.training_section(name, curves),
     *sections,
   )
-  page = contents.Page(name, f'Part of {program}', shown)
+  page = Page(name, f'Part of {program}', shown)
   return RunFolder(
     path(config.out, combination),
     settings(config, *left_out) | combination._asdict(),

@@ -102,7 +102,9 @@ class Combination(NamedTuple):
     return f'{self.method}_density_{self.density:g}_alpha_{self.alpha:g}'
 
 
-def networks(settings: Settings, alpha: float) -> Networks:
+def networks(
+  settings: Settings, alpha: float, *, dct: bool = False
+) -> Networks:
   """What to say of the networks that are trained for every key."""
   return Networks(
     settings.net,
@@ -112,6 +114,7 @@ def networks(settings: Settings, alpha: float) -> Networks:
     settings.keys,
     num_test=settings.num_test,
     normalise=settings.normalise,
+    dct=dct,
   )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from experiments.common import tables
 from experiments.continual_permuted import figures as plotting
-from experiments.continual_permuted import methods, runs
+from experiments.continual_permuted import methods
 from experiments.continual_permuted.config import Config
 from powerprop_jax.core.trees import Params
 from powerprop_jax.files import whole
@@ -13,15 +13,9 @@ from powerprop_jax.report import analysis
 from powerprop_jax.report import records as records_lib
 from powerprop_jax.report.plotting import style
 from powerprop_jax.report.plotting import weights as weight_plots
+from powerprop_jax.train.runs import contents
 from powerprop_jax.train.runs import report as run_report
-from powerprop_jax.train.runs.contents import (
-  Contents,
-  Figure,
-  Page,
-  Records,
-  Section,
-  Table,
-)
+from powerprop_jax.train.runs.contents import Figure, Page, Section
 from powerprop_jax.train.runs.folder import RunFolder
 
 _Records = Sequence[Row]
@@ -51,7 +45,7 @@ def write(
   run_report.write(folder.path)
 
 
-def contents(config: Config) -> Contents:
+def page(config: Config) -> Page:
   """What the page of a run shows."""
   histograms = (
     Figure(name, f'histograms of the weights for each α, {name}')
@@ -63,17 +57,13 @@ def contents(config: Config) -> Contents:
       'Test accuracy of each task while later ones are learned. Transfers have '
       "the divisor T - 1 of the paper; results.json has GEM's too.",
       (Figure('accuracy', 'test accuracy against tasks learned'),),
-      (
-        Table('In per cent, mean ± standard deviation.', Records('table.json')),
-      ),
+      (contents.table_of('table', 'In per cent, mean ± standard deviation.'),),
     ),
     Section(
       'Capacity',
       'Shares of the weights that all tasks share.',
       (Figure('capacity', 'weights in use against tasks learned'),),
-      (
-        Table('Each task of the first key, as packed.', Records('packed.json')),
-      ),
+      (contents.table_of('packed', 'Each task of the first key, as packed.'),),
     ),
     Section(
       'Weights',
@@ -81,8 +71,7 @@ def contents(config: Config) -> Contents:
       tuple(histograms),
     ),
   )
-  page = Page('Continual learning', _title(config), sections)
-  return Contents(page=page, instead=runs.NO_NETWORK)
+  return Page('Continual learning', _title(config), sections)
 
 
 def _title(config: Config) -> str:

@@ -55,19 +55,13 @@ from powerprop_jax.core.trees import Params
 from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.runs import errors
 from powerprop_jax.train.runs.errors import UserError
-from powerprop_jax.train.runs.folder import RunFolder
 
 
 def main(config: Config) -> None:
   """Trains every combination and writes what came out."""
   chosen = _check(config)
-  settings = combination_runs.settings(config, *training.NOT_SETTINGS)
-  folder = RunFolder(
-    config.out,
-    settings,
-    program=training.PROGRAM,
-    resume=config.resume,
-    contents=report.contents(config),
+  folder = combination_runs.run_folder(
+    config, training.PROGRAM, report.page(config), *training.NOT_SETTINGS
   )
   found = combination_runs.run_all(
     functools.partial(training.train, config),

@@ -12,15 +12,9 @@ from powerprop_jax.files import tables, whole
 from powerprop_jax.files.tables import Row
 from powerprop_jax.report import plotting
 from powerprop_jax.report import records as records_lib
+from powerprop_jax.train.runs import contents
 from powerprop_jax.train.runs import report as run_report
-from powerprop_jax.train.runs.contents import (
-  Contents,
-  Figure,
-  Page,
-  Records,
-  Section,
-  Table,
-)
+from powerprop_jax.train.runs.contents import Figure, Page, Section
 from powerprop_jax.train.runs.folder import RunFolder
 
 _Records = Sequence[dict[str, Any]]
@@ -81,14 +75,14 @@ def write(
   run_report.write(folder.path)
 
 
-def contents(config: Config) -> Contents:
+def page(config: Config) -> Page:
   """What the page of a run shows."""
   accuracy = Figure('accuracy', 'test accuracy by density')
   signals = (
     Figure(f'signals_{support}', 'variance and gradient norm by layer')
     for support in config.supports
   )
-  table = lambda name, words: Table(words, Records(f'{name}.json'))
+  table = contents.table_of
   sections = (
     Section(
       'Accuracy against density',
@@ -106,7 +100,7 @@ def contents(config: Config) -> Contents:
     Section('Layers', tables=(table('densities', _DENSITIES),)),
   )
   title = f'{config.net} on {config.data.name}'
-  return Contents(page=Page('Cosine transform plus sparse', title, sections))
+  return Page('Cosine transform plus sparse', title, sections)
 
 
 def accuracy_table(records: _Records) -> list[Row]:

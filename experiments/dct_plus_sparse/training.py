@@ -1,6 +1,5 @@
 """What experiments/dct_plus_sparse trains, and what it measures of it."""
 
-import dataclasses
 from typing import Any, NamedTuple
 import warnings
 
@@ -120,21 +119,14 @@ def train(
   where the scores rank nothing, as of a network that earlier rounds of pruning
   have cut through; a line says so.
   """
-  networks = dataclasses.replace(
-    sparse_runs.networks(config, combination.alpha),
-    dct=combination.network == 'dct',
-  )
+  network, support, _, alpha = combination
+  networks = sparse_runs.networks(config, alpha, dct=network == 'dct')
   folder = combination_runs.folder(
-    config,
-    combination,
-    PROGRAM,
-    *NOT_SETTINGS,
-    networks=networks,
+    config, combination, PROGRAM, *NOT_SETTINGS, networks=networks
   )
   if folder.is_complete:
     return combination_runs.read(folder)
   splits = sparse_runs.load(config, bool(description))
-  network, support, _, alpha = combination
   net = make_net(config, network, alpha, splits.num_classes)
   theta = step_lib.shapes(net, splits.example)
   make_tx = tx_maker(config, combination, theta, splits)

@@ -81,7 +81,7 @@ def main(config: Config) -> None:
     config.out,
     settings,
     resume=config.resume,
-    contents=report.contents(title(config)),
+    page=report.page(title(config)),
   )
   evaluation = image_run.Evaluation(run, image_run.Best(folder, settings, run))
   with run.stream(run.images.train) as stream:

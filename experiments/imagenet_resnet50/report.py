@@ -3,26 +3,15 @@
 import pathlib
 
 from powerprop_jax.files.tables import Row
+from powerprop_jax.train.runs import contents
 from powerprop_jax.train.runs import report as run_report
-from powerprop_jax.train.runs.contents import (
-  Contents,
-  Figure,
-  Page,
-  Records,
-  Section,
-  Table,
-)
+from powerprop_jax.train.runs.contents import Figure, Page, Section
 from powerprop_jax.train.runs.folder import RunFolder
 
 # What is drawn of what is logged.
 _CURVES = [
-  'loss',
-  'validation_loss',
-  'images_per_second',
-  'accuracy',
-  'validation_accuracy',
-  'validation_top_5',
-  'validation_accuracy_ema',
+  *('loss', 'validation_loss', 'images_per_second', 'accuracy'),
+  *('validation_accuracy', 'validation_top_5', 'validation_accuracy_ema'),
 ]
 
 # Top-1 in per cent by sparsity in per cent, for θ = φ, ResNet-50 at 224 × 224.
@@ -87,13 +76,13 @@ def published(method: str) -> list[Row]:
   ]
 
 
-def contents(title: str) -> Contents:
-  """What the page of a run shows, and where its network lies."""
+def page(title: str) -> Page:
+  """What the page of a run shows."""
   curves = Figure(
     'learning_curves',
     'what is logged, against the training step',
     'learning_curves',
-    Records('metrics.jsonl', settings={'alpha': 'alpha'}),
+    contents.Records('metrics.jsonl', settings={'alpha': 'alpha'}),
     {'fields': _CURVES, 'title': title},
   )
   sections = (
@@ -101,14 +90,14 @@ def contents(title: str) -> Contents:
       'Result',
       'Accuracies of the last step on the evaluation split, as shares; ema is '
       'that of the running mean of θ.',
-      tables=(Table(),),
+      tables=(contents.Table(),),
     ),
     Section(
       'Published',
       'Top-1 accuracy on the validation images of ImageNet of networks trained '
       'with θ = φ, by this method and dense. The numbers of the paper on '
       'powerpropagation itself are not known to us.',
-      tables=(Table(records=Records('published.json')),),
+      tables=(contents.table_of('published'),),
     ),
     Section(
       'Learning curves',
@@ -118,11 +107,7 @@ def contents(title: str) -> Contents:
       (curves,),
     ),
   )
-  return Contents(
-    page=Page('ResNet-50 on ImageNet', title, sections),
-    instead='its best network is exported already, as best.npz in its folder. '
-    'Give powerprop bench that file, or export.read in Python.',
-  )
+  return Page('ResNet-50 on ImageNet', title, sections)
 
 
 def write(folder: RunFolder, method: str) -> pathlib.Path:

@@ -32,7 +32,7 @@ from powerprop_jax.train.images import sources
 from powerprop_jax.train.images.batches import Batches
 from powerprop_jax.train.images.sources import Images
 from powerprop_jax.train.images.stream import DeviceStream, Stream
-from powerprop_jax.train.runs.contents import Contents
+from powerprop_jax.train.runs.contents import Contents, Page
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
 from powerprop_jax.train.scale import guard, sharding
@@ -132,6 +132,11 @@ def _mesh(config: Config) -> jax.sharding.Mesh:
   )
 
 
+# What commands that export a network are told.
+_EXPORTED = (
+  'its best network is exported already, as best.npz in its folder. Give '
+  'powerprop bench that file, or export.read in Python.'
+)
 # Takes in a network, the step that it is of, and its scores.
 Keep = Callable[[Weights, int, dict[str, float]], None]
 
@@ -265,14 +270,18 @@ def _batches_seen(state: GuardedState) -> int:
 
 
 def open_folder(
-  out: str, settings: Row, *, resume: bool, contents: Contents | None = None
+  out: str, settings: Row, *, resume: bool, page: Page | None = None
 ) -> RunFolder:
   """The RunFolder that all hosts share; the first one makes it.
 
   Its is_resumed is the same on all hosts, and so is a UserError.
   """
   open_as = functools.partial(
-    RunFolder, out, settings, program=PROGRAM, contents=contents
+    RunFolder,
+    out,
+    settings,
+    program=PROGRAM,
+    contents=Contents(page=page, instead=_EXPORTED),
   )
   if jax.process_count() == 1:
     return open_as(resume=resume)

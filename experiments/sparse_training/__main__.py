@@ -37,7 +37,6 @@ from powerprop_jax import nets
 from powerprop_jax.files.tables import Row
 from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.runs import errors
-from powerprop_jax.train.runs.folder import RunFolder
 
 _PROGRAM = 'sparse_training'
 
@@ -52,15 +51,9 @@ def main(config: Config) -> None:
     config.methods, config.densities, config.alphas
   )
   sparse_runs.check_combinations(config, combinations, splits)
-  settings = combination_runs.settings(config)
   densities = sorted({c.density for c in combinations})
-  folder = RunFolder(
-    config.out,
-    settings,
-    program=_PROGRAM,
-    resume=config.resume,
-    contents=report.contents(config, densities),
-  )
+  page = report.page(config, densities)
+  folder = combination_runs.run_folder(config, _PROGRAM, page)
   found = combination_runs.run_all(
     functools.partial(train, config),
     combinations,

@@ -8,15 +8,9 @@ from experiments.sparse_training import published
 from experiments.sparse_training.config import Config
 from powerprop_jax.files import whole
 from powerprop_jax.files.tables import Row
+from powerprop_jax.train.runs import contents
 from powerprop_jax.train.runs import report as run_report
-from powerprop_jax.train.runs.contents import (
-  Contents,
-  Figure,
-  Page,
-  Records,
-  Section,
-  Table,
-)
+from powerprop_jax.train.runs.contents import Figure, Page, Section
 from powerprop_jax.train.runs.folder import RunFolder
 
 _Records = Sequence[dict[str, Any]]
@@ -34,7 +28,7 @@ def write(folder: RunFolder, config: Config, results: _Records) -> None:
   run_report.write(folder.path)
 
 
-def contents(config: Config, densities: Sequence[float]) -> Contents:
+def page(config: Config, densities: Sequence[float]) -> Page:
   """What the page of a run shows, with a pair of figures for each density."""
   title = f'{config.net} on {config.data.name}'
   theirs = published.sparse_training(config.net, config.data.name)
@@ -53,10 +47,10 @@ def contents(config: Config, densities: Sequence[float]) -> Contents:
     'Test accuracy after the last step, for θ = φ beside what others '
     'published.',
     (accuracy,),
-    (Table(caption, Records('table.json')),),
+    (contents.table_of('table', caption),),
   )
   sections = [section, *mask_sections(title, densities)]
-  return Contents(page=Page('Sparse training', title, tuple(sections)))
+  return Page('Sparse training', title, tuple(sections))
 
 
 def mask_sections(
@@ -66,7 +60,7 @@ def mask_sections(
 
   def figure(kind: str, draw: str, field: str, density: float) -> Figure:
     name = f'{kind}_density_{density:g}'
-    records = Records(
+    records = contents.Records(
       f'{within}metrics.jsonl',
       where={'total_density': density},
       having=(field,),

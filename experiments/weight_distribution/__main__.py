@@ -260,14 +260,8 @@ def _peaks(tree: Tree, weights: str) -> list[Row]:
     # Of a diverged network no weight is finite, and NaN becomes null.
     at_zero = heights[0] / heights[highest] if heights[highest] else np.nan
     peak = abs(float(middles[15 + highest])) if highest else 0.0
-    found.append(
-      {
-        'leaf': leaf,
-        'weights': weights,
-        'peak': peak,
-        'at_zero': float(at_zero),
-      }
-    )
+    record = {'leaf': leaf, 'weights': weights, 'peak': peak}
+    found.append({**record, 'at_zero': float(at_zero)})
   return found
 
 

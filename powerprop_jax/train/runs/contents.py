@@ -160,14 +160,18 @@ def read(path: pathlib.Path, stored: Row) -> Contents:
     raise UserError(f'{path / "config.json"}: {error}') from error
 
 
+def table_of(name: str, caption: str = '') -> Table:
+  """A table of the rows that a program has written into NAME.json."""
+  return Table(caption, Records(f'{name}.json'))
+
+
 def weights_section(
   *figures: Figure,
   text: str = '',
   caption: str = 'Effective weights, leaf by leaf.',
 ) -> Section:
   """Figures of weights, and a table of weights.json, with its caption."""
-  table = Table(caption, Records('weights.json'))
-  return Section('Weights', text, figures, (table,))
+  return Section('Weights', text, figures, (table_of('weights', caption),))
 
 
 def training_section(title: str, records: Records | None = None) -> Section:
