@@ -1,5 +1,6 @@
 """Counts against the figures of the literature, and their arithmetic."""
 
+import functools
 import re
 
 from absl.testing import parameterized
@@ -18,6 +19,7 @@ from powerprop_jax.costs.layers import LayerCost
 _LAYER = LayerCost('fc/w', 'linear', (4, 2), 8, 2, 2, 8)
 
 
+@functools.cache
 def _costs(name, num_classes, *shape):
   images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
   return layers.layer_costs(nets.make(name, num_classes), images, True)
@@ -43,11 +45,8 @@ def _share_out(costs, distribution, sparsity, first_dense):
 class ResNet50Test(parameterized.TestCase):
   """Rigging the lottery (https://arxiv.org/abs/1911.11134) and its code."""
 
-  @classmethod
-  def setUpClass(cls):
-    super().setUpClass()
-    cls.costs = _costs('resnet_50', 1000, 224, 224, 3)
-    cls.dense = flops.inference_flops(cls.costs)
+  costs = property(lambda self: _costs('resnet_50', 1000, 224, 224, 3))
+  dense = property(lambda self: flops.inference_flops(self.costs))
 
   def test_dense(self):
     counts = flops.inference_counts(self.costs)

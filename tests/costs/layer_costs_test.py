@@ -20,12 +20,6 @@ def _costs(forward, *inputs):
 
 
 class LayerCostsTest(parameterized.TestCase):
-  def test_a_multilayer_perceptron(self):
-    costs = _costs(lambda x: hk.nets.MLP([300, 10])(x), _images(32, 784))
-    first = ('mlp/~/linear_0/w', 'linear', (784, 300), 235200, 300, 300, 235200)
-    second = ('mlp/~/linear_1/w', 'linear', (300, 10), 3000, 10, 10, 3000)
-    self.assertEqual(costs, (first, second))
-
   def test_convolutions(self):
     def forward(x):
       x = hk.Conv2D(8, 3, stride=2, name='conv')(x)

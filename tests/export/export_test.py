@@ -190,14 +190,12 @@ class DamageTest:
         continue
       assert_same(found, given)  # a byte that means nothing
 
-  @pytest.mark.parametrize(
-    'content', [b'', b'x', b'PK', b'not a network', b'{}' * 40, bytes(100)]
-  )
-  def test_files_of_something_else_are_refused(self, tmp_path, content):
+  def test_files_of_something_else_are_refused(self, tmp_path):
     path = tmp_path / 'net'
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=r'cannot read .*net as an exported'):
-      export.read(path)
+    for content in (b'', b'x', b'PK', b'not a network', b'{}' * 40, bytes(100)):
+      path.write_bytes(content)
+      with pytest.raises(ValueError, match=r'cannot read .*net as an exported'):
+        export.read(path)
 
   def test_networks_of_others_are_refused(self, tmp_path):
     np.savez(tmp_path / 'other.npz', x=np.zeros(2))

@@ -48,8 +48,7 @@ class DensityTest:
       axes = plotting.accuracy_against_density(_points((1,), methods)).axes[0]
       line = plots.line(axes, 'SET')
       looks.add((to_hex(line.get_color()), line.get_marker()))
-      colours = {to_hex(x.get_color()) for x in axes.lines}
-      assert len(colours) == len(methods)
+      assert len({to_hex(x.get_color()) for x in axes.lines}) == len(methods)
     assert len(looks) == 1
 
   def test_the_dense_network_is_a_level_and_takes_no_room(self):
@@ -97,13 +96,10 @@ class DensityTest:
     assert plots.legend(other) == ['static', 'RigL']
 
   def test_each_alpha_has_its_axes_on_common_scales(self):
-    published = [
-      {'method': 'set', 'density': 0.5, 'accuracy': 0.5, 'alpha': 2},
-      {'method': 'dsr', 'density': 0.5, 'accuracy': 0.5},
-    ]
-    figure = plotting.accuracy_against_density(
-      _points(alphas=(2, 1)), published=published
-    )
+    point = {'method': 'dsr', 'density': 0.5, 'accuracy': 0.5}
+    published = [{**point, 'method': 'set', 'alpha': 2}, point]
+    points = _points(alphas=(2, 1))
+    figure = plotting.accuracy_against_density(points, published=published)
     first, second = plots.draw(figure).axes
     assert plots.titles(figure) == ['α = 1', 'α = 2']
     assert first.get_ylim() == second.get_ylim()

@@ -70,7 +70,6 @@ class ClassActivityTest:
     activity = features.class_activity(np.ones((2, 1)), labels, 300)
     assert activity.sum() == 2
 
-  def test_other_shapes_are_refused(self):
     for shape in ((3, 2), (4,)):
       with pytest.raises(ValueError, match=r'\[N, ..., C\]'):
         features.class_activity(np.ones(shape), np.zeros(4, np.int32), 2)
@@ -155,8 +154,7 @@ class LayerOutputsTest:
     assert found['conv'][0].shape == (2, 8, 6, 4)
 
   def test_a_network_that_is_not_seen_is_an_error(self):
-    net = _transform(lambda x: hk.Linear(2)(x))
-    theta = net.init(jax.random.key(0), jnp.ones((1, 3)))
+    theta = {'linear': {'w': jnp.ones((3, 2))}}
     with pytest.raises(ValueError, match=r'apply ran none.*linear'):
       activations.layer_outputs(lambda theta, x: x, theta, jnp.ones((1, 3)))
 

@@ -103,7 +103,7 @@ def test_packed_tasks_are_not_forgotten(name, alpha, tmp_path):
     assert scores[0] > 0.5
 
 
-def test_fine_tuning_forgets_and_ewc_forgets_less(tmp_path):
+def test_baselines_forget_what_they_should(tmp_path):
   quick = OptimizerConfig(learning_rate=0.1, momentum=0.9, schedule='cosine')
   given, last = problem(optimizer=quick), {}
   for name in ('fine_tuning', 'ewc', 'separate'):
@@ -114,10 +114,7 @@ def test_fine_tuning_forgets_and_ewc_forgets_less(tmp_path):
   assert last['separate']['forgetting'] == 0
   assert last['separate']['average_accuracy'] > 0.8
 
-
-def test_joint_training_is_measured_once_and_is_good_at_all(tmp_path):
-  given = problem()
-  records = run(make('joint', given), given, tmp_path)
+  records = run(make('joint', given), given, tmp_path / 'joint')
   found = matrix(records)
   assert np.isnan(found[:2]).all()
   assert (found[2] > 0.8).all()

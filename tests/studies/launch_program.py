@@ -18,14 +18,10 @@ class Config:
 
   out: str = ''
   resume: bool = False
-  # Steps in all.
   num_steps: int = 24
-  # The step that fails; 0 for none.
-  bad: int = 0
-  # The step in which the process sends SIGTERM to itself; 0 for none.
-  signal_at: int = 0
-  # Seconds that a step takes.
-  delay: float = 0.0
+  bad: int = 0  # the step that fails; 0 for none
+  signal_at: int = 0  # that in which it sends SIGTERM to itself; 0 for none
+  delay: float = 0.0  # seconds that a step takes
 
 
 PRESETS = {

@@ -72,17 +72,17 @@ class SweepTest:
     assert found[-1].name == 'top_kast_90_erk_powerprop_key_2'
 
 
-class SettingsTest:
-  def test_last_line_is_the_last_that_says_anything(self, tmp_path):
-    log = tmp_path / 'log'
-    assert launch.last_line(log) == ''
-    log.write_text('x\nerror:  a\tb \n\n \n')
-    assert launch.last_line(log) == 'error:  a\tb'
+def test_last_line_is_the_last_that_says_anything(tmp_path):
+  log = tmp_path / 'log'
+  assert launch.last_line(log) == ''
+  log.write_text('x\nerror:  a\tb \n\n \n')
+  assert launch.last_line(log) == 'error:  a\tb'
 
-  def test_submitit_says_what_it_cannot_do(self, write_sweep, capsys):
-    pytest.importorskip('submitit')
-    status = launch.run([write_sweep(), *LOCAL, '--parameters', 'timeouts=3'])
-    assert 'submitit cannot do this' in programs.error(status, capsys)
+
+def test_submitit_says_what_it_cannot_do(write_sweep, capsys):
+  pytest.importorskip('submitit')
+  status = launch.run([write_sweep(), *LOCAL, '--parameters', 'timeouts=3'])
+  assert 'submitit cannot do this' in programs.error(status, capsys)
 
 
 def wait_for(text, log):

@@ -33,7 +33,7 @@ def oracle(now, before):
   return np.mean(~flat(before)[flat(now)])
 
 
-def test_churn_and_densities_are_counted_lane_by_lane():
+def test_churn_and_densities_are_counted_for_each_network():
   watch = MaskWatch(make_state(static))
   first = mask_watch.stacked_masks(make_state(static))
   generator = np.random.default_rng(0)
@@ -65,7 +65,7 @@ def test_nothing_changed_since_the_state_that_training_continues_from():
   assert all(record['churn_from_start'] > 0.5 for record in churn)
 
 
-def test_lanes_have_masks_of_their_own_key_and_the_density_asked_for():
+def test_networks_have_masks_of_their_own_key_and_the_density_asked_for():
   state = make_state(static)
   masks = mask_watch.stacked_masks(state)
   assert set(masks) == {'mlp/linear_0/w', 'mlp/logits/w'}
@@ -78,10 +78,6 @@ def test_lanes_have_masks_of_their_own_key_and_the_density_asked_for():
     theta['mlp/linear_0']['w'] != 0, masks['mlp/linear_0/w']
   )
 
-
-def test_dense_network_has_density_1_and_no_records():
-  state = make_state(lambda key: optax.sgd(0.1))
-  masks = mask_watch.stacked_masks(state)
-  assert masks == {}
-  assert mask_watch.density(masks) == 1
-  assert MaskWatch(state).records(RUNS, masks) == []
+  dense = make_state(lambda key: optax.sgd(0.1))
+  assert mask_watch.stacked_masks(dense) == {} and mask_watch.density({}) == 1
+  assert MaskWatch(dense).records(RUNS, {}) == []

@@ -1,5 +1,7 @@
 """Signals are measured where they pass, whatever the layers do to them."""
 
+import functools
+
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -12,9 +14,7 @@ from powerprop_jax import nets
 from powerprop_jax.core import masks as masks_lib
 
 
-def _mlp():
-  """A network without biases or nonlinearities: a product of two matrices."""
-
+def test_a_product_of_matrices_has_the_signals_of_a_hand_calculation():
   def forward(x):
     x = hk.Linear(5, with_bias=False, name='first')(x)
     return hk.Linear(2, with_bias=False, name='second')(x)
@@ -22,20 +22,13 @@ def _mlp():
   net = hk.without_apply_rng(hk.transform(forward))
   images = jax.random.normal(jax.random.key(1), (7, 3))
   theta = net.init(jax.random.key(0), images)
-  return net, theta, images
-
-
-def _half_squares(outputs):
-  return jnp.sum(outputs**2) / 2
-
-
-def test_a_product_of_matrices_has_the_signals_of_a_hand_calculation():
-  net, theta, images = _mlp()
   masks = masks_lib.full_masks(theta)
   masks['first']['w'] = masks['first']['w'].at[0].set(False)
-  found = propagation.signal_propagation(
-    net.apply, _half_squares, theta, images, masks=masks
+  half_squares = lambda outputs: jnp.sum(outputs**2) / 2
+  measure = functools.partial(
+    propagation.signal_propagation, net.apply, half_squares
   )
+  found = measure(theta, images, masks=masks)
   x = np.asarray(images, np.float64)
   a = np.asarray(theta['first']['w'], np.float64)
   a[0] = 0
@@ -50,16 +43,13 @@ def test_a_product_of_matrices_has_the_signals_of_a_hand_calculation():
     np.testing.assert_allclose(found[layer].variance, variance, rtol=1e-5)
     norm = np.linalg.norm(gradient)
     np.testing.assert_allclose(found[layer].gradient_norm, norm, rtol=1e-5)
-
-
-def test_a_layer_without_connections_passes_nothing_on():
-  net, theta, images = _mlp()
-  masks = jax.tree.map(jnp.zeros_like, masks_lib.full_masks(theta))
-  found = propagation.signal_propagation(
-    net.apply, _half_squares, theta, images, masks=masks
-  )
+  # Without connections nothing is passed on.
+  masks = jax.tree.map(jnp.zeros_like, masks)
+  found = measure(theta, images, masks=masks)
   for record in propagation.signal_records(found):
     assert record['variance'] == record['gradient_norm'] == 0
+  with pytest.raises(ValueError, match='first/w'):
+    measure(theta, images, masks={'second': {'w': jnp.ones(1)}})
 
 
 def test_a_norm_is_not_part_of_the_layer_before_it():
@@ -105,14 +95,6 @@ def test_a_cosine_transform_passes_on_what_almost_no_connections_cannot(name):
     assert set(found) == set(theta)
     last[dct] = float(list(found.values())[-1].variance)
   assert last[True] > 100 * last[False]
-
-
-def test_masks_that_do_not_fit_are_refused():
-  net, theta, images = _mlp()
-  with pytest.raises(ValueError, match='first/w'):
-    propagation.signal_propagation(
-      net.apply, jnp.mean, theta, images, masks={'second': {'w': jnp.ones(1)}}
-    )
 
 
 @pytest.mark.parametrize('num_layers', [1, 3, 30])
