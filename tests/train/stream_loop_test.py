@@ -39,8 +39,10 @@ def interrupted(path, config, at, **settings):
       signal.raise_signal(signal.SIGUSR1)
     return compiled_step(*arguments)
 
+  before = signal.getsignal(signal.SIGUSR1)
   with pytest.raises(preemption.Preempted, match=f'saved at step {at} of 24'):
     stream_runs.run(config, open_run(path), step=step, **settings)
+  assert signal.getsignal(signal.SIGUSR1) == before
   assert stream_runs.steps_of(path)[-1] == at
   return stream_runs.run(config, open_run(path, resume=True), **settings)
 
