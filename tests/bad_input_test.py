@@ -84,6 +84,7 @@ def world(tmp_path_factory):
   np.savez(path / 'keys.npz', images=GOOD_DATA['x_test'], **images)
   good = (path / 'good.npz').read_bytes()
   for name, data in {
+    'empty': b'',
     'broken': b'PK not an archive',
     'pickle': b'\x80\x04.',
     'cut': good[:-30],
@@ -316,6 +317,7 @@ CASES = {
     ('run', 'Unrecognized options: run'),
     ('--data.name imagenet2012', 'train/images reads it in batches'),
     ('--data imagenet2012', 'meant: .*--data.name'),
+    ('--data.name empty.npz', 'not a .npz archive'),
     ('--data.name pickle.npz', 'cannot read'),
     ('--data.name cut.npz', 'cannot read'),
     ('--data.name spoilt.npz', 'cannot read'),
