@@ -122,8 +122,9 @@ def test_forms_take_the_same_step(method):
   for form in dct.FORMS:
     step, carry = dct.make_step(form, method, mask, x)
     # The same weights in both.
-    name, start = ('w', mask) if form == 'masked' else ('values', jnp.ones(6))
-    carry[0]['layer'][name] = 2.0 * start
+    name = 'w' if form == 'masked' else 'values'
+    start = jnp.eye(6) if form == 'masked' else jnp.ones(6)
+    carry[0]['layer'][name] = 2 * start
     (phi, *_), to_inputs = step(carry, x)
     layer = phi['layer']
     assert ('transform_scale' in layer) == (method != 'none')
