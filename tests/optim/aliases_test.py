@@ -133,6 +133,7 @@ BAD = {
       for share in (0.0, 1.0, -0.3, 1.5, NAN)
     ),
     ({'structure': 'constant_fanin'}, "Did you mean 'constant_fan_in'"),
+    ({'regrow': 'random'}, "'smallest', got 'random'"),
     ({'ablation': Ablation(pp.is_weight)}, "structure='constant_fan_in'"),
   ],
   'snfs': [

@@ -94,11 +94,8 @@ class Look(NamedTuple):
   trained: np.ndarray  # more than masks with Top-KAST
   step: int | None  # what sparsify counts
   regrow: str | None
+  pins: bool
   has_nan: bool
-
-  @property
-  def pins(self):
-    return self.regrow not in (None, 'keep')
 
 
 class Move(NamedTuple):
@@ -167,6 +164,8 @@ def _look(c, phi, state):
   masks = trained = flat(pp.current_masks(phi, state), bool)
   if c.name == 'top_kast' and sparse is not None:
     trained = masks | flat(sparse.memory, bool)
+  if sparse is not None and is_by_weight(c):
+    _assert_fresh_slots(c, sparse.inner_state, c.tree(trained, bool))
   return Look(
     phi=flat(phi),
     seen=flat(seen),
@@ -174,6 +173,7 @@ def _look(c, phi, state):
     trained=trained,
     step=None if sparse is None else int(sparse.step),
     regrow=sparse and sparse.regrow.value,
+    pins=sparse is not None and sparse.pins,
     has_nan=any(
       jnp.issubdtype(x.dtype, jnp.floating) and bool(jnp.isnan(x).any())
       for x in jax.tree.leaves(state)
@@ -184,6 +184,17 @@ def _look(c, phi, state):
 def is_by_weight(c):
   """Whether a weight without gradients stays, and its slots at zero."""
   return c.inner in co.BY_WEIGHT and not c.inside and not c.between
+
+
+def _assert_fresh_slots(c, state, trained):
+  """Those of weights that are not trained are zero."""
+
+  def visit(slot, mask):
+    assert not jnp.where(mask, 0, slot).any(), f'stale: {slot} at {~mask}'
+    return slot
+
+  inner = dataclasses.replace(c, method=(None, ()), outside=())
+  optax.tree.map_params(inner.build(), visit, state, trained)
 
 
 class Checks:

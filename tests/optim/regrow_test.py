@@ -210,10 +210,6 @@ class RegrowTest(parameterized.TestCase):
       with self.assertRaisesRegex(ValueError, "would add .* to 'a/w'"):
         pp.with_masks(state, full)
 
-  def test_unknown_names_are_refused(self):
-    with self.assertRaisesRegex(ValueError, "'smallest', got 'random'"):
-      _rigl(optax.sgd(0.1), regrow='random')
-
   def test_a_topology_may_prescribe(self):
     topology = fixed.at_random(0.5)
     with self.assertRaisesRegex(ValueError, "prescribes regrow='zero'.*'keep'"):

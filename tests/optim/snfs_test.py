@@ -5,15 +5,7 @@ import math
 from absl.testing import parameterized
 import allocation_test
 import chex
-from exchanges import (
-  SHAPES,
-  always,
-  counts,
-  flatten,
-  random_masks,
-  random_tree,
-  rewiring,
-)
+import exchanges as ex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,15 +27,15 @@ class Oracle:
     self.adjust, self.residuals = 0.0, []
 
   def rewire(self, masks, theta, momentum, p):
-    masks, theta, m = flatten(masks), flatten(theta), flatten(momentum)
-    importance = [float(np.mean(np.abs(m[n][masks[n]]))) for n in SHAPES]
+    masks, theta, m = ex.flatten(masks), ex.flatten(theta), ex.flatten(momentum)
+    importance = [float(np.mean(np.abs(m[n][masks[n]]))) for n in ex.SHAPES]
     importance = [i / sum(importance) for i in importance]
-    nnz = [int(masks[n].sum()) for n in SHAPES]
-    zeros = [masks[n].size - k for n, k in zip(SHAPES, nnz, strict=True)]
+    nnz = [int(masks[n].sum()) for n in ex.SHAPES]
+    zeros = [masks[n].size - k for n, k in zip(ex.SHAPES, nnz, strict=True)]
     removed = []
-    for layer, n in enumerate(SHAPES):
+    for layer, n in enumerate(ex.SHAPES):
       sparsity, rate = zeros[layer] / masks[n].size, p
-      if sparsity < 0.2 and importance[layer] > 1 / len(SHAPES):
+      if sparsity < 0.2 and importance[layer] > 1 / len(ex.SHAPES):
         rate = min(sparsity, p)
       # The tolerance is for products that are integers but for rounding.
       number = math.ceil(rate * nnz[layer] - 1e-5)
@@ -72,7 +64,7 @@ class Oracle:
     else:
       extra = [-x for x in allocation_test.oracle(-missing, regrow, regrow)]
     new = {}
-    for layer, n in enumerate(SHAPES):
+    for layer, n in enumerate(ex.SHAPES):
       active = set(np.flatnonzero(masks[n]).tolist())
       dropped = smallest(np.abs(theta[n]), active, removed[layer])
       # Ties go to the lowest index, to those kept as to those grown.
@@ -94,7 +86,7 @@ def memory_of(momentum):
 
 
 def rewired(topology, masks, momentum):
-  given = rewiring(masks, random_tree(1), memory_of(momentum))
+  given = ex.rewiring(masks, ex.random_tree(1), memory_of(momentum))
   return jax.jit(topology.rewire)(given)[0]
 
 
@@ -109,77 +101,78 @@ class SnfsTest(parameterized.TestCase):
   )
   @pytest.mark.slow
   def test_equals_the_published_rules_and_keeps_the_total(self, densities, p):
-    topology = snfs.snfs(0.5, always, p)
+    topology = snfs.snfs(0.5, ex.always, p)
     rewire = jax.jit(topology.rewire)
-    oracle, masks = Oracle(), random_masks(densities)
-    memory, total = memory_of(random_tree(1)), counts(masks).sum()
+    oracle, masks = Oracle(), ex.random_masks(densities)
+    memory, total = memory_of(ex.random_tree(1)), ex.counts(masks).sum()
     for turn in range(6):
       # Layers of different importance, which changes.
-      theta = random_tree(10 + turn)
-      momentum = random_tree(20 + turn)
-      for name, factor in zip(SHAPES, (1, 3, 0.2, 8), strict=True):
+      theta = ex.random_tree(10 + turn)
+      momentum = ex.random_tree(20 + turn)
+      for name, factor in zip(ex.SHAPES, (1, 3, 0.2, 8), strict=True):
         factor = factor if turn % 2 else 1 / factor
         momentum[name]['w'] *= factor
       expected, missing = oracle.rewire(masks, theta, momentum, p)
       memory = memory._replace(momentum=momentum)
       before = memory
-      masks, memory = rewire(rewiring(masks, theta, memory))
-      for name, flat in flatten(masks).items():
+      masks, memory = rewire(ex.rewiring(masks, theta, memory))
+      for name, flat in ex.flatten(masks).items():
         self.assertEqual(set(np.flatnonzero(flat).tolist()), expected[name])
       self.assertTrue(np.all(np.asarray(masks['a']['b'])))
-      self.assertEqual(counts(masks).sum(), total)
-      self.assertGreaterEqual(counts(masks).min(), 1)
+      self.assertEqual(ex.counts(masks).sum(), total)
+      self.assertGreaterEqual(ex.counts(masks).min(), 1)
       # What was missing before the total was settled, and what follows of it.
       self.assertEqual(memory.residuals - before.residuals, missing)
       np.testing.assert_allclose(memory.correction, oracle.adjust, rtol=1e-5)
       self.assertEqual(memory.num_rewirings, turn + 1)
 
   def test_without_momentum_layers_are_equally_important(self):
-    masks = random_masks((0.2, 0.2, 0.2, 0.2))
-    zeros = jax.tree.map(jnp.zeros_like, random_tree(0))
-    new = rewired(snfs.snfs(0.8, always), masks, zeros)
-    removed = np.ceil(0.5 * counts(masks))
-    grown = counts(new) - counts(masks) + removed
+    masks = ex.random_masks((0.2, 0.2, 0.2, 0.2))
+    zeros = jax.tree.map(jnp.zeros_like, ex.random_tree(0))
+    new = rewired(snfs.snfs(0.8, ex.always), masks, zeros)
+    removed = np.ceil(0.5 * ex.counts(masks))
+    grown = ex.counts(new) - ex.counts(masks) + removed
     self.assertLessEqual(np.ptp(grown), 1)
     self.assertEqual(grown.sum(), removed.sum())
 
   def test_without_redistribution_layers_keep_their_numbers(self):
-    masks = random_masks((0.2, 0.5, 0.1, 0.9))
-    momentum = random_tree(3, scale=5.0)
-    new = rewired(snfs.snfs(0.8, always, redistribute=False), masks, momentum)
-    np.testing.assert_array_equal(counts(new), counts(masks))
-    for name, flat in flatten(new).items():
-      came = np.flatnonzero(flat & ~flatten(masks)[name])
+    masks = ex.random_masks((0.2, 0.5, 0.1, 0.9))
+    momentum = ex.random_tree(3, scale=5.0)
+    topology = snfs.snfs(0.8, ex.always, redistribute=False)
+    new = rewired(topology, masks, momentum)
+    np.testing.assert_array_equal(ex.counts(new), ex.counts(masks))
+    for name, flat in ex.flatten(new).items():
+      came = np.flatnonzero(flat & ~ex.flatten(masks)[name])
       never = np.flatnonzero(~flat)
-      size = np.abs(flatten(momentum)[name])
+      size = np.abs(ex.flatten(momentum)[name])
       self.assertGreaterEqual(size[came].min(), size[never].max())
 
   def test_is_the_sum_that_the_optimiser_would_have(self):
-    topology = snfs.snfs(0.5, always, momentum=0.8)
-    _, memory = jax.jit(topology.init)(jax.random.key(0), random_tree(0))
+    topology = snfs.snfs(0.5, ex.always, momentum=0.8)
+    _, memory = jax.jit(topology.init)(jax.random.key(0), ex.random_tree(0))
     trace, observe = optax.trace(0.8), jax.jit(topology.observe)
-    state = trace.init(random_tree(0))
+    state = trace.init(ex.random_tree(0))
     for seed in range(5):
-      memory = observe(memory, random_tree(seed))
-      _, state = trace.update(random_tree(seed), state)
-    for name in SHAPES:
+      memory = observe(memory, ex.random_tree(seed))
+      _, state = trace.update(ex.random_tree(seed), state)
+    for name in ex.SHAPES:
       np.testing.assert_allclose(
         memory.momentum[name]['w'], state.trace[name]['w'], rtol=1e-5, atol=1e-6
       )
     np.testing.assert_array_equal(memory.momentum['a']['b'], np.zeros(9))
 
   def test_with_second_moment_ranks_as_adam_would(self):
-    topology = snfs.snfs(0.5, always, momentum=0.9, second_moment=0.99)
-    theta = random_tree(0)
+    topology = snfs.snfs(0.5, ex.always, momentum=0.9, second_moment=0.99)
+    theta = ex.random_tree(0)
     masks, memory = jax.jit(topology.init)(jax.random.key(0), theta)
     adam = optax.scale_by_adam(0.9, 0.99)
     state = adam.init(theta)
     for seed in range(5):
-      grads = random_tree(seed)
+      grads = ex.random_tree(seed)
       memory = topology.observe(memory, grads)
       _, state = adam.update(grads, state)
-    new, _ = jax.jit(topology.rewire)(rewiring(masks, theta, memory))
-    for name in SHAPES:
+    new, _ = jax.jit(topology.rewire)(ex.rewiring(masks, theta, memory))
+    for name in ex.SHAPES:
       ratio = np.abs(state.mu[name]['w']) / np.sqrt(state.nu[name]['w'])
       came = np.asarray(new[name]['w'] & ~masks[name]['w'])
       never = ~np.asarray(new[name]['w'])
@@ -190,10 +183,10 @@ class SnfsTest(parameterized.TestCase):
 
   @parameterized.parameters(jnp.nan, jnp.inf, -jnp.inf, 3e38)
   def test_stays_finite_whatever_the_gradient(self, value):
-    topology = snfs.snfs(0.5, always, second_moment=0.9)
-    _, memory = jax.jit(topology.init)(jax.random.key(0), random_tree(0))
-    bad = jax.tree.map(lambda x: x.at[0].set(value), random_tree(1))
-    memory = topology.observe(memory, random_tree(2))
+    topology = snfs.snfs(0.5, ex.always, second_moment=0.9)
+    _, memory = jax.jit(topology.init)(jax.random.key(0), ex.random_tree(0))
+    bad = jax.tree.map(lambda x: x.at[0].set(value), ex.random_tree(1))
+    memory = topology.observe(memory, ex.random_tree(2))
     before = memory
     for _ in range(3):
       memory = topology.observe(memory, bad)
