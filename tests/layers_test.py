@@ -20,7 +20,7 @@ _ALLOWED = {
   'prune': {'core', 'optim', 'products'},
   'continual': {'core', 'optim'},
   'products': {'core'},
-  'sparse': {'core', 'products'},
+  'sparse': {'core', 'files', 'products'},
   'costs': {'core', 'files', 'products'},
   'nets': {'core', 'sparse'},
   'export': {'core', 'costs', 'files', 'optim', 'sparse'},
@@ -35,7 +35,7 @@ _ALLOWED = {
 # of one rank do not import each other.
 _CORE = (
   ('names', 'trees'),
-  ('powers', 'counting'),
+  ('layouts', 'powers', 'counting'),
   ('reparam', 'select', 'topk', 'topk_columns'),
   ('masks', 'scores'),
   ('distributions', 'schedules'),

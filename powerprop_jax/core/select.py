@@ -17,17 +17,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from powerprop_jax.core import trees
+from powerprop_jax.core import layouts, trees
 from powerprop_jax.core.trees import Select, Tree
 
 
 def is_weight(module_name: str, name: str, value: jax.Array) -> bool:
   """True for the weights of linear and convolutional layers.
 
-  These are Haiku's leaves called 'w' of rank 2 or more. Biases ('b'), norm
-  parameters ('scale', 'offset') and embedding tables ('embeddings') are not
-  weights in this sense; use by_regex to name others. The value may be anything
-  with a shape and a dtype.
+  These are leaves of rank 2 or more called 'w' (Haiku), 'kernel' (Flax) or
+  'weight' (Equinox, PyTorch) that are not in a norm or an embedding; see
+  layouts.py. Biases, norm parameters and embedding tables are not weights in
+  this sense; use by_regex to name others. The value may be anything with a
+  shape and a dtype.
 
   Example:
     >>> is_weight('mlp/~/linear_0', 'w', jnp.zeros((2, 3)))
@@ -35,8 +36,18 @@ def is_weight(module_name: str, name: str, value: jax.Array) -> bool:
     >>> is_weight('mlp/~/linear_0', 'b', jnp.zeros(3))
     False
   """
-  del module_name
-  return name == 'w' and value.ndim >= 2 and _is_floating(value)
+  return not _why_not(trees.NamedLeaf(module_name, name, value))
+
+
+def _why_not(leaf: trees.NamedLeaf) -> str:
+  """Why is_weight leaves a leaf out; '' if it does not."""
+  if leaf.name not in layouts.WEIGHT_NAMES:
+    return 'not called a weight'
+  if not layouts.is_weight_name(leaf.module_name, leaf.name):
+    return 'in a norm or an embedding'
+  if leaf.value.ndim < 2:
+    return 'fewer than two axes'
+  return '' if _is_floating(leaf.value) else 'not floating point'
 
 
 def by_regex(*patterns: str) -> Select:
@@ -135,8 +146,9 @@ def selected(select: Select, tree: Tree) -> dict[str, Any]:
         f'{leaf.path or "a single array,"} {_described(leaf.value)}'
         for leaf in leaves
       )
-      + ". By default these are leaves called 'w' with two axes or more and "
-      "floating point; for others pass select=by_regex('pattern')."
+      + ". By default these are leaves called 'w', 'kernel' or 'weight' with "
+      'two axes or more and floating point, not in a norm or an embedding; for '
+      "others pass select=by_regex('pattern')."
     )
   for leaf in chosen:
     if not _is_floating(leaf.value):
@@ -152,17 +164,17 @@ def _described(value: Any) -> str:
 
 
 def selection_table(select: Select, tree: Tree) -> str:
-  """What is selected and what is not: a table for people, one line a leaf.
+  """What is selected, what is not, and why: a table, one line a leaf.
 
   Example:
     >>> print(selection_table(is_weight, {'linear': {'w': jnp.ones((2, 3)),
     ...                                              'b': jnp.ones(3)}}))
-    selected  leaf      shape  size
-    -         linear/b  3         3
-    yes       linear/w  2×3       6
+    selected  leaf      shape  size  why
+    -         linear/b  3         3  not called a weight
+    yes       linear/w  2×3       6  a weight of Haiku
     1 of 2 leaves selected: 6 of 9 parameters.
   """
-  rows = [('selected', 'leaf', 'shape', 'size')]
+  rows = [('selected', 'leaf', 'shape', 'size', 'why')]
   chosen, chosen_size, total_size = 0, 0, 0
   for leaf in trees.named_leaves(tree):
     is_chosen = select(*leaf)
@@ -171,20 +183,34 @@ def selection_table(select: Select, tree: Tree) -> str:
     total_size += leaf.value.size
     shape = '×'.join(map(str, leaf.value.shape)) or 'scalar'
     mark = 'yes' if is_chosen else '-'
-    rows.append((mark, leaf.path, shape, f'{leaf.value.size:,}'))
+    why = _why(select, leaf)
+    rows.append((mark, leaf.path, shape, f'{leaf.value.size:,}', why))
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  lines = [
-    '  '.join(
-      [cell.ljust(width) for cell, width in zip(row, widths, strict=True)][:-1]
-      + [row[-1].rjust(widths[-1])]
-    )
-    for row in rows
-  ]
+  lines = []
+  for *texts, size, why in rows:
+    cells = [
+      text.ljust(width) for text, width in zip(texts, widths, strict=False)
+    ]
+    lines.append('  '.join([*cells, size.rjust(widths[3]), why]).rstrip())
   lines.append(
     f'{chosen} of {len(rows) - 1} leaves selected: '
     f'{chosen_size:,} of {total_size:,} parameters.'
   )
   return '\n'.join(lines)
+
+
+def _why(select: Select, leaf: trees.NamedLeaf) -> str:
+  """Why a predicate of this module says what it says of a leaf."""
+  if isinstance(select, _Exclude):
+    excluded = select.select(*leaf) and select.excluded(*leaf)
+    return 'excluded' if excluded else _why(select.select, leaf)
+  if isinstance(select, _ByRegex):
+    patterns = [p.pattern for p in select.compiled if p.search(leaf.path)]
+    return f'matches {patterns[0]!r}' if patterns else 'matches no pattern'
+  if select is is_weight:
+    maker = layouts.WEIGHT_NAMES.get(leaf.name)
+    return _why_not(leaf) or f'a weight of {maker}'
+  return ''
 
 
 def _is_floating(value: Any) -> bool:

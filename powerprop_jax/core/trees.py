@@ -98,7 +98,13 @@ def join_name(module_name: str, name: str) -> str:
 
 
 def leaf_name(path: tuple[Any, ...]) -> tuple[str, str]:
-  """The (module name, name) of a leaf at a key path of jax.tree_util."""
+  """The (module name, name) of a leaf at a key path of jax.tree_util.
+
+  A Variable of Flax NNX is called as it is, without the name of its value.
+  """
+  last = path[-1] if len(path) > 1 else None
+  if isinstance(last, jax.tree_util.GetAttrKey) and last.name == 'value':
+    path = path[:-1]
   keys = [_key_str(key) for key in path]
   return '/'.join(keys[:-1]), keys[-1] if keys else ''
 
