@@ -54,6 +54,7 @@ from powerprop_jax.optim.aliases import (
 )
 from powerprop_jax.optim.alpha import AlphaController, near_zero_controller
 from powerprop_jax.optim.decay import decay_phi, decay_theta
+from powerprop_jax.optim.drop_in import drop_in, sparse_start
 from powerprop_jax.optim.powerprop import PowerState, powerprop
 from powerprop_jax.optim.sparsify import sparsify
 from powerprop_jax.optim.topologies.neuron_ablation import Ablation
@@ -99,6 +100,7 @@ __all__ = (
   'decay_phi',
   'decay_theta',
   'distributions',
+  'drop_in',
   'dsr',
   'effective_params',
   'er',
@@ -129,6 +131,7 @@ __all__ = (
   'snfs',
   'snip',
   'sparse_evolution',
+  'sparse_start',
   'sparsify',
   'static',
   'summary_table',

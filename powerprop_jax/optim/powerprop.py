@@ -139,6 +139,7 @@ class Parts:
         'weight must reach φ as it is. Write sparsify(powerprop(inner, alpha), '
         'topology), or rigl(powerprop(inner, alpha), ...).'
       )
+    topology.refuse_drop_in(inner_state, 'powerprop')
     return power._replace(inner_state=inner_state)
 
   def update(

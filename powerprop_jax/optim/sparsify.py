@@ -158,6 +158,7 @@ class Parts:
         'the optimiser inside sparsify holds a topology already. Use one for '
         'all leaves, and choose leaves with its select.'
       )
+    topology_lib.refuse_drop_in(inner_state, 'sparsify')
     if topology.rewire is not None:
       inner_lib.check_known(inner, inner_state)
     power = powerprop_lib.find_power_state(inner_state)

@@ -107,6 +107,37 @@ class SparseState(NamedTuple):
     return bool(self.regrow.value != 'keep')
 
 
+class DropInState(NamedTuple):
+  """State of drop_in, which holds φ where the loop holds θ⊙M.
+
+  Attributes:
+    phi: latent parameters.
+    started: whether there was an update, a boolean scalar.
+    adopted: how many updates found other parameters than they had left, int32
+      scalar.
+    inner_state: state of what drop_in wraps.
+  """
+
+  phi: Params
+  started: jax.Array
+  adopted: jax.Array
+  inner_state: OptState
+
+
+def find_drop_in_state(opt_state: OptState) -> DropInState | None:
+  """The state of drop_in within an optimiser state, if there is one."""
+  return next(iter(trees.find_states(opt_state, DropInState)), None)
+
+
+def refuse_drop_in(opt_state: OptState, name: str) -> None:
+  """Refuses drop_in inside the transformation of this name."""
+  if find_drop_in_state(opt_state) is not None:
+    raise ValueError(
+      f'drop_in goes around {name}, not inside it: its parameters are θ. Write '
+      f'drop_in({name}(...)).'
+    )
+
+
 def find_sparse_state(opt_state: OptState) -> SparseState | None:
   """The state of sparsify in an optimiser state, or None; refuses several."""
   found = trees.find_states(opt_state, SparseState)

@@ -19,7 +19,11 @@ from powerprop_jax.core.trees import Alpha, OptState, Params, Static
 from powerprop_jax.optim import nesting, regrow, remap
 from powerprop_jax.optim import powerprop as powerprop_lib
 from powerprop_jax.optim.remap import Hold
-from powerprop_jax.optim.topology import SparseState
+from powerprop_jax.optim.topology import (
+  DropInState,
+  SparseState,
+  find_drop_in_state,
+)
 
 
 def init(
@@ -34,7 +38,7 @@ def init(
   Returns:
     (phi, opt_state) with ψ(φ) = θ, so that the network at step 0 computes the
     same function whatever α is; φ is zero where sparsify has no connection,
-    unless it regrows with the latent value.
+    unless it regrows with the latent value. Of drop_in, (θ⊙M, opt_state).
 
   Raises:
     ValueError: if powerprop or sparsify refuses the weights or what is around
@@ -55,6 +59,8 @@ def init(
   _check_arguments(tx, theta)
   phi = jax.tree.map(jnp.array, theta)
   opt_state = tx.init(phi)
+  if find_drop_in_state(opt_state) is not None:
+    return effective_params(phi, opt_state), opt_state
   # First, as it is what stands further out.
   nesting.find_sparse_state(opt_state)
   nesting.check_chains(opt_state)
@@ -106,6 +112,8 @@ def effective_params(
   """
   sparse = nesting.find_sparse_state(opt_state)
   power = nesting.find_power_state(opt_state)
+  if find_drop_in_state(opt_state) is not None:  # then phi is θ already
+    power = None
   theta = powerprop_lib.to_theta(phi, power)
   if sparse is None or (pinned and sparse.pins and nesting.is_exact(opt_state)):
     return theta
@@ -224,6 +232,13 @@ def with_alpha(
     Array([[ 2. , -0.5]], dtype=float32)
   """
   names.check_choice('hold', hold, get_args(Hold))
+  if (drop_in := find_drop_in_state(opt_state)) is not None:
+    phi, inner_state = with_alpha(
+      drop_in.phi, drop_in.inner_state, alpha, hold=hold
+    )
+    replaced = lambda s: s._replace(phi=phi, inner_state=inner_state)
+    opt_state = trees.replace_states(opt_state, DropInState, replaced)
+    return effective_params(phi, inner_state), opt_state
   power = nesting.find_power_state(opt_state)
   if power is None:
     raise ValueError(
