@@ -18,7 +18,8 @@ def _find(fn, theta, x=_X):
   origins = [frozenset({name}) for name in sorted(theta)]
   origins += [None] * len(jax.tree.leaves(x))
   sizes = {name: value.size for name, value in theta.items()}
-  return walk.find_products(closed, origins, sizes)
+  found = walk.find_products(closed, origins, sizes)
+  return [Product(*product[:5]) for product in found]
 
 
 def _conv(x, w, **kwargs):
