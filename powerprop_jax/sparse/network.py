@@ -1,0 +1,500 @@
+"""Any function of weights, without the zeros of the weights.
+
+    run = without_zeros(fn, masks, theta, x)
+    values = condense(theta, masks)
+    run(values, x)                        # fn(theta⊙M, x), and faster
+
+The products of fn with a masked leaf become products of its connections
+(products/rewrite.py finds them, weight.py computes them); where a weight is
+only moved or cast on its way, that is followed. A leaf that is used otherwise,
+or is faster so, is given to fn as a dense copy.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+import dataclasses
+import math
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+from jax.extend import core as jax_core
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+
+from powerprop_jax.core import layouts, trees
+from powerprop_jax.core import masks as masks_lib
+from powerprop_jax.core.layouts import Axes
+from powerprop_jax.core.masks import Masks
+from powerprop_jax.core.trees import Params
+from powerprop_jax.files import tables
+from powerprop_jax.products import moves, rewrite, walk
+from powerprop_jax.products.rewrite import Found, Held
+from powerprop_jax.sparse import index as sparse_index
+from powerprop_jax.sparse import kernel_choice, linear, plain_convolution
+from powerprop_jax.sparse.convolution import Window
+from powerprop_jax.sparse.index import Index
+from powerprop_jax.sparse.kernel_choice import Task
+from powerprop_jax.sparse.weight import Condensed
+
+# Whether every leaf that can be is condensed, or those that are faster so.
+Execution = Literal['condensed', 'auto']
+
+
+class Connections(NamedTuple):
+  """What a leaf is held as; with a leading axis for each axis of its repeats.
+
+  Attributes:
+    values: [nnz], sorted by output.
+    where: of the leaf as a matrix [window · inputs, outputs].
+  """
+
+  values: jax.Array
+  where: Index
+
+
+class Products:
+  """The rule by which rewrite.run multiplies by Connections.
+
+  Attributes:
+    others: {'module/name': what it was made dense for}.
+  """
+
+  def __init__(
+    self, axes: layouts.LeafAxes, shapes: Mapping[str, tuple[int, ...]]
+  ):
+    self._axes, self._shapes = axes, shapes
+    self.others = defaultdict[str, set[str]](set)
+
+  def dense(self, held: Held, used_by: str) -> jax.Array:
+    """One layer of the leaf as an array."""
+    leaf = held.view.leaf
+    self.others[leaf].add(used_by)
+    entries = linear.dense(*held.value)
+    return moves.layer(entries, self._axes[leaf], self._shapes[leaf])
+
+  def product(
+    self, eqn: jax_core.JaxprEqn, held: Held, other: jax.Array, side: int
+  ) -> Found:
+    """The result of a product, none where it cannot be computed so."""
+    leaf = held.view.leaf
+    axes, roles = self._axes[leaf], moves.roles(eqn, side)
+    found = moves.leaf_axes(held.view, roles)
+    if found is None or [set(part) for part in found[:4]] != [
+      set(part) for part in axes[:4]
+    ]:
+      return Found(None)
+    values, where = held.value
+    shape = axes.layer(self._shapes[leaf])
+    weight = Condensed(held.cast(values), where, shape)
+    if eqn.primitive.name == 'dot_general':
+      return Found(_dot(eqn, held, weight, other, axes, side))
+    return Found(_conv(eqn, held, weight, other) if side == 1 else None)
+
+
+def _dot(
+  eqn: jax_core.JaxprEqn,
+  held: Held,
+  weight: Condensed,
+  x: jax.Array,
+  axes: Axes,
+  side: int,
+) -> jax.Array | None:
+  contracted, batch = eqn.params['dimension_numbers']
+  if batch[0]:
+    return None
+  view = held.view
+  # The contracted axes of x in the order of the weight, last.
+  last = list(contracted[1 - side])
+  first = [axis for axis in range(x.ndim) if axis not in last]
+  parts = [piece for axis in contracted[side] for piece in view.axes[axis]]
+  x = x.transpose(*first, *last)
+  shape = x.shape[: len(first)]
+  inputs = (*axes.window, *axes.inputs)
+  x = moves.arranged(x, shape, parts, moves.pieces_in_order(parts, inputs))
+  x = x.reshape(*shape, weight.where.shape[0])
+  # Sums are made in the dtype of the result, where that is wider.
+  x = x.astype(jnp.promote_types(x.dtype, rewrite.dtype_of(eqn.outvars[0])))
+  kernel = weight.kernel(x, name=view.leaf)
+  if kernel == 'dense':
+    return None
+  y = weight.multiply(x, kernel)
+  free = [a for a in range(len(view.axes)) if a not in contracted[side]]
+  parts = [piece for axis in free for piece in view.axes[axis]]
+  y = moves.arranged(
+    y, shape, moves.pieces_in_order(parts, axes.outputs), parts
+  )
+  y = y.reshape(
+    *shape, *(math.prod(p.size for p in view.axes[axis]) for axis in free)
+  )
+  if side == 0:  # Its own axes come first.
+    count = len(shape)
+    y = y.transpose(*range(count, y.ndim), *range(count))
+  return y
+
+
+def _conv(
+  eqn: jax_core.JaxprEqn, held: Held, weight: Condensed, x: jax.Array
+) -> jax.Array | None:
+  params = eqn.params
+  spec, strides = params['dimension_numbers'], params['window_strides']
+  plain = (
+    len(strides) == 2
+    and len(set(strides)) == 1
+    and params['feature_group_count'] == params['batch_group_count'] == 1
+    and {*params['lhs_dilation'], *params['rhs_dilation']} == {1}
+    and all(len(held.view.axes[axis]) <= 1 for axis in spec.rhs_spec)
+    and x.dtype == held.dtype
+  )
+  window_axes = [
+    piece.axis for axis in spec.rhs_spec[2:] for piece in held.view.axes[axis]
+  ]
+  if not plain or window_axes != sorted(window_axes):
+    return None
+  height, width = weight.shape[:2]
+  pads = tuple((int(low), int(high)) for low, high in params['padding'])
+  window = Window(height, width, strides[0], (pads[0], pads[1]))
+  lhs, out = spec.lhs_spec, spec.out_spec
+  x = x.transpose(lhs[0], lhs[2], lhs[3], lhs[1])
+  y = weight.convolve(x, window, name=held.view.leaf)
+  if y is None and jax.default_backend() == 'cpu':
+    kernel = weight.dense().astype(x.dtype)
+    y = plain_convolution.convolve(x, kernel, strides[0], window.pads)
+  if y is None:
+    return None
+  by_out = [out[0], out[2], out[3], out[1]]
+  return y.transpose([by_out.index(axis) for axis in range(4)])
+
+
+class Leaf(NamedTuple):
+  """How without_zeros holds a leaf that its mask has holes in.
+
+  Attributes:
+    connections: how many there are.
+    entries: of the dense leaf.
+    held: 'condensed' or 'dense'.
+    why: of 'dense', what else it is used for, or that it is faster.
+  """
+
+  connections: int
+  entries: int
+  held: str
+  why: str
+
+
+class WithoutZeros:
+  """What without_zeros returns: run(values, *args).
+
+  Attributes:
+    leaves: {'module/name': Leaf} of all that have zeros.
+  """
+
+  def __init__(
+    self,
+    fn: Callable[..., Any],
+    theta: Params,
+    places: Mapping[str, '_Places'],
+    leaves: Mapping[str, Leaf],
+  ):
+    self._fn, self._theta, self._places = fn, theta, places
+    self.leaves = dict(leaves)
+    condensed = [n for n, leaf in leaves.items() if leaf.held == 'condensed']
+    self._where = {name: places[name].make_index() for name in condensed}
+    self._orders = {name: places[name].order() for name in condensed}
+
+  def __call__(self, values: Params, *args: Any) -> Any:
+    """fn of the weights that the values are of; jit it."""
+    held, rest = {}, {}
+    for leaf, value in zip(
+      trees.named_leaves(self._theta), jax.tree.leaves(values), strict=True
+    ):
+      name, places = leaf.path, self._places.get(leaf.path)
+      if value.shape == leaf.value.shape:
+        rest[name] = value
+      elif places is None or value.shape != (1, places.size):
+        size = places.size if places else leaf.value.shape
+        raise ValueError(
+          f'values of {name!r} have shape {value.shape}: they are [1, {size}], '
+          'as condense(theta, masks) gives them for the same masks.'
+        )
+      elif name in self._where:
+        order, flat = self._orders[name], value[0]
+        if order is not None:
+          flat = flat.at[order].get(mode='fill', fill_value=0)
+        held[name] = Connections(flat, self._where[name])
+      else:
+        rest[name] = places.dense(value)
+    axes = {name: self._places[name].axes for name in held}
+    shapes = {name: self._places[name].mask.shape for name in held}
+    theta = trees.map_leaves(
+      lambda leaf: rest.get(leaf.path, leaf.value),
+      rewrite.hold(held, self._theta),
+    )
+    return rewrite.run(self._fn, Products(axes, shapes), theta, *args)[0]
+
+  def __str__(self) -> str:
+    rows = [
+      {
+        'leaf': name,
+        'connections': leaf.connections,
+        'of': leaf.entries,
+        'held': leaf.held,
+        'why': leaf.why,
+      }
+      for name, leaf in self.leaves.items()
+    ]
+    return tables.text_table(rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Places:
+  """Where the connections of a leaf are.
+
+  Attributes:
+    mask: of the leaf.
+    named: its axes by its name, in whose order its values are stored: sorted by
+      output.
+    axes: as the products of the function have them.
+  """
+
+  mask: npt.NDArray[np.bool_]
+  named: Axes
+  axes: Axes
+
+  @property
+  def size(self) -> int:
+    """How many connections there are."""
+    return int(np.count_nonzero(self.mask))
+
+  def make_index(self) -> Index:
+    """Of each layer, as a matrix [window · inputs, outputs]."""
+    layers = moves.matrix(self.mask, self.axes)
+    repeats, matrix = layers.shape[:-2], layers.shape[-2:]
+    layers = layers.reshape(-1, *matrix)
+    room = self._room(layers)
+    indices = [_index(layer, room) for layer in layers]
+    if not repeats:
+      return indices[0]
+    stacked: Index = jax.tree.map(
+      lambda *parts: jnp.stack(parts).reshape(*repeats, -1), *indices
+    )
+    return stacked
+
+  def order(self) -> npt.NDArray[np.int64] | None:
+    """Which of the stored values each layer has, [*repeats, room].
+
+    None if they are stored as the layer has them. Where a layer has fewer than
+    there is room for, one past the last.
+    """
+    if self.axes.order == self.named.order and not self.axes.repeats:
+      return None
+    stored = self.stored()
+    rank_of = np.full(self.mask.size, stored.size)
+    rank_of[stored] = np.arange(stored.size)
+    layers = moves.matrix(self.mask, self.axes)
+    repeats, matrix = layers.shape[:-2], layers.shape[-2:]
+    layers = layers.reshape(-1, *matrix)
+    ranks = moves.matrix(rank_of.reshape(self.mask.shape), self.axes)
+    found = np.full((len(layers), self._room(layers)), stored.size)
+    for row, layer, rank in zip(
+      found, layers, ranks.reshape(-1, *matrix), strict=True
+    ):
+      by_output = rank.T[layer.T]
+      row[: by_output.size] = by_output
+    return found.reshape(*repeats, -1)
+
+  def _room(self, layers: npt.NDArray[np.bool_]) -> int:
+    return int(layers.sum(axis=(1, 2)).max())
+
+  def stored(self) -> npt.NDArray[np.int64]:
+    """Flat position in the leaf of each stored value."""
+    flat = np.arange(self.mask.size).reshape(self.mask.shape)
+    by_output = (moves.matrix(x, self.named).T for x in (flat, self.mask))
+    positions, kept = by_output
+    return positions[kept]
+
+  def dense(self, values: jax.Array) -> jax.Array:
+    """The leaf of these values [1, nnz]."""
+    flat = jnp.zeros(self.mask.size, values.dtype)
+    flat = flat.at[self.stored()].set(values[0], unique_indices=True)
+    return flat.reshape(self.mask.shape)
+
+
+def _index(layer: npt.NDArray[np.bool_], room: int) -> Index:
+  """The index of a mask [in, out], with room for so many connections."""
+  positions = np.flatnonzero(layer.T)
+  index = sparse_index.from_positions(positions, layer.shape)
+  missing = room - positions.size
+  if not missing:
+    return index
+  fill = lambda part, value: jnp.pad(part, (0, missing), constant_values=value)
+  return index._replace(
+    positions=fill(index.positions, layer.size - 1),
+    in_positions=fill(index.in_positions, layer.size - 1),
+    order=fill(index.order, room - 1),
+  )
+
+
+def without_zeros(
+  fn: Callable[..., Any],
+  masks: Masks,
+  theta: Params,
+  *args: Any,
+  execution: Execution = 'auto',
+) -> WithoutZeros:
+  """fn of the connections that exist alone: run(values, *args).
+
+  run(condense(theta, masks), *args) is fn(theta⊙M, *args) but for rounding,
+  for arguments of any shapes; those given here decide what is faster. It can be
+  compiled, differentiated in reverse mode with respect to the values, and used
+  under vmap, scan and checkpoint. Leaves may also be given dense.
+
+  Args:
+    fn: of (theta, *args); in any library. It is traced, not run.
+    masks: concrete, like theta.
+    theta: weights, or their shapes.
+    execution: 'condensed' takes every leaf with zeros that is multiplied by,
+      'auto' those whose products were measured to be faster on this machine,
+      gradients included.
+
+  Returns:
+    run. print(run) says which leaves are condensed, and why the others are not.
+
+  Raises:
+    TypeError: if masks are traced.
+    ValueError: if fn does not use a leaf with zeros, as when it closes over its
+      weights instead of taking them, or if shapes differ.
+
+  Example:
+    >>> fn = lambda theta, x: x @ theta['w']
+    >>> theta = {'w': jnp.arange(4.).reshape(2, 2)}
+    >>> masks = {'w': jnp.array([[False, True], [False, True]])}
+    >>> run = without_zeros(
+    ...   fn, masks, theta, jnp.ones((1, 2)), execution='condensed')
+    >>> run(condense(theta, masks), jnp.ones((1, 2)))
+    Array([[0., 4.]], dtype=float32)
+    >>> print(run)
+    leaf  connections  of  held       why
+    w               2   4  condensed
+  """
+  if execution not in get_args(Execution):
+    raise ValueError(
+      f"execution must be 'condensed' or 'auto', got {execution!r}."
+    )
+  masks_lib.check_same_shapes(theta, masks, 'theta', 'masks')
+  theta = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), theta
+  )
+  places = _with_holes(masks)
+  uses = walk.products(fn, theta, *args)
+  for name, place in places.items():
+    if not uses[name].products and not uses[name].others:
+      raise ValueError(
+        f'the function does not use {name!r}: the weights must be its first '
+        'argument, fn(theta, *args), not something that it closes over.'
+      )
+    axes = _usable_axes(uses[name])
+    if axes is not None:
+      places[name] = dataclasses.replace(place, axes=axes)
+  condensed = {
+    name: Leaf(place.size, place.mask.size, 'condensed', '')
+    for name, place in places.items()
+    if _usable_axes(uses[name]) is not None
+  }
+  tasks = _tasks(WithoutZeros(fn, theta, places, condensed), condensed, args)
+  leaves = {}
+  for name, place in places.items():
+    others = ', '.join(uses[name].others)
+    held, why = 'condensed', f'and dense for {others}' if others else ''
+    if name not in tasks:
+      held = 'dense'
+      why = f'used by {others or "a product that has no sparse form"}'
+    elif execution == 'auto' and not kernel_choice.pays(tasks[name]):
+      held, why = 'dense', 'faster so'
+    leaves[name] = Leaf(place.size, place.mask.size, held, why)
+  return WithoutZeros(fn, theta, places, leaves)
+
+
+def _with_holes(masks: Masks) -> dict[str, _Places]:
+  """Of each mask with a False in it, by name."""
+  found = {}
+  for leaf in trees.named_leaves(masks):
+    if isinstance(leaf.value, jax.core.Tracer):
+      raise TypeError(
+        f'the mask of {leaf.path!r} is traced, and must be concrete: the '
+        'number of connections is part of the program. Call it outside of jit.'
+      )
+    mask = np.asarray(leaf.value)
+    if not mask.all():
+      axes = layouts.by_name(leaf.module_name, leaf.name, mask.shape)
+      found[leaf.path] = _Places(mask, axes, axes)
+  return found
+
+
+def _usable_axes(uses: walk.Uses) -> Axes | None:
+  """The axes of its first product that has some."""
+  found = (product.axes for product in uses.products)
+  return next((a for a in found if a is not None and a.groups == 1), None)
+
+
+def _tasks(
+  run: WithoutZeros, leaves: Mapping[str, Leaf], args: tuple[Any, ...]
+) -> dict[str, Task]:
+  """What the condensed products compute."""
+
+  def values(leaf: trees.NamedLeaf) -> jax.ShapeDtypeStruct:
+    shape = leaf.value.shape
+    if leaf.path in leaves:
+      shape = (1, leaves[leaf.path].connections)
+    return jax.ShapeDtypeStruct(shape, leaf.value.dtype)
+
+  with kernel_choice.recorded() as tasks:
+    jax.eval_shape(run, trees.map_leaves(values, run._theta), *args)
+  return tasks
+
+
+def condense(theta: Params, masks: Masks) -> Params:
+  """The connections of every leaf that its mask has holes in, as [1, nnz].
+
+  A leaf keeps its name, and has two axes, so that what chooses leaves still
+  takes it for a weight. Values are sorted by output; see layouts.by_name.
+
+  Example:
+    >>> masks = {'w': jnp.eye(2, dtype=bool)}
+    >>> condense({'w': jnp.array([[1., 2.], [3., 4.]])}, masks)
+    {'w': Array([[1., 4.]], dtype=float32)}
+  """
+  masks_lib.check_same_shapes(theta, masks, 'theta', 'masks')
+  places = _with_holes(masks)
+  return trees.map_leaves(
+    lambda leaf: (
+      jnp.reshape(leaf.value, (1, -1))[:, places[leaf.path].stored()]
+      if leaf.path in places
+      else leaf.value
+    ),
+    theta,
+  )
+
+
+def expand(values: Params, masks: Masks) -> Params:
+  """Undoes condense: dense leaves, zero where there is no connection.
+
+  Example:
+    >>> masks = {'w': jnp.eye(2, dtype=bool)}
+    >>> expand({'w': jnp.array([[1., 4.]])}, masks)['w']
+    Array([[1., 0.],
+           [0., 4.]], dtype=float32)
+  """
+  places = _with_holes(masks)
+
+  def visit(leaf: trees.NamedLeaf, mask: jax.Array) -> jax.Array:
+    place = places.get(leaf.path)
+    shape = jnp.shape(mask) if place is None else (1, place.size)
+    if leaf.value.shape != shape:
+      raise ValueError(
+        f'values of {leaf.path!r} have shape {leaf.value.shape} and must have '
+        f'{shape}, as condense(theta, masks) gives them for the same masks.'
+      )
+    return leaf.value if place is None else place.dense(leaf.value)
+
+  return trees.map_leaves(visit, values, masks)

@@ -1,0 +1,311 @@
+"""Functions without the zeros of their weights are those of masked weights."""
+
+import chex
+import equinox as eqx
+from flax import nnx
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from powerprop_jax import nets
+from powerprop_jax.core import trees
+from powerprop_jax.products import observe
+from powerprop_jax.sparse import kernel_choice, network
+
+
+def _masks(theta, density=0.3):
+  """Random masks of everything that has two axes or more."""
+  rng = np.random.default_rng(0)
+  return jax.tree.map(
+    lambda x: (
+      jnp.asarray(rng.random(x.shape) < density)
+      if x.ndim > 1
+      else jnp.ones(x.shape, bool)
+    ),
+    theta,
+  )
+
+
+def _check(fn, theta, *args, held=None, kernels=('native', 'loops')):
+  """Compares values and gradients; returns run."""
+  masks = _masks(theta)
+  run = network.without_zeros(fn, masks, theta, *args, execution='condensed')
+  values = network.condense(theta, masks)
+
+  def loss(fn, *given):
+    return sum(jnp.sum(jnp.sin(y)) for y in jax.tree.leaves(fn(*given)))
+
+  masked = lambda theta: fn(jax.tree.map(jnp.multiply, theta, masks), *args)
+  with kernel_choice.use(*kernels):
+    y = jax.jit(lambda values: run(values, *args))(values)
+    grads = jax.jit(jax.grad(lambda v: loss(run, v, *args)))(values)
+  chex.assert_trees_all_close(jax.jit(masked)(theta), y, rtol=1e-4, atol=1e-5)
+  wanted = network.condense(jax.grad(lambda t: loss(masked, t))(theta), masks)
+  for a, b in zip(*map(jax.tree.leaves, (wanted, grads)), strict=True):
+    assert jnp.abs(a - b).max() <= 1e-4 * jnp.abs(a).max() + 1e-6
+  found = {name for name, x in run.leaves.items() if x.held == 'condensed'}
+  assert held is None or found == set(held)
+  back = network.expand(values, masks)
+  chex.assert_trees_all_equal(back, jax.tree.map(jnp.multiply, theta, masks))
+  return run
+
+
+def _normal(*shape, seed=0):
+  return jax.random.normal(jax.random.key(seed), shape) / 3
+
+
+def test_attention_of_flax():
+  module = nnx.MultiHeadAttention(2, 8, decode=False, rngs=nnx.Rngs(0))
+  graph, state = nnx.split(module)
+  names = [f'{name}/kernel' for name in ('key', 'out', 'query', 'value')]
+  run = _check(
+    lambda state, x: nnx.merge(graph, state)(x),
+    state,
+    _normal(2, 5, 8),
+    held=names,
+  )
+  assert run.leaves['key/bias'].why == 'used by add'
+
+
+def test_convolutions_and_linear_layers_of_equinox():
+  key = jax.random.key(0)
+  layers = [
+    eqx.nn.Conv2d(3, 8, 3, stride=2, key=key),
+    eqx.nn.Lambda(jax.nn.relu),
+    eqx.nn.Lambda(jnp.ravel),
+    eqx.nn.Linear(8 * 3 * 3, 6, key=key),
+  ]
+  arrays, rest = eqx.partition(eqx.nn.Sequential(layers), eqx.is_array)
+  fn = lambda arrays, x: jax.vmap(eqx.combine(arrays, rest))(x)
+  held = ['layers/0/weight', 'layers/3/weight']
+  _check(fn, arrays, _normal(2, 3, 7, 7), held=held)
+
+
+@pytest.mark.parametrize(
+  ('settings', 'is_sparse'),
+  [
+    ({}, True),
+    ({'window_strides': (2, 2), 'padding': 'VALID'}, True),
+    ({'window_strides': (1, 2)}, False),
+    ({'rhs_dilation': (2, 2)}, False),
+    ({'feature_group_count': 2}, False),
+  ],
+)
+def test_convolutions(settings, is_sparse):
+  groups = settings.get('feature_group_count', 1)
+  theta = {'w': _normal(3, 3, 4 // groups, 6)}
+  settings = {'window_strides': (1, 1), 'padding': 'SAME'} | settings
+
+  def fn(theta, x):
+    return lax.conv_general_dilated(
+      x, theta['w'], dimension_numbers=('NHWC', 'HWIO', 'NHWC'), **settings
+    )
+
+  held = ['w'] if is_sparse else []
+  _check(fn, theta, _normal(2, 8, 8, 4), held=held)
+
+
+def _scan(theta, x):
+  layer = lambda h, w: (jnp.tanh(h @ w), jnp.sum(h))
+  return lax.scan(jax.checkpoint(layer), x, theta['w'])
+
+
+def _loops(theta, x):
+  w = theta['w'][0]
+  x = lax.fori_loop(0, 3, lambda _, h: jnp.tanh(h @ w), x)
+  return lax.cond(x[0, 0] > 0, lambda h: h @ w, lambda h: h @ w.T, x)
+
+
+@pytest.mark.parametrize(('fn', 'held'), [(_scan, ['w']), (_loops, [])])
+def test_control_flow(fn, held):
+  theta, x = {'w': _normal(3, 8, 8)}, _normal(5, 8)
+  if fn is _loops:  # a while loop has a gradient in forward mode alone
+    masks = _masks(theta)
+    run = network.without_zeros(fn, masks, theta, x)
+    masked = fn(jax.tree.map(jnp.multiply, theta, masks), x)
+    values = network.condense(theta, masks)
+    chex.assert_trees_all_close(run(values, x), masked, atol=1e-5)
+  else:
+    _check(fn, theta, x, held=held)
+
+
+# How a weight may come to a product, and whether it is then condensed.
+WAYS = {
+  'transposed': (lambda w, x: jnp.einsum('oi,...i->...o', w, x), True),
+  'heads': (
+    lambda w, x: jnp.einsum('...i,ibh->...hb', x, w.reshape(8, 2, 4)),
+    True,
+  ),
+  'inputs in parts': (
+    lambda w, x: jnp.einsum(
+      'abo,...ba->o...', w.reshape(2, 4, 8), x.reshape(-1, 4, 2)
+    ),
+    True,
+  ),
+  'bfloat16': (lambda w, x: x @ w.astype(jnp.bfloat16).astype(x.dtype), True),
+  'rounded': (lambda w, x: x @ (w * 2), False),
+  'with itself': (lambda w, x: x @ (w @ w), False),
+  'twice': (lambda w, x: (x @ w) @ w.T, True),
+  'over no axis': (lambda w, x: jnp.multiply.outer(x, w), False),
+  'one vector': (lambda w, x: x[0] @ w, True),
+  'no vector': (lambda w, x: x[:0] @ w, True),
+}
+
+
+@pytest.mark.parametrize('way', WAYS)
+def test_ways_to_a_product(way):
+  use, is_condensed = WAYS[way]
+  held = ['w'] if is_condensed else []
+  fn = lambda theta, x: use(theta['w'], x)
+  _check(fn, {'w': _normal(8, 8)}, _normal(5, 8), held=held)
+
+
+def test_a_rule_of_its_own_is_kept_unless_it_is_a_product():
+  @jax.custom_vjp
+  def straight_through(w):
+    return jnp.round(w)
+
+  straight_through.defvjp(lambda w: (jnp.round(w), None), lambda _, g: (g,))
+  theta, x = {'w': 3 * _normal(8, 4)}, _normal(5, 8)
+  fn = lambda theta, x: x @ straight_through(theta['w'])
+  _check(fn, theta, x, held=[])
+
+
+def test_vmap_goes_over_what_is_given():
+  theta = {'w': _normal(8, 4)}
+  masks = _masks(theta)
+  fn = lambda theta, x: x @ theta['w']
+  x = _normal(3, 5, 8)
+  run = network.without_zeros(fn, masks, theta, x[0], execution='condensed')
+  values = network.condense(theta, masks)
+  found = jax.vmap(run, (None, 0))(values, x)
+  chex.assert_trees_all_close(found, fn(network.expand(values, masks), x))
+
+
+@pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float16])
+def test_half_precision(dtype):
+  theta = {'w': _normal(64, 16).astype(dtype)}
+  masks, x = _masks(theta), _normal(5, 64).astype(dtype)
+  fn = lambda theta, x: jnp.dot(
+    x, theta['w'], preferred_element_type=jnp.float32
+  )
+  run = network.without_zeros(fn, masks, theta, x, execution='condensed')
+  y = run(network.condense(theta, masks), x)
+  assert y.dtype == jnp.float32
+  masked = fn(jax.tree.map(jnp.multiply, theta, masks), x)
+  chex.assert_trees_all_close(y, masked, rtol=1e-5, atol=1e-5)
+
+
+def test_leaves_may_be_given_dense():
+  theta = {'a': {'w': _normal(8, 8)}, 'b': {'w': _normal(8, 8)}}
+  fn = lambda theta, x: x @ theta['a']['w'] @ theta['b']['w']
+  masks, x = _masks(theta), _normal(5, 8)
+  run = network.without_zeros(fn, masks, theta, x, execution='condensed')
+  values = network.condense(theta, masks)
+  dense = network.expand(values, masks)
+  mixed = {'a': values['a'], 'b': dense['b']}
+  chex.assert_trees_all_close(run(mixed, x), run(values, x), atol=1e-6)
+
+
+def test_small_products_stay_dense_by_themselves():
+  theta = {'w': _normal(8, 8)}
+  run = network.without_zeros(
+    lambda theta, x: x @ theta['w'], _masks(theta), theta, _normal(5, 8)
+  )
+  assert run.leaves['w'].why == 'faster so'
+
+
+def test_a_compiled_step_has_no_dense_copy():
+  theta = {'w': _normal(512, 384)}
+  masks, x = _masks(theta, 0.05), _normal(32, 512)
+  fn = lambda theta, x: x @ theta['w']
+  run = network.without_zeros(fn, masks, theta, x, execution='condensed')
+  grad = jax.grad(lambda values: jnp.sum(run(values, x) ** 2))
+  with kernel_choice.use('native', 'loops'):
+    text = jax.jit(grad).lower(network.condense(theta, masks)).as_text()
+  assert '512x384' not in text and '384x512' not in text
+  assert '196608x' not in text
+
+
+def _bad(match, fn=None, masks=None, theta=None, error=ValueError):
+  theta = {'w': jnp.ones((8, 8))} if theta is None else theta
+  masks = {'w': jnp.eye(8, dtype=bool)} if masks is None else masks
+  with pytest.raises(error, match=match):
+    network.without_zeros(
+      fn or (lambda theta, x: x @ theta['w']), masks, theta, jnp.ones((5, 8))
+    )
+
+
+def test_what_cannot_be_is_refused():
+  w = jnp.ones((8, 8))
+  _bad("does not use 'w'", fn=lambda theta, x: x @ w)
+  _bad('masks', masks={'v': jnp.eye(8, dtype=bool)})
+  _bad('shape', masks={'w': jnp.ones((4, 8), bool)})
+  theta, x = {'w': w}, jnp.ones((5, 8))
+  masks, fn = {'w': jnp.eye(8, dtype=bool)}, lambda theta, x: x @ theta['w']
+  with pytest.raises(TypeError, match="mask of 'w' is traced"):
+    jax.jit(lambda m: network.without_zeros(fn, m, theta, x)(theta, x))(masks)
+  with pytest.raises(ValueError, match="execution must be 'condensed'"):
+    network.without_zeros(fn, masks, theta, x, execution='masked')
+  run = network.without_zeros(fn, masks, theta, x)
+  with pytest.raises(ValueError, match=r"'w' have shape \(1, 9\)"):
+    run({'w': jnp.ones((1, 9))}, x)
+  with pytest.raises(ValueError, match=r"'w' have shape \(1, 9\)"):
+    network.expand({'w': jnp.ones((1, 9))}, masks)
+
+
+IMAGES = {'lenet_300_100': (2, 28, 28, 1), 'lenet_5': (2, 28, 28, 1)}
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    'lenet_300_100',
+    *(
+      pytest.param(name, marks=pytest.mark.slow)
+      for name in nets.NAMES
+      if name != 'lenet_300_100'
+    ),
+  ],
+)
+def test_networks_of_ours(name):
+  net = nets.make(name, 10)
+  x = _normal(*IMAGES.get(name, (2, 32, 32, 3)))
+  theta, state = net.init(jax.random.key(0), x, is_training=True)
+  fn = lambda theta, x: net.apply(
+    theta, state, jax.random.key(0), x, is_training=True
+  )[0]
+  run = _check(fn, theta, x)
+  assert not any('dense' in leaf.why for leaf in run.leaves.values())
+
+
+def test_observed_inputs_give_the_product_again():
+  net = nets.make('lenet_5', 10)
+  x = _normal(2, 28, 28, 1)
+  theta, state = net.init(jax.random.key(0), x, is_training=False)
+  fn = lambda theta, x: net.apply(theta, state, None, x, is_training=False)[0]
+  y, seen = jax.jit(observe.observe(fn, lambda x: x))(theta, x)
+  chex.assert_trees_all_equal(y, jax.jit(fn)(theta, x))
+  leaves = trees.by_path(theta)
+  assert len(seen) == 4
+  (patches,) = seen['lenet_5/conv_0/w']
+  w = leaves['lenet_5/conv_0/w']
+  conv = lax.conv_general_dilated(
+    x, w, (1, 1), 'VALID', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+  )
+  chex.assert_trees_all_close(patches @ w.reshape(25, -1), conv, atol=1e-5)
+
+
+def test_layers_of_a_scan_are_observed_side_by_side():
+  theta, x = {'w': _normal(3, 8, 8)}, _normal(5, 8)
+  _, seen = observe.observe(_scan, lambda x: (x**2).sum(axis=0))(theta, x)
+  (squares,) = seen['w']
+  assert squares.shape == (3, 8)
+  chex.assert_trees_all_close(squares[0], (x**2).sum(axis=0), rtol=1e-6)
+  looped = lambda theta, x: lax.fori_loop(
+    0, x[0, 0].astype(int), lambda _, h: h @ theta['w'], x
+  )
+  with pytest.raises(ValueError, match='inside a while loop'):
+    observe.observe(looped, jnp.sum)({'w': theta['w'][0]}, x)
