@@ -22,7 +22,7 @@ _ALLOWED = {
   'products': {'core'},
   'sparse': {'core', 'files', 'products'},
   'costs': {'core', 'files', 'products'},
-  'nets': {'core', 'sparse'},
+  'nets': {'core', 'products', 'sparse'},
   'export': {'core', 'costs', 'files', 'optim', 'sparse'},
   'report': {'core', 'costs', 'files', 'optim', 'sparse'},
   'train': {

@@ -68,11 +68,16 @@ class _Observer:
   def product(
     self, eqn: jax_core.JaxprEqn, held: Held, other: jax.Array, side: int
   ) -> Found:
-    if eqn.primitive.name == 'dot_general':
-      inputs = _contracted(eqn, held, other, side)
-    else:
-      inputs = _patches(eqn.params, held, other)
-    return Found(None, self._statistic(inputs))
+    return Found(None, self._statistic(inputs(eqn, held, other, side)))
+
+
+def inputs(
+  eqn: jax_core.JaxprEqn, held: Held, other: jax.Array, side: int
+) -> jax.Array:
+  """What a held leaf is multiplied with, [..., in] in the order of the leaf."""
+  if eqn.primitive.name == 'dot_general':
+    return _contracted(eqn, held, other, side)
+  return _patches(eqn.params, held, other)
 
 
 def _contracted(

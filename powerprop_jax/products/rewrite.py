@@ -181,7 +181,7 @@ class _Run:
       if any(isinstance(value, Held) for value in values):
         outputs = self._equation(eqn, values)
       else:
-        outputs = _bind(eqn, values)
+        outputs = bind(eqn, values)
       known.update(zip(eqn.outvars, outputs, strict=True))
     return list(map(read, jaxpr.outvars))
 
@@ -209,7 +209,7 @@ class _Run:
         is_cast = dtype != first.dtype
         dtypes = (*first.dtypes, dtype) if is_cast else first.dtypes
         return [Held(first.value, view, dtypes)]
-    return _bind(eqn, [self._dense(value, name) for value in values])
+    return bind(eqn, [self._dense(value, name) for value in values])
 
   def _dense(self, value: Value, used_by: str) -> jax.Array:
     if not isinstance(value, Held):
@@ -228,7 +228,7 @@ class _Run:
     if found is None:
       name = 'a product with another weight' if all(held) else ''
       name = name or eqn.primitive.name
-      return _bind(eqn, [self._dense(value, name) for value in values])[0]
+      return bind(eqn, [self._dense(value, name) for value in values])[0]
     return found.astype(dtype_of(eqn.outvars[0]))
 
   def _call(
@@ -252,7 +252,7 @@ class _Run:
       held = [isinstance(value, Held) for value in values]
       if not _only_multiplies(called.jaxpr, held):
         name = f'{eqn.params.get("name", name)}, which has its own derivative'
-        return _bind(eqn, [self._dense(value, name) for value in values])
+        return bind(eqn, [self._dense(value, name) for value in values])
     return self._jaxpr(called.jaxpr, called.consts, values)
 
   def _scan(self, params: dict[str, Any], values: list[Value]) -> list[Value]:
@@ -331,7 +331,8 @@ def dtype_of(atom: Any) -> Any:
   return atom.aval.dtype
 
 
-def _bind(eqn: jax_core.JaxprEqn, values: Sequence[jax.Array]) -> list[Any]:
+def bind(eqn: jax_core.JaxprEqn, values: Sequence[jax.Array]) -> list[Any]:
+  """The results of an equation as it is."""
   bound = eqn.primitive.get_bind_params(eqn.params)
   # Before JAX 0.10: with the functions that it calls.
   functions, params = ((), bound) if isinstance(bound, dict) else bound

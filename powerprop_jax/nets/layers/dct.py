@@ -25,15 +25,13 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 import jax.typing
-import numpy as np
 
 from powerprop_jax.core import names
 from powerprop_jax.nets.layers import parts
+from powerprop_jax.products.dct import METHODS, cosine_weight, transform
 from powerprop_jax.sparse import kernel_choice
 from powerprop_jax.sparse.linear import Kernel
 from powerprop_jax.sparse.weight import Condensed, Support
-
-_METHODS = ('auto', 'matrix', 'fft')
 
 # 'auto' in a layer: 'fft' for at least this many entries of the shorter side of
 # the weight per vector that is multiplied; see DctLinear.
@@ -41,89 +39,6 @@ _ENTRIES_PER_VECTOR = 8
 
 # Kernels for 'fft', which saves the memory of a dense copy.
 _NOT_DENSE: tuple[Kernel, ...] = ('native', 'loops')
-
-# 'auto' for the transform alone: 'fft' from this length on.
-_FFT_LENGTH = 256
-
-
-def cosine_weight(
-  num_in: int, num_out: int, dtype: jax.typing.DTypeLike
-) -> jax.Array:
-  """The cosine transform as a weight: x @ cosine_weight is the transform of x.
-
-  With n = max(num_in, num_out), entry [i, o] is c_o cos(π (2i + 1) o / 2n),
-  where c_0 = sqrt(1/n) and c_o = sqrt(2/n): the orthonormal DCT-II of x padded
-  with zeros to length n, of which the first num_out coefficients are left.
-  Columns are orthonormal if num_in = n, rows if num_out = n.
-
-  It is computed in float64, whatever its dtype.
-
-  Example:
-    >>> cosine_weight(2, 2, jnp.float32).round(3)
-    Array([[ 0.707,  0.707],
-           [ 0.707, -0.707]], dtype=float32)
-
-  Source:
-    Price & Tanner, 2021: see the top of this file.
-  """
-  n = max(num_in, num_out)
-  # The angle is a multiple of π/2n; whole turns are left out while it is an
-  # integer, so that long transforms are as exact as short ones.
-  cosines = math.sqrt(2 / n) * np.cos(np.pi / (2 * n) * np.arange(4 * n))
-  angles = np.outer(2 * np.arange(num_in) + 1, np.arange(num_out)) % (4 * n)
-  weight = cosines[angles]
-  weight[:, 0] = math.sqrt(1 / n)
-  return jnp.asarray(weight, dtype)
-
-
-def transform(x: jax.Array, num_out: int, *, method: str = 'auto') -> jax.Array:
-  """First num_out coefficients of the orthonormal cosine transform of vectors.
-
-  Args:
-    num_out: number of coefficients; if it is more than num_in, x is padded with
-      zeros to that length first.
-    method: 'matrix' multiplies by cosine_weight; 'fft' computes the transform
-      in O(n log n), in float32 for half precision; 'auto' is 'fft' from length
-      256 on, where it becomes faster on a CPU.
-
-  Example:
-    >>> transform(jnp.array([1.0, 2.0, 3.0, 4.0]), 1)
-    Array([5.], dtype=float32)
-
-  Source:
-    Makhoul, A fast cosine transform in one and two dimensions, 1980, for the
-    transform by way of a real Fourier transform of the same length.
-  """
-  names.check_choice('method', method, _METHODS)
-  if num_out < 1:
-    raise ValueError(f'num_out must be at least 1, got {num_out}.')
-  num_in = x.shape[-1]
-  if method == 'auto':
-    method = 'fft' if max(num_in, num_out) >= _FFT_LENGTH else 'matrix'
-  if method == 'matrix':
-    return x @ cosine_weight(num_in, num_out, x.dtype)
-  wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-  return _fast_transform(wide, num_out).astype(x.dtype)
-
-
-def _fast_transform(x: jax.Array, num_out: int) -> jax.Array:
-  n = max(x.shape[-1], num_out)
-  missing = n - x.shape[-1]
-  x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)])
-  # Every second entry forwards, then the others backwards.
-  x = jnp.concatenate([x[..., ::2], x[..., 1::2][..., ::-1]], axis=-1)
-  turns = np.exp(-1j * np.pi / (2 * n) * np.arange(n // 2 + 1))
-  scales = np.full(turns.shape, math.sqrt(2 / n))
-  scales[0] = math.sqrt(1 / n)
-  spectrum = jnp.fft.rfft(x)
-  factors = jnp.asarray(turns * scales, spectrum.dtype)
-  spectrum *= factors.reshape((1,) * (x.ndim - 1) + factors.shape)
-  if num_out <= n // 2 + 1:
-    return spectrum.real[..., :num_out]
-  # Coefficient n - k is found beside coefficient k.
-  rest = -spectrum.imag[..., 1 : (n + 1) // 2][..., ::-1]
-  found = jnp.concatenate([spectrum.real, rest], axis=-1)
-  return found[..., :num_out]
 
 
 class DctLinear(hk.Linear):
@@ -170,7 +85,7 @@ class DctLinear(hk.Linear):
     **kwargs: Any,
   ):
     super().__init__(*args, **kwargs)
-    names.check_choice('method', method, _METHODS)
+    names.check_choice('method', method, METHODS)
     self._transform_init = transform_init
     self._method = method
     self._support = support
@@ -248,7 +163,7 @@ class DctConv2D(hk.Conv2D):
     **kwargs: Any,
   ):
     super().__init__(*args, **kwargs)
-    names.check_choice('method', method, _METHODS)
+    names.check_choice('method', method, METHODS)
     if support is not None:
       parts.check_no_mask(self)
     self._transform_init = transform_init
