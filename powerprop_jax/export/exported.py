@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from powerprop_jax.core import masks as masks_lib
@@ -15,7 +16,11 @@ Array = np.ndarray[Any, Any]
 
 
 class Exported(NamedTuple):
-  """A trained network; theta is {module: {name: array}}, as Haiku has it."""
+  """A trained network: trees of named arrays, in any containers.
+
+  A file holds them by name, as {module: {name: array}}; restored puts them into
+  the containers that they came from.
+  """
 
   theta: Params
   masks: Tree
@@ -43,11 +48,10 @@ def on_host(exported: Exported) -> Exported:
     >>> on_host(Exported(theta, masks, {}, {})).theta
     {'a': {'w': array([1., 0.], dtype=float32)}}
   """
-  for part, tree in parts(exported).items():
-    _check_form(part, tree)
-  theta, masks, net_state, about = exported
-  masks_lib.check_same_shapes(theta, masks, 'theta', 'masks')
-  masks = _as_arrays(masks)
+  masks_lib.check_same_shapes(exported.theta, exported.masks, 'theta', 'masks')
+  theta, masks, net_state = (
+    by_module(part, tree) for part, tree in parts(exported).items()
+  )
   for leaf in trees.named_leaves(masks):
     if leaf.value.dtype != bool:
       raise ValueError(
@@ -57,31 +61,53 @@ def on_host(exported: Exported) -> Exported:
     module: {
       name: _masked(x, masks[module][name]) for name, x in leaves.items()
     }
-    for module, leaves in _as_arrays(theta).items()
+    for module, leaves in theta.items()
   }
-  about = json_files.to_json(about, 'about')
-  return Exported(theta, masks, _as_arrays(net_state), about)
+  about = json_files.to_json(exported.about, 'about')
+  return Exported(theta, masks, net_state, about)
 
 
-def _check_form(part: str, tree: Tree) -> None:
-  two_levels = isinstance(tree, Mapping) and all(
-    isinstance(leaves, Mapping)
-    and not any(isinstance(x, (Mapping, tuple, list)) for x in leaves.values())
-    and not any('/' in name for name in leaves)
-    for leaves in tree.values()
-  )
-  if not two_levels:
+def by_module(part: str, tree: Tree) -> dict[str, dict[str, Array]]:
+  """Any tree of arrays as {module: {name: array}}, by the names of its leaves.
+
+  Example:
+    >>> by_module('theta', {'enc': {'fc': {'w': jnp.ones(2)}}})
+    {'enc/fc': {'w': array([1., 1.], dtype=float32)}}
+  """
+  found: dict[str, dict[str, Array]] = {}
+  for leaf in trees.named_leaves(tree):
+    value, name = np.asarray(leaf.value), leaf.path
+    if value.dtype == object or not name:
+      raise ValueError(
+        f'{part} must be a tree of named arrays; {name!r} is '
+        f'{type(leaf.value).__name__}.'
+      )
+    if leaf.name in found.get(leaf.module_name, {}):
+      raise ValueError(f'{part} has two leaves that are called {name!r}.')
+    put(found, name, value)
+  return found
+
+
+def restored(tree: Tree, like: Tree) -> Tree:
+  """Arrays of a file in the containers that they were exported from.
+
+  The names and shapes of the leaves say which is which.
+
+  Example:
+    >>> like = {'enc': {'fc': {'w': jnp.zeros(2)}}}
+    >>> restored({'enc/fc': {'w': np.ones(2)}}, like)
+    {'enc': {'fc': {'w': Array([1., 1.], dtype=float32)}}}
+  """
+  held = trees.by_path(tree)
+  missing = {leaf.path for leaf in trees.named_leaves(like)} ^ held.keys()
+  if missing:
     raise ValueError(
-      f'{part} must be {{module: {{name: array}}}}, as Haiku has it, and names '
-      "without '/'."
+      'the file and the tree differ in their leaves; in one of them alone: '
+      f'{", ".join(sorted(missing))}.'
     )
-
-
-def _as_arrays(tree: Tree) -> dict[str, dict[str, Array]]:
-  return {
-    module: {name: np.asarray(x) for name, x in leaves.items()}
-    for module, leaves in tree.items()
-  }
+  found = trees.map_leaves(lambda leaf: jnp.asarray(held[leaf.path]), like)
+  masks_lib.check_same_shapes(like, found, 'the tree', 'the file')
+  return found
 
 
 def _masked(x: Array, mask: Array) -> Array:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from powerprop_jax.core import layouts
 from powerprop_jax.core.trees import Params, Tree
 from powerprop_jax.export import sparse_matrices
 from powerprop_jax.export.exported import Array
@@ -64,24 +65,36 @@ class SparseMLP:
 def is_mlp(theta: Params, net_state: Tree) -> bool:
   """Whether a network is fully connected, by its parameters.
 
-  True if every module holds a weight [in, out] and at most a bias, and the
-  outputs of each are as many as the inputs of the next in natural order. What
-  lies between them cannot be seen.
+  True if every module holds a weight and at most a bias, of whatever library,
+  and the outputs of each are as many as the inputs of the next in natural
+  order. What lies between them cannot be seen.
 
   Example:
     >>> is_mlp({'mlp/linear_0': {'w': np.ones((4, 3)), 'b': np.ones(3)},
     ...         'mlp/logits': {'w': np.ones((3, 2))}}, {})
     True
   """
-  if net_state or not theta:
+  layers = None if net_state else _layers(theta)
+  if not layers:
     return False
-  shapes = []
-  for module in _in_order(theta):
-    leaves = theta[module]
-    if not {'w'} <= set(leaves) <= {'w', 'b'} or np.ndim(leaves['w']) != 2:
-      return False
-    shapes.append(np.shape(leaves['w']))
+  shapes = [weight.shape for weight, _ in layers]
   return all(a[1] == b[0] for a, b in itertools.pairwise(shapes))
+
+
+def _layers(tree: Params) -> list[tuple[Array, Array]] | None:
+  """Weights as [in, out] and biases, in order; None where there is more."""
+  found = []
+  for module in _in_order(tree):
+    leaves = dict(tree[module])
+    name = next((n for n in leaves if n in layouts.WEIGHT_NAMES), '')
+    weight = np.asarray(leaves.pop(name, 0))
+    bias = leaves.pop('b', leaves.pop('bias', None))
+    if weight.ndim != 2 or leaves:
+      return None
+    weight = weight.transpose(layouts.by_name(module, name, weight.shape).order)
+    none = np.zeros(weight.shape[1], weight.dtype)
+    found.append((weight, none if bias is None else np.asarray(bias)))
+  return found
 
 
 def _in_order(modules: Params) -> list[str]:
@@ -96,8 +109,8 @@ def _in_order(modules: Params) -> list[str]:
 def from_params(theta: Params, masks: Tree) -> SparseMLP:
   """A fully connected network, with ReLU between its layers.
 
-  Modules {'w': [in, out], 'b': [out]} follow each other in natural order, as
-  those of nets.OneHiddenMLP and nets.LeNet300100 do. A layer with more than a
+  Modules, {'w': [in, out], 'b': [out]} or as Flax, Equinox or PyTorch has them,
+  follow each other in natural order. A layer with more than a
   fifth of its weights stays dense, and half precision becomes float32, which
   SciPy computes with.
 
@@ -113,15 +126,12 @@ def from_params(theta: Params, masks: Tree) -> SparseMLP:
       'follow each other. SciPy can run networks such as lenet_300_100 and mlp.'
     )
   layers = []
-  for module in _in_order(theta):
-    weight = np.asarray(theta[module]['w'])
-    mask = np.asarray(masks[module]['w'])
+  held, kept = _layers(theta) or [], _layers(masks) or []
+  for (weight, bias), (mask, _) in zip(held, kept, strict=True):
     wide = np.promote_types(np.float32, weight.dtype)
-    zeros = np.zeros(weight.shape[1])
-    bias = np.asarray(theta[module].get('b', zeros)).astype(wide)
     if mask.mean() <= _MAX_DENSITY:
       matrix = sparse_matrices.csr(weight, mask)
     else:
       matrix = np.ascontiguousarray(np.where(mask, weight, 0).T.astype(wide))
-    layers.append(Layer(matrix, bias))
+    layers.append(Layer(matrix, bias.astype(wide)))
   return SparseMLP(layers)

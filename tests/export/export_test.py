@@ -3,6 +3,7 @@
 import json
 import zlib
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -279,14 +280,27 @@ class WriteTest:
     ):
       with pytest.raises(ValueError, match='net/a/w'):
         export.write(tmp_path / 'net', Exported(theta, masks, {}, {}))
+    twice = {'a/b': {'w': jnp.ones(2)}, 'a': {'b': {'w': jnp.ones(2)}}}
     for theta, message in (
-      ({'w': jnp.ones(2)}, 'theta must be'),
+      (twice, "two leaves that are called 'a/b/w'"),
       ({'a': {'w': np.ones(2, np.complex128)}}, 'ta/a/w, which is complex128'),
     ):
       given = Exported(theta, masks_lib.full_masks(theta), {}, {})
       with pytest.raises(ValueError, match=message):
         export.write(tmp_path / 'net', given)
     assert not list(tmp_path.iterdir())
+
+  @pytest.mark.parametrize('format', FORMATS)
+  def test_any_tree_comes_back_in_its_own_containers(self, tmp_path, format):
+    theta = [{'enc': {'fc': {'kernel': jnp.eye(3)}}}, (jnp.ones(2),)]
+    masks = jax.tree.map(lambda x: x != 0, theta)
+    path = export.write(
+      tmp_path / 'net', Exported(theta, masks, {}, {}), format=format
+    )
+    found = exported.restored(export.read(path).theta, theta)
+    chex.assert_trees_all_equal(found, theta)
+    with pytest.raises(ValueError, match='in one of them alone: 1/0'):
+      exported.restored(export.read(path).theta, theta[:1])
 
 
 @pytest.mark.parametrize('format', FORMATS)
