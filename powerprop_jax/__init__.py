@@ -5,8 +5,10 @@
 The latent weights φ are trained, the network computes with the effective
 weights θ, and most of them end up near zero, safe to prune. See
 `pp.powerprop` for the optimiser, `pp.init` and `pp.effective_params` for the
-two lines that a train step needs besides, `pp.prune` for masks, and `pp.rigl`
-and its like for masks that change during training.
+two lines that a train step needs besides, `pp.drop_in` for a loop that somebody
+else owns, `pp.prune` for masks, and `pp.rigl` and its like for masks that
+change during training. `pp.without_zeros` runs any function of weights without
+their zeros.
 
 What these take and give has rooms of its own:
 
@@ -27,7 +29,7 @@ from typing import Any
 
 from powerprop_jax import _moved, continual, costs, nets
 from powerprop_jax.core import distributions, masks, schedules, scores
-from powerprop_jax.core.distributions import er, erk, uniform
+from powerprop_jax.core.distributions import erk, uniform
 from powerprop_jax.core.masks import Masks, apply_masks
 from powerprop_jax.core.reparam import psi, psi_derivative, psi_inverse
 from powerprop_jax.core.select import (
@@ -36,8 +38,7 @@ from powerprop_jax.core.select import (
   is_weight,
   selection_table,
 )
-from powerprop_jax.core.topk import top_k_mask, top_k_masks
-from powerprop_jax.core.topk_columns import top_k_columns
+from powerprop_jax.core.topk import top_k_mask
 from powerprop_jax.core.trees import Select
 from powerprop_jax.costs.summary import summary_table
 from powerprop_jax.nets.scope import power_scope
@@ -67,8 +68,10 @@ from powerprop_jax.optim.views import (
   with_alpha,
   with_masks,
 )
+from powerprop_jax.products.dct import with_dct
+from powerprop_jax.products.observe import observe
+from powerprop_jax.products.walk import leaf_axes, products
 from powerprop_jax.prune import at_init
-from powerprop_jax.prune.at_init import force, grasp, snip, synflow
 from powerprop_jax.prune.iterative import (
   Cycle,
   Rewind,
@@ -76,6 +79,7 @@ from powerprop_jax.prune.iterative import (
   iterative_pruning,
 )
 from powerprop_jax.prune.one_shot import prune, sweep
+from powerprop_jax.sparse.network import condense, expand, without_zeros
 
 __version__ = '0.1.0'
 
@@ -94,6 +98,7 @@ __all__ = (
   'apply_masks',
   'at_init',
   'by_regex',
+  'condense',
   'continual',
   'costs',
   'current_masks',
@@ -103,23 +108,24 @@ __all__ = (
   'drop_in',
   'dsr',
   'effective_params',
-  'er',
   'erk',
   'exclude',
-  'force',
+  'expand',
   'geometric_sparsities',
   'gradual_pruning',
-  'grasp',
   'init',
   'is_weight',
   'iterative_pruning',
   'latent_params',
+  'leaf_axes',
   'masks',
   'near_zero_controller',
   'nets',
+  'observe',
   'one_shot_pruning',
   'power_scope',
   'powerprop',
+  'products',
   'prune',
   'psi',
   'psi_derivative',
@@ -129,21 +135,19 @@ __all__ = (
   'scores',
   'selection_table',
   'snfs',
-  'snip',
   'sparse_evolution',
   'sparse_start',
   'sparsify',
   'static',
   'summary_table',
   'sweep',
-  'synflow',
-  'top_k_columns',
   'top_k_mask',
-  'top_k_masks',
   'top_kast',
   'uniform',
   'with_alpha',
+  'with_dct',
   'with_masks',
+  'without_zeros',
 )
 
 _moved.keep_modules()

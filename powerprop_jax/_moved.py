@@ -13,19 +13,22 @@ _NAMES = {
   'at_init': (
     *('LayerCollapseWarning', 'classification_loss', 'iterative_snip'),
     *('masks_from_scores', 'neutral_norm_state', 'synflow_masks'),
+    *('force', 'grasp', 'snip', 'synflow'),
   ),
   'costs': (
     *('flops_table', 'inference_flops', 'layer_costs', 'model_bytes'),
     'training_flops',
   ),
-  'distributions': ('equal_per_filter', 'equal_per_layer'),
+  'core.topk': ('top_k_masks',),
+  'core.topk_columns': ('top_k_columns',),
+  'distributions': ('equal_per_filter', 'equal_per_layer', 'er'),
   'masks': (
     *('density', 'full_masks', 'intersect', 'num_kept', 'overlap'),
     *('pack_masks', 'union', 'unpack_masks'),
   ),
   'nets': (
     *('CondensedConv2D', 'CondensedLinear', 'DctConv2D', 'DctLinear'),
-    *('condense', 'expand', 'faster_supports', 'supports'),
+    *('faster_supports', 'supports'),
   ),
   'optim.alpha': ('AlphaState', 'next_alpha'),
   'schedules': ('at', 'constant', 'every', 'never', 'one_shot', 'polynomial'),

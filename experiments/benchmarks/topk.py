@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import experiments
-import powerprop_jax as pp
+from powerprop_jax.core import topk
 from powerprop_jax.files import json_files, tables
 from powerprop_jax.files.tables import Row
 from powerprop_jax.train.cli import timing
@@ -121,7 +121,7 @@ def _measure(name: str, leaves: list[jax.Array], config: Config) -> list[Row]:
     return numpy_flat >= np.partition(numpy_flat, cut)[cut]
 
   programs: dict[str, Callable[[], Any]] = {
-    'top_k_masks': lambda: pp.top_k_masks(leaves, k),
+    'top_k_masks': lambda: topk.top_k_masks(leaves, k),
     'numpy.partition': with_partition,
     'jax.lax.top_k': lambda: with_top_k(flat),
     'jax.numpy.sort': lambda: with_sort(flat),

@@ -54,13 +54,13 @@ _BUDGETS = {
   'uniform': pp.uniform,
   'epf': distributions.equal_per_filter,
   'epl': distributions.equal_per_layer,
-  'er': pp.er,
+  'er': pp.distributions.er,
   'erk': pp.erk,
 }
 MOVING = ('set', 'rigl')
 _IN_STEPS: dict[str, Callable[..., pp.Masks]] = {
   'iterative_snip': at_init.iterative_snip,
-  'force': pp.force,
+  'force': pp.at_init.force,
 }
 SCORED = tuple(n for n in NAMES if n not in _BUDGETS and n not in MOVING)
 
@@ -233,9 +233,9 @@ def find(
       scorer.loss_fn, theta, batches, sparsity, steps=config.rounds
     )
   if name == 'snip':
-    found = pp.snip(scorer.loss_fn, theta, batches(0))
+    found = pp.at_init.snip(scorer.loss_fn, theta, batches(0))
   elif name == 'grasp':
-    found = pp.grasp(scorer.grasp_loss_fn, theta, batches(0))
+    found = pp.at_init.grasp(scorer.grasp_loss_fn, theta, batches(0))
   else:
     found = scores.magnitude(theta)
   return at_init.masks_from_scores(found, sparsity)

@@ -188,7 +188,7 @@ def share_out(
     select = pp.exclude(select, f'^{re.escape(leaves[0])}$')
   functions: dict[str, Callable[..., dict[str, float]]] = {
     'uniform': pp.uniform,
-    'er': pp.er,
+    'er': pp.distributions.er,
   }
   function = functions.get(distribution, pp.erk)
   return function(shapes, sparsity, select=select)

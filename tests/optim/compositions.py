@@ -186,7 +186,7 @@ ALPHAS = (
 # What each option of a method may be; '' leaves it out.
 _LEAVES = {
   'sparsity': ('0.5', '0.25', '0.75', '0.0'),
-  'distribution': ('', '', '', 'pp.uniform', 'pp.er', 'pp.erk'),
+  'distribution': ('', '', '', 'pp.uniform', 'pp.distributions.er', 'pp.erk'),
   'select': ('',) * 8 + ("pp.by_regex('m/w')",),
 }
 _PATTERNED = _LEAVES | {
