@@ -230,9 +230,14 @@ def test_costs_and_budgets_are_those_of_haiku(library, kind):
   def facts(library):
     net = _Network(library, kind)
     images = _digits()[0][:1]
-    uses = walk.products(net.fn, net.theta, images)
-    macs = [p.macs for n in sorted(net.axes) for p in uses[n].products]
-    return macs, [pp.erk(net.theta, 0.9)[name] for name in sorted(net.axes)]
+    costs = pp.costs.function_costs(net.fn, net.theta, images)
+    sparsities = pp.erk(net.theta, 0.9)
+    counted = [
+      (cost.kind, cost.weights, cost.biases, cost.outputs, cost.macs)
+      for cost in costs
+    ]
+    flops = pp.costs.inference_flops(costs, sparsities)
+    return counted, flops, [sparsities[name] for name in sorted(net.axes)]
 
   assert facts(library) == facts('haiku')
 

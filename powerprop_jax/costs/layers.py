@@ -9,7 +9,7 @@ import haiku as hk
 import jax
 
 from powerprop_jax.core import trees
-from powerprop_jax.core.trees import Tree
+from powerprop_jax.core.trees import Params, Tree
 from powerprop_jax.products import walk
 from powerprop_jax.products.walk import Product
 
@@ -99,18 +99,47 @@ def layer_costs(
   place = list(inspect.signature(net.apply).parameters)[len(variables) :]
   keys = (key,) if place[:1] == ['rng'] else ()
 
-  closed = jax.make_jaxpr(lambda v, k, a: call(net.apply, a, *v, *k))(
-    variables, keys, arrays
+  return function_costs(
+    lambda theta, a, states, k: call(net.apply, a, theta, *states, *k),
+    variables[0],
+    arrays,
+    variables[1:],
+    keys,
   )
-  theta = trees.by_path(variables[0])
-  num_others = len(jax.tree.leaves((variables[1:], keys)))
-  origins: list[walk.Origin] = [frozenset({name}) for name in theta]
-  origins += [frozenset()] * num_others + [None] * len(arrays)
+
+
+def function_costs(
+  fn: Callable[..., Any], theta: Params, *args: Any
+) -> tuple[LayerCost, ...]:
+  """The layers of any function fn(theta, *args), in order of first use.
+
+  As layer_costs, for networks of other libraries. The first axis of the first
+  array in args counts the examples.
+
+  Example:
+    >>> fn = lambda theta, x: x @ theta['weight'].T
+    >>> theta = {'weight': jnp.ones((2, 3))}
+    >>> cost, = function_costs(fn, theta, jnp.ones((5, 3)))
+    >>> cost.leaf, cost.weights, cost.biases, cost.outputs, cost.macs
+    ('weight', 6, 2, 2, 6)
+  """
+  arrays = [leaf for leaf in jax.tree.leaves(args) if _is_array(leaf)]
+  if not arrays:
+    raise ValueError(
+      'costs need an example of what the function is called with besides its '
+      'weights: function_costs(fn, theta, images).'
+    )
+  leaves = trees.by_path(theta)
   found = walk.find_products(
-    closed, origins, {name: value.size for name, value in theta.items()}
+    jax.make_jaxpr(fn)(theta, *args),
+    [
+      *(frozenset({name}) for name in leaves),
+      *[None] * len(jax.tree.leaves(args)),
+    ],
+    {name: value.size for name, value in leaves.items()},
   )
   batch_size = arrays[0].shape[0] if arrays[0].shape else 1
-  return tuple(_merge(found, theta, batch_size))
+  return tuple(_merge(found, leaves, batch_size))
 
 
 def _is_array(value: object) -> bool:
