@@ -9,6 +9,10 @@ each shape of a leaf. A leaf whose density would exceed 1 is dense, and the rest
 is solved again. Only shapes matter, so jax.ShapeDtypeStruct leaves do as well
 as arrays.
 
+What is an input, an output or a layer of a stack, the names of the leaves say,
+or axes, {'module/name': Axes} as products.leaf_axes finds them: a stack of
+layers gets the sparsity that its layers would get alone.
+
 A leaf may be fixed by an override, {pattern: sparsity}; patterns are regular
 expressions searched for in 'module/name', and the first match counts. The
 others then make up for it: fixing the last layer at a low sparsity makes the
@@ -24,8 +28,9 @@ from typing import Any, Protocol, TypeAlias
 
 import jax
 
-from powerprop_jax.core import masks
+from powerprop_jax.core import layouts, masks
 from powerprop_jax.core import select as select_lib
+from powerprop_jax.core.layouts import Layout, LeafAxes
 from powerprop_jax.core.trees import Params, Select
 
 # One for all selected leaves together, or {'module/name': sparsity}.
@@ -120,6 +125,7 @@ class _Overridable(Protocol):
     *,
     select: Select = ...,
     overrides: Overrides | None = None,
+    axes: LeafAxes | None = None,
   ) -> dict[str, float]: ...
 
 
@@ -134,11 +140,15 @@ def _distribution(
     *,
     select: Select = select_lib.is_weight,
     overrides: Overrides | None = None,
+    axes: LeafAxes | None = None,
   ) -> dict[str, float]:
     leaves = select_lib.selected(select, theta)
-    shapes = {name: tuple(leaf.shape) for name, leaf in leaves.items()}
+    layers = {
+      name: layouts.layout(name, tuple(leaf.shape), axes)
+      for name, leaf in leaves.items()
+    }
     fixed = match_overrides(tuple(leaves), overrides)
-    return _share_out(shapes, sparsity, fixed, relative_density)
+    return _share_out(layers, sparsity, fixed, relative_density)
 
   # As functools.wraps, but for the signature.
   for attribute in ('__doc__', '__module__', '__name__', '__qualname__'):
@@ -288,17 +298,17 @@ def match_overrides(
 
 
 def _share_out(
-  shapes: Mapping[str, tuple[int, ...]],
+  layers: Mapping[str, Layout],
   sparsity: float,
   fixed: Mapping[str, float],
   relative_density: Callable[[Sequence[int]], Fraction],
 ) -> Shares:
-  """Densities ε · relative_density(shape), at most 1, that meet the budget.
+  """Densities ε · relative_density(layer), at most 1, that meet the budget.
 
   In fractions, so that 0.9 comes back as 0.9 and no tolerance is needed.
   """
   masks.check_sparsity(sparsity)
-  sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+  sizes = {name: math.prod(layer.stored) for name, layer in layers.items()}
   target = 1 - _exact(sparsity)
   density = {
     name: 1 - _exact(fixed[name]) if name in fixed else target for name in sizes
@@ -310,7 +320,10 @@ def _share_out(
   _check_budget(budget, sum(sizes[name] for name in free), sparsity, fixed)
 
   while free:
-    raw = {name: relative_density(shapes[name]) for name in free}
+    raw = {
+      name: relative_density(layers[name].axes.layer(layers[name].stored))
+      for name in free
+    }
     epsilon = budget / sum(raw[name] * sizes[name] for name in free)
     # Making these dense raises ε for the others, so none of them comes back.
     dense = [name for name in free if epsilon * raw[name] > 1]

@@ -17,6 +17,8 @@ import math
 import re
 from typing import NamedTuple, TypeAlias
 
+import jax
+
 # What leaves that are weights are called, and by whom.
 WEIGHT_NAMES = {
   'w': 'Haiku',
@@ -61,6 +63,8 @@ class Axes(NamedTuple):
       >>> Axes(inputs=(1,), outputs=(0,), window=(2, 3)).layer((8, 4, 3, 3))
       (3, 3, 4, 8)
     """
+    if not self.inputs and not self.window:
+      return tuple(shape[axis] for axis in self.outputs)
     size = lambda axes: math.prod(shape[axis] for axis in axes)
     window = tuple(shape[axis] for axis in self.window)
     return (*window, size(self.inputs), size(self.outputs))
@@ -68,6 +72,53 @@ class Axes(NamedTuple):
 
 # Of each leaf, by 'module/name'.
 LeafAxes: TypeAlias = Mapping[str, Axes]
+
+
+class Layout(NamedTuple):
+  """A leaf as [..., in, neurons], in whatever order it is stored.
+
+  A neuron is an output of a layer. What is stored so already stays as it is.
+  """
+
+  axes: Axes
+  stored: Shape
+
+  @property
+  def shape(self) -> Shape:
+    """[*window, in, out], or [inputs, neurons] of a leaf that is moved.
+
+    Example:
+      >>> Layout(Axes((1,), (0,)), (8, 4)).shape
+      (4, 8)
+    """
+    if self._is_plain():
+      return self.stored
+    neurons = math.prod(self.stored[axis] for axis in self._last())
+    return math.prod(self.stored) // max(neurons, 1), neurons
+
+  def to_neurons(self, x: jax.Array) -> jax.Array:
+    """An array like the leaf, in this shape."""
+    return (
+      x if self._is_plain() else x.transpose(self._order()).reshape(self.shape)
+    )
+
+  def from_neurons(self, x: jax.Array) -> jax.Array:
+    """Undoes to_neurons."""
+    if self._is_plain():
+      return x
+    order = self._order()
+    x = x.reshape([self.stored[axis] for axis in order])
+    return x.transpose([order.index(axis) for axis in range(len(order))])
+
+  def _last(self) -> tuple[int, ...]:
+    return (*self.axes.repeats, *self.axes.outputs)
+
+  def _order(self) -> tuple[int, ...]:
+    return (*self.axes.window, *self.axes.inputs, *self._last())
+
+  def _is_plain(self) -> bool:
+    in_order = self._order() == tuple(range(len(self.stored)))
+    return in_order and len(self._last()) <= 1
 
 
 def is_weight_name(module_name: str, name: str) -> bool:
@@ -78,6 +129,24 @@ def is_weight_name(module_name: str, name: str) -> bool:
     (True, False)
   """
   return name in WEIGHT_NAMES and not _NO_WEIGHTS.search(module_name)
+
+
+def as_stored(shape: Shape) -> Layout:
+  """The layout that leaves a leaf of this shape as it is."""
+  axes = tuple(range(len(shape)))
+  return Layout(Axes(axes[:-1], axes[-1:]), shape)
+
+
+def layout(path: str, shape: Shape, axes: LeafAxes | None) -> Layout:
+  """The layout of a leaf, by its axes if there are some, or by its name.
+
+  Example:
+    >>> layout('fc/weight', (8, 4), None).shape
+    (4, 8)
+  """
+  found = (axes or {}).get(path)
+  module_name, _, name = path.rpartition('/')
+  return Layout(found or by_name(module_name, name, shape), shape)
 
 
 def by_name(module_name: str, name: str, shape: Shape) -> Axes:

@@ -1,7 +1,7 @@
 """Patterns: which connections of a leaf may exist together, k of each group.
 
     unstructured      one group, the leaf: k of its weights, wherever they are
-    constant_fan_in   a group for each neuron, an index of the last axis:
+    constant_fan_in   a group for each neuron, an output of a layer:
       [in, out]                 k of the n_in = in inputs of each output
       [height, width, in, out]  k of the n_in = height · width · in
 
@@ -18,12 +18,14 @@ import jax.numpy as jnp
 
 from powerprop_jax.core import (
   distributions,
+  layouts,
   masks,
   names,
   topk,
   topk_columns,
 )
 from powerprop_jax.core.counting import Count
+from powerprop_jax.core.layouts import Layout, LeafAxes
 
 # What a user calls a pattern.
 Structure = Literal['unstructured', 'constant_fan_in']
@@ -35,6 +37,8 @@ _PARTS = 2**20
 
 class Pattern(NamedTuple):
   """How a leaf is divided into groups, and how many of each may exist.
+
+  The functions take leaves, and their shapes, in the layout of the pattern.
 
   Attributes:
     name: what users call it.
@@ -54,6 +58,17 @@ class Pattern(NamedTuple):
   kept: Callable[[Mapping[str, float], Mapping[str, Shape]], dict[str, int]]
   top_k: Callable[[jax.Array, Count, jax.Array | None], jax.Array]
   num_active: Callable[[jax.Array], jax.Array]
+
+  def layout(
+    self, path: str, shape: Shape, axes: LeafAxes | None = None
+  ) -> Layout:
+    """How a leaf is to be laid out: [..., neurons], if there are groups.
+
+    By its axes, or else by its name.
+    """
+    if self.name == 'unstructured':
+      return layouts.as_stored(shape)
+    return layouts.layout(path, shape, axes)
 
 
 def _kept_weights(

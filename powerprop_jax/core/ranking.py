@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from powerprop_jax.core import patterns, topk, trees
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.counting import Count
+from powerprop_jax.core.layouts import LeafAxes
 from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.patterns import Pattern
 from powerprop_jax.core.trees import NamedLeaf, Select, Tree
@@ -23,6 +24,7 @@ def masks_from_counts(
   among: Masks | None = None,
   select: Select = select_lib.is_weight,
   pattern: Pattern = patterns.UNSTRUCTURED,
+  axes: LeafAxes | None = None,
 ) -> Masks:
   """Masks that keep a given number of the largest scores.
 
@@ -33,6 +35,7 @@ def masks_from_counts(
     among: masks like scores; only weights where they are True are kept, which
       may then be fewer than the count.
     select: the one the counts were made with; masks of other leaves are True.
+    axes: of leaves whose names do not say them, for a pattern; see layouts.
 
   Example:
     >>> scores = {'a': {'w': jnp.array([[1., 4.]])},
@@ -51,11 +54,14 @@ def masks_from_counts(
       f'{", ".join(leaves)}. Make them with the same select.'
     )
   eligible = dict.fromkeys(leaves) if among is None else trees.by_path(among)
-  kept = {
-    name: pattern.top_k(leaf, counts[name], eligible[name])
-    for name, leaf in leaves.items()
-    if name not in shared
-  }
+  kept = {}
+  for name, leaf in leaves.items():
+    if name not in shared:
+      layout, allowed = pattern.layout(name, leaf.shape, axes), eligible[name]
+      if allowed is not None:
+        allowed = layout.to_neurons(allowed)
+      best = pattern.top_k(layout.to_neurons(leaf), counts[name], allowed)
+      kept[name] = layout.from_neurons(best)
   if shared:
     # A list, so that ties are broken in the order of the leaves of the tree.
     ranked = [leaves[name] for name in shared]

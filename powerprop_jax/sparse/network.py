@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from powerprop_jax.core import layouts, trees
+from powerprop_jax.core import layouts, names, trees
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core.layouts import Axes
 from powerprop_jax.core.masks import Masks
@@ -159,7 +159,7 @@ def _conv(
   y = weight.convolve(x, window, name=held.view.leaf)
   if y is None and jax.default_backend() == 'cpu':
     kernel = weight.dense().astype(x.dtype)
-    y = plain_convolution.convolve(x, kernel, strides[0], window.pads)
+    y = plain_convolution.convolve(x, kernel, window)
   if y is None:
     return None
   by_out = [out[0], out[2], out[3], out[1]]
@@ -377,10 +377,7 @@ def without_zeros(
     leaf  connections  of  held       why
     w               2   4  condensed
   """
-  if execution not in get_args(Execution):
-    raise ValueError(
-      f"execution must be 'condensed' or 'auto', got {execution!r}."
-    )
+  names.check_choice('execution', execution, get_args(Execution))
   masks_lib.check_same_shapes(theta, masks, 'theta', 'masks')
   theta = jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), theta

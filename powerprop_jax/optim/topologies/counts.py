@@ -6,7 +6,8 @@ shapes whenever a function is traced, so that they never travel in a state.
 
 from collections.abc import Callable, Mapping
 import dataclasses
-from typing import TypedDict
+import functools
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from powerprop_jax.core import (
 )
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.distributions import Distribution, Sparsity
+from powerprop_jax.core.layouts import Layout, LeafAxes
 from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.patterns import Pattern, Structure
 from powerprop_jax.core.schedules import Schedule
@@ -36,10 +38,13 @@ class Leaves(TypedDict, total=False):
       the start: erk for static, SET and RigL, uniform for the others. With
       overrides it is functools.partial(erk, overrides=...).
     select: which leaves are masked; is_weight.
+    axes: of leaves whose names do not say which are inputs and which outputs,
+      {'module/name': Axes}, as pp.leaf_axes finds them.
   """
 
   distribution: Distribution
   select: Select
+  axes: LeafAxes | None
 
 
 class Patterned(Leaves, total=False):
@@ -74,6 +79,7 @@ class Budget:
   distribution: Distribution = distributions.erk
   select: Select = select_lib.is_weight
   structure: Structure = 'unstructured'
+  axes: LeafAxes | None = None
 
   def __post_init__(self) -> None:
     patterns.named(self.structure)
@@ -92,8 +98,16 @@ class Budget:
     empty for a tree without leaves. Refuses a sparsity that leaves nothing of a
     leaf.
     """
-    shapes = {name: jnp.shape(x) for name, x in trees.by_path(theta).items()}
-    return self.pattern.kept(self._sparsities(theta), shapes)
+    return self.pattern.kept(self._sparsities(theta), self.shapes(theta))
+
+  def layout(self, path: str, leaf: jax.Array) -> Layout:
+    """How the pattern has the leaf of this name."""
+    return self.pattern.layout(path, jnp.shape(leaf), self.axes)
+
+  def shapes(self, theta: Params) -> dict[str, tuple[int, ...]]:
+    """{'module/name': shape} of all leaves as the pattern has them."""
+    leaves = trees.by_path(theta).items()
+    return {path: self.layout(path, leaf).shape for path, leaf in leaves}
 
   def random_masks(self, key: jax.Array, theta: Params) -> Masks:
     """Masks with these counts, drawn uniformly; the same on any devices."""
@@ -104,6 +118,7 @@ class Budget:
       self.counts(theta),
       select=self.select,
       pattern=self.pattern,
+      axes=self.axes,
     )
 
   def _sparsities(self, theta: Params) -> Mapping[str, float]:
@@ -116,11 +131,12 @@ class Budget:
         'distribution must be a function such as pp.erk or pp.uniform, got '
         f'{self.distribution!r}.'
       )
-    by_leaf = (
-      self.sparsity
-      if isinstance(self.sparsity, Mapping)
-      else self.distribution(theta, self.sparsity, select=self.select)
-    )
+    by_leaf = self.sparsity
+    if not isinstance(by_leaf, Mapping):
+      share: Any = self.distribution
+      # A distribution of one's own need not know of axes.
+      share = functools.partial(share, axes=self.axes) if self.axes else share
+      by_leaf = share(theta, by_leaf, select=self.select)
     distributions.check_by_leaf(by_leaf, names)
     if isinstance(by_leaf, distributions.Shares):
       return by_leaf

@@ -88,6 +88,8 @@ def drop_grow(
 
     def move(leaf: NamedLeaf, mask: jax.Array, grow: jax.Array) -> jax.Array:
       drop = scores.magnitude(leaf.value)
+      layout = budget.layout(leaf.path, mask)
+      mask, drop, grow = map(layout.to_neurons, (mask, drop, grow))
       active = counts.num_active(mask)
       dropped = counts.share(fraction, active)
       k: Count = start[leaf.path]
@@ -97,7 +99,8 @@ def drop_grow(
       elif ablation is not None and ablation.select(*leaf):
         merit = grow if counts_growth else None
         k = ablation.fan_ins_left(mask, drop, merit, dropped, start[leaf.path])
-      return drop_and_grow(mask, drop, grow, dropped, k, pattern)
+      moved = drop_and_grow(mask, drop, grow, dropped, k, pattern)
+      return layout.from_neurons(moved)
 
     moved = counts.map_masks(move, budget.select, rewiring, growth(rewiring))
     return moved, rewiring.memory

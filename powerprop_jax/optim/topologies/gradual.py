@@ -84,8 +84,9 @@ def gradual(
 
   def sizes_of(theta: Params) -> dict[str, int]:
     """How many weights a group of each leaf has, and all leaves together."""
-    chosen = select_lib.selected(select, theta).items()
-    sizes = {path: pattern.groups(x.shape)[1] for path, x in chosen}
+    shapes = budget.shapes(theta)
+    chosen = select_lib.selected(select, theta)
+    sizes = {path: pattern.groups(shapes[path])[1] for path in chosen}
     return {**sizes, ranking.SHARED: sum(sizes.values())}
 
   def kept(theta: Params) -> dict[str, int]:
@@ -122,7 +123,12 @@ def gradual(
         _with_best_on_top, select, ranked, rewiring.masks
       )
     smaller = ranking.masks_from_counts(
-      ranked, left, among=rewiring.masks, select=select, pattern=pattern
+      ranked,
+      left,
+      among=rewiring.masks,
+      select=select,
+      pattern=pattern,
+      axes=budget.axes,
     )
     return smaller, rewiring.memory
 

@@ -165,7 +165,10 @@ def snfs(
 
     def move(leaf: NamedLeaf, mask: jax.Array, grow: jax.Array) -> jax.Array:
       drop, num = scores.magnitude(leaf.value), plan[leaf.path]
-      return drop_grow.drop_and_grow(mask, drop, grow, *num, budget.pattern)
+      layout = budget.layout(leaf.path, mask)
+      mask, drop, grow = map(layout.to_neurons, (mask, drop, grow))
+      moved = drop_grow.drop_and_grow(mask, drop, grow, *num, budget.pattern)
+      return layout.from_neurons(moved)
 
     moved = counts.map_masks(move, select, rewiring, ranked)
     return moved, _corrected(memory, missing)
@@ -199,8 +202,8 @@ def _redistributed(
   if budget.pattern is patterns.UNSTRUCTURED:
     grown, missing = exact_growth(jnp.sum(dropped), correction, share, room)
     return left + grown, missing
-  start, leaves = budget.counts(theta), trees.by_path(theta)
-  groups = [budget.pattern.groups(leaves[name].shape)[0] for name in start]
+  start, shapes = budget.counts(theta), budget.shapes(theta)
+  groups = [budget.pattern.groups(shapes[name])[0] for name in start]
   neurons = jnp.array(groups, jnp.int32)
   # From the start: what whole inputs left over the last time counts too.
   total = jnp.sum(jnp.array(list(start.values()), jnp.int32) * neurons)
