@@ -10,7 +10,6 @@ only moved or cast on its way, that is followed. A leaf that is used otherwise,
 or is faster so, is given to fn as a dense copy.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 import dataclasses
 import math
@@ -54,22 +53,17 @@ class Connections(NamedTuple):
 
 
 class Products:
-  """The rule by which rewrite.run multiplies by Connections.
-
-  Attributes:
-    others: {'module/name': what it was made dense for}.
-  """
+  """The rule by which rewrite.run multiplies by Connections."""
 
   def __init__(
     self, axes: layouts.LeafAxes, shapes: Mapping[str, tuple[int, ...]]
   ):
     self._axes, self._shapes = axes, shapes
-    self.others = defaultdict[str, set[str]](set)
 
   def dense(self, held: Held, used_by: str) -> jax.Array:
     """One layer of the leaf as an array."""
+    del used_by
     leaf = held.view.leaf
-    self.others[leaf].add(used_by)
     entries = linear.dense(*held.value)
     return moves.layer(entries, self._axes[leaf], self._shapes[leaf])
 
@@ -401,7 +395,7 @@ def without_zeros(
   tasks = _tasks(WithoutZeros(fn, theta, places, condensed), condensed, args)
   leaves = {}
   for name, place in places.items():
-    others = ', '.join(uses[name].others)
+    others = ', '.join(_others(uses[name], place.axes))
     held, why = 'condensed', f'and dense for {others}' if others else ''
     if name not in tasks:
       held = 'dense'
@@ -426,6 +420,12 @@ def _with_holes(masks: Masks) -> dict[str, _Places]:
       axes = layouts.by_name(leaf.module_name, leaf.name, mask.shape)
       found[leaf.path] = _Places(mask, axes, axes)
   return found
+
+
+def _others(uses: walk.Uses, axes: Axes) -> list[str]:
+  """What a leaf is used for besides products with these axes."""
+  differ = any(product.axes != axes for product in uses.products)
+  return [*uses.others, *(['a product over other axes'] if differ else [])]
 
 
 def _usable_axes(uses: walk.Uses) -> Axes | None:

@@ -163,6 +163,17 @@ def test_ways_to_a_product(way):
   _check(fn, {'w': _normal(8, 8)}, _normal(5, 8), held=held)
 
 
+def test_the_table_says_what_else_a_leaf_is_used_for():
+  def fn(theta, tokens):
+    return theta['w'][tokens] @ theta['w'].T @ theta['w']
+
+  theta = {'w': _normal(8, 8)}
+  run = _check(fn, theta, jnp.arange(3), held=['w'])
+  assert run.leaves['w'].why == (
+    'and dense for gather, a product over other axes'
+  )
+
+
 def test_a_rule_of_its_own_is_kept_unless_it_is_a_product():
   @jax.custom_vjp
   def straight_through(w):
