@@ -173,6 +173,15 @@ class RefusalsTest(parameterized.TestCase):
       with self.assertRaisesRegex(ValueError, message):
         ALL[name](_SGD, **({'sparsity': 0.7} | options)).init(_theta())
 
+  @parameterized.parameters(*ALL)
+  def test_options_that_there_are_not(self, name):
+    unknown = {'selekt': None}, "'selekt' here. Did you mean 'select'"
+    fan_in = _FAN_IN, "no option 'structure' here"
+    cases = [unknown, fan_in] if name in ('dsr', 'top_kast') else [unknown]
+    for options, message in cases:
+      with self.assertRaisesRegex(TypeError, message):
+        ALL[name](_SGD, 0.7, **options)
+
   @parameterized.product(name=tuple(ALL), sparsity=(-0.5, 1.0, NAN))
   def test_sparsities_outside_the_unit_interval(self, name, sparsity):
     message = rf'sparsity must be in \[0, 1\), got {sparsity}'

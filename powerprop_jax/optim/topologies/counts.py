@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from powerprop_jax.core import (
   distributions,
   masks,
+  names,
   patterns,
   ranking,
   scores,
@@ -57,6 +58,25 @@ class Patterned(Leaves, total=False):
   """
 
   structure: Structure
+
+
+def check_options(options: Leaves, known: type[Leaves]) -> None:
+  """Refuses options that a method does not have, with the nearest name.
+
+  Example:
+    >>> check_options({'selekt': None}, Leaves)
+    Traceback (most recent call last):
+      ...
+    TypeError: there is no option 'selekt' here. Did you mean 'select'? There
+    are: axes, distribution, select.
+  """
+  there_are = sorted(known.__annotations__)
+  for name in options:
+    if name not in there_are:
+      raise TypeError(
+        f'there is no option {name!r} here.{names.hint(name, there_are)} There '
+        f'are: {", ".join(there_are)}.'
+      )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,11 @@ from powerprop_jax.core.patterns import Pattern
 from powerprop_jax.core.schedules import Schedule, When
 from powerprop_jax.core.trees import NamedLeaf, Tree
 from powerprop_jax.optim.topologies import counts
-from powerprop_jax.optim.topologies.counts import Budget, Patterned
+from powerprop_jax.optim.topologies.counts import (
+  Budget,
+  Patterned,
+  check_options,
+)
 from powerprop_jax.optim.topologies.neuron_ablation import Ablation
 from powerprop_jax.optim.topology import Rewiring, Topology
 
@@ -72,6 +76,7 @@ def drop_grow(
     As for aliases.sparse_evolution and aliases.rigl; with constant fan-in after
     the code of Lasby et al.
   """
+  check_options(leaves, Patterned)
   budget = Budget(sparsity, **leaves)
   pattern = budget.pattern
   if ablation is not None and pattern is not patterns.CONSTANT_FAN_IN:

@@ -19,7 +19,7 @@ from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.schedules import When
 from powerprop_jax.core.trees import NamedLeaf, Params
 from powerprop_jax.optim.topologies import allocation, counts
-from powerprop_jax.optim.topologies.counts import Budget, Leaves
+from powerprop_jax.optim.topologies.counts import Budget, Leaves, check_options
 from powerprop_jax.optim.topology import Rewiring, Topology
 
 _TOLERANCE = 0.1
@@ -67,6 +67,7 @@ def dsr(
     code.
   """
   leaves.setdefault('distribution', distributions.uniform)
+  check_options(leaves, Leaves)
   budget = Budget(sparsity, **leaves)
   select = budget.select
   if operator.index(num_dropped) < 1:

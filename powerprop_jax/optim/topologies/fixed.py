@@ -9,7 +9,11 @@ from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core.distributions import Sparsity
 from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.trees import Params
-from powerprop_jax.optim.topologies.counts import Budget, Patterned
+from powerprop_jax.optim.topologies.counts import (
+  Budget,
+  Patterned,
+  check_options,
+)
 from powerprop_jax.optim.topology import Topology
 
 
@@ -46,6 +50,7 @@ def at_random(sparsity: Sparsity, **leaves: Unpack[Patterned]) -> Topology:
     "Static" in Evci et al., Rigging the lottery, 2020, section 3
     (https://arxiv.org/abs/1911.11134).
   """
+  check_options(leaves, Patterned)
   budget = Budget(sparsity, **leaves)
   return Topology(
     lambda key, theta: (budget.random_masks(key, theta), ()), regrow='zero'

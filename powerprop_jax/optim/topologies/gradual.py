@@ -26,7 +26,11 @@ from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.schedules import When
 from powerprop_jax.core.trees import Params, Tree
 from powerprop_jax.optim.topologies import counts
-from powerprop_jax.optim.topologies.counts import Budget, Patterned
+from powerprop_jax.optim.topologies.counts import (
+  Budget,
+  Patterned,
+  check_options,
+)
 from powerprop_jax.optim.topology import Rewiring, Topology
 
 Scope = Literal['layer', 'global']
@@ -68,6 +72,7 @@ def gradual(
     As for aliases.gradual_pruning.
   """
   leaves.setdefault('distribution', distributions.uniform)
+  check_options(leaves, Patterned)
   budget = Budget(sparsity, **leaves)
   pattern, select = budget.pattern, budget.select
   names.check_choice('scope', scope, get_args(Scope))

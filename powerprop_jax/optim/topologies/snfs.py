@@ -27,7 +27,11 @@ from powerprop_jax.core.trees import (
   Updates,
 )
 from powerprop_jax.optim.topologies import allocation, counts, drop_grow
-from powerprop_jax.optim.topologies.counts import Budget, Patterned
+from powerprop_jax.optim.topologies.counts import (
+  Budget,
+  Patterned,
+  check_options,
+)
 from powerprop_jax.optim.topology import Rewiring, Topology
 
 # A layer with fewer zeros than this, and growing, drops no more than its zeros.
@@ -122,6 +126,7 @@ def snfs(
     Algorithm 1 of the paper, see aliases.snfs; steps 1, 3 and 5 as in its code.
   """
   leaves.setdefault('distribution', distributions.uniform)
+  check_options(leaves, Patterned)
   budget = Budget(sparsity, **leaves)
   select = budget.select
   schedule = counts.as_schedule(drop_fraction)

@@ -15,7 +15,7 @@ from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.schedules import When
 from powerprop_jax.core.trees import NamedLeaf, Params, Updates
-from powerprop_jax.optim.topologies.counts import Budget, Leaves
+from powerprop_jax.optim.topologies.counts import Budget, Leaves, check_options
 from powerprop_jax.optim.topology import Topology
 
 Norm = Literal['l1', 'l2']
@@ -67,6 +67,7 @@ def top_kast(
     raise ValueError(f'penalty must be at least 0, got {penalty}.')
   names.check_choice('norm', norm, get_args(Norm))
 
+  check_options(leaves, Leaves)
   leaves.setdefault('distribution', distributions.uniform)
   inside, around = (
     Budget(sparsity, **leaves)
