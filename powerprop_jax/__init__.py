@@ -41,6 +41,9 @@ from powerprop_jax.core.select import (
 from powerprop_jax.core.topk import top_k_mask
 from powerprop_jax.core.trees import Select
 from powerprop_jax.costs.summary import summary_table
+from powerprop_jax.jaxprs.dct import with_dct
+from powerprop_jax.jaxprs.observe import observe
+from powerprop_jax.jaxprs.walk import leaf_axes, products
 from powerprop_jax.nets.scope import power_scope
 from powerprop_jax.optim.adaptive import adaptive_alpha
 from powerprop_jax.optim.aliases import (
@@ -68,9 +71,6 @@ from powerprop_jax.optim.views import (
   with_alpha,
   with_masks,
 )
-from powerprop_jax.products.dct import with_dct
-from powerprop_jax.products.observe import observe
-from powerprop_jax.products.walk import leaf_axes, products
 from powerprop_jax.prune import at_init
 from powerprop_jax.prune.iterative import (
   Cycle,

@@ -16,7 +16,7 @@ from sklearn import datasets
 
 import powerprop_jax as pp
 from powerprop_jax.core import trees
-from powerprop_jax.products import moves, walk
+from powerprop_jax.jaxprs import moves, walk
 from powerprop_jax.sparse import kernel_choice, network
 
 # Shapes as Haiku has them: [height, width, in, out] and [in, out].

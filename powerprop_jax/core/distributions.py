@@ -10,7 +10,7 @@ is solved again. Only shapes matter, so jax.ShapeDtypeStruct leaves do as well
 as arrays.
 
 What is an input, an output or a layer of a stack, the names of the leaves say,
-or axes, {'module/name': Axes} as products.leaf_axes finds them: a stack of
+or axes, {'module/name': Axes} as pp.leaf_axes finds them: a stack of
 layers gets the sparsity that its layers would get alone.
 
 A leaf may be fixed by an override, {pattern: sparsity}; patterns are regular

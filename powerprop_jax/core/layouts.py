@@ -8,7 +8,7 @@ convolution. Libraries agree on neither names nor order:
                                 [heads, dim, out] in the layer called 'out'
     weight  [out, in, ...]      Equinox and PyTorch
 
-Where a network is at hand, powerprop_jax.products reads the axes off what it
+Where a network is at hand, powerprop_jax.jaxprs reads the axes off what it
 multiplies; otherwise the names above say which they are.
 """
 

@@ -10,8 +10,8 @@ import jax
 
 from powerprop_jax.core import trees
 from powerprop_jax.core.trees import Params, Tree
-from powerprop_jax.products import walk
-from powerprop_jax.products.walk import Product
+from powerprop_jax.jaxprs import walk
+from powerprop_jax.jaxprs.walk import Product
 
 Network: TypeAlias = hk.Transformed | hk.TransformedWithState
 

@@ -5,7 +5,7 @@
     run(values, x)                        # fn(theta⊙M, x), and faster
 
 The products of fn with a masked leaf become products of its connections
-(products/rewrite.py finds them, weight.py computes them); where a weight is
+(jaxprs/rewrite.py finds them, weight.py computes them); where a weight is
 only moved or cast on its way, that is followed. A leaf that is used otherwise,
 or is faster so, is given to fn as a dense copy.
 """
@@ -27,8 +27,8 @@ from powerprop_jax.core.layouts import Axes
 from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.trees import Params
 from powerprop_jax.files import tables
-from powerprop_jax.products import moves, rewrite, walk
-from powerprop_jax.products.rewrite import Found, Held
+from powerprop_jax.jaxprs import moves, rewrite, walk
+from powerprop_jax.jaxprs.rewrite import Found, Held
 from powerprop_jax.sparse import index as sparse_index
 from powerprop_jax.sparse import kernel_choice, linear, plain_convolution
 from powerprop_jax.sparse.convolution import Window

@@ -12,9 +12,9 @@ import small
 
 from powerprop_jax import nets
 from powerprop_jax.core import trees
+from powerprop_jax.jaxprs import dct
 from powerprop_jax.nets import fixup
 from powerprop_jax.nets.layers import forms
-from powerprop_jax.products import dct
 
 PLAIN = forms.Form()
 

@@ -11,7 +11,7 @@ import pytest
 
 from powerprop_jax import nets
 from powerprop_jax.core import trees
-from powerprop_jax.products import observe
+from powerprop_jax.jaxprs import observe
 from powerprop_jax.sparse import kernel_choice, network
 
 

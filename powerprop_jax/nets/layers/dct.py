@@ -27,8 +27,8 @@ import jax.numpy as jnp
 import jax.typing
 
 from powerprop_jax.core import names
+from powerprop_jax.jaxprs.dct import METHODS, cosine_weight, transform
 from powerprop_jax.nets.layers import parts
-from powerprop_jax.products.dct import METHODS, cosine_weight, transform
 from powerprop_jax.sparse import kernel_choice
 from powerprop_jax.sparse.linear import Kernel
 from powerprop_jax.sparse.weight import Condensed, Support

@@ -16,8 +16,8 @@ from jax.extend import core as jax_core
 
 from powerprop_jax.core import trees
 from powerprop_jax.core.trees import Params, Tree
-from powerprop_jax.products import moves, walk
-from powerprop_jax.products.moves import View
+from powerprop_jax.jaxprs import moves, walk
+from powerprop_jax.jaxprs.moves import View
 
 PRODUCTS = ('dot_general', 'conv_general_dilated')
 

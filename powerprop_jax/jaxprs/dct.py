@@ -27,8 +27,8 @@ from powerprop_jax.core import names, trees
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.layouts import Axes
 from powerprop_jax.core.trees import Params, Select
-from powerprop_jax.products import moves, observe, rewrite, walk
-from powerprop_jax.products.rewrite import Found, Held
+from powerprop_jax.jaxprs import moves, observe, rewrite, walk
+from powerprop_jax.jaxprs.rewrite import Found, Held
 
 # How the transform is applied: as a constant matrix that is added to the leaf,
 # by way of a Fourier transform, or what the shapes say.

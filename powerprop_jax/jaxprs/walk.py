@@ -19,8 +19,8 @@ from jax.extend import core as jax_core
 from powerprop_jax.core import trees
 from powerprop_jax.core.layouts import Axes
 from powerprop_jax.core.trees import Params
-from powerprop_jax.products import moves
-from powerprop_jax.products.moves import View
+from powerprop_jax.jaxprs import moves
+from powerprop_jax.jaxprs.moves import View
 
 # Names of the parameters a value was computed from; None: (also) from the data.
 Origin = frozenset[str] | None

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from powerprop_jax.core.layouts import Axes
-from powerprop_jax.products import moves, walk
+from powerprop_jax.jaxprs import moves, walk
 
 X = jnp.ones((5, 8))
 IMAGES = jnp.ones((2, 8, 8, 4))

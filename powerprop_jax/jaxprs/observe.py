@@ -11,8 +11,8 @@ from jax.extend import core as jax_core
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core import trees
 from powerprop_jax.core.trees import Params, Select, Tree
-from powerprop_jax.products import moves, rewrite
-from powerprop_jax.products.rewrite import Found, Held
+from powerprop_jax.jaxprs import moves, rewrite
+from powerprop_jax.jaxprs.rewrite import Found, Held
 
 
 def observe(

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 from powerprop_jax.core import trees
+from powerprop_jax.jaxprs import dct
 from powerprop_jax.nets.layers import dct as dct_layers
-from powerprop_jax.products import dct
 from powerprop_jax.sparse import kernel_choice, network
 
 X = jax.random.normal(jax.random.key(0), (3, 20))

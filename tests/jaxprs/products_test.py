@@ -3,8 +3,8 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from powerprop_jax.products import walk
-from powerprop_jax.products.walk import Product
+from powerprop_jax.jaxprs import walk
+from powerprop_jax.jaxprs.walk import Product
 from powerprop_jax.sparse import plain_convolution
 
 _X = jnp.ones((2, 3))
