@@ -38,14 +38,13 @@ from powerprop_jax.core.select import (
   is_weight,
   selection_table,
 )
-from powerprop_jax.core.topk import top_k_mask
+from powerprop_jax.core.top_k.topk import top_k_mask
 from powerprop_jax.core.trees import Select
 from powerprop_jax.costs.summary import summary_table
 from powerprop_jax.jaxprs.dct import with_dct
 from powerprop_jax.jaxprs.observe import observe
 from powerprop_jax.jaxprs.walk import leaf_axes, products
 from powerprop_jax.nets.scope import power_scope
-from powerprop_jax.optim.adaptive import adaptive_alpha
 from powerprop_jax.optim.aliases import (
   dsr,
   gradual_pruning,
@@ -56,7 +55,11 @@ from powerprop_jax.optim.aliases import (
   static,
   top_kast,
 )
-from powerprop_jax.optim.alpha import AlphaController, near_zero_controller
+from powerprop_jax.optim.alphas.adaptive import adaptive_alpha
+from powerprop_jax.optim.alphas.alpha import (
+  AlphaController,
+  near_zero_controller,
+)
 from powerprop_jax.optim.decay import decay_phi, decay_theta
 from powerprop_jax.optim.drop_in import drop_in, sparse_start
 from powerprop_jax.optim.powerprop import PowerState, powerprop

@@ -19,8 +19,8 @@ _NAMES = {
     *('flops_table', 'inference_flops', 'layer_costs', 'model_bytes'),
     'training_flops',
   ),
-  'core.topk': ('top_k_masks',),
-  'core.topk_columns': ('top_k_columns',),
+  'core.top_k.topk': ('top_k_masks',),
+  'core.top_k.topk_columns': ('top_k_columns',),
   'distributions': ('equal_per_filter', 'equal_per_layer', 'er'),
   'masks': (
     *('density', 'full_masks', 'intersect', 'num_kept', 'overlap'),
@@ -30,7 +30,7 @@ _NAMES = {
     *('CondensedConv2D', 'CondensedLinear', 'DctConv2D', 'DctLinear'),
     *('faster_supports', 'supports'),
   ),
-  'optim.alpha': ('AlphaState', 'next_alpha'),
+  'optim.alphas.alpha': ('AlphaState', 'next_alpha'),
   'schedules': ('at', 'constant', 'every', 'never', 'one_shot', 'polynomial'),
   'scores': ('gradient', 'magnitude', 'random', 'saliency'),
 }

@@ -2,8 +2,8 @@
 
 α is an array in the state, so that all runs take the same step. A controller
 acts at the end of every so many epochs, with the pure functions of
-optim/alpha.py and views.with_alpha. The wrapper adaptive_alpha does the same
-inside the optimiser; done here, the share of weights near zero can be read
+optim/alphas/alpha.py and views.with_alpha. The wrapper adaptive_alpha does the
+same inside the optimiser; done here, the share of weights near zero can be read
 right before and right after α changes. What it gains there, without any
 training, is mechanical.
 """

@@ -296,7 +296,7 @@ def _sorted_pruning(
 def sorted_top_k(
   scores: jax.Array, k: jax.Array, among: jax.Array
 ) -> jax.Array:
-  """What core.topk.top_k_mask gives, by sorting.
+  """What core.top_k.topk.top_k_mask gives, by sorting.
 
   Keeps k entries, an integer scalar, where among is True; no more than it has.
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import experiments
-from powerprop_jax.core import topk
+from powerprop_jax.core.top_k import topk
 from powerprop_jax.files import json_files, tables
 from powerprop_jax.files.tables import Row
 from powerprop_jax.train.cli import timing

@@ -34,9 +34,10 @@ from powerprop_jax.continual.state import (
   TaskReport,
 )
 from powerprop_jax.core import masks as masks_lib
-from powerprop_jax.core import names, ranking, trees
+from powerprop_jax.core import names, trees
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.masks import Masks
+from powerprop_jax.core.top_k import ranking
 from powerprop_jax.core.trees import NamedLeaf, OptState, Params, Select, Tree
 from powerprop_jax.optim import regrow, views
 from powerprop_jax.optim.powerprop import PowerState

@@ -9,8 +9,9 @@ import optax
 
 from powerprop_jax.continual import state as state_lib
 from powerprop_jax.core import masks as masks_lib
-from powerprop_jax.core import ranking, scores, trees
+from powerprop_jax.core import scores, trees
 from powerprop_jax.core.masks import Masks
+from powerprop_jax.core.top_k import ranking
 from powerprop_jax.core.trees import NamedLeaf, OptState, Params
 from powerprop_jax.optim import views
 

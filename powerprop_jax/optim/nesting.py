@@ -13,7 +13,7 @@ import optax
 from powerprop_jax.core import trees
 from powerprop_jax.core.trees import OptState
 from powerprop_jax.optim import inner, topology
-from powerprop_jax.optim.adaptive import AdaptiveAlphaState
+from powerprop_jax.optim.alphas.adaptive import AdaptiveAlphaState
 from powerprop_jax.optim.decay import DecayPhiState
 from powerprop_jax.optim.powerprop import PowerState
 from powerprop_jax.optim.topology import SparseState

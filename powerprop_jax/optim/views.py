@@ -16,9 +16,10 @@ from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import names, trees
 from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.trees import Alpha, OptState, Params, Static
-from powerprop_jax.optim import nesting, regrow, remap
+from powerprop_jax.optim import nesting, regrow
 from powerprop_jax.optim import powerprop as powerprop_lib
-from powerprop_jax.optim.remap import Hold
+from powerprop_jax.optim.alphas import remap
+from powerprop_jax.optim.alphas.remap import Hold
 from powerprop_jax.optim.topology import (
   DropInState,
   SparseState,

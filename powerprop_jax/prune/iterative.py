@@ -17,10 +17,11 @@ import jax
 import numpy as np
 
 from powerprop_jax.core import masks as masks_lib
-from powerprop_jax.core import ranking, scores, trees
+from powerprop_jax.core import scores, trees
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.distributions import Overrides, Sparsity
 from powerprop_jax.core.masks import Masks
+from powerprop_jax.core.top_k import ranking
 from powerprop_jax.core.trees import Params, Tree
 from powerprop_jax.prune import one_shot
 from powerprop_jax.prune.one_shot import OverridesAt, Ranked

@@ -21,7 +21,7 @@ from powerprop_jax.core import names as names_lib
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.distributions import Overrides, Sparsity
 from powerprop_jax.core.masks import Masks
-from powerprop_jax.core.ranking import SHARED, masks_from_counts
+from powerprop_jax.core.top_k.ranking import SHARED, masks_from_counts
 from powerprop_jax.core.trees import Params, Select, Tree
 
 T = TypeVar('T')

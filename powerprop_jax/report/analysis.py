@@ -12,7 +12,8 @@ import numpy as np
 
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import select as select_lib
-from powerprop_jax.core import topk, trees
+from powerprop_jax.core import trees
+from powerprop_jax.core.top_k import topk
 from powerprop_jax.core.trees import Params, Tree
 from powerprop_jax.files.tables import Row
 

@@ -17,7 +17,7 @@ import optax
 from powerprop_jax.core import distributions
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import select as select_lib
-from powerprop_jax.core.patterns import Structure
+from powerprop_jax.core.top_k.patterns import Structure
 from powerprop_jax.core.trees import Params, Select
 from powerprop_jax.files.tables import Row
 from powerprop_jax.optim import aliases

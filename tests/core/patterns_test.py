@@ -4,7 +4,7 @@ from absl.testing import parameterized
 import jax.numpy as jnp
 import numpy as np
 
-from powerprop_jax.core import patterns
+from powerprop_jax.core.top_k import patterns
 
 
 class ConstantFanInTest(parameterized.TestCase):

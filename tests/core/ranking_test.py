@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import small
 
-from powerprop_jax.core import ranking
+from powerprop_jax.core.top_k import ranking
 
 _SHAPES = {'a': (4, 3), 'b': (2, 5), 'c': (3, 3)}
 

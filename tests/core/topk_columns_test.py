@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import small
 
-from powerprop_jax.core import counting, topk_columns
+from powerprop_jax.core.top_k import counting, topk_columns
 
 
 def oracle(scores, k, among=None):

@@ -1,4 +1,4 @@
-"""Tests of powerprop_jax.core.topk."""
+"""Tests of powerprop_jax.core.top_k.topk."""
 
 from absl.testing import parameterized
 import chex
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import small
 
-from powerprop_jax.core import topk
+from powerprop_jax.core.top_k import topk
 
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 

@@ -8,7 +8,7 @@ import numpy as np
 
 import powerprop_jax as pp
 from powerprop_jax.core import reparam
-from powerprop_jax.optim import alpha as alpha_lib
+from powerprop_jax.optim.alphas import alpha as alpha_lib
 
 # Readings, α at the start, and α after each reading.
 _VECTORS = (

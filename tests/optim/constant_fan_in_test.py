@@ -10,7 +10,7 @@ import pytest
 import small
 
 import powerprop_jax as pp
-from powerprop_jax.core import patterns
+from powerprop_jax.core.top_k import patterns
 from powerprop_jax.optim.topologies import allocation, drop_grow, snfs
 from powerprop_jax.optim.topologies.counts import Budget
 

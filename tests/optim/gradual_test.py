@@ -12,7 +12,8 @@ import optax
 import small
 
 import powerprop_jax as pp
-from powerprop_jax.core import masks, patterns, schedules, scores
+from powerprop_jax.core import masks, schedules, scores
+from powerprop_jax.core.top_k import patterns
 from powerprop_jax.optim.topologies import gradual
 
 

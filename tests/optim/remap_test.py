@@ -10,7 +10,7 @@ import numpy as np
 import powerprop_jax as pp
 from powerprop_jax.core import reparam
 from powerprop_jax.core.trees import Static
-from powerprop_jax.optim import remap
+from powerprop_jax.optim.alphas import remap
 from powerprop_jax.optim.powerprop import PowerState
 
 _PAIRS = (

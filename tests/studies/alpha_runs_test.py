@@ -19,7 +19,8 @@ from experiments.adaptive_alpha.config import (
   ControlConfig,
   RaceConfig,
 )
-from powerprop_jax.optim import adaptive, powerprop, views
+from powerprop_jax.optim import powerprop, views
+from powerprop_jax.optim.alphas import adaptive
 from powerprop_jax.train import ensemble, optimizers
 from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.data import splits

@@ -10,7 +10,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
-from powerprop_jax.core import masks, scores, topk
+from powerprop_jax.core import masks, scores
+from powerprop_jax.core.top_k import topk
 
 GATHERS = re.compile('all-gather|all-to-all|collective-permute')
 SHAPES = {

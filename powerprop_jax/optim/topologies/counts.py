@@ -12,21 +12,14 @@ from typing import Any, TypedDict
 import jax
 import jax.numpy as jnp
 
-from powerprop_jax.core import (
-  distributions,
-  masks,
-  names,
-  patterns,
-  ranking,
-  scores,
-  trees,
-)
+from powerprop_jax.core import distributions, masks, names, scores, trees
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.distributions import Distribution, Sparsity
 from powerprop_jax.core.layouts import Layout, LeafAxes
 from powerprop_jax.core.masks import Masks
-from powerprop_jax.core.patterns import Pattern, Structure
 from powerprop_jax.core.schedules import Schedule
+from powerprop_jax.core.top_k import patterns, ranking
+from powerprop_jax.core.top_k.patterns import Pattern, Structure
 from powerprop_jax.core.trees import Params, Select, Tree
 from powerprop_jax.optim.topology import Rewiring
 
@@ -54,7 +47,7 @@ class Patterned(Leaves, total=False):
   Attributes:
     structure: 'unstructured', or 'constant_fan_in', which gives every neuron of
       a layer as many inputs as any other, the sparsity rounded to that; see
-      core.patterns.
+      core.top_k.patterns.
   """
 
   structure: Structure

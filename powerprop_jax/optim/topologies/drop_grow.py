@@ -11,12 +11,13 @@ from typing import Unpack
 import jax
 import jax.numpy as jnp
 
-from powerprop_jax.core import patterns, scores, topk
-from powerprop_jax.core.counting import Count
+from powerprop_jax.core import scores
 from powerprop_jax.core.distributions import Sparsity
 from powerprop_jax.core.masks import Masks
-from powerprop_jax.core.patterns import Pattern
 from powerprop_jax.core.schedules import Schedule, When
+from powerprop_jax.core.top_k import patterns, topk
+from powerprop_jax.core.top_k.counting import Count
+from powerprop_jax.core.top_k.patterns import Pattern
 from powerprop_jax.core.trees import NamedLeaf, Tree
 from powerprop_jax.optim.topologies import counts
 from powerprop_jax.optim.topologies.counts import (

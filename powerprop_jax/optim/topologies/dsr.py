@@ -11,12 +11,13 @@ from typing import Unpack
 import jax
 import jax.numpy as jnp
 
-from powerprop_jax.core import distributions, ranking, scores, topk
+from powerprop_jax.core import distributions, scores
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.distributions import Sparsity
 from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.schedules import When
+from powerprop_jax.core.top_k import ranking, topk
 from powerprop_jax.core.trees import NamedLeaf, Params
 from powerprop_jax.optim.topologies import allocation, counts
 from powerprop_jax.optim.topologies.counts import Budget, Leaves, check_options

@@ -10,20 +10,13 @@ from typing import Literal, Unpack, get_args
 import jax
 import jax.numpy as jnp
 
-from powerprop_jax.core import (
-  distributions,
-  names,
-  patterns,
-  ranking,
-  scores,
-  topk,
-  trees,
-)
+from powerprop_jax.core import distributions, names, scores, trees
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.distributions import Sparsity
 from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.schedules import When
+from powerprop_jax.core.top_k import patterns, ranking, topk
 from powerprop_jax.core.trees import Params, Tree
 from powerprop_jax.optim.topologies import counts
 from powerprop_jax.optim.topologies.counts import (

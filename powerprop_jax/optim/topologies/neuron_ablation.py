@@ -6,8 +6,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from powerprop_jax.core import topk
-from powerprop_jax.core.patterns import CONSTANT_FAN_IN
+from powerprop_jax.core.top_k import topk
+from powerprop_jax.core.top_k.patterns import CONSTANT_FAN_IN
 from powerprop_jax.core.trees import Select
 from powerprop_jax.optim.topologies import counts as counts_lib
 

@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from powerprop_jax.core import distributions, patterns, scores, trees
+from powerprop_jax.core import distributions, scores, trees
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.distributions import Sparsity
 from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.schedules import Schedule, When
+from powerprop_jax.core.top_k import patterns
 from powerprop_jax.core.trees import (
   NamedLeaf,
   Params,

@@ -10,10 +10,11 @@ from typing import Literal, Unpack, get_args
 import jax
 import jax.numpy as jnp
 
-from powerprop_jax.core import distributions, names, ranking, scores, trees
+from powerprop_jax.core import distributions, names, scores, trees
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.schedules import When
+from powerprop_jax.core.top_k import ranking
 from powerprop_jax.core.trees import NamedLeaf, Params, Updates
 from powerprop_jax.optim.topologies.counts import Budget, Leaves, check_options
 from powerprop_jax.optim.topology import Topology

@@ -6,10 +6,11 @@ import warnings
 import jax
 import jax.numpy as jnp
 
-from powerprop_jax.core import ranking, trees
 from powerprop_jax.core import select as select_lib
+from powerprop_jax.core import trees
 from powerprop_jax.core.distributions import Sparsity
 from powerprop_jax.core.masks import Masks
+from powerprop_jax.core.top_k import ranking
 from powerprop_jax.core.trees import Params, Select, Tree
 from powerprop_jax.prune import one_shot
 from powerprop_jax.prune.one_shot import Overridden

@@ -16,10 +16,11 @@ import jax
 
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import names as names_lib
-from powerprop_jax.core import ranking, scores
+from powerprop_jax.core import scores
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.distributions import Sparsity
 from powerprop_jax.core.masks import Masks
+from powerprop_jax.core.top_k import ranking
 from powerprop_jax.core.trees import Params, Tree
 from powerprop_jax.prune import one_shot
 from powerprop_jax.prune.at_init import (

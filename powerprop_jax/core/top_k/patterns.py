@@ -16,16 +16,10 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from powerprop_jax.core import (
-  distributions,
-  layouts,
-  masks,
-  names,
-  topk,
-  topk_columns,
-)
-from powerprop_jax.core.counting import Count
+from powerprop_jax.core import distributions, layouts, masks, names
 from powerprop_jax.core.layouts import Layout, LeafAxes
+from powerprop_jax.core.top_k import topk, topk_columns
+from powerprop_jax.core.top_k.counting import Count
 
 # What a user calls a pattern.
 Structure = Literal['unstructured', 'constant_fan_in']

@@ -23,11 +23,11 @@ from powerprop_jax.core.trees import (
   Updates,
 )
 from powerprop_jax.optim import powerprop as powerprop_lib
-from powerprop_jax.optim import remap
 from powerprop_jax.optim import topology as topology_lib
-from powerprop_jax.optim.alpha import AlphaController
+from powerprop_jax.optim.alphas import remap
+from powerprop_jax.optim.alphas.alpha import AlphaController
+from powerprop_jax.optim.alphas.remap import Hold
 from powerprop_jax.optim.powerprop import PowerState
-from powerprop_jax.optim.remap import Hold
 
 
 class AdaptiveAlphaState(NamedTuple):

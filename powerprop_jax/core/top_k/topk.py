@@ -17,7 +17,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from powerprop_jax.core import counting
+from powerprop_jax.core.top_k import counting
 from powerprop_jax.core.trees import Tree
 
 Count: TypeAlias = counting.Count

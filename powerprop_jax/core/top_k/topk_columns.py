@@ -14,7 +14,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from powerprop_jax.core import counting
+from powerprop_jax.core.top_k import counting
 
 
 def top_k_columns(

@@ -5,12 +5,13 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from powerprop_jax.core import patterns, topk, trees
 from powerprop_jax.core import select as select_lib
-from powerprop_jax.core.counting import Count
+from powerprop_jax.core import trees
 from powerprop_jax.core.layouts import LeafAxes
 from powerprop_jax.core.masks import Masks
-from powerprop_jax.core.patterns import Pattern
+from powerprop_jax.core.top_k import patterns, topk
+from powerprop_jax.core.top_k.counting import Count
+from powerprop_jax.core.top_k.patterns import Pattern
 from powerprop_jax.core.trees import NamedLeaf, Select, Tree
 
 # The key of the count that all leaves without one of their own share.

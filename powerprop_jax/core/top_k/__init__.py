@@ -1,0 +1,1 @@
+"""Which of many are kept: top-k by counting, by groups, in a whole network."""

@@ -1,0 +1,1 @@
+"""α that changes: by hand, by a controller, inside the step."""
