@@ -187,10 +187,10 @@ class PowerpropTest(parameterized.TestCase):
     np.testing.assert_allclose(shares, [-0.1, -0.05])
 
   def test_decay_that_chooses_nothing_is_refused(self):
-    flax_names = {'Dense_0': {'kernel': jnp.ones((2, 3)), 'bias': jnp.ones(3)}}
+    named = {'Dense_0': {'matrix': jnp.ones((2, 3)), 'bias': jnp.ones(3)}}
     for tx in (pp.decay_theta(0.1), pp.decay_phi(0.1, 0.1)):
-      with self.assertRaisesRegex(ValueError, 'Dense_0/kernel.*by_regex'):
-        tx.init(flax_names)
+      with self.assertRaisesRegex(ValueError, 'Dense_0/matrix.*by_regex'):
+        tx.init(named)
 
   @parameterized.parameters(-1.0, float('nan'), float('inf'))
   def test_bad_rates(self, rate):
