@@ -57,6 +57,7 @@ def test_every_public_name_is_documented_with_an_example(name):
 
 
 @pytest.mark.parametrize('page', _PAGES, ids=lambda page: page.stem)
+@pytest.mark.slow
 def test_python_blocks_of_a_page_run_and_print_what_they_state(page):
   blocks = page.read_text().split('```python\n')[1:]
   scope: dict[str, object] = {}

@@ -11,6 +11,7 @@ _RECIPES = sorted(pathlib.Path(__file__).parents[1].glob('docs/recipes/*.py'))
 
 @pytest.mark.parametrize('path', _RECIPES, ids=lambda path: path.stem)
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')
+@pytest.mark.slow
 def test_recipe(path, capsys):
   assert len(path.read_text(encoding='utf-8').splitlines()) <= 60
   with jax.numpy_rank_promotion('allow'):

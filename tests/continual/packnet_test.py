@@ -106,6 +106,7 @@ def test_heads_biases_and_norms_are_kept_for_each_task(private):
 
 @pytest.mark.parametrize('method', METHODS)
 @pytest.mark.parametrize('alpha', [1.0, 1.5])
+@pytest.mark.slow
 def test_tasks_with_one_head_and_contrary_labels_are_all_learned(method, alpha):
   tx = packing.make_tx(optax.adam(0.01), alpha)
   config = packing.config(0.1, 0.2, 0.3, 0.5, gamma=0.9)

@@ -5,6 +5,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import small
 
 from powerprop_jax.core.top_k import topk
@@ -75,6 +76,7 @@ class TopKMaskTest(parameterized.TestCase):
     grads = jax.jit(jax.grad(largest))(scores, 2)
     np.testing.assert_array_equal(grads, [0, 0, 0, 0, 1, 1])
 
+  @pytest.mark.slow
   def test_counts_exactly_beyond_float32(self):
     size = 2**24 + 3
     mask = np.asarray(topk.top_k_mask(jnp.ones(size), size - 1))

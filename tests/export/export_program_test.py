@@ -104,6 +104,7 @@ class ProgramTest:
       *('convolutions', 'norms', 'transforms'),
     ],
   )
+  @pytest.mark.slow
   def test_gives_the_logits_of_the_masked_network(
     self, tmp_path, make, sparsity, settings, batch
   ):

@@ -152,6 +152,7 @@ class SupportsTest(parameterized.TestCase):
 
 
 class SparseTrainingTest(parameterized.TestCase):
+  @pytest.mark.slow
   def test_trains_with_a_hundredth_of_the_weights_where_the_plain_net_lags(
     self,
   ):

@@ -8,6 +8,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 import optax
+import pytest
 
 from powerprop_jax import nets
 from powerprop_jax.core import reparam, trees
@@ -135,6 +136,7 @@ class PowerScopeTest(parameterized.TestCase):
     chex.assert_tree_all_finite(net.apply(phi, None, X, 1.0))
 
   @parameterized.product(alpha=(1.7, 1.75), static=(True, False))
+  @pytest.mark.slow
   def test_gradient_through_a_step_is_that_of_powerprop(self, alpha, static):
     """Of the loss after a step, as in MAML."""
     alpha = alpha if static else jnp.float32(alpha)

@@ -68,6 +68,7 @@ class RuleTest(parameterized.TestCase):
     np.testing.assert_allclose(alphas.alpha_of(after), [2.0, 3.0])
 
   @parameterized.parameters(alphas.power, lambda: _sparse(alphas.power()))
+  @pytest.mark.slow
   def test_equals_a_loop_that_calls_the_controller_itself(self, make):
     """It is shown the connections and θ as the step leaves them."""
     controller = pp.near_zero_controller(0.2)
@@ -117,6 +118,7 @@ HELD = {
 
 class HoldTest(parameterized.TestCase):
   @parameterized.product(name=tuple(HELD), outside=(False, True))
+  @pytest.mark.slow
   def test_theta_slots_and_masks_are_those_at_the_old_alpha(
     self, name, outside
   ):

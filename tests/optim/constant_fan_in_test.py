@@ -134,6 +134,7 @@ class ConstantFanInTest(parameterized.TestCase):
       self.assertBetween(rest, 0, 0 if turn % 3 == 1 else neurons.max() - 1)
 
   @parameterized.product(alpha=(1.0, 2.0), second_moment=(None, 0.99))
+  @pytest.mark.slow
   def test_layers_exchange_whole_inputs(self, alpha, second_moment):
     tx = pp.snfs(
       pp.powerprop(optax.sgd(0.05), alpha),
@@ -156,6 +157,7 @@ class ConstantFanInTest(parameterized.TestCase):
     self.assertGreater(len(seen), 1)
     self.assertEqual(state.memory.num_rewirings, 16)
 
+  @pytest.mark.slow
   def test_a_rewiring_drops_small_weights_and_grows_by_momentum(self):
     """Each layer as drop_and_grow does it, with whole fan-ins."""
     tx = pp.snfs(optax.sgd(0.0), 0.7, period=1, start=0, stop=100, **_OPTIONS)

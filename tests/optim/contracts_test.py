@@ -272,6 +272,7 @@ class ContractTest:
     lambda inner, sparsity, key: _adaptive(inner),
   ],
 )
+@pytest.mark.slow
 def test_lanes_of_keys_and_powers_equal_single_runs(make):
   def train(key, alpha):
     tx = make(pp.powerprop(optax.sgd(0.05), alpha), 0.5, key=key)
@@ -298,6 +299,7 @@ def test_lanes_of_keys_and_powers_equal_single_runs(make):
     + [(row, 'adam', 'bare') for row in SPARSE]
   ),
 )
+@pytest.mark.slow
 def test_an_update_that_is_written_twice_is_the_same(
   transformation, inner, wrapper
 ):

@@ -49,7 +49,9 @@ def _rigl():
 
 
 @pytest.mark.parametrize('method', METHODS)
-@pytest.mark.parametrize('inner', ['adam', 'masked_chain'])
+@pytest.mark.parametrize(
+  'inner', ['adam', pytest.param('masked_chain', marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize('alpha', [1.0, 2.0])
 def test_trains_as_a_loop_that_holds_phi(method, inner, alpha):
   tx = METHODS[method](pp.powerprop(inners.INNERS[inner](), alpha))

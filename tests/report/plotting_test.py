@@ -133,6 +133,7 @@ class WeightsTest:
       assert (len(axes.lines), axes.get_xscale()) == (3, 'log')
     assert len(figure.legends) == 1
 
+  @pytest.mark.slow
   def test_any_number_of_leaves_and_powers_fits(self):
     for count in (1, 2, 3, 5, 7):
       records = [

@@ -374,6 +374,7 @@ class TimesTest:
     kept = json.loads(self.path.read_text())
     self.path.write_text(json.dumps({**kept, **changes}))
 
+  @pytest.mark.slow
   def test_are_kept_where_only_this_user_writes(self):
     planted = {name: 1e-9 for name in self.seconds}
     assert self._times() == self.seconds

@@ -147,6 +147,7 @@ class ControlTest:
       np.testing.assert_allclose(changed.jump, expected, atol=0.0006)
       assert (expected > 0.05) == (hold == 'phi')
 
+  @pytest.mark.slow
   def test_the_summary_tells_the_mechanical_gain(self):
     found = published('published_phi')
     records = runs.results(PROBLEM, found, (1.0,), (0.01,))

@@ -161,6 +161,7 @@ class LayerOutputsTest:
 
 class ByLayerTest:
   @pytest.mark.parametrize('name', ['lenet_300_100', 'mnist_cnn'])
+  @pytest.mark.slow
   def test_every_layer_of_our_networks_is_measured(self, name):
     net = nets.make(name, 10)
     images, labels = _labelled((20, 8, 8, 3), 10)

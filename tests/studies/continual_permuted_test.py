@@ -47,6 +47,7 @@ def test_a_run_writes_everything_it_promises(finished):
     assert used == sorted(used)
 
 
+@pytest.mark.slow
 def test_a_report_is_made_again_and_an_export_says_what_to_do(
   finished, tmp_path, capsys
 ):

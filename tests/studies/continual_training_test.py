@@ -103,6 +103,7 @@ def test_packed_tasks_are_not_forgotten(name, alpha, tmp_path):
     assert scores[0] > 0.5
 
 
+@pytest.mark.slow
 def test_baselines_forget_what_they_should(tmp_path):
   quick = OptimizerConfig(learning_rate=0.1, momentum=0.9, schedule='cosine')
   given, last = problem(optimizer=quick), {}
@@ -190,6 +191,7 @@ def test_later_tasks_compile_nothing(name, tmp_path):
   assert approach.program.count._cache_size() <= 2
 
 
+@pytest.mark.slow
 def test_earlier_tasks_are_measured_every_so_often(tmp_path):
   given = problem(permuted(5), net=SMALL)
   approach = make('efficient_packnet', given)
@@ -198,6 +200,7 @@ def test_earlier_tasks_are_measured_every_so_often(tmp_path):
   assert measured == [[0], [0, 1], [2], [0, 1, 2, 3], [0, 1, 2, 3, 4]]
 
 
+@pytest.mark.slow
 def test_capacity_agrees_with_the_masks(tmp_path):
   given = problem(net=NetConfig((16,), epochs=1, batch_size=20))
   approach = make('efficient_packnet', given, 1.5)

@@ -128,6 +128,7 @@ def test_what_is_finished_is_not_trained_again(finished):
   programs.assert_resumes_to_the_same(dct_plus_sparse, args, finished)
 
 
+@pytest.mark.slow
 def test_a_combination_that_was_stopped_continues_to_the_same(finished):
   # As if it had been stopped after its evaluations, with its masks scored.
   expected = programs.results(finished)
@@ -140,6 +141,7 @@ def test_a_combination_that_was_stopped_continues_to_the_same(finished):
   assert len(metrics.read_metrics(folder / 'metrics.jsonl')) == logged
 
 
+@pytest.mark.slow
 def test_with_powerprop_the_sparse_part_leaves_its_start(tmp_path):
   out = tmp_path / 'run'
   args = ['--supports', 'erk', '--densities', '0.1', '--keys', '0']

@@ -127,6 +127,7 @@ class NumbersTest:
 
 class StateTest:
   @pytest.mark.parametrize('case', ['static, power', 'rigl, power, adam'])
+  @pytest.mark.slow
   def test_expand_undoes_condense(self, case):
     _, make_net, tx, state, arrays = _make('lenet_300_100', case)
     layout = _layout(tx, state, make_net, arrays)

@@ -161,6 +161,7 @@ class TfdsTest:
     assert 'cannot read the split train' in message
     assert 'prepare it once' in message
 
+  @pytest.mark.slow
   def test_newest_version_is_read(self, tfds_dir, tmp_path):
     shutil.copytree(f'{tfds_dir}/mnist', tmp_path / 'mnist')
     (tmp_path / 'mnist').chmod(0o755)

@@ -154,6 +154,7 @@ class ScaleTest:
 
 
 class SweepTest:
+  @pytest.mark.slow
   def test_one_network_of_two_is_a_note_and_status_0(self, tmp_path, capsys):
     out = tmp_path / 'run'
     rate = ['--optimizer.learning-rate', '3']

@@ -76,6 +76,7 @@ class TrainTest:
     assert state.step.tolist() == [CONFIG.num_steps] * len(MEMBERS.key)
 
   @pytest.mark.parametrize('index', [3, 4])
+  @pytest.mark.slow
   def test_a_member_is_what_a_run_of_its_own_gives(
     self, trained, tmp_path, index
   ):

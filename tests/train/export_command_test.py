@@ -37,6 +37,7 @@ class ExportTest:
     ('format', 'scope', 'factor'),
     [('safetensors', 'layer', 1), ('npz', 'global', 1), ('scipy', 'layer', 2)],
   )
+  @pytest.mark.slow
   def test_writes_what_pruning_by_hand_gives(
     self, run, tmp_path, format, scope, factor
   ):
@@ -137,6 +138,7 @@ class BenchTest:
   FAST = ('--repeats', '2', '--batches', '1', '3')
 
   @pytest.mark.parametrize('format', ['safetensors', 'npz', 'scipy'])
+  @pytest.mark.slow
   def test_times_every_form_of_a_file(self, run, tmp_path, capsys, format):
     path = tmp_path / 'net'
     args = ['--format', format, '--kept', 0.1, '--out', path]

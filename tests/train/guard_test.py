@@ -81,6 +81,7 @@ class GuardedTest:
     ('bad', 'in_a_row'),
     [((), [0] * 9), ((1, 4, 5, 6), [1, 0, 0, 1, 2, 3, 0, 0, 0])],
   )
+  @pytest.mark.slow
   def test_bad_batches_are_as_if_they_had_not_been(self, bad, in_a_row):
     *_, step = stream_runs.compiled(0)
     state, metrics = train(step, stream_runs.make_state(), range(9), bad)

@@ -184,6 +184,7 @@ class TrainingTest:
     stream_runs.assert_lies(state, shardings)
     assert_same_run(state, losses)
 
+  @pytest.mark.slow
   def test_many_steps_in_a_dispatch_with_data_parallelism(self):
     net, tx, _, arrays = make_problem()
     mesh, state, _ = make_state()

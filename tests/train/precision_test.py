@@ -79,6 +79,7 @@ def test_every_convolution_is_in_half_precision_and_statistics_are_not():
   assert {e.invars[0].aval.dtype for e in of_norms} == {jnp.dtype('float32')}
 
 
+@pytest.mark.slow
 def test_numbers_are_near_those_of_full_precision():
   (_, (ours, our_state)), (_, (theirs, their_state)) = map(result, (HALF, FULL))
   assert float(jnp.max(jnp.abs(ours - theirs))) > 0
@@ -97,6 +98,7 @@ def test_policies_do_not_outlive_a_call():
   assert kinds_of_convolutions(FULL) == {jnp.dtype('float32')}
 
 
+@pytest.mark.slow
 def test_recomputed_activations_give_the_same_numbers():
   names = {e.primitive.name for e in program(REMAT)}
   assert names & {'checkpoint', 'remat2', 'remat'}

@@ -105,6 +105,7 @@ class LogTest:
 class ResumeTest:
   # The 6th is saved anyway, the 8th is to be evaluated, the 10th is skipped.
   @pytest.mark.parametrize('at', [1, 6, 8, 10, 19, 24])
+  @pytest.mark.slow
   def test_numbers_are_those_of_a_run_in_one_go(self, tmp_path, whole, at):
     config, state, lines = whole
     stream_runs.assert_same(interrupted(tmp_path, config, at), state)
