@@ -213,9 +213,8 @@ def _trained(library, kind):
 
 
 @pytest.mark.parametrize('library', OTHERS)
-@pytest.mark.parametrize(
-  'kind', ['mlp', pytest.param('cnn', marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize('kind', SHAPES)
+@pytest.mark.slow
 def test_training_is_that_of_haiku(library, kind):
   params, masks, accuracy = _trained(library, kind)
   wanted, wanted_masks, wanted_accuracy = _trained('haiku', kind)

@@ -43,6 +43,7 @@ def _pair(name, method):
 
 @pytest.mark.parametrize('method', ['matrix', 'fft'])
 @pytest.mark.parametrize('name', PAIRS)
+@pytest.mark.slow
 def test_is_what_the_layer_computes(name, method):
   plain, layer, x = _pair(name, method)
   theta = plain.init(jax.random.key(2), x)

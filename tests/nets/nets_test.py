@@ -6,6 +6,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import small
 
 from powerprop_jax import nets
@@ -148,6 +149,7 @@ class ForwardTest(parameterized.TestCase):
   @parameterized.product(
     name=nets.NAMES, image_shape=[DIGITS, MNIST, (33, 40, 3)]
   )
+  @pytest.mark.slow
   def test_every_net_takes_small_and_odd_images(self, name, image_shape):
     if name in ('lenet_5', 'lenet_5_relu') and image_shape == DIGITS:
       return

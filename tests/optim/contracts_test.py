@@ -235,6 +235,7 @@ class ContractTest:
     assert sum(gained) > 0
 
   @pytest.mark.parametrize(('transformation', 'inner'), _EVERY_PAIR)
+  @pytest.mark.slow
   def test_states_can_be_mapped_like_parameters(self, transformation, inner):
     tx = build(transformation, inner)
     _, opt_state = pp.init(tx, small.weights())

@@ -395,6 +395,7 @@ class TimesTest:
     ],
     ids=lambda text: str(text)[:9],
   )
+  @pytest.mark.slow
   def test_damaged_ones_are_made_again(self, text):
     if isinstance(text, bytes):
       self.path.write_bytes(text)
