@@ -21,6 +21,9 @@ from powerprop_jax.jaxprs.moves import View
 
 PRODUCTS = ('dot_general', 'conv_general_dilated')
 
+# Calls whose jaxpr is about parts of their inputs: what they get is an array.
+_IN_PARTS = ('shard_map', 'pmap', 'pallas_call')
+
 
 @jax.tree_util.register_pytree_node_class
 class Held:
@@ -199,7 +202,7 @@ class _Run:
     if name == 'cond':
       return self._cond(eqn.params, values)
     called = walk.called_jaxpr(eqn)
-    if called is not None:
+    if called is not None and name not in _IN_PARTS:
       return self._call(eqn, called, values)
     first = values[0]
     if isinstance(first, Held):

@@ -6,6 +6,7 @@ from flax import nnx
 import jax
 from jax import lax
 import jax.numpy as jnp
+from jax.sharding import AxisType, PartitionSpec
 import numpy as np
 import pytest
 
@@ -183,6 +184,18 @@ def test_a_rule_of_its_own_is_kept_unless_it_is_a_product():
   theta, x = {'w': 3 * _normal(8, 4)}, _normal(5, 8)
   fn = lambda theta, x: x @ straight_through(theta['w'])
   _check(fn, theta, x, held=[])
+
+
+def test_parts_of_a_weight_on_many_devices_are_dense():
+  mesh = jax.make_mesh((2,), ('i',), (AxisType.Auto,))
+  product = jax.shard_map(
+    jnp.matmul,
+    mesh=mesh,
+    in_specs=(PartitionSpec(), PartitionSpec(None, 'i')),
+    out_specs=PartitionSpec(None, 'i'),
+  )
+  theta, x = {'w': _normal(8, 4)}, _normal(5, 8)
+  _check(lambda theta, x: product(x, theta['w']), theta, x)
 
 
 def test_vmap_goes_over_what_is_given():
