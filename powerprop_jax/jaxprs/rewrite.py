@@ -253,7 +253,7 @@ class _Run:
     if name.startswith('custom_'):
       # Its own derivative is that of what it computes, if that is a product.
       held = [isinstance(value, Held) for value in values]
-      if not _only_multiplies(called.jaxpr, held):
+      if _moved_outputs(called.jaxpr, held) is None:
         name = f'{eqn.params.get("name", name)}, which has its own derivative'
         return bind(eqn, [self._dense(value, name) for value in values])
     return self._jaxpr(called.jaxpr, called.consts, values)
@@ -344,23 +344,28 @@ def bind(eqn: jax_core.JaxprEqn, values: Sequence[jax.Array]) -> list[Any]:
   return list(found) if eqn.primitive.multiple_results else [found]
 
 
-def _only_multiplies(jaxpr: jax_core.Jaxpr, held: Sequence[bool]) -> bool:
-  """Whether what is held is only moved and multiplied by in it."""
+def _moved_outputs(
+  jaxpr: jax_core.Jaxpr, held: Sequence[bool]
+) -> list[bool] | None:
+  """Which outputs are held inputs, only moved.
+
+  None if an input that is held is used in it for more than moves and products.
+  """
   followed = {v for v, is_so in zip(jaxpr.invars, held, strict=True) if is_so}
+  is_followed = lambda v: isinstance(v, jax_core.Var) and v in followed
   for eqn in jaxpr.eqns:
-    touched = [v in followed for v in eqn.invars if isinstance(v, jax_core.Var)]
+    touched = list(map(is_followed, eqn.invars))
     if not any(touched) or eqn.primitive.name in PRODUCTS:
       continue
     called = walk.called_jaxpr(eqn)
     if called is not None:
-      inside = [
-        isinstance(v, jax_core.Var) and v in followed for v in eqn.invars
-      ]
-      if not _only_multiplies(called.jaxpr, inside):
-        return False
+      inside = _moved_outputs(called.jaxpr, touched)
+      if inside is None:
+        return None
+      followed.update(v for v, m in zip(eqn.outvars, inside, strict=True) if m)
       continue
-    shape = moves.shape_of(eqn.invars[0])
-    if moves.moved(eqn, moves.view('', shape)) is None:
-      return False
+    view = moves.view('', moves.shape_of(eqn.invars[0]))
+    if moves.moved(eqn, view) is None:
+      return None
     followed.update(eqn.outvars)
-  return True
+  return list(map(is_followed, jaxpr.outvars))

@@ -175,15 +175,18 @@ def test_the_table_says_what_else_a_leaf_is_used_for():
   )
 
 
-def test_a_rule_of_its_own_is_kept_unless_it_is_a_product():
+@pytest.mark.parametrize('first', [lambda w: w, lambda w: w.T.T])
+def test_a_rule_of_its_own_is_kept_unless_it_is_a_product(first):
   @jax.custom_vjp
   def straight_through(w):
-    return jnp.round(w)
+    return jnp.round(jax.jit(first)(w))
 
   straight_through.defvjp(lambda w: (jnp.round(w), None), lambda _, g: (g,))
   theta, x = {'w': 3 * _normal(8, 4)}, _normal(5, 8)
   fn = lambda theta, x: x @ straight_through(theta['w'])
   _check(fn, theta, x, held=[])
+  both = lambda theta, x: fn(theta, x) + x @ theta['w']
+  _check(both, theta, x, held=['w'])
 
 
 def test_parts_of_a_weight_on_many_devices_are_dense():
