@@ -1,125 +1,103 @@
-"""One trained network as a function of images, in each form that it can take.
+"""One trained network as a function of its inputs, in each form it can take.
 
-    form = condensed(make, exported, image_shape)
+    form = condensed(fn, exported, images)
     logits = jax.jit(form.run)(form.parameters, images)
 
-All forms compute the same logits up to rounding.
+The network is fn(theta, *args), in any library, where theta is in the
+containers of the exported one. All forms compute the same up to rounding.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
-import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from powerprop_jax.core import masks as masks_lib
-from powerprop_jax.core import select as select_lib
 from powerprop_jax.core import trees
-from powerprop_jax.core.trees import Params, Select, Tree
+from powerprop_jax.core.masks import Masks
+from powerprop_jax.core.trees import Params, Tree
 from powerprop_jax.export.exported import Exported
-from powerprop_jax.sparse import weight as sparse_weight
+from powerprop_jax.sparse import network
 
-# Makes a network, perhaps with supports=, e.g. partial(nets.make, 'mlp', 10).
-Make: TypeAlias = Callable[..., hk.TransformedWithState]
+# A network: of (theta, *args).
+Function: TypeAlias = Callable[..., Any]
 
 
 class Form(NamedTuple):
-  """A network and what it computes with.
+  """A network and what it computes with: run(parameters, *args), to be jitted.
 
-  run, to be jitted, takes parameters and images [N, H, W, C] to logits
-  [N, classes].
+  Attributes:
+    missing: {'module/name': why} of the leaves that lack connections and are
+      multiplied dense in spite of it.
   """
 
-  run: Callable[[Params, jax.Array], jax.Array]
+  run: Function
   parameters: Params
+  missing: dict[str, str]
 
 
-def dense(make: Make, exported: Exported) -> Form:
+def dense(fn: Function, exported: Exported) -> Form:
   """Dense products with θ, whose zeros are multiplied like all other weights.
 
-  The parameters of the form are theta and net_state.
+  The parameters of the form are theta.
   """
-  parameters = _on_device((exported.theta, exported.net_state))
-  return Form(_run(make()), parameters)
+  return Form(fn, _on_device(exported.theta), {})
 
 
-def _run(
-  net: hk.TransformedWithState,
-) -> Callable[[Params, jax.Array], jax.Array]:
-  def run(parameters: Params, images: jax.Array) -> jax.Array:
-    theta, net_state = parameters
-    logits: jax.Array = net.apply(theta, net_state, None, images, False)[0]
-    return logits
-
-  return run
-
-
-def masked(make: Make, exported: Exported) -> Form:
+def masked(fn: Function, exported: Exported) -> Form:
   """Dense products with θ ⊙ M, multiplied out in every call.
 
-  The parameters of the form are theta, net_state and masks.
+  The parameters of the form are theta and masks.
   """
-  form = dense(make, exported)
 
-  def run(parameters: Params, images: jax.Array) -> jax.Array:
-    theta, net_state, masks = parameters
-    theta = masks_lib.apply_masks(theta, masks)
-    return form.run((theta, net_state), images)
+  def run(parameters: Params, *args: Any) -> Any:
+    return fn(masks_lib.apply_masks(*parameters), *args)
 
-  return Form(run, (*form.parameters, _on_device(exported.masks)))
+  return Form(run, _on_device((exported.theta, exported.masks)), {})
 
 
-def condensed(
-  make: Make, exported: Exported, image_shape: tuple[int, ...]
-) -> Form:
-  """The network without its zeros, by the layers that hold its connections.
+def condensed(fn: Function, exported: Exported, *args: Any) -> Form:
+  """The network without its zeros; see without_zeros.
 
-  The parameters of the form are the condensed theta and net_state. A leaf with
-  more connections than zeros stays dense, and so all of a network without
-  zeros.
+  The parameters of the form are the connections of the leaves that are
+  condensed, and θ ⊙ M of the others. A leaf with more connections than zeros is
+  among these, as a value and its position take twice the memory of a value.
+
+  Args:
+    *args: of the network, or their shapes.
   """
-  select = sparse_leaves(exported.masks)
-  if select is None:
-    return dense(make, exported)
-  net = make(supports=sparse_weight.supports(exported.masks, select=select))
-  theta = sparse_weight.condense(
-    _on_device(exported.theta), exported.masks, select=select
-  )
-  init = jax.jit(net.init, static_argnums=2)
-  images = jnp.zeros((1, *image_shape))
-  # What condensed layers keep there, and the statistics of the norms.
-  _, made = init(jax.random.key(0), images, True)
-  net_state = {module: dict(leaves) for module, leaves in made.items()}
-  for module, leaves in _on_device(exported.net_state).items():
-    net_state.setdefault(module, {}).update(leaves)
-  return Form(_run(net), (theta, net_state))
+  theta = _on_device(exported.theta)
+  theta = masks_lib.apply_masks(theta, _on_device(exported.masks))
+  masks = worth_condensing(exported.masks)
+  run = network.without_zeros(fn, masks, theta, *args, execution='condensed')
+  missing = {
+    name: leaf.why for name, leaf in run.leaves.items() if leaf.held == 'dense'
+  }
+  masks = _filled(masks, lambda leaf: leaf.path in missing)
+  return Form(run, network.condense(theta, masks), missing)
 
 
-def sparse_leaves(masks: Tree) -> Select | None:
-  """The weights that are worth storing by their connections; None for none.
-
-  A value and its position take twice the memory of a value: at most half of the
-  weights may exist.
+def worth_condensing(masks: Masks) -> Masks:
+  """The masks, all True where more than half of the weights exist.
 
   Example:
-    >>> masks = {'a': {'w': np.eye(3) > 0}, 'b': {'w': np.ones((3, 3)) > 0}}
-    >>> sparse_leaves(masks)('a', 'w', None)
-    True
+    >>> worth_condensing({'a': np.eye(2) > 0, 'b': np.arange(3) > 0})
+    {'a': array([[ True, False],
+           [False,  True]]), 'b': array([ True,  True,  True])}
   """
-  # Predicates look at floating-point parameters.
-  like: Tree = lambda m: jax.ShapeDtypeStruct(np.shape(m), jnp.float32)
-  chosen = {
-    (leaf.module_name, leaf.name)
-    for leaf in trees.named_leaves(masks)
-    if select_lib.is_weight(leaf.module_name, leaf.name, like(leaf.value))
-    and np.size(leaf.value)
-    and np.mean(leaf.value) <= 0.5
-  }
-  if not chosen:
-    return None
-  return lambda module_name, name, value: (module_name, name) in chosen
+  return _filled(masks, lambda leaf: np.mean(leaf.value) > 0.5)
+
+
+def _filled(masks: Masks, where: Callable[[trees.NamedLeaf], Any]) -> Masks:
+  """The masks, all True at some leaves."""
+  return trees.map_leaves(
+    lambda leaf: (
+      np.ones(np.shape(leaf.value), bool) if where(leaf) else leaf.value
+    ),
+    masks,
+  )
 
 
 def _on_device(tree: Tree) -> Tree:

@@ -1,6 +1,6 @@
 """A pruned network as a compiled function in a file, by jax.export.
 
-    program.write('net_jax.npz', make, exported, image_shape)
+    program.write('net_jax.npz', fn, exported, image_shape)
     logits = program.read('net_jax.npz').run(images)
 
 The file is an .npz with `program`, bytes, and `about`, a string of JSON. Any
@@ -29,13 +29,13 @@ from jax import export as jax_export
 import jax.numpy as jnp
 import numpy as np
 
+from powerprop_jax.core import trees
 from powerprop_jax.export import export, inference, npz
 from powerprop_jax.export import exported as exported_lib
-from powerprop_jax.export.exported import Exported
-from powerprop_jax.export.inference import Make
+from powerprop_jax.export.exported import Array, Exported
+from powerprop_jax.export.inference import Function
 from powerprop_jax.files.tables import Row
 from powerprop_jax.sparse import kernel_choice
-from powerprop_jax.sparse import weight as sparse_weight
 
 SUFFIX = '_jax.npz'
 PLATFORMS = ('cpu', 'cuda', 'tpu')
@@ -56,7 +56,7 @@ class Program(NamedTuple):
 
 def write(
   path: str | os.PathLike[str],
-  make: Make,
+  fn: Function,
   exported: Exported,
   image_shape: tuple[int, ...],
   *,
@@ -64,7 +64,7 @@ def write(
   platforms: Sequence[str] = PLATFORMS,
   overwrite: bool = False,
 ) -> pathlib.Path:
-  """Writes the network as a function of images, each (height, width, channels).
+  """Writes fn(theta, images) as a function of images of this shape.
 
   Args:
     batch: how many images a call gets. None leaves it open: the program then
@@ -84,9 +84,10 @@ def write(
   # No kernels that were compiled for this machine.
   with kernel_choice.use('loops', 'dense'):
     if batch is None:
-      run = _expanded(make, exported)
+      run = _expanded(fn, exported)
     else:
-      form = inference.condensed(make, exported, image_shape)
+      shape = jax.ShapeDtypeStruct((batch, *image_shape), jnp.float32)
+      form = inference.condensed(fn, exported, shape)
       run = lambda images: form.run(form.parameters, images)
     (size,) = jax_export.symbolic_shape('batch') if batch is None else (batch,)
     images = jax.ShapeDtypeStruct((size, *image_shape), jnp.float32)
@@ -103,22 +104,30 @@ def write(
 
 
 def _expanded(
-  make: Make, exported: Exported
+  fn: Function, exported: Exported
 ) -> Callable[[jax.Array], jax.Array]:
   """images -> logits, by dense weights that are made from their connections."""
-  select = inference.sparse_leaves(exported.masks)
-  form = inference.dense(make, exported)
-  theta, net_state = form.parameters
-  if select is None:
-    return lambda images: form.run((theta, net_state), images)
-  supports = sparse_weight.supports(exported.masks, select=select)
-  values = sparse_weight.condense(theta, exported.masks, select=select)
+  held = trees.map_leaves(
+    lambda leaf, mask: _held(leaf.value, mask),
+    exported.theta,
+    inference.worth_condensing(exported.masks),
+  )
 
   def run(images: jax.Array) -> jax.Array:
-    weights = sparse_weight.expand(values, supports)
-    return form.run((weights, net_state), images)
+    make: Callable[[Callable[[], jax.Array]], jax.Array] = lambda make: make()
+    logits: jax.Array = fn(jax.tree.map(make, held), images)
+    return logits
 
   return run
+
+
+def _held(value: Array, mask: Array) -> Callable[[], jax.Array]:
+  """Makes a leaf, from its connections if it lacks some."""
+  if mask.all():
+    return lambda: jnp.asarray(value)
+  places, values = np.flatnonzero(mask), value[mask]
+  flat = lambda: jnp.zeros(value.size, value.dtype)
+  return lambda: flat().at[places].set(values).reshape(value.shape)
 
 
 def read(path: str | os.PathLike[str]) -> Program:

@@ -15,7 +15,6 @@ from powerprop_jax.export import export, inference
 from powerprop_jax.export import program as export_program
 from powerprop_jax.export.exported import Exported
 from powerprop_jax.nets import layers
-from powerprop_jax.nets.layers import forms
 from powerprop_jax.prune import one_shot
 
 SHAPE = (16, 16, 1)
@@ -25,14 +24,13 @@ def make_lenet(name='lenet_300_100'):
   return functools.partial(nets.make, name, 10)
 
 
-def make_normalised(*, supports=None):
+def make_normalised():
   """A small network with a convolution and a norm."""
 
   def forward(images, is_training):
-    with forms.use(forms.Form(supports=supports)):
-      x = layers.conv(6, 3, 'conv', stride=4)(images)
-      x = jax.nn.relu(layers.norm('norm')(x, is_training))
-      return layers.linear(10, 'logits')(layers.flatten(x))
+    x = layers.conv(6, 3, 'conv', stride=4)(images)
+    x = jax.nn.relu(layers.norm('norm')(x, is_training))
+    return layers.linear(10, 'logits')(layers.flatten(x))
 
   return hk.transform_with_state(forward)
 
@@ -52,9 +50,17 @@ def trained(make, sparsity, shape=SHAPE, change_masks=lambda masks: None):
   )
 
 
+def function(make, exported):
+  """The logits of a network, of (theta, images)."""
+  net = make()
+  return lambda theta, images: net.apply(
+    theta, exported.net_state, None, images, False
+  )[0]
+
+
 def expected_logits(make, exported, images):
   theta = masks_lib.apply_masks(exported.theta, exported.masks)
-  return make().apply(theta, exported.net_state, None, images, False)[0]
+  return function(make, exported)(theta, images)
 
 
 def draw_images(batch, shape=SHAPE):
@@ -115,7 +121,9 @@ class ProgramTest:
     if change is not None:
       given, tolerance = change(given), 0.03
     path = tmp_path / 'net.npz'
-    write = functools.partial(export_program.write, path, make, given, SHAPE)
+    write = functools.partial(
+      export_program.write, path, function(make, given), given, SHAPE
+    )
     if make is make_transformed:
       tolerance = 1e-4
       if batch is None:
@@ -139,7 +147,9 @@ class ProgramTest:
   def test_jax_alone_runs_the_file(self, tmp_path):
     make = make_lenet()
     given = trained(make, 0.95)
-    path = export_program.write(tmp_path / 'net.npz', make, given, SHAPE)
+    path = export_program.write(
+      tmp_path / 'net.npz', function(make, given), given, SHAPE
+    )
     with np.load(path) as arrays:
       program = jax_export.deserialize(bytearray(arrays['program']))
     assert set(program.platforms) == {'cpu', 'cuda', 'tpu'}
@@ -151,25 +161,27 @@ class ProgramTest:
   def test_at_most_8_percent_of_the_parameters_at_95_percent(self, tmp_path):
     make, shape = make_lenet(), (28, 28, 1)
     given = trained(make, 0.95, shape)
+    fn = function(make, given)
     for batch in (None, 1):
       path = export_program.write(
-        tmp_path / f'{batch}.npz', make, given, shape, batch=batch
+        tmp_path / f'{batch}.npz', fn, given, shape, batch=batch
       )
       assert path.stat().st_size <= 0.08 * 4 * 266_610
 
   def test_mistakes_are_named(self, tmp_path):
     make = make_lenet()
     given = trained(make, 0.95)
+    fn = function(make, given)
     path = tmp_path / 'net.npz'
     with pytest.raises(ValueError, match='batch must be at least 1, got 0'):
-      export_program.write(path, make, given, SHAPE, batch=0)
+      export_program.write(path, fn, given, SHAPE, batch=0)
     with pytest.raises(ValueError, match=r'none/net\.npz'):
-      export_program.write(tmp_path / 'none' / 'net.npz', make, given, SHAPE)
+      export_program.write(tmp_path / 'none' / 'net.npz', fn, given, SHAPE)
     assert not path.exists()
-    export_program.write(path, make, given, SHAPE)
+    export_program.write(path, fn, given, SHAPE)
     data = path.read_bytes()
     with pytest.raises(ValueError, match=r'net\.npz exists'):
-      export_program.write(path, make, given, SHAPE)
+      export_program.write(path, fn, given, SHAPE)
     assert path.read_bytes() == data
     with pytest.raises(ValueError, match="'program', which no exported netw"):
       export.read(path)
@@ -189,22 +201,23 @@ class FormsTest:
     given = trained(make, sparsity)
     images = draw_images(3)
     wanted = expected_logits(make, given, images)
+    fn = function(make, given)
     for form in (
-      inference.dense(make, given),
-      inference.masked(make, given),
-      inference.condensed(make, given, SHAPE),
+      inference.dense(fn, given),
+      inference.masked(fn, given),
+      inference.condensed(fn, given, images),
     ):
       found = jax.jit(form.run)(form.parameters, images)
       np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
-  @pytest.mark.parametrize(('sparsity', 'name'), [(0.95, 'values'), (0.4, 'w')])
-  def test_condensed_form_holds_connections_if_fewer_than_zeros(
-    self, sparsity, name
-  ):
+  @pytest.mark.parametrize('sparsity', [0.95, 0.4])
+  def test_condensed_form_holds_connections_if_fewer_than_zeros(self, sparsity):
     make = make_lenet()
     given = trained(make, sparsity)
-    theta, _ = inference.condensed(make, given, SHAPE).parameters
-    assert all(set(leaves) == {name, 'b'} for leaves in theta.values())
-    if name == 'values':
-      kept = sum(int(x.sum()) for x in jax.tree.leaves(given.masks))
-      assert sum(x.size for x in jax.tree.leaves(theta)) == kept
+    fn = function(make, given)
+    form = inference.condensed(fn, given, draw_images(1))
+    count = np.sum if sparsity > 0.5 else np.size
+    assert not form.missing
+    assert jax.tree.map(np.size, form.parameters) == jax.tree.map(
+      lambda mask: int(count(mask)), given.masks
+    )

@@ -108,11 +108,13 @@ def measure(
     speed_up, the median of the ratios to neighbouring dense calls.
   """
   model = pruned_model.model_of(exported.about)
-  make, shape = model.make, model.image_shape
+  fn, shape = model.function(exported.net_state), model.image_shape
   forms = {
-    'dense': inference.dense(make, exported),
-    'masked': inference.masked(make, exported),
-    'condensed': inference.condensed(make, exported, shape),
+    'dense': inference.dense(fn, exported),
+    'masked': inference.masked(fn, exported),
+    'condensed': inference.condensed(
+      fn, exported, np.zeros((1, *shape), np.float32)
+    ),
   }
   mlp = None
   if sparse_mlp.is_mlp(exported.theta, exported.net_state):

@@ -45,7 +45,7 @@ def main(config: ExportConfig) -> None:
     model = pruned_model.model_of(exported.about)
     program.write(
       path,
-      model.make,
+      model.function(exported.net_state),
       exported,
       model.image_shape,
       batch=config.batch,

@@ -7,7 +7,6 @@ function back, from that description.
 
 from collections.abc import Callable
 import dataclasses
-import functools
 import pathlib
 from typing import Literal, NamedTuple
 
@@ -16,10 +15,11 @@ import jax
 from powerprop_jax import nets
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import select as select_lib
+from powerprop_jax.core.trees import Tree
 from powerprop_jax.export import export
 from powerprop_jax.export import exported as exported_lib
 from powerprop_jax.export.exported import Exported
-from powerprop_jax.export.inference import Make
+from powerprop_jax.export.inference import Function
 from powerprop_jax.files.tables import Row
 from powerprop_jax.optim import views
 from powerprop_jax.prune import one_shot
@@ -72,12 +72,12 @@ class Model(NamedTuple):
   image_shape: tuple[int, ...]
   dct: bool = False
 
-  @property
-  def make(self) -> Make:
-    """The network, as a function of its supports; see nets.make."""
-    return functools.partial(
-      nets.make, self.net, self.num_classes, dct=self.dct
-    )
+  def function(self, net_state: Tree) -> Function:
+    """The logits of images, as a function of (theta, images)."""
+    net = nets.make(self.net, self.num_classes, dct=self.dct)
+    return lambda theta, images: net.apply(
+      theta, net_state, None, images, False
+    )[0]
 
 
 def output_rule(
