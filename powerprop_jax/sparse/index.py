@@ -55,7 +55,8 @@ def from_positions(positions: npt.ArrayLike, shape: tuple[int, int]) -> Index:
     Array([1, 0], dtype=int32)
   """
   num_in, num_out = shape
-  outputs, inputs = np.divmod(np.asarray(positions, np.int64), num_in)
+  positions = np.asarray(positions, np.int64)
+  outputs, inputs = np.divmod(positions, num_in)
   by_input = inputs * num_out + outputs
   order = np.argsort(by_input, kind='stable')
   starts = [
@@ -63,7 +64,8 @@ def from_positions(positions: npt.ArrayLike, shape: tuple[int, int]) -> Index:
     for rows, num_rows in ((outputs, num_out), (inputs, num_in))
   ]
   found = starts[0], positions, starts[1], by_input[order], order
-  return Index(*(jnp.asarray(part, jnp.int32) for part in found))
+  # Not by jnp.asarray, which compiles a program for each shape.
+  return Index(*jax.device_put([part.astype(np.int32) for part in found]))
 
 
 def from_mask(mask: jax.Array, size: int) -> Index:

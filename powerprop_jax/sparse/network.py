@@ -12,6 +12,7 @@ or is faster so, is given to fn as a dense copy.
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import functools
 import math
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -193,8 +194,8 @@ class WithoutZeros:
     self._fn, self._theta, self._places = fn, theta, places
     self.leaves = dict(leaves)
     condensed = [n for n, leaf in leaves.items() if leaf.held == 'condensed']
-    self._where = {name: places[name].make_index() for name in condensed}
-    self._orders = {name: places[name].order() for name in condensed}
+    self._where = {name: places[name].index for name in condensed}
+    self._orders = {name: places[name].order for name in condensed}
 
   def __call__(self, values: Params, *args: Any) -> Any:
     """fn of the weights that the values are of; jit it."""
@@ -260,7 +261,8 @@ class _Places:
     """How many connections there are."""
     return int(np.count_nonzero(self.mask))
 
-  def make_index(self) -> Index:
+  @functools.cached_property
+  def index(self) -> Index:
     """Of each layer, as a matrix [window · inputs, outputs]."""
     layers = moves.matrix(self.mask, self.axes)
     repeats, matrix = layers.shape[:-2], layers.shape[-2:]
@@ -274,6 +276,7 @@ class _Places:
     )
     return stacked
 
+  @functools.cached_property
   def order(self) -> npt.NDArray[np.int64] | None:
     """Which of the stored values each layer has, [*repeats, room].
 
