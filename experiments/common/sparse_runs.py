@@ -16,16 +16,15 @@ import jax
 import numpy as np
 import optax
 
-from experiments.common import mask_watch
 from experiments.common.combinations import Named
 import powerprop_jax as pp
 from powerprop_jax import nets
-from powerprop_jax.core import trees
 from powerprop_jax.core.trees import Params, Tree
 from powerprop_jax.files.tables import Row
-from powerprop_jax.train import condensed, ensemble, loop, methods, optimizers
+from powerprop_jax.train import condensed, ensemble, loop, methods
 from powerprop_jax.train import evaluate as evaluate_lib
 from powerprop_jax.train import step as step_lib
+from powerprop_jax.train.cli.arguments import Net
 from powerprop_jax.train.condensed import Execution
 from powerprop_jax.train.data import splits as data
 from powerprop_jax.train.data.sources import Arrays
@@ -34,7 +33,7 @@ from powerprop_jax.train.ensemble import Members
 from powerprop_jax.train.loop import LoopConfig
 from powerprop_jax.train.methods import Method, SparseConfig
 from powerprop_jax.train.optimizers import OptimizerConfig
-from powerprop_jax.train.runs import divergence, errors
+from powerprop_jax.train.runs import divergence, errors, mask_watch
 from powerprop_jax.train.runs.contents import Networks
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
@@ -61,8 +60,7 @@ class Settings:
   normalise: bool = False
   # Shift by up to 4 pixels and mirror at random in training.
   augment: bool = False
-  # The network: lenet_300_100, lenet_5, wrn_22_2, … (nets/registry.py).
-  net: str = 'lenet_300_100'
+  net: Net = 'lenet_300_100'
   # Seeds of the initial weights, of masks, and of the order of the data.
   keys: tuple[int, ...] = (0, 1, 2)
   # The optimiser.
@@ -347,24 +345,13 @@ def tx_maker(
 ) -> MakeTx:
   """What trains a combination, for the shapes of its network."""
   method, density, alpha = combination
-  inner = optimizers.make_tx(settings.optimizer, alpha, settings.loop.num_steps)
-  lengths = lengths_of(settings.loop, theta, splits)
-
-  def make_tx(key: jax.Array) -> optax.GradientTransformation:
-    tx = methods.make_tx(inner, method, density, settings.sparse, lengths, key)
-    is_fast = method == 'dense' or fusing.fuses_loops()
-    fuses = settings.optimizer.is_elementwise and is_fast
-    return fusing.fused(tx) if fuses else tx
-
-  return make_tx
-
-
-def lengths_of(
-  loop: LoopConfig, theta: Params, splits: data.Splits
-) -> methods.Lengths:
-  """What the settings of a method are shares of."""
-  num_weights = sum(
-    leaf.value.size for leaf in trees.named_leaves(theta) if pp.is_weight(*leaf)
+  lengths = methods.lengths_of(settings.loop, theta, len(splits.train.labels))
+  return functools.partial(
+    methods.for_settings,
+    settings.optimizer,
+    alpha,
+    method,
+    density,
+    settings.sparse,
+    lengths,
   )
-  epoch = -(-len(splits.train.labels) // loop.batch_size)
-  return methods.Lengths(loop.num_steps, epoch, num_weights)

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from experiments.common import combinations as combination_runs
-from experiments.common import mask_watch, sparse_runs
+from experiments.common import sparse_runs
 from experiments.common.sparse_runs import MakeTx, Trained
 from experiments.dct_plus_sparse import patterns, propagation, state_sizes
 from experiments.dct_plus_sparse.config import Config, Network
@@ -20,10 +20,11 @@ from powerprop_jax import nets
 from powerprop_jax.core.trees import Params, Tree
 from powerprop_jax.files.tables import Row
 from powerprop_jax.prune import at_init
-from powerprop_jax.train import ensemble, optimizers
+from powerprop_jax.train import ensemble, methods, optimizers
 from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.data import splits as data
 from powerprop_jax.train.optimizers import OptimizerConfig
+from powerprop_jax.train.runs import mask_watch
 from powerprop_jax.train.step import TrainState
 
 Records = list[Row]
@@ -91,7 +92,7 @@ def tx_maker(
   """What trains a combination, for the shapes of its network."""
   network, support, density, alpha = combination
   inner = inner_tx(config, network, alpha)
-  lengths = sparse_runs.lengths_of(config.loop, theta, splits)
+  lengths = methods.lengths_of(config.loop, theta, len(splits.train.labels))
   return lambda key: patterns.make_tx(
     inner, support, density, config.sparse, lengths, key
   )

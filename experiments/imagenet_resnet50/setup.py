@@ -166,7 +166,7 @@ def make_tx(
   )
   tx = methods.make_tx(
     inner,
-    'dense' if is_dense else config.method,  # type: ignore[arg-type]
+    'dense' if is_dense else config.method,
     1.0 if is_dense else 1 - config.sparsity,
     dataclasses.replace(
       config.sparse, distribution=_DISTRIBUTIONS[config.allocation]

@@ -37,6 +37,7 @@ from powerprop_jax.costs import summary
 from powerprop_jax.files.tables import Row
 from powerprop_jax.report import analysis, plotting
 from powerprop_jax.train import ensemble, evaluate, loop, optimizers, step
+from powerprop_jax.train.cli.arguments import Net
 from powerprop_jax.train.data import splits as data
 from powerprop_jax.train.data.splits import DataConfig
 from powerprop_jax.train.ensemble import Members
@@ -61,8 +62,7 @@ class Config:
   resume: bool = False
   # The data set.
   data: DataConfig = DataConfig()
-  # The network: lenet_300_100, lenet_5, mlp, mnist_cnn, cifar_cnn, alexnet_s.
-  net: str = 'lenet_300_100'
+  net: Net = 'lenet_300_100'
   # Powers to compare; 1 is the baseline.
   alphas: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0, 4.0)
   # Seeds of the initial weights and of the order of the data.

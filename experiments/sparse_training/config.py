@@ -21,7 +21,9 @@ class Config(Settings):
   # with 1, one after another in this process, with all threads.
   workers: int = 1
   # Methods to compare; 'dense' is trained once for each α.
-  methods: tuple[Method, ...] = sparse_methods.METHODS
+  methods: tuple[Method, ...] = tuple(
+    method for method in sparse_methods.METHODS if method != 'one_shot'
+  )
   # Shares of the weights that are connections, in (0, 1].
   densities: tuple[float, ...] = (0.1, 0.02)
   # Powers to compare; 1 is training without powerprop.

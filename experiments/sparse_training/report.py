@@ -55,30 +55,22 @@ def page(config: Config, densities: Sequence[float]) -> Page:
 
 def mask_sections(
   title: str, densities: Sequence[float], within: str = 'combinations/*/'
-) -> list[Section]:
+) -> tuple[Section, ...]:
   """How connections moved, from what was logged of each combination."""
-
-  def figure(kind: str, draw: str, field: str, density: float) -> Figure:
-    name = f'{kind}_density_{density:g}'
-    records = contents.Records(
-      f'{within}metrics.jsonl',
-      where={'total_density': density},
-      having=(field,),
-      settings={'method': 'method', 'total_density': 'density'},
+  return contents.mask_sections(
+    *(
+      (
+        f'_density_{density:g}',
+        f'{title}, density {density:g}',
+        contents.Records(
+          f'{within}metrics.jsonl',
+          where={'total_density': density},
+          settings={'method': 'method', 'total_density': 'density'},
+        ),
+      )
+      for density in densities
     )
-    options = {'title': f'{title}, density {density:g}'}
-    return Figure(name, f'{kind} by step, {name}', draw, records, options)
-
-  return [
-    Section(
-      heading,
-      figures=tuple(figure(kind, draw, field, d) for d in densities),
-    )
-    for heading, kind, draw, field in (
-      ('Densities of the layers', 'layers', 'layer_densities', 'layer'),
-      ('Connections that moved', 'churn', 'mask_churn', 'churn'),
-    )
-  ]
+  )
 
 
 def table(results: _Records, theirs: _Records = ()) -> list[Row]:

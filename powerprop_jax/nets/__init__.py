@@ -14,7 +14,7 @@ from powerprop_jax.nets.layers.dct import DctConv2D, DctLinear
 from powerprop_jax.nets.lenet import LeNet5, LeNet5Small, LeNet300100
 from powerprop_jax.nets.mlp import OneHiddenMLP
 from powerprop_jax.nets.mobilenet import MobileNetV2
-from powerprop_jax.nets.registry import NAMES, make
+from powerprop_jax.nets.registry import NAMES, about, make
 from powerprop_jax.nets.resnet import ResNet
 from powerprop_jax.nets.scope import power_scope
 from powerprop_jax.nets.vgg import VGG, VGG19
@@ -48,6 +48,7 @@ __all__ = (
   'ResNet',
   'Support',
   'WideResNet',
+  'about',
   'condense',
   'expand',
   'faster_supports',

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 import functools
+from typing import Any
 
 import haiku as hk
 import jax
@@ -73,18 +74,7 @@ def make(
   Images are floats in [0, 1], [N, H, W, C]. The layer that computes the logits
   is called 'logits' in every network.
 
-  | names | what they are |
-  |---|---|
-  | lenet_300_100, mlp | fully connected, two hidden layers or one |
-  | lenet_5, lenet_5_relu, lenet_5_small | LeNets with convolutions |
-  | mnist_cnn, cifar_cnn | small, for images of any size |
-  | alexnet_s | AlexNet for 32×32, strides for pools |
-  | vgg_like, vgg_c, vgg_d, vgg_19 | VGG for 32×32, 13 or 16 convolutions |
-  | wrn_22_2, wrn_28_2, wrn_16_8 | wide residual networks, with dropout |
-  | resnet_18, resnet_50 | for photographs |
-  | resnet_18_cifar, resnet_50_cifar | the same with a stem for 32×32 |
-  | mobilenet_v2 | depthwise convolutions, for 32×32 |
-  | fixup_resnet_110 | residual, without norms, for 32×32 |
+  about says of each what it is.
 
   Only the wide residual networks need the key, in training, for their dropout,
   and raise a ValueError without one; for the others, and in evaluation, it may
@@ -118,11 +108,7 @@ def make(
     >>> logits.shape
     (2, 10)
   """
-  if name not in _MODULES:
-    hint = names.hint(name, NAMES)
-    raise ValueError(
-      f'unknown network {name!r}.{hint} There are: {", ".join(NAMES)}.'
-    )
+  _check_known(name)
   if num_classes < 1:
     raise ValueError(f'num_classes must be at least 1, got {num_classes}.')
   if method != 'auto' and not dct:
@@ -137,3 +123,33 @@ def make(
       return _MODULES[name](num_classes)(images, is_training)
 
   return hk.transform_with_state(forward)
+
+
+def about(name: str) -> str:
+  """What a network is, in a line: that of its module, and its arguments.
+
+  Example:
+    >>> about('vgg_c')
+    'Thirteen convolutions with five poolings, then one or two layers of 512;
+    variant c.'
+  """
+  _check_known(name)
+  module: Any = _MODULES[name]
+  options: Mapping[str, object] = {}
+  if isinstance(module, functools.partial):
+    module, options = module.func, module.keywords
+  line = str(module.__doc__).partition('\n')[0].rstrip('.')
+  shown = ', '.join(
+    key.replace('_', ' ') + ('' if value is True else f' {value}')
+    for key, value in options.items()
+    if key not in ('name', 'w_init')
+  )
+  return f'{line}; {shown}.' if shown else f'{line}.'
+
+
+def _check_known(name: str) -> None:
+  if name not in _MODULES:
+    hint = names.hint(name, NAMES)
+    raise ValueError(
+      f'unknown network {name!r}.{hint} There are: {", ".join(NAMES)}.'
+    )

@@ -22,10 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from powerprop_jax.core import reparam, trees
+from powerprop_jax.core import masks as masks_lib
+from powerprop_jax.core import reparam, scores, trees
 from powerprop_jax.core import select as select_lib
-from powerprop_jax.core.trees import Tree
+from powerprop_jax.core.trees import Params, Tree
 from powerprop_jax.files.tables import Row
+from powerprop_jax.optim import views
 from powerprop_jax.prune import one_shot
 from powerprop_jax.train import evaluate as evaluate_lib
 from powerprop_jax.train import loop
@@ -204,33 +206,30 @@ def prune(
   Returns:
     One record for each member and sparsity, with alpha, key, scope, sparsity,
     density, accuracy and loss; density is the share of selected weights that is
-    left, leaves with a sparsity of their own included.
+    left, leaves with a sparsity of their own included. Of a network that was
+    trained sparse, weights that were no connections are not left.
   """
-  by_sparsity = overrides or (lambda sparsity: {})
-  shapes = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state.phi
-  )
-  sizes = [
-    leaf.value.size
-    for leaf in trees.named_leaves(shapes)
-    if select_lib.is_weight(*leaf)
-  ]
-  densities = []
-  for sparsity in sparsities:
-    counts = one_shot.kept_counts(
-      shapes,
-      sparsity,
-      scope=scope,
-      overrides=by_sparsity(sparsity) or None,
-    )
-    densities.append(sum(counts.values()) / sum(sizes))
   evaluate = evaluate_lib.make_evaluate(net)
 
   def score(state: TrainState, arrays: Arrays) -> dict[str, jax.Array]:
+    theta = state.theta
+    masks = views.current_masks(state.phi, state.opt_state)
+
+    def evaluate_at(kept: Params) -> dict[str, jax.Array]:
+      # Of the connections that there were: zeros outside them are kept as well.
+      left = jax.tree.map(lambda x: x != 0, kept)
+      weights = masks_lib.selected(left, select_lib.is_weight).values()
+      found = evaluate(
+        masks_lib.apply_masks(theta, left), state.net_state, arrays
+      )
+      counts = [jnp.sum(weight) for weight in weights]
+      return found | {'left': jnp.sum(jnp.stack(counts))}
+
     return one_shot.sweep(
-      lambda theta: evaluate(theta, state.net_state, arrays),
-      state.theta,
+      evaluate_at,
+      jax.tree.map(lambda mask, x: mask.astype(x.dtype), masks, theta),
       sparsities,
+      score=lambda _: scores.magnitude(theta),
       scope=scope,
       overrides=overrides,
     )
@@ -238,19 +237,23 @@ def prune(
   found = jax.device_get(
     jax.jit(mapped(score, 1))(state, jax.device_put(arrays))
   )
+  weights = (
+    leaf.value[0].size
+    for leaf in trees.named_leaves(state.phi)
+    if select_lib.is_weight(leaf.module_name, leaf.name, leaf.value[0])
+  )
+  size = sum(weights)
   return [
     {
       **name,
       'scope': scope,
       'sparsity': float(sparsity),
-      'density': density,
+      'density': int(found['left'][index, i]) / size,
       'accuracy': float(found['accuracy'][index, i]),
       'loss': float(found['loss'][index, i]),
     }
     for index, name in enumerate(names(members))
-    for i, (sparsity, density) in enumerate(
-      zip(sparsities, densities, strict=True)
-    )
+    for i, sparsity in enumerate(sparsities)
   ]
 
 

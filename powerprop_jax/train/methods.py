@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, get_args
 import jax
 import optax
 
-from powerprop_jax.core import distributions
+from powerprop_jax.core import distributions, names, trees
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.top_k.patterns import Structure
@@ -23,11 +23,23 @@ from powerprop_jax.files.tables import Row
 from powerprop_jax.optim import aliases
 from powerprop_jax.optim.topologies.neuron_ablation import Ablation
 from powerprop_jax.optim.topology import Regrow
+from powerprop_jax.train import optimizers
+from powerprop_jax.train.loop import LoopConfig
+from powerprop_jax.train.optimizers import OptimizerConfig
 from powerprop_jax.train.runs import errors
 from powerprop_jax.train.runs.errors import UserError
+from powerprop_jax.train.scale import fusing
 
 Method = Literal[
-  'dense', 'static', 'pruning', 'set', 'rigl', 'snfs', 'dsr', 'top_kast'
+  'dense',
+  'static',
+  'pruning',
+  'one_shot',
+  'set',
+  'rigl',
+  'snfs',
+  'dsr',
+  'top_kast',
 ]
 METHODS = get_args(Method)
 
@@ -82,8 +94,8 @@ class SparseConfig:
   # Steps from one rewiring to the next. Default: 100 for SET, RigL and
   # Top-KAST, an epoch for SNFS and DSR, a hundredth of the run for pruning.
   period: int | None = None
-  # Share of the run after which connections stay as they are, in (0, 1].
-  # Default: 1 for SNFS and Top-KAST, 0.95 for DSR, else 0.75.
+  # Share of the run after which connections stay as they are, in (0, 1]; where
+  # one_shot prunes. Default: 1 for SNFS and Top-KAST, 0.95 for DSR, else 0.75.
   stop: float | None = None
   # Share of the connections that a rewiring drops, in (0, 1); for SET, RigL and
   # SNFS it falls along half a cosine. Default: 0.3, SNFS 0.5, DSR 0.05.
@@ -152,6 +164,7 @@ _RECIPES = {
     ('start', 'stop', 'period', 'structure'),
     period=lambda lengths: max(1, lengths.num_steps // 100),
   ),
+  'one_shot': _Recipe(aliases.one_shot_pruning, ('step', 'structure')),
   'set': _Recipe(
     aliases.sparse_evolution,
     (*_REWIRED, 'drop_fraction', 'structure', 'ablation'),
@@ -215,10 +228,7 @@ def make_tx(
     their codes do, and 'static' and 'pruning' have them too, as where SNFS
     compares with them.
   """
-  if method not in METHODS:
-    raise UserError(
-      f'unknown method {method!r}; there are: {", ".join(METHODS)}.'
-    )
+  _check_known(method)
   sparsity = masks_lib.density_to_sparsity(density)
   _check(config)
   if method == 'dense':
@@ -237,6 +247,103 @@ def make_tx(
     return recipe.alias(inner, sparsity, **arguments)
   except ValueError as error:
     raise UserError(f'{method} at density {density:g}: {error}') from error
+
+
+def for_settings(
+  optimizer: OptimizerConfig,
+  alpha: float,
+  method: Method,
+  density: float,
+  config: SparseConfig,
+  lengths: Lengths,
+  key: int | jax.Array = 0,
+) -> optax.GradientTransformationExtraArgs:
+  """make_tx around powerprop around the optimiser of the settings.
+
+  Its update is written twice where that is faster (scale/fusing.py): for an
+  optimiser of a few operations a weight, and a method where the compiler has
+  been told to make one loop of several.
+  """
+  inner = optimizers.make_tx(optimizer, alpha, lengths.num_steps)
+  tx = make_tx(inner, method, density, config, lengths, key)
+  is_fast = method == 'dense' or fusing.fuses_loops()
+  return fusing.fused(tx) if optimizer.is_elementwise and is_fast else tx
+
+
+def lengths_of(loop: LoopConfig, theta: Params, num_examples: int) -> Lengths:
+  """What the settings are shares of; theta may be shapes."""
+  num_weights = sum(
+    leaf.value.size
+    for leaf in trees.named_leaves(theta)
+    if select_lib.is_weight(*leaf)
+  )
+  epoch = -(-num_examples // loop.batch_size)
+  return Lengths(loop.num_steps, epoch, num_weights)
+
+
+def about(method: Method) -> str:
+  """What a method does, in a line.
+
+  Example:
+    >>> about('rigl')
+    'RigL: drops the smallest weights, grows where the gradient is largest.'
+  """
+  _check_known(method)
+  if method == 'dense':
+    return 'Trains all weights.'
+  return str(_RECIPES[method].alias.__doc__).partition('\n')[0]
+
+
+def settings_of(method: Method) -> tuple[str, ...]:
+  """Names of the settings, of SparseConfig, that a method has.
+
+  Example:
+    >>> settings_of('static')
+    ('distribution', 'structure')
+  """
+  _check_known(method)
+  if method == 'dense':
+    return ()
+  takes = ('distribution', *_RECIPES[method].takes)
+  fields = (field.name for field in dataclasses.fields(SparseConfig))
+  return tuple(
+    name
+    for name in fields
+    if any(taken in takes for taken in (name, *_SETTINGS.get(name, ())))
+  )
+
+
+# What a setting is called among the arguments, where that is another name.
+_SETTINGS = {
+  'stop': ('step',),
+  'drop_fraction': ('num_dropped',),
+  'pruning_start': ('start',),
+  'backward_factor': ('backward_sparsity',),
+}
+
+
+def check_settings(method: Method, config: SparseConfig) -> None:
+  """Refuses settings that a method does not have, in a UserError.
+
+  For programs that train with one method; those that compare several have
+  settings for all of them.
+  """
+  known = settings_of(method)
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if value != field.default and field.name not in known:
+      has = f'has {", ".join(known)}' if known else 'has none of these settings'
+      raise UserError(
+        f'sparse.{field.name} is {value}, but {method} {has}. Leave it out.'
+      )
+
+
+def _check_known(method: str) -> None:
+  if method not in METHODS:
+    raise UserError(
+      f'unknown method {method!r}.{names.hint(method, METHODS)} There are: '
+      f'{", ".join(METHODS)}.'
+    )
 
 
 def _arguments(
@@ -258,6 +365,7 @@ def _arguments(
     'structure': config.structure,
     'start': round(config.pruning_start * lengths.num_steps),
     'stop': round(stop * lengths.num_steps),
+    'step': round(stop * lengths.num_steps),
     'period': config.period or recipe.period(lengths),
     'drop_fraction': drop,
     'num_dropped': max(1, round(drop * connections)),

@@ -1,25 +1,33 @@
 """The command: train, prune and report work together on one folder."""
 
 import json
+import shutil
 
+import jax
 import programs
 import pytest
 
 import powerprop_jax as pp
+from powerprop_jax import nets
+from powerprop_jax.train import methods
 from powerprop_jax.train.cli import main as cli
-from powerprop_jax.train.runs import metrics
+from powerprop_jax.train.runs import folder, load, metrics
 
 # What the help of each command says.
 _OF_EXPORTS = ('--kept', '--scope', '--alpha', '--overwrite')
 OWN = {
   'train': (
     *('--alpha', '--optimizer.decay-phi', '--data.name'),
-    '1 is ordinary training',
+    *('1 is ordinary training', '--sparse.drop-fraction'),
+    *methods.METHODS,
+    *nets.NAMES,
   ),
   'prune': ('RUN',),
   'report': ('RUN',),
   'export': _OF_EXPORTS,
   'bench': _OF_EXPORTS,
+  'methods': (),
+  'nets': (),
 }
 TINY = ['--net=mlp', '--loop.num-steps=60', '--loop.eval-every=30']
 
@@ -52,6 +60,85 @@ class TrainTest:
     page = (run / 'report.html').read_text()
     assert page.count('data:image/png') == 2
     assert 'mlp on digits' in page
+
+
+class SparseTrainTest:
+  def test_results_and_tables_say_how_many_weights_there_are(self, sparse_run):
+    masks = load.load(sparse_run).state.opt_state.masks
+    weights = [leaf[0] for leaf in jax.tree.leaves(masks) if leaf.ndim == 3]
+    density = sum(m.sum() for m in weights) / sum(m.size for m in weights)
+    assert density == pytest.approx(0.2, abs=1e-3)
+    for record in programs.results(sparse_run):
+      assert record['method'] == 'rigl'
+      assert record['density'] == pytest.approx(density)
+      assert record['sparsity'] == pytest.approx(1 - density)
+    *_, selected, _ = read(sparse_run / 'weights.json')
+    assert selected['sparsity'] == pytest.approx(1 - density)
+
+  def test_connections_move_and_are_drawn(self, sparse_run):
+    measured = metrics.read_metrics(sparse_run / 'metrics.jsonl')
+    moved = [record['churn'] for record in measured if 'churn' in record]
+    assert len(moved) == 2
+    assert moved[0] > 0
+    layers = {record['layer'] for record in measured if 'layer' in record}
+    assert layers == {'mlp/linear_0/w', 'mlp/logits/w'}
+    page = (sparse_run / 'report.html').read_text()
+    assert page.count('data:image/png') == 4
+    assert 'mlp on digits, rigl at 80 % of zeros' in page
+
+  def test_pruned_further_its_density_is_what_is_left(
+    self, sparse_run, tmp_path, capsys
+  ):
+    out = tmp_path / 'pruned'
+    main('prune', sparse_run, '--kept', 1, 0.5, 0.1, '--out', out)
+    assert 'was trained with 0.2 of its weights' in capsys.readouterr().out
+    found = programs.results(out)
+    _, test = programs.results(sparse_run)
+    densities = [record['density'] for record in found]
+    assert densities[0] == pytest.approx(test['density'])
+    assert densities[2] == pytest.approx(0.1, abs=1e-3)
+    assert found[0]['accuracy'] == pytest.approx(test['accuracy'], abs=1e-6)
+
+  def test_exported_it_has_its_connections_alone(self, sparse_run, tmp_path):
+    found = programs.exported(sparse_run, tmp_path / 'net.npz')
+    _, test = programs.results(sparse_run)
+    assert found.about['density'] == pytest.approx(test['density'])
+    assert found.about['test']['accuracy'] == pytest.approx(test['accuracy'])
+
+  @pytest.mark.slow
+  @pytest.mark.parametrize('method', methods.METHODS[1:])
+  def test_every_method_trains(self, tmp_path, method):
+    out = tmp_path / method
+    args = ['train', *TINY, '--method', method, '--sparsity', 0.8]
+    if 'period' in methods.settings_of(method):
+      args += ['--sparse.period', 20]
+    main(*args, '--out', out)
+    for record in programs.results(out):
+      assert record['density'] == pytest.approx(0.2, abs=1e-3)
+
+  def test_is_resumed_to_the_same(self, sparse_run, tmp_path):
+    out = tmp_path / 'run'
+    shutil.copytree(sparse_run, out)
+    shutil.rmtree(out / 'checkpoints' / '60')
+    stored = read(out / 'config.json')['config']
+    args = ['--method', 'rigl', '--sparsity', 0.8, '--alpha', 1.5, '--key', 3]
+    args += ['--normalise', '--sparse.period', 20]
+    main('train', *TINY, *args, '--out', out, '--resume')
+    assert read(out / 'config.json')['config'] == stored
+    for name in ('metrics.jsonl', 'results.json'):
+      assert (out / name).read_bytes() == (sparse_run / name).read_bytes()
+
+
+def test_methods_and_networks_are_listed_with_a_line_each(capsys):
+  main('methods')
+  shown = capsys.readouterr().out
+  for name in methods.METHODS:
+    assert f'\n{name} ' in f'\n{shown}'
+  assert '--sparse.{distribution,structure}' in shown
+  main('nets')
+  lines = capsys.readouterr().out.splitlines()
+  assert [line.split()[0] for line in lines] == [*nets.NAMES]
+  assert all(line.endswith('.') for line in lines)
 
 
 class PruneTest:
@@ -98,7 +185,7 @@ class PruneTest:
     stop = lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
     with monkeypatch.context() as patch:
       # Ctrl-C between the last step and the results.
-      patch.setattr(cli.RunFolder, 'write_results', stop)
+      patch.setattr(folder.RunFolder, 'write_results', stop)
       args = ['train', *TINY, '--out', str(path)]
       assert cli.main(args) == 130
     assert '--resume' in capsys.readouterr().err

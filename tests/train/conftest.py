@@ -17,6 +17,16 @@ def run(tmp_path_factory):
   return path
 
 
+@pytest.fixture(scope='session')
+def sparse_run(tmp_path_factory):
+  """A tiny complete run of RigL with powerprop, on normalised images."""
+  path = tmp_path_factory.mktemp('cli') / 'sparse'
+  args = '--method rigl --sparsity 0.8 --alpha 1.5 --normalise'
+  args += ' --sparse.period 20 --key 3'
+  assert cli.main(['train', *TINY, *args.split(), f'--out={path}']) == 0
+  return path
+
+
 # Two α and two keys.
 sweep = programs.finished(
   one_shot_pruning,

@@ -92,7 +92,11 @@ _METHODS = {
   'one_shot_pruning': ('#7a5195', 'X', 'one-shot pruning'),
 }
 # Names of train.methods for what has a longer one above.
-_SHORT = {'set': 'sparse_evolution', 'pruning': 'gradual_pruning'}
+_SHORT = {
+  'set': 'sparse_evolution',
+  'pruning': 'gradual_pruning',
+  'one_shot': 'one_shot_pruning',
+}
 _OTHER_COLOURS = ('#44aa99', '#999933', '#332288', '#aa4499')
 
 

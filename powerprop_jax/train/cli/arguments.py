@@ -11,16 +11,26 @@ import io
 import os
 import re
 import sys
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import tyro
 
+from powerprop_jax import nets
 from powerprop_jax.core import names
 from powerprop_jax.train.runs import folder
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.scale import fusing
 
 C = TypeVar('C')
+
+# A setting that names a network.
+Net = Annotated[
+  str,
+  tyro.conf.arg(
+    help=f'The network: {", ".join(nets.NAMES)}. powerprop nets says what '
+    'they are.'
+  ),
+]
 
 # Presets that a message names.
 _MOST = 20
@@ -93,7 +103,7 @@ def parse(
   except SystemExit as stop:
     if not stop.code:
       raise
-    message = _one_line(errors.getvalue())
+    message = _with_hint(_one_line(errors.getvalue()))
     raise UserError(f'{message} See {prog} --help.') from None
 
 
@@ -125,6 +135,21 @@ def _listed(presets: Collection[str]) -> str:
   first = list(presets)[: len(presets) if len(presets) <= _MOST else _MOST // 2]
   more = len(presets) - len(first)
   return ', '.join(first) + (f' and {more} more' if more else '')
+
+
+def _with_hint(message: str) -> str:
+  """A message of tyro about a choice, with the nearest one that there is.
+
+  Example:
+    >>> text = "invalid choice 'rgil' for argument '--method'. Expected one of"
+    >>> _with_hint(f"{text} ('set', 'rigl').")
+    "invalid choice 'rgil' for argument '--method'. Expected one of ('set',
+    'rigl'). Did you mean 'rigl'?"
+  """
+  found = re.match(r"invalid choice '(.*?)'.* one of \((.*)\)", message)
+  if not found:
+    return message
+  return message + names.hint(found[1], re.findall("'(.*?)'", found[2]))
 
 
 def _one_line(text: str) -> str:

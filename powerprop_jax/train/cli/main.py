@@ -5,6 +5,7 @@
     powerprop report runs/alpha_2
     powerprop export runs/alpha_2 --kept 0.05 --out net.safetensors
     powerprop bench net.safetensors
+    powerprop methods
 
 Training writes a folder; pruning reads it and writes another; a report is made
 again from what a folder holds. An export is a pruned network in one file, and
@@ -14,7 +15,6 @@ its config.json what it holds.
 
 from collections.abc import Callable, Sequence
 import dataclasses
-import functools
 import importlib
 import pathlib
 import sys
@@ -25,63 +25,24 @@ import tyro
 
 from powerprop_jax import nets
 from powerprop_jax.core import masks, names
-from powerprop_jax.core import select as select_lib
-from powerprop_jax.costs import summary
 from powerprop_jax.files import tables
-from powerprop_jax.report import analysis, plotting, records
-from powerprop_jax.train import ensemble, loop, optimizers
-from powerprop_jax.train import evaluate as evaluate_lib
-from powerprop_jax.train import step as step_lib
-from powerprop_jax.train.cli import arguments, bench, export, pruned_model
-from powerprop_jax.train.data import splits as data
-from powerprop_jax.train.data.splits import DataConfig
-from powerprop_jax.train.loop import LoopConfig
-from powerprop_jax.train.optimizers import OptimizerConfig
-from powerprop_jax.train.runs import (
-  contents,
-  divergence,
-  errors,
-  load,
-  metrics,
+from powerprop_jax.report import records
+from powerprop_jax.train import ensemble, methods
+from powerprop_jax.train.cli import (
+  arguments,
+  bench,
+  export,
+  pruned_model,
+  train,
 )
-from powerprop_jax.train.runs import (
-  folder as run_folder,
-)
-from powerprop_jax.train.runs import (
-  report as run_report,
-)
-from powerprop_jax.train.runs.contents import Contents, Networks
+from powerprop_jax.train.runs import contents, errors, load, mask_watch
+from powerprop_jax.train.runs import folder as run_folder
+from powerprop_jax.train.runs import report as run_report
+from powerprop_jax.train.runs.contents import Contents
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
-from powerprop_jax.train.scale import fusing
 
 _Run = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar='RUN')]
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-  """Trains one network."""
-
-  # Folder for the results; made if missing.
-  out: str = 'runs/train'
-  # Continue the interrupted run in that folder.
-  resume: bool = False
-  # The data set.
-  data: DataConfig = DataConfig()
-  # The network: lenet_300_100, lenet_5, mlp, mnist_cnn, cifar_cnn, alexnet_s.
-  net: str = 'lenet_300_100'
-  # The power, at least 1; 1 is ordinary training.
-  alpha: float = 2.0
-  # Seed of the initial weights and of the order of the data, at least 0.
-  key: int = 0
-  # The optimiser.
-  optimizer: OptimizerConfig = OptimizerConfig(
-    learning_rate=0.1, schedule='cosine', decay_phi=2e-3
-  )
-  # Lengths.
-  loop: LoopConfig = LoopConfig(num_steps=6_000)
-  # Write TensorBoard files too (needs the extra 'tensorboard').
-  tensorboard: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,106 +69,6 @@ class ReportConfig:
 
   # Folder of the run.
   run: _Run = tyro.MISSING
-
-
-def train(config: TrainConfig) -> None:
-  """Trains one network and writes what came out."""
-  metrics.check_tensorboard(config.tensorboard)
-  splits = data.load(config.data, show_progress=True)
-  data.check_batch_size(config.loop.batch_size, len(splits.train.labels))
-  net = nets.make(config.net, splits.num_classes)
-  # A Python number: α is compiled in, which is faster than an array.
-  tx = optimizers.make_tx(config.optimizer, config.alpha, config.loop.num_steps)
-  errors.check_key(config.key)
-  key = jax.random.key(config.key)
-  state = step_lib.create(net, tx, key, splits.example)
-  folder = RunFolder(
-    config.out,
-    config,
-    program='train',
-    resume=config.resume,
-    contents=_contents(config),
-  )
-  print(select_lib.selection_table(select_lib.is_weight, state.phi))
-  divergence.say_scale(splits)
-  state = loop.fit(
-    state,
-    fusing.make_advance(
-      net, fusing.fused(tx) if config.optimizer.is_elementwise else tx
-    ),
-    evaluate_lib.on_state(net),
-    splits,
-    config.loop,
-    folder,
-    indices=functools.partial(data.batch_indices, config.key),
-    records=lambda *found: [
-      loop.record(*found, alpha=config.alpha, key=config.key)
-    ],
-    tensorboard=config.tensorboard,
-  )
-  evaluate = jax.jit(evaluate_lib.on_state(net))
-  found = {
-    split: jax.device_get(evaluate(state, arrays))
-    for split, arrays in (
-      ('validation', splits.validation),
-      ('test', splits.test),
-    )
-  }
-  theta = jax.device_get(state.theta)
-  folder.write_results(
-    [
-      {
-        'alpha': config.alpha,
-        'key': config.key,
-        'step': config.loop.num_steps,
-        'split': split,
-        'sparsity': 0.0,
-        'density': 1.0,
-        **{name: float(value) for name, value in scores.items()},
-      }
-      for split, scores in found.items()
-    ]
-  )
-  folder.write_json('weights.json', summary.summary(theta))
-  plotting.save(
-    plotting.weight_histograms(
-      analysis.weight_histograms({config.alpha: theta}),
-      title=f'Weights after training, {config.net} on {config.data.name}',
-    ),
-    folder.path / 'weight_histograms.png',
-  )
-  report = run_report.write(folder.path)
-  folder.mark_complete()
-  print(f'\n{summary.summary_table(theta)}\n')
-  for split, scores in found.items():
-    print(f'{split} accuracy: {scores["accuracy"]:.4f}')
-  print(f'Figures and report: {report}')
-  lost = divergence.say_weights(
-    folder.path,
-    {(config.alpha, config.key): divergence.lost_leaf(theta)},
-    config.loop.num_steps,
-    metrics.read_metrics(folder.metrics_path),
-  )
-  divergence.check_any_left(folder.path, lost)
-
-
-def _contents(config: TrainConfig) -> Contents:
-  title = f'{config.net} on {config.data.name}'
-  networks = Networks(
-    config.net,
-    config.data,
-    config.loop.num_steps,
-    (config.alpha,),
-    (config.key,),
-    is_stacked=False,
-  )
-  histograms = contents.Figure('weight_histograms', 'histograms of the weights')
-  sections = (
-    contents.Section('Results', tables=(contents.Table(),)),
-    contents.training_section(title),
-    contents.weights_section(histograms),
-  )
-  return Contents(networks, contents.Page('Training', title, sections))
 
 
 def prune(config: PruneConfig) -> None:
@@ -259,6 +120,13 @@ def prune(config: PruneConfig) -> None:
       f'note: the latest checkpoint of {run} is of step {found.step:,} of '
       f'{found.num_steps:,}.'
     )
+  state = ensemble.take(found.state, 0)
+  density = mask_watch.density(jax.device_get(mask_watch.masks_of(state)))
+  if density < max(config.kept):
+    print(
+      f'note: {run} was trained with {density:.4g} of its weights; a larger '
+      'share leaves it as it is.'
+    )
   print('Test accuracy, mean over keys:\n')
   print(tables.text_table(records.pivot(results)))
   print(f'\nFigures and report: {report}')
@@ -267,6 +135,38 @@ def prune(config: PruneConfig) -> None:
 def report(config: ReportConfig) -> None:
   """Rebuilds the figures and the page of a run."""
   print(f'Figures and report: {run_report.write(config.run)}')
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodsConfig:
+  """Lists the methods of training, for train --method."""
+
+
+def list_methods(config: MethodsConfig) -> None:
+  """Prints a line for each method, and one about what it can be told."""
+  del config
+  for name in methods.METHODS:
+    print(f'{name:10}{methods.about(name)}')
+    if settings := methods.settings_of(name):
+      options = ','.join(settings).replace('_', '-')
+      print(f'{"":10}--sparse.{{{options}}}')
+  print(
+    '\nTrain with one: powerprop train --method rigl --sparsity 0.9. What its '
+    'settings mean: powerprop train --help.'
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class NetsConfig:
+  """Lists the networks, for train --net."""
+
+
+def list_nets(config: NetsConfig) -> None:
+  """Prints a line for each network."""
+  del config
+  width = 2 + max(map(len, nets.NAMES))
+  for name in nets.NAMES:
+    print(f'{name:{width}}{nets.about(name)}')
 
 
 class _Command(NamedTuple):
@@ -280,11 +180,13 @@ class _Command(NamedTuple):
 
 
 _COMMANDS = {
-  'train': _Command(train, TrainConfig()),
+  'train': _Command(train.main, train.TrainConfig()),
   'prune': _Command(prune, PruneConfig()),
   'report': _Command(report, ReportConfig()),
   'export': _Command(export.main, export.ExportConfig()),
   'bench': _Command(bench.main, bench.BenchConfig()),
+  'methods': _Command(list_methods, MethodsConfig()),
+  'nets': _Command(list_nets, NetsConfig()),
 }
 
 
@@ -315,7 +217,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _help() -> str:
-  lines = [f'  {name:8}{c.about}' for name, c in _COMMANDS.items()]
+  lines = [f'  {name:9}{c.about}' for name, c in _COMMANDS.items()]
   return '\n'.join(
     [
       'usage: powerprop COMMAND [OPTIONS]',

@@ -186,6 +186,37 @@ def training_section(title: str, records: Records | None = None) -> Section:
   return Section('Training', figures=(figure,))
 
 
+def mask_sections(
+  *shown: tuple[str, str, Records],
+) -> tuple[Section, Section]:
+  """Densities of the layers, and how many connections moved, by step.
+
+  Args:
+    *shown: the end of the names of a pair of figures, their title, and the
+      records of mask_watch that they are drawn from, each with its method.
+  """
+
+  def section(heading: str, kind: str, draw: str, field: str) -> Section:
+    return Section(
+      heading,
+      figures=tuple(
+        Figure(
+          f'{kind}{end}',
+          f'{kind} by step, {kind}{end}',
+          draw,
+          dataclasses.replace(records, having=(field,)),
+          {'title': title},
+        )
+        for end, title, records in shown
+      ),
+    )
+
+  return (
+    section('Densities of the layers', 'layers', 'layer_densities', 'layer'),
+    section('Connections that moved', 'churn', 'mask_churn', 'churn'),
+  )
+
+
 def pruning_section(
   title: str, num_classes: int, scopes: tuple[str, ...]
 ) -> Section:

@@ -6,11 +6,11 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.common import mask_watch
-from experiments.common.mask_watch import MaskWatch
 from powerprop_jax import nets
 from powerprop_jax.optim import aliases, views
 from powerprop_jax.train import ensemble
+from powerprop_jax.train.runs import mask_watch
+from powerprop_jax.train.runs.mask_watch import MaskWatch
 
 RUNS = ensemble.product([1.0], [0, 7])
 

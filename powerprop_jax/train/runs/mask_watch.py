@@ -3,10 +3,10 @@
 import jax
 import numpy as np
 
-import powerprop_jax as pp
+from powerprop_jax.core import select as select_lib
 from powerprop_jax.core import trees
 from powerprop_jax.files.tables import Row
-from powerprop_jax.optim import topology
+from powerprop_jax.optim import topology, views
 from powerprop_jax.train import ensemble
 from powerprop_jax.train.ensemble import Members
 from powerprop_jax.train.step import TrainState
@@ -19,12 +19,12 @@ def masks_of(state: TrainState) -> MasksByLeaf:
   """The masks of the weights of one network; none of a dense network."""
   if topology.find_sparse_state(state.opt_state) is None:
     return {}
-  masks = pp.current_masks(state.phi, state.opt_state)
+  masks = views.current_masks(state.phi, state.opt_state)
   weights, found = map(trees.named_leaves, (state.phi, masks))
   return {
     weight.path: mask.value
     for weight, mask in zip(weights, found, strict=True)
-    if pp.is_weight(*weight)
+    if select_lib.is_weight(*weight)
   }
 
 

@@ -1,0 +1,255 @@
+"""`powerprop train`: one network, dense or by a method of sparse training."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+
+from powerprop_jax import nets
+from powerprop_jax.core import masks as masks_lib
+from powerprop_jax.core import select as select_lib
+from powerprop_jax.core.trees import Tree
+from powerprop_jax.costs import summary
+from powerprop_jax.files.tables import Row
+from powerprop_jax.optim import views
+from powerprop_jax.report import analysis, plotting
+from powerprop_jax.train import ensemble, loop, methods
+from powerprop_jax.train import evaluate as evaluate_lib
+from powerprop_jax.train import step as step_lib
+from powerprop_jax.train.cli.arguments import Net
+from powerprop_jax.train.data import splits as data
+from powerprop_jax.train.data.splits import DataConfig, Splits
+from powerprop_jax.train.loop import LoopConfig
+from powerprop_jax.train.methods import Method, SparseConfig
+from powerprop_jax.train.optimizers import OptimizerConfig
+from powerprop_jax.train.runs import (
+  contents,
+  divergence,
+  errors,
+  mask_watch,
+  metrics,
+)
+from powerprop_jax.train.runs import report as run_report
+from powerprop_jax.train.runs.contents import Contents, Networks
+from powerprop_jax.train.runs.errors import UserError
+from powerprop_jax.train.runs.folder import RunFolder
+from powerprop_jax.train.scale import fusing
+from powerprop_jax.train.step import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """Trains one network, dense or sparse."""
+
+  # Folder for the results; made if missing.
+  out: str = 'runs/train'
+  # Continue the interrupted run in that folder.
+  resume: bool = False
+  # The data set.
+  data: DataConfig = DataConfig()
+  # Subtract the mean of each channel and divide by its standard deviation.
+  normalise: bool = False
+  # Shift by up to 4 pixels and mirror at random in training.
+  augment: bool = False
+  net: Net = 'lenet_300_100'
+  # Which weights exist, and how that changes; powerprop methods explains each.
+  method: Method = 'dense'
+  # Share of the weights that are zero, in [0, 1); more than 0 but for dense.
+  sparsity: float = 0.0
+  # The power, at least 1; 1 is ordinary training.
+  alpha: float = 2.0
+  # Seed of the initial weights, of masks and of the order of the data, at least
+  # 0.
+  key: int = 0
+  # The optimiser.
+  optimizer: OptimizerConfig = OptimizerConfig(
+    learning_rate=0.1, schedule='cosine', decay_phi=2e-3
+  )
+  # Lengths.
+  loop: LoopConfig = LoopConfig(num_steps=6_000)
+  # How connections move. Each method has some of these settings.
+  sparse: SparseConfig = SparseConfig()
+  # Write TensorBoard files too (needs the extra 'tensorboard').
+  tensorboard: bool = False
+
+
+def main(config: TrainConfig) -> None:
+  """Trains one network and writes what came out."""
+  metrics.check_tensorboard(config.tensorboard)
+  _check(config)
+  splits = data.load(config.data, show_progress=True)
+  data.check_batch_size(config.loop.batch_size, len(splits.train.labels))
+  prepare: data.Prepare = data.to_float
+  if config.normalise:
+    prepare = data.normalise(splits.train.images)
+  if config.augment:
+    data.crop_and_flip(jax.random.key(0), splits.example)
+  net = nets.make(config.net, splits.num_classes)
+  key = jax.random.key(config.key)
+  theta = step_lib.shapes(net, splits.example)
+  tx = methods.for_settings(
+    config.optimizer,
+    config.alpha,
+    config.method,
+    1 - config.sparsity,
+    config.sparse,
+    methods.lengths_of(config.loop, theta, len(splits.train.labels)),
+    jax.random.fold_in(key, 2),  # another stream than those of the state
+  )
+  state = step_lib.create(net, tx, key, splits.example)
+  folder = RunFolder(
+    config.out,
+    config,
+    program='train',
+    resume=config.resume,
+    contents=_contents(config),
+  )
+  print(select_lib.selection_table(select_lib.is_weight, state.phi))
+  divergence.say_scale(splits, prepare)
+  score = evaluate_lib.on_state(net, prepare=prepare)
+  augment = data.crop_and_flip if config.augment else None
+  advance = fusing.make_advance(net, tx, prepare=prepare, augment=augment)
+  state = _fit(state, advance, score, splits, config, folder)
+  evaluate = jax.jit(score)
+  scores = {
+    split: jax.device_get(evaluate(state, arrays))
+    for split, arrays in (
+      ('validation', splits.validation),
+      ('test', splits.test),
+    )
+  }
+  lost = _write(folder, config, state, scores)
+  divergence.check_any_left(folder.path, lost)
+
+
+def _check(config: TrainConfig) -> None:
+  """Refuses settings that do not fit each other."""
+  errors.check_key(config.key)
+  masks_lib.check_sparsity(config.sparsity)
+  methods.check_settings(config.method, config.sparse)
+  if config.method == 'dense' and config.sparsity:
+    raise UserError(
+      f'sparsity is {config.sparsity:g}, but the dense network has 0. Choose a '
+      '--method, as powerprop methods lists them, or train it dense and use '
+      'powerprop prune.'
+    )
+  if config.method != 'dense' and not config.sparsity:
+    raise UserError(
+      f'{config.method} needs a sparsity. Give the share of the weights that '
+      'are to be zero, e.g. --sparsity 0.9.'
+    )
+
+
+def _fit(
+  state: TrainState,
+  advance: step_lib.Advance,
+  score: Any,
+  splits: Splits,
+  config: TrainConfig,
+  folder: RunFolder,
+) -> TrainState:
+  """Trains; what is logged of a sparse network includes that of MaskWatch."""
+  stacked = lambda tree: jax.tree.map(lambda x: x[None], tree)
+  members = ensemble.product([config.alpha], [config.key])
+  (name,) = ensemble.names(members)
+  watch = mask_watch.MaskWatch(stacked(state))
+
+  def records(trained: Tree, found: Tree) -> list[Row]:
+    scores, masks = jax.device_get(found)
+    of_masks = watch.records(members, stacked(masks))
+    return [loop.record(trained, scores, **name), *of_masks]
+
+  return loop.fit(
+    state,
+    advance,
+    lambda state, arrays: (score(state, arrays), mask_watch.masks_of(state)),
+    splits,
+    config.loop,
+    folder,
+    indices=functools.partial(data.batch_indices, config.key),
+    records=records,
+    begin=None
+    if config.method == 'dense'
+    else lambda state: watch.begin(stacked(state)),
+    tensorboard=config.tensorboard,
+  )
+
+
+def _write(
+  folder: RunFolder,
+  config: TrainConfig,
+  state: TrainState,
+  scores: dict[str, Row],
+) -> list[bool]:
+  """Writes and prints what came out; whether the network diverged."""
+  theta = jax.device_get(state.theta)
+  masks = None
+  if config.method != 'dense':
+    masks = jax.device_get(views.current_masks(state.phi, state.opt_state))
+  density = mask_watch.density(jax.device_get(mask_watch.masks_of(state)))
+  folder.write_results(
+    [
+      {
+        'alpha': config.alpha,
+        'key': config.key,
+        'method': config.method,
+        'step': config.loop.num_steps,
+        'split': split,
+        'sparsity': masks_lib.density_to_sparsity(density),
+        'density': density,
+        **{name: float(value) for name, value in found.items()},
+      }
+      for split, found in scores.items()
+    ]
+  )
+  folder.write_json('weights.json', summary.summary(theta, masks))
+  plotting.save(
+    plotting.weight_histograms(
+      analysis.weight_histograms({config.alpha: theta}),
+      title=f'Weights after training, {config.net} on {config.data.name}',
+    ),
+    folder.path / 'weight_histograms.png',
+  )
+  report = run_report.write(folder.path)
+  folder.mark_complete()
+  print(f'\n{summary.summary_table(theta, masks)}\n')
+  for split, found in scores.items():
+    print(f'{split} accuracy: {np.asarray(found["accuracy"]):.4f}')
+  print(f'Figures and report: {report}')
+  return divergence.say_weights(
+    folder.path,
+    {(config.alpha, config.key): divergence.lost_leaf(theta)},
+    config.loop.num_steps,
+    metrics.read_metrics(folder.metrics_path),
+  )
+
+
+def _contents(config: TrainConfig) -> Contents:
+  title = f'{config.net} on {config.data.name}'
+  if config.method != 'dense':
+    title += f', {config.method} at {100 * config.sparsity:g} % of zeros'
+  networks = Networks(
+    config.net,
+    config.data,
+    config.loop.num_steps,
+    (config.alpha,),
+    (config.key,),
+    is_stacked=False,
+    normalise=config.normalise,
+  )
+  histograms = contents.Figure('weight_histograms', 'histograms of the weights')
+  records = contents.Records('metrics.jsonl', settings={'method': 'method'})
+  of_masks: tuple[contents.Section, ...] = ()
+  if config.method != 'dense':
+    of_masks = contents.mask_sections(('', title, records))
+  sections = (
+    contents.Section('Results', tables=(contents.Table(),)),
+    contents.training_section(
+      title, contents.Records('metrics.jsonl', having=('loss',))
+    ),
+    *of_masks,
+    contents.weights_section(histograms),
+  )
+  return Contents(networks, contents.Page('Training', title, sections))
