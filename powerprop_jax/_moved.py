@@ -26,10 +26,7 @@ _NAMES = {
     *('density', 'full_masks', 'intersect', 'num_kept', 'overlap'),
     *('pack_masks', 'union', 'unpack_masks'),
   ),
-  'nets': (
-    *('CondensedConv2D', 'CondensedLinear', 'DctConv2D', 'DctLinear'),
-    *('faster_supports', 'supports'),
-  ),
+  'nets': (*('DctConv2D', 'DctLinear'),),
   'optim.alphas.alpha': ('AlphaState', 'next_alpha'),
   'schedules': ('at', 'constant', 'every', 'never', 'one_shot', 'polynomial'),
   'scores': ('gradient', 'magnitude', 'random', 'saliency'),

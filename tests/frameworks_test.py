@@ -162,7 +162,9 @@ class _Network:
     by_name = dict(zip(sorted(self.axes), matrices, strict=True))
     return trees.map_leaves(
       lambda leaf: (
-        moves.layer(by_name[leaf.path], self.axes[leaf.path], leaf.value.shape)
+        moves.from_matrix(
+          by_name[leaf.path], self.axes[leaf.path], leaf.value.shape
+        )
         if leaf.path in by_name
         else jnp.ones(leaf.value.shape, bool)
       ),

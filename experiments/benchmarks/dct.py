@@ -7,7 +7,8 @@ A step is forward, backward (weights and inputs) and an SGD update of one layer,
 in a jitted function whose state is donated. The sparse layer has two forms:
 
 masked     a dense weight and fixed masks, trained inside static.
-condensed  the connections only: values and positions.
+condensed  the connections only, by pp.without_zeros; a transform that is a
+           matrix is added to the weight, which is then dense.
 
 Each form is measured without transform and with the transform applied as a
 matrix, as a fast Fourier transform, and as 'auto' chooses. `ratio` is to the
@@ -39,8 +40,6 @@ from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.files import tables
 from powerprop_jax.nets import layers
 from powerprop_jax.nets.layers import forms
-from powerprop_jax.sparse import weight as sparse_weight
-from powerprop_jax.sparse.weight import Support
 from powerprop_jax.train.cli import timing
 from powerprop_jax.train.runs import errors
 from powerprop_jax.train.runs.errors import UserError
@@ -69,8 +68,8 @@ _CONVS = {
   'shortcut': _Conv(4, 1024, 2048, 1),
 }
 
-# A layer in training: (φ, state of the optimiser, state of the network).
-Carry = tuple[Any, Any, Any]
+# A layer in training: (φ, state of the optimiser).
+Carry = tuple[Any, Any]
 Step = Callable[[Carry, jax.Array], tuple[Carry, jax.Array]]
 
 
@@ -199,44 +198,42 @@ def make_step(
   step(carry, inputs) gives the carry after it and the gradient of the inputs;
   the method 'none' leaves out the transform.
   """
-  where = sparse_weight.support(mask) if form == 'condensed' else None
-  net = hk.transform_with_state(lambda x: _module(method, mask.shape, where)(x))
-  theta, net_state = jax.jit(net.init)(jax.random.key(0), inputs)
+  net: hk.Transformed = hk.without_apply_rng(
+    hk.transform(lambda x: _module(method, mask.shape)(x))
+  )
+  theta = jax.jit(net.init)(jax.random.key(0), inputs)
+  masks = masks_lib.full_masks(theta)
+  masks['layer']['w'] = jnp.asarray(mask)
   tx: optax.GradientTransformation = optax.sgd(0.01)
+  run: Callable[..., jax.Array] = net.apply
   if form == 'masked':
-    masks = masks_lib.full_masks(theta)
-    masks['layer']['w'] = jnp.asarray(mask)
     tx = pp.static(tx, masks=masks)
+  else:
+    run = pp.without_zeros(run, masks, theta, inputs, execution='condensed')
+    theta = pp.condense(theta, masks)
 
   def step(carry: Carry, inputs: jax.Array) -> tuple[Carry, jax.Array]:
-    phi, opt_state, net_state = carry
+    phi, opt_state = carry
 
-    def loss_fn(
-      theta: hk.Params, inputs: jax.Array
-    ) -> tuple[jax.Array, hk.MutableState]:
-      y, after = net.apply(theta, net_state, None, inputs)
-      return 0.5 * jnp.mean(y**2), after
+    def loss_fn(theta: hk.Params, inputs: jax.Array) -> jax.Array:
+      return 0.5 * jnp.mean(run(theta, inputs) ** 2)
 
     theta = pp.effective_params(phi, opt_state)
-    differentiate = jax.grad(loss_fn, (0, 1), has_aux=True)
-    (grads, to_inputs), net_state = differentiate(theta, inputs)
+    grads, to_inputs = jax.grad(loss_fn, (0, 1))(theta, inputs)
     updates, opt_state = tx.update(grads, opt_state, phi)
-    phi = optax.apply_updates(phi, updates)
-    return (phi, opt_state, net_state), to_inputs
+    return (optax.apply_updates(phi, updates), opt_state), to_inputs
 
-  return step, (*pp.init(tx, theta), net_state)
+  return step, pp.init(tx, theta)
 
 
 def _module(
-  method: str, shape: tuple[int, ...], where: Support | None
+  method: str, shape: tuple[int, ...]
 ) -> Callable[[jax.Array], jax.Array]:
   """The layer; the one without transform is that of our networks."""
   *window, _, num_out = shape
-  supports = {} if where is None else {'layer/w': where}
   has_transform = method != 'none'
-  form = forms.Form(
-    has_transform, None, supports, method if has_transform else 'auto'
-  )
+  chosen: Any = method if has_transform else 'auto'
+  form = forms.Form(has_transform, method=chosen)
   with forms.use(form):
     if window:
       return layers.conv(num_out, window[0], 'layer')

@@ -51,11 +51,9 @@ from powerprop_jax.core.trees import Tree
 from powerprop_jax.files import tables
 from powerprop_jax.files.tables import Row
 from powerprop_jax.nets import layers
-from powerprop_jax.nets.layers import forms
 from powerprop_jax.report import plotting
 from powerprop_jax.sparse import index as sparse_index
 from powerprop_jax.sparse import kernel_choice, linear, native
-from powerprop_jax.sparse.weight import Support
 from powerprop_jax.train import condensed
 from powerprop_jax.train import evaluate as evaluate_lib
 from powerprop_jax.train import step as step_lib
@@ -236,7 +234,6 @@ def _trainings(
 ) -> dict[str, _Training]:
   """Dense, masked, condensed and auto, from the same first weights."""
   net = _make_net(width, 1 - sparsity)
-  make_net = lambda supports: _make_net(width, 1 - sparsity, supports)
   inner = optax.sgd(learning_rate, momentum=0.9)
   masked = pp.static(
     inner, {'linear_0/w': sparsity, 'linear_1/w': sparsity, 'logits/w': 0.0}
@@ -248,9 +245,9 @@ def _trainings(
 
   def thinned(execution: condensed.Execution) -> _Training:
     layout = condensed.layout(
-      state, tx=masked, make_net=make_net, images=images, execution=execution
+      state, net=net, tx=masked, images=images, execution=execution
     )
-    step = condensed.make_step(net, make_net, masked, layout)
+    step = condensed.make_step(net, masked, layout)
     # Copies: what is not condensed is one array, and steps donate theirs.
     first = jax.tree.map(jnp.array, condensed.condense(state, layout))
     return _Training(step, first, layout)
@@ -263,11 +260,7 @@ def _trainings(
   }
 
 
-def _make_net(
-  width: int,
-  density: float = 1.0,
-  supports: Mapping[str, Support] | None = None,
-) -> hk.TransformedWithState:
+def _make_net(width: int, density: float = 1.0) -> hk.TransformedWithState:
   """784-width-width-10, with rectifiers.
 
   The first weights have the variance of a layer that has no other inputs than
@@ -277,11 +270,10 @@ def _make_net(
 
   def forward(images: jax.Array, is_training: bool) -> jax.Array:
     del is_training
-    with forms.use(forms.Form(supports=supports)):
-      x = images.reshape(images.shape[0], -1)
-      for name in ('linear_0', 'linear_1'):
-        x = jax.nn.relu(layers.linear(width, name, w_init=w_init)(x))
-      return layers.linear(_NUM_CLASSES, 'logits')(x)
+    x = images.reshape(images.shape[0], -1)
+    for name in ('linear_0', 'linear_1'):
+      x = jax.nn.relu(layers.linear(width, name, w_init=w_init)(x))
+    return layers.linear(_NUM_CLASSES, 'logits')(x)
 
   return hk.transform_with_state(forward)
 

@@ -283,15 +283,12 @@ def _make_advance(
     'augment': data.crop_and_flip if settings.augment else None,
   }
   if execution != 'masked':
-    make_net = lambda supports: nets.make(
-      settings.net, splits.num_classes, supports=supports
-    )
     batch = splits.train.images[: settings.loop.batch_size]
     layout = condensed.layout(
-      state, tx=tx, make_net=make_net, images=batch, execution=execution
+      state, net=net, tx=tx, images=batch, execution=execution
     )
-    if layout.shapes:
-      step = condensed.make_step(net, make_net, tx, layout, **options)
+    if layout:
+      step = condensed.make_step(net, tx, layout, **options)
       return condensed.make_advance(step, layout), True
   return fusing.make_advance(net, tx, **options), False
 

@@ -150,10 +150,10 @@ class _Transform:
         'Leave it out of select.'
       )
     weight, scale = held.value
-    axes, shape = self._axes[leaf], self._shapes[leaf]
+    axes, shape = self._axes[leaf]._replace(repeats=()), self._shapes[leaf]
     *window, num_in, num_out = axes.layer(shape)
     rows = cosine_weight(math.prod(window) * num_in, num_out, weight.dtype)
-    return weight + scale * moves.layer(rows, axes, shape)
+    return weight + scale * moves.from_matrix(rows, axes, shape)
 
   def product(
     self, eqn: jax_core.JaxprEqn, held: Held, other: jax.Array, side: int

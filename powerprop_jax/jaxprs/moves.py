@@ -185,14 +185,16 @@ def matrix(weight: Any, axes: Axes) -> Any:
   return weight.transpose(axes.order).reshape(*repeats, -1, num_out)
 
 
-def layer(entries: jax.Array, axes: Axes, shape: tuple[int, ...]) -> jax.Array:
-  """Undoes matrix for one layer of a leaf of this shape, without its repeats.
+def from_matrix(
+  entries: jax.Array, axes: Axes, shape: tuple[int, ...]
+) -> jax.Array:
+  """Undoes matrix for a leaf of this shape; for one layer without repeats.
 
   Example:
-    >>> layer(jnp.ones((3, 2)), Axes(inputs=(1,), outputs=(0,)), (2, 3)).shape
+    >>> from_matrix(jnp.ones((3, 2)), Axes((1,), (0,)), (2, 3)).shape
     (2, 3)
   """
-  order = axes._replace(repeats=()).order
+  order = axes.order
   back = [order.index(axis) for axis in sorted(order)]
   return entries.reshape([shape[axis] for axis in order]).transpose(back)
 

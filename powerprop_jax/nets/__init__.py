@@ -1,4 +1,4 @@
-"""Networks in Haiku, layers for sparse weights, and ψ inside a function.
+"""Networks in Haiku, layers with a cosine transform, ψ inside a function.
 
 A network is a Haiku module, made with num_classes, the size of the last axis of
 its logits, and perhaps the name of the module; calling it with images
@@ -9,7 +9,6 @@ ready, by name.
 from powerprop_jax.nets.alexnet import AlexNetS
 from powerprop_jax.nets.cnn import CifarCNN, MnistCNN
 from powerprop_jax.nets.fixup import FixUpResNet
-from powerprop_jax.nets.layers.condensed import CondensedConv2D, CondensedLinear
 from powerprop_jax.nets.layers.dct import DctConv2D, DctLinear
 from powerprop_jax.nets.lenet import LeNet5, LeNet5Small, LeNet300100
 from powerprop_jax.nets.mlp import OneHiddenMLP
@@ -19,14 +18,6 @@ from powerprop_jax.nets.resnet import ResNet
 from powerprop_jax.nets.scope import power_scope
 from powerprop_jax.nets.vgg import VGG, VGG19
 from powerprop_jax.nets.wide_resnet import WideResNet
-from powerprop_jax.sparse.weight import (
-  Support,
-  condense,
-  expand,
-  faster_supports,
-  support,
-  supports,
-)
 
 __all__ = (
   'NAMES',
@@ -34,8 +25,6 @@ __all__ = (
   'VGG19',
   'AlexNetS',
   'CifarCNN',
-  'CondensedConv2D',
-  'CondensedLinear',
   'DctConv2D',
   'DctLinear',
   'FixUpResNet',
@@ -46,14 +35,8 @@ __all__ = (
   'MobileNetV2',
   'OneHiddenMLP',
   'ResNet',
-  'Support',
   'WideResNet',
   'about',
-  'condense',
-  'expand',
-  'faster_supports',
   'make',
   'power_scope',
-  'support',
-  'supports',
 )

@@ -8,6 +8,7 @@ import haiku as hk
 import jax
 
 from powerprop_jax.core import names
+from powerprop_jax.jaxprs.dct import Method
 from powerprop_jax.nets import (
   alexnet,
   cnn,
@@ -20,7 +21,6 @@ from powerprop_jax.nets import (
   wide_resnet,
 )
 from powerprop_jax.nets.layers import forms
-from powerprop_jax.sparse.weight import Support
 
 # num_classes -> a module, called with (images, is_training).
 _MODULES: dict[str, Callable[[int], Callable[..., jax.Array]]] = {
@@ -63,8 +63,7 @@ def make(
   *,
   dct: bool = False,
   w_init: hk.initializers.Initializer | None = None,
-  supports: Mapping[str, Support] | None = None,
-  method: str = 'auto',
+  method: Method = 'auto',
 ) -> hk.TransformedWithState:
   """A network as a pair of functions, ready for any image size.
 
@@ -79,7 +78,7 @@ def make(
   Only the wide residual networks need the key, in training, for their dropout,
   and raise a ValueError without one; for the others, and in evaluation, it may
   be None. The lenets, mlp, cnns and fixup_resnet_110 have an empty net_state
-  (but for supports) and ignore is_training; the others normalise by batch, keep
+  and ignore is_training; the others normalise by batch, keep
   running statistics in net_state, and need a step in training before they can
   be evaluated.
 
@@ -92,13 +91,6 @@ def make(
     w_init: initialiser of the weights in place of the usual one. With dct and
       powerpropagation give one, since a weight at 0 never moves under α > 1;
       likewise for fixup_resnet_110, some of whose weights start at 0.
-    supports: of the weights that are held without their zeros, as nets.supports
-      gives them: in theta as 'values' instead of 'w', and in net_state as an
-      index of their connections (sparse/index.py). Others stay dense.
-
-  Raises:
-    ValueError: from init and apply too, if a support is for a weight that the
-      network does not have, or of another shape.
 
   Example:
     >>> net = make('lenet_300_100', num_classes=10)
@@ -116,7 +108,7 @@ def make(
       f'method={method!r} is about the cosine transform. Pass dct=True too, or '
       'leave it out.'
     )
-  form = forms.Form(dct, w_init, supports, method)
+  form = forms.Form(dct, w_init, method)
 
   def forward(images: jax.Array, is_training: bool) -> jax.Array:
     with forms.use(form):

@@ -65,8 +65,9 @@ class Products:
     """One layer of the leaf as an array."""
     del used_by
     leaf = held.view.leaf
+    axes = self._axes[leaf]._replace(repeats=())
     entries = linear.dense(*held.value)
-    return moves.layer(entries, self._axes[leaf], self._shapes[leaf])
+    return moves.from_matrix(entries, axes, self._shapes[leaf])
 
   def product(
     self, eqn: jax_core.JaxprEqn, held: Held, other: jax.Array, side: int
@@ -220,12 +221,10 @@ class WithoutZeros:
       else:
         rest[name] = places.dense(value)
     axes = {name: self._places[name].axes for name in held}
-    shapes = {name: self._places[name].mask.shape for name in held}
     theta = trees.map_leaves(
-      lambda leaf: rest.get(leaf.path, leaf.value),
-      rewrite.hold(held, self._theta),
+      lambda leaf: rest.get(leaf.path, leaf.value), self._theta
     )
-    return rewrite.run(self._fn, Products(axes, shapes), theta, *args)[0]
+    return apply(self._fn, held, axes, theta, *args)
 
   def __str__(self) -> str:
     rows = [
@@ -267,7 +266,7 @@ class _Places:
     layers = moves.matrix(self.mask, self.axes)
     repeats, matrix = layers.shape[:-2], layers.shape[-2:]
     layers = layers.reshape(-1, *matrix)
-    room = self._room(layers)
+    room = self.room(self.axes)
     indices = [_index(layer, room) for layer in layers]
     if not repeats:
       return indices[0]
@@ -292,7 +291,7 @@ class _Places:
     repeats, matrix = layers.shape[:-2], layers.shape[-2:]
     layers = layers.reshape(-1, *matrix)
     ranks = moves.matrix(rank_of.reshape(self.mask.shape), self.axes)
-    found = np.full((len(layers), self._room(layers)), stored.size)
+    found = np.full((len(layers), self.room(self.axes)), stored.size)
     for row, layer, rank in zip(
       found, layers, ranks.reshape(-1, *matrix), strict=True
     ):
@@ -300,8 +299,10 @@ class _Places:
       row[: by_output.size] = by_output
     return found.reshape(*repeats, -1)
 
-  def _room(self, layers: npt.NDArray[np.bool_]) -> int:
-    return int(layers.sum(axis=(1, 2)).max())
+  def room(self, axes: Axes) -> int:
+    """Connections of its fullest layer."""
+    layers = moves.matrix(self.mask, axes)
+    return int(layers.sum(axis=(-2, -1)).max())
 
   def stored(self) -> npt.NDArray[np.int64]:
     """Flat position in the leaf of each stored value."""
@@ -338,6 +339,7 @@ def without_zeros(
   theta: Params,
   *args: Any,
   execution: Execution = 'auto',
+  backward: bool = True,
 ) -> WithoutZeros:
   """fn of the connections that exist alone: run(values, *args).
 
@@ -351,8 +353,8 @@ def without_zeros(
     masks: concrete, like theta.
     theta: weights, or their shapes.
     execution: 'condensed' takes every leaf with zeros that is multiplied by,
-      'auto' those whose products were measured to be faster on this machine,
-      gradients included.
+      'auto' those whose products were measured to be faster on this machine.
+    backward: whether 'auto' measures gradients too.
 
   Returns:
     run. print(run) says which leaves are condensed, and why the others are not.
@@ -380,33 +382,94 @@ def without_zeros(
     lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), theta
   )
   places = _with_holes(masks)
-  uses = walk.products(fn, theta, *args)
+  found = plan(
+    fn,
+    {name: place.room for name, place in places.items()},
+    theta,
+    *args,
+    execution=execution,
+    backward=backward,
+  )
+  leaves = {}
   for name, place in places.items():
+    if name in found.axes:
+      places[name] = dataclasses.replace(place, axes=found.axes[name])
+    why = found.why[name]
+    held = 'condensed' if name in found.axes else 'dense'
+    leaves[name] = Leaf(place.size, place.mask.size, held, why)
+  return WithoutZeros(fn, theta, places, leaves)
+
+
+class Plan(NamedTuple):
+  """Which leaves a function can do without the zeros of.
+
+  Attributes:
+    axes: of the leaves to be condensed, by name, as their products have them.
+    why: of every leaf, why it is not, or what it is dense for besides.
+  """
+
+  axes: dict[str, Axes]
+  why: dict[str, str]
+
+
+def plan(
+  fn: Callable[..., Any],
+  rooms: Mapping[str, Callable[[Axes], int]],
+  theta: Params,
+  *args: Any,
+  execution: Execution = 'auto',
+  backward: bool = True,
+) -> Plan:
+  """What without_zeros does, of leaves whose connections may still move.
+
+  Args:
+    rooms: for each leaf with zeros, how many connections there is to be room
+      for in each of its layers, given its axes.
+
+  Raises:
+    ValueError: if fn does not use such a leaf.
+  """
+  uses = walk.products(fn, theta, *args)
+  axes = {}
+  for name in rooms:
     if not uses[name].products and not uses[name].others:
       raise ValueError(
         f'the function does not use {name!r}: the weights must be its first '
         'argument, fn(theta, *args), not something that it closes over.'
       )
-    axes = _usable_axes(uses[name])
-    if axes is not None:
-      places[name] = dataclasses.replace(place, axes=axes)
-  condensed = {
-    name: Leaf(place.size, place.mask.size, 'condensed', '')
-    for name, place in places.items()
-    if _usable_axes(uses[name]) is not None
-  }
-  tasks = _tasks(WithoutZeros(fn, theta, places, condensed), condensed, args)
-  leaves = {}
-  for name, place in places.items():
-    others = ', '.join(_others(uses[name], place.axes))
-    held, why = 'condensed', f'and dense for {others}' if others else ''
+    usable = _usable_axes(uses[name])
+    if usable is not None:
+      axes[name] = usable
+  tasks = _tasks(fn, rooms, axes, theta, *args)
+  why = {}
+  for name in rooms:
+    others = ', '.join(_others(uses[name], axes.get(name)))
+    why[name] = f'and dense for {others}' if others else ''
     if name not in tasks:
-      held = 'dense'
-      why = f'used by {others or "a product that has no sparse form"}'
-    elif execution == 'auto' and not kernel_choice.pays(tasks[name]):
-      held, why = 'dense', 'faster so'
-    leaves[name] = Leaf(place.size, place.mask.size, held, why)
-  return WithoutZeros(fn, theta, places, leaves)
+      why[name] = f'used by {others or "a product that has no sparse form"}'
+      axes.pop(name, None)
+    elif execution == 'auto' and not kernel_choice.pays(
+      tasks[name], backward=backward
+    ):
+      why[name] = 'faster so'
+      del axes[name]
+  return Plan(axes, why)
+
+
+def apply(
+  fn: Callable[..., Any],
+  held: Mapping[str, Connections],
+  axes: layouts.LeafAxes,
+  theta: Params,
+  *args: Any,
+) -> Any:
+  """fn(theta, *args), with these leaves of theta held as their connections.
+
+  Of such a leaf theta has the shape alone; its axes are those of plan.
+  """
+  shapes = {leaf.path: leaf.value.shape for leaf in trees.named_leaves(theta)}
+  rule = Products(axes, shapes)
+  return rewrite.run(fn, rule, rewrite.hold(dict(held), theta), *args)[0]
 
 
 def _with_holes(masks: Masks) -> dict[str, _Places]:
@@ -425,7 +488,7 @@ def _with_holes(masks: Masks) -> dict[str, _Places]:
   return found
 
 
-def _others(uses: walk.Uses, axes: Axes) -> list[str]:
+def _others(uses: walk.Uses, axes: Axes | None) -> list[str]:
   """What a leaf is used for besides products with these axes."""
   differ = any(product.axes != axes for product in uses.products)
   return [*uses.others, *(['a product over other axes'] if differ else [])]
@@ -438,18 +501,36 @@ def _usable_axes(uses: walk.Uses) -> Axes | None:
 
 
 def _tasks(
-  run: WithoutZeros, leaves: Mapping[str, Leaf], args: tuple[Any, ...]
+  fn: Callable[..., Any],
+  rooms: Mapping[str, Callable[[Axes], int]],
+  axes: layouts.LeafAxes,
+  theta: Params,
+  *args: Any,
 ) -> dict[str, Task]:
   """What the condensed products compute."""
 
-  def values(leaf: trees.NamedLeaf) -> jax.ShapeDtypeStruct:
-    shape = leaf.value.shape
-    if leaf.path in leaves:
-      shape = (1, leaves[leaf.path].connections)
-    return jax.ShapeDtypeStruct(shape, leaf.value.dtype)
+  def connections(leaf: trees.NamedLeaf) -> Connections:
+    shape, of_leaf = leaf.value.shape, axes[leaf.path]
+    repeats = [shape[axis] for axis in of_leaf.repeats]
+    *window, num_in, num_out = of_leaf.layer(shape)
+    num_in *= math.prod(window)
+    room = rooms[leaf.path](of_leaf)
+    part: Callable[..., Any] = lambda size, dtype=jnp.int32: (
+      jax.ShapeDtypeStruct((*repeats, size), dtype)
+    )
+    where = Index(*map(part, (num_out + 1, room, num_in + 1, room, room)))
+    return Connections(part(room, leaf.value.dtype), where)
 
+  held = {
+    leaf.path: connections(leaf)
+    for leaf in trees.named_leaves(theta)
+    if leaf.path in axes
+  }
   with kernel_choice.recorded() as tasks:
-    jax.eval_shape(run, trees.map_leaves(values, run._theta), *args)
+    jax.eval_shape(
+      lambda held, theta, *args: apply(fn, held, axes, theta, *args),
+      *(held, theta, *args),
+    )
   return tasks
 
 

@@ -3,8 +3,8 @@
 A masked network trains a dense φ of which masks let a few entries count. Here
 each masked leaf of the state is replaced by its connections: φ, gradients and
 the slots of the optimiser have as many entries as there are connections, and
-layers skip the zeros (sparse/weight.py). The numbers are those of masked
-training but for rounding.
+products skip the zeros (sparse/network.py). The numbers are those of masked
+training but for rounding. The network is any pair of functions.
 
     masked state ── condense ─▶ step, step, …, step ── expand ─▶ masked state
                                       │       ▲
@@ -14,11 +14,13 @@ Only a rewiring needs what does not exist: its step is the masked one, with
 dense weights and a dense gradient for the while, after which the index of the
 connections is built anew, in the same compiled program.
 
-In a condensed state a leaf keeps its name and is [1, room]: for everything that
-chooses leaves by name and rank it is still a weight.
+In a condensed state a leaf keeps its name and is [1, room], or [*repeats, room]
+of a stack of layers: for everything that chooses leaves by name and rank it is
+still a weight.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+import functools
 import math
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -29,15 +31,15 @@ import numpy as np
 import optax
 
 from powerprop_jax.core import schedules, trees
+from powerprop_jax.core.layouts import Axes
 from powerprop_jax.core.trees import Tree
-from powerprop_jax.files.tables import Row
+from powerprop_jax.jaxprs import moves
 from powerprop_jax.optim import sparsify as sparsify_lib
 from powerprop_jax.optim.topology import SparseState, Topology
 from powerprop_jax.sparse import index as sparse_index
-from powerprop_jax.sparse import linear
-from powerprop_jax.sparse import weight as sparse_weight
+from powerprop_jax.sparse import linear, network
 from powerprop_jax.sparse.index import Index
-from powerprop_jax.sparse.weight import MakeNet, Support
+from powerprop_jax.sparse.network import Connections
 from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.data.sources import Arrays
 from powerprop_jax.train.runs.errors import UserError
@@ -47,23 +49,34 @@ from powerprop_jax.train.step import TrainState
 Execution = Literal['masked', 'condensed', 'auto']
 
 
-class Layout(NamedTuple):
-  """Which leaves are condensed.
+class Room(NamedTuple):
+  """Of a leaf that is condensed.
 
   Attributes:
-    shapes: {'module/name': shape} of the dense leaves.
-    sizes: room for connections of each.
+    shape: of the dense leaf.
+    axes: as its products have them.
+    size: room for connections in each of its layers.
   """
 
-  shapes: dict[str, tuple[int, ...]]
-  sizes: dict[str, int]
+  shape: tuple[int, ...]
+  axes: Axes
+  size: int
 
-  def supports(self) -> dict[str, Support]:
-    """Stand-ins for the supports, for the shapes; positions are state."""
-    return {
-      path: Support(np.arange(self.sizes[path], dtype=np.int32), shape)
-      for path, shape in self.shapes.items()
-    }
+
+# The leaves that are condensed, by 'module/name'.
+Layout = dict[str, Room]
+
+
+class NetState(NamedTuple):
+  """The network's own state, in a condensed state.
+
+  Attributes:
+    net_state: as the network has it.
+    where: the connections of each leaf.
+  """
+
+  net_state: hk.State
+  where: dict[str, Index]
 
 
 def check_execution(execution: str) -> None:
@@ -101,8 +114,8 @@ def why_not(tx: optax.GradientTransformation, state: TrainState) -> str:
 def layout(
   state: TrainState,
   *,
+  net: hk.TransformedWithState,
   tx: optax.GradientTransformation,
-  make_net: MakeNet,
   images: Any,
   execution: Execution = 'condensed',
 ) -> Layout:
@@ -114,9 +127,9 @@ def layout(
       has most.
     images: a batch as the network sees it, or its shape: what pays depends on
       its size.
-    execution: 'condensed' takes every masked leaf of a linear layer or a
-      convolution, 'auto' those whose layers were measured to be faster on this
-      machine (kernel_choice.pays), 'masked' none.
+    execution: 'condensed' takes every masked leaf that is multiplied by, 'auto'
+      those whose products were measured to be faster on this machine
+      (kernel_choice.pays), 'masked' none.
 
   Returns:
     The layout, without leaves if the training cannot be condensed and need not
@@ -127,79 +140,94 @@ def layout(
   if execution == 'condensed' and reason:
     raise UserError(f'training cannot be condensed: {reason}.')
   if execution == 'masked' or reason:
-    return Layout({}, {})
-  key = state.opt_state.step
-  shapes, sizes = {}, {}
-  for leaf in trees.named_leaves(state.opt_state.masks):
-    shape = leaf.value.shape[key.ndim :]
-    entries = np.asarray(leaf.value).reshape(-1, math.prod(shape))
-    count = int(entries.sum(axis=1).max())
-    if len(shape) in (2, 4) and 0 < count < math.prod(shape):
-      shapes[leaf.path], sizes[leaf.path] = shape, count
-  images = jax.ShapeDtypeStruct(images.shape, jnp.float32)
-  choose: Callable[..., Mapping[str, Any]] = sparse_weight.products
-  if execution == 'auto':
-    choose = sparse_weight.faster_supports
-  chosen = choose(
-    Layout(shapes, sizes).supports(), make_net, images, is_training=True
+    return {}
+  num_lanes = state.opt_state.step.ndim
+  one = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape[num_lanes:], leaf.dtype),
+    (state.phi, state.net_state, state.key),
   )
-  # What no layer holds as its connections stays as it is.
-  paths = [path for path in shapes if path in chosen]
-  if execution == 'condensed' and not paths:
+  shapes, rooms = {}, {}
+  for leaf in trees.named_leaves(state.opt_state.masks):
+    shape = leaf.value.shape[num_lanes:]
+    lanes = np.asarray(leaf.value).reshape(-1, *shape)
+    fullest = lanes.sum(axis=tuple(range(1, lanes.ndim))).max()
+    if 0 < fullest < math.prod(shape):
+      shapes[leaf.path] = shape
+      rooms[leaf.path] = functools.partial(_room, lanes)
+  images = jax.ShapeDtypeStruct(images.shape, jnp.float32)
+  phi, *others = one
+  fn = lambda theta, *args: net.apply(theta, *args, is_training=True)
+  plan = network.plan(fn, rooms, phi, *others, images, execution=execution)
+  parts = sparsify_lib.parts(tx)
+  moves_connections = parts is not None and parts.topology.rewire is not None
+  found = {
+    path: Room(shapes[path], axes, rooms[path](axes))
+    for path, axes in plan.axes.items()
+    # From one layer of a stack to another, so that there may be no room.
+    if not (moves_connections and axes.repeats)
+  }
+  if execution == 'condensed' and not found:
     raise UserError(
-      'training cannot be condensed: no linear layer or convolution lacks '
+      'training cannot be condensed: no weight that is multiplied by lacks '
       'connections at its first step. Gradual pruning begins with all of them: '
       "use execution='masked'."
     )
-  return Layout(
-    {path: shapes[path] for path in paths},
-    {path: sizes[path] for path in paths},
-  )
+  return found
+
+
+def _room(lanes: np.ndarray[Any, Any], axes: Axes) -> int:
+  """Connections of the fullest layer in any of the masks."""
+  layers = [moves.matrix(mask, axes).sum(axis=(-2, -1)) for mask in lanes]
+  return int(np.max(layers))
+
+
+def _by_layer(fn: Callable[..., Any], room: Room) -> Callable[..., Any]:
+  """A function of a matrix and the like, on all layers of a leaf."""
+  for _ in room.axes.repeats:
+    fn = jax.vmap(fn)
+  return fn
 
 
 def condense(state: TrainState, layout: Layout) -> TrainState:
   """A masked state without what its masks remove.
 
-  The net_state of the result holds the index of each leaf. An optimiser that
-  keeps something else than a number for each weight is refused.
+  The net_state of the result is a NetState. An optimiser that keeps something
+  else than a number for each weight is refused.
   """
   sparse: SparseState = state.opt_state
   by_path = trees.by_path(sparse.masks)
-  indices = {
-    path: sparse_index.from_mask(
-      by_path[path].reshape(-1, shape[-1]), layout.sizes[path]
+
+  def index(path: str, room: Room) -> Index:
+    build = functools.partial(sparse_index.from_mask, size=room.size)
+    found: Index = _by_layer(build, room)(
+      moves.matrix(by_path[path], room.axes)
     )
-    for path, shape in layout.shapes.items()
-  }
+    return found
+
+  where = {path: index(path, room) for path, room in layout.items()}
 
   def gather(path: str, leaf: jax.Array) -> jax.Array:
-    index = indices[path]
-    weight = leaf.reshape(index.shape)
-    return linear.gather(weight, index)[jnp.newaxis]
+    room = layout[path]
+    layers = moves.matrix(leaf, room.axes)
+    found: jax.Array = _by_layer(linear.gather, room)(layers, where[path])
+    return found if room.axes.repeats else found[jnp.newaxis]
 
-  net_state = {module: dict(part) for module, part in state.net_state.items()}
-  for path, index in indices.items():
-    module = path.rpartition('/')[0]
-    net_state.setdefault(module, {}).update(index._asdict())
-  return _converted(state, layout, gather, net_state)
+  return _converted(state, layout, gather, NetState(state.net_state, where))
 
 
 def expand(state: TrainState, layout: Layout) -> TrainState:
   """Undoes condense: zeros where there is no connection."""
-  net_state = {module: dict(part) for module, part in state.net_state.items()}
-  indices = {}
-  for path in layout.shapes:
-    module = path.rpartition('/')[0]
-    part = net_state[module]
-    indices[path] = Index(*(part.pop(name) for name in Index._fields))
-    if not part:
-      del net_state[module]
+  thin: Any = state.net_state
+  net_state, where = thin
 
   def scatter(path: str, leaf: jax.Array) -> jax.Array:
-    is_mask = leaf.dtype == bool
-    values = leaf[0].astype(jnp.int8) if is_mask else leaf[0]
-    dense = linear.scatter(values, indices[path])
-    return dense.reshape(layout.shapes[path]).astype(leaf.dtype)
+    room, index = layout[path], where[path]
+    values = leaf.reshape(index.positions.shape)
+    if leaf.dtype == bool:
+      values = values.astype(jnp.int8)
+    layers = _by_layer(linear.scatter, room)(values, index)
+    dense = moves.from_matrix(layers, room.axes, room.shape)
+    return dense.astype(leaf.dtype)
 
   return _converted(state, layout, scatter, net_state)
 
@@ -215,9 +243,9 @@ def _converted(
     leaf.path: jnp.shape(leaf.value) for leaf in trees.named_leaves(state.phi)
   }
 
-  def visit(module: str, name: str, leaf: Tree) -> Tree:
-    path = trees.join_name(module, name)
-    return convert(path, leaf) if path in layout.shapes else leaf
+  def visit(leaf: trees.NamedLeaf) -> Tree:
+    path = leaf.path
+    return convert(path, leaf.value) if path in layout else leaf.value
 
   def slots(part: Tree) -> Tree:
     """The same on what the optimiser holds for the parameters."""
@@ -226,19 +254,19 @@ def _converted(
     def is_like_phi(node: Tree) -> bool:
       return bool(jax.tree.structure(node) == kind)
 
-    def visit_slot(module: str, name: str, slot: Tree) -> Tree:
-      path = trees.join_name(module, name)
-      if path in layout.shapes and jnp.shape(slot) != shapes[path]:
+    def visit_slot(leaf: trees.NamedLeaf) -> Tree:
+      path, shape = leaf.path, jnp.shape(leaf.value)
+      if path in layout and shape != shapes[path]:
         raise ValueError(
           f'for {path}, of shape {shapes[path]}, the optimiser keeps an array '
-          f'of shape {jnp.shape(slot)}, which cannot be condensed: factored '
-          "moments need the dense weight. Use execution='masked'."
+          f'of shape {shape}, which cannot be condensed: factored moments need '
+          "the dense weight. Use execution='masked'."
         )
-      return visit(module, name, slot)
+      return visit(leaf)
 
     return jax.tree.map(
       lambda node: (
-        trees.map_named(visit_slot, node) if is_like_phi(node) else node
+        trees.map_leaves(visit_slot, node) if is_like_phi(node) else node
       ),
       part,
       is_leaf=is_like_phi,
@@ -246,11 +274,11 @@ def _converted(
 
   sparse: SparseState = state.opt_state
   opt_state = sparse._replace(
-    masks=trees.map_named(visit, sparse.masks),
+    masks=trees.map_leaves(visit, sparse.masks),
     inner_state=slots(sparse.inner_state),
   )
   return state._replace(
-    phi=trees.map_named(visit, state.phi),
+    phi=trees.map_leaves(visit, state.phi),
     net_state=net_state,
     opt_state=opt_state,
   )
@@ -258,7 +286,6 @@ def _converted(
 
 def make_step(
   net: hk.TransformedWithState,
-  make_net: MakeNet,
   tx: optax.GradientTransformation,
   layout: Layout,
   **options: Any,
@@ -273,8 +300,7 @@ def make_step(
   topology = parts.topology
   still = topology._replace(rewire=None, when=schedules.never)
   thin_tx = sparsify_lib.sparsify(parts.inner, still, regrow=parts.regrow)
-  thin_net = _renamed(make_net(layout.supports()), layout)
-  thin_step = step_lib.make_step(thin_net, thin_tx, **options)
+  thin_step = step_lib.make_step(_thin(net, layout), thin_tx, **options)
   if topology.rewire is None:
     return thin_step
   dense_step = step_lib.make_step(net, tx, **options)
@@ -293,18 +319,32 @@ def make_step(
   )
 
 
-def _renamed(
+def _thin(
   net: hk.TransformedWithState, layout: Layout
 ) -> hk.TransformedWithState:
-  """The network, with parameters as a condensed state has them."""
+  """The network, with parameters and state as a condensed state has them."""
+  axes = {path: room.axes for path, room in layout.items()}
 
-  def apply(theta: hk.Params, *args: Any, **kwargs: Any) -> Tree:
-    renamed: dict[str, Row] = {}
-    for module, name, value in trees.named_leaves(theta):
-      if trees.join_name(module, name) in layout.shapes:
-        name, value = 'values', value[0]
-      renamed.setdefault(module, {})[name] = value
-    return net.apply(renamed, *args, **kwargs)
+  def apply(
+    theta: hk.Params, state: NetState, *args: Any, **options: Any
+  ) -> tuple[jax.Array, NetState]:
+    held, shown = {}, {}
+    for leaf in trees.named_leaves(theta):
+      if leaf.path in layout:
+        where = state.where[leaf.path]
+        values = leaf.value.reshape(where.positions.shape)
+        held[leaf.path] = Connections(values, where)
+        shape = layout[leaf.path].shape
+        shown[leaf.path] = jax.ShapeDtypeStruct(shape, values.dtype)
+    logits, net_state = network.apply(
+      functools.partial(net.apply, **options),
+      held,
+      axes,
+      trees.map_leaves(lambda leaf: shown.get(leaf.path, leaf.value), theta),
+      state.net_state,
+      *args,
+    )
+    return logits, state._replace(net_state=net_state)
 
   return hk.TransformedWithState(net.init, apply)
 

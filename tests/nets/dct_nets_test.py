@@ -18,7 +18,6 @@ from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core import trees
 from powerprop_jax.nets import layers
-from powerprop_jax.sparse import weight as sparse_weight
 from powerprop_jax.train.data import splits
 
 CIFAR, SMALL = (32, 32, 3), (16, 16, 1)
@@ -88,67 +87,28 @@ class FormTest(parameterized.TestCase):
     self.assertNotIn('transform_scale', theta['mlp/logits'])
 
 
-def _random_masks(net, density):
-  rng = np.random.default_rng(0)
-  share = {'w': density}
-  draw = lambda _, name, x: rng.random(x.shape) < share.get(name, 1)
-  return trees.map_named(draw, small.net_shapes(net, SMALL)[0])
-
-
-class SupportsTest(parameterized.TestCase):
-  @parameterized.parameters(True, False)
+class WithoutZerosTest(parameterized.TestCase):
   @pytest.mark.slow
-  def test_starts_and_computes_as_the_masked_network(self, with_dct):
-    make = functools.partial(nets.make, 'lenet_5_small', 10, dct=with_dct)
-    if with_dct:
-      make = functools.partial(make, w_init=layers.WEIGHT_INIT)
-    masks = _random_masks(make(), 0.05)
-    supports = sparse_weight.supports(masks)
-    net, masked_net = make(supports=supports), make()
+  def test_computes_what_the_masked_network_does(self):
+    net = nets.make(
+      'lenet_5_small', 10, dct=True, method='fft', w_init=layers.WEIGHT_INIT
+    )
     images = jax.random.normal(jax.random.key(1), (3, *SMALL))
     theta, state = start(net, images)
-    dense, no_state = start(masked_net, images)
-    masked = masks_lib.apply_masks(dense, masks)
-    chex.assert_trees_all_equal(theta, sparse_weight.condense(dense, masks))
-    chex.assert_trees_all_equal(sparse_weight.expand(theta, supports), masked)
-    self.assertLen(state, 5)
-
-    def outcome(net, theta, state):
-      step = jax.jit(jax.value_and_grad(functools.partial(loss_of, net)))
-      return step(theta, state, images, jnp.arange(3))
-
-    loss, grads = outcome(net, theta, state)
-    expected_loss, expected = outcome(masked_net, masked, no_state)
-    np.testing.assert_allclose(loss, expected_loss, atol=1e-5)
-    expected = sparse_weight.condense(expected, masks)
-    chex.assert_trees_all_close(grads, expected, atol=1e-5)
-
-  @parameterized.parameters('mobilenet_v2', 'mnist_cnn')
-  @pytest.mark.slow
-  def test_no_network_holds_a_dense_weight_beside_its_supports(self, name):
-    for with_dct in (True, False):
-      plain = nets.make(name, 10, dct=with_dct)
-      supports = sparse_weight.supports(_random_masks(plain, 0.01))
-      net = nets.make(name, 10, dct=with_dct, supports=supports)
-      theta, state = small.net_shapes(net, SMALL)
-      for path, support in supports.items():
-        module, size = path.removesuffix('/w'), support.positions.shape
-        self.assertNotIn('w', theta[module])
-        self.assertEqual(theta[module]['values'].shape, size)
-        self.assertEqual(state[module]['positions'].shape, size)
-
-  def test_a_layer_without_a_support_stays_dense(self):
-    every = sparse_weight.supports(_random_masks(nets.make('mlp', 10), 0.1))
-    supports = {'mlp/linear_0/w': every['mlp/linear_0/w']}
-    theta, _ = small.net_shapes(nets.make('mlp', 10, supports=supports), SMALL)
-    self.assertIn('values', theta['mlp/linear_0'])
-    self.assertEqual(theta['mlp/logits']['w'].shape, (100, 10))
-
-  def test_a_support_of_no_layer_is_refused_by_name(self):
-    support = sparse_weight.support(np.ones((2, 2), bool))
-    net = nets.make('mlp', 10, supports={'mlp/linear_7/w': support})
-    with self.assertRaisesRegex(ValueError, 'support for mlp/linear_7/w, but'):
-      small.net_shapes(net)
+    rng = np.random.default_rng(0)
+    masks = trees.map_leaves(
+      lambda leaf: rng.random(leaf.value.shape) < (leaf.name != 'w') + 0.05,
+      theta,
+    )
+    given = state, images, jnp.arange(3)
+    loss = functools.partial(loss_of, net)
+    run = pp.without_zeros(loss, masks, theta, *given, execution='condensed')
+    assert {leaf.held for leaf in run.leaves.values()} == {'condensed'}
+    found = jax.jit(jax.value_and_grad(run))(pp.condense(theta, masks), *given)
+    masked = masks_lib.apply_masks(theta, masks)
+    value, grads = jax.jit(jax.value_and_grad(loss))(masked, *given)
+    expected = value, pp.condense(grads, masks)
+    chex.assert_trees_all_close(found, expected, atol=1e-5)
 
 
 class SparseTrainingTest(parameterized.TestCase):

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from powerprop_jax.jaxprs.dct import cosine_weight, transform
 from powerprop_jax.nets.layers import dct
-from powerprop_jax.sparse import weight as sparse_weight
+from powerprop_jax.sparse import network
 
 _METHODS = ('matrix', 'fft')
 
@@ -50,7 +51,7 @@ class TransformTest(parameterized.TestCase):
     num_in, num_out = sizes
     matrix = _oracle(num_in, num_out)
     x, dy = _random(2, 3, num_in), _random(2, 3, num_out, seed=1)
-    f = jax.jit(lambda x: dct.transform(x, num_out, method=method))
+    f = jax.jit(lambda x: transform(x, num_out, method=method))
     y, pull_back = jax.vjp(f, x)
     _, tangent = jax.jvp(f, (x,), (x,))
     close = functools.partial(
@@ -61,7 +62,7 @@ class TransformTest(parameterized.TestCase):
     close(pull_back(dy)[0], np.float64(dy) @ matrix.T)
 
   def test_long_transforms_are_as_exact_as_short_ones(self):
-    far = dct.cosine_weight(2, 3000, jnp.float32)[1]
+    far = cosine_weight(2, 3000, jnp.float32)[1]
     k = np.arange(1, 3000)
     # Modulo whole turns, so that float64 is exact enough.
     expected = np.sqrt(2 / 3000) * np.cos(np.pi * ((3 * k) % 12000) / 6000)
@@ -72,28 +73,18 @@ class TransformTest(parameterized.TestCase):
   )
   def test_half_precision_stays_what_it_is(self, dtype, method):
     x = _random(4, 300).astype(dtype)
-    y = dct.transform(x, 300, method=method)
+    y = transform(x, 300, method=method)
     assert y.dtype == dtype
-    expected = dct.transform(x.astype(jnp.float32), 300)
+    expected = transform(x.astype(jnp.float32), 300)
     np.testing.assert_allclose(y.astype(jnp.float32), expected, atol=0.05)
 
   def test_bad_arguments_are_refused(self):
     with pytest.raises(ValueError, match="'matrix' or 'fft', got 'fast'"):
-      dct.transform(jnp.ones(4), 4, method='fast')
+      transform(jnp.ones(4), 4, method='fast')
     with pytest.raises(ValueError, match='num_out must be at least 1, got 0'):
-      dct.transform(jnp.ones(4), 0)
+      transform(jnp.ones(4), 0)
     with pytest.raises(ValueError, match="got 'fast'"):
       _output(dct.DctLinear, jnp.ones((1, 2)), 2, method='fast')
-
-
-def _condensed(shape, density, **settings):
-  """A layer with a support, its parameters and its state."""
-  mask = np.random.default_rng(0).random(shape) < density
-  support = sparse_weight.support(mask)
-  net = hk.transform_with_state(
-    lambda x: dct.DctLinear(shape[1], support=support, **settings)(x)
-  )
-  return net, *net.init(jax.random.key(0), jnp.ones((1, shape[0])))
 
 
 class LinearTest(parameterized.TestCase):
@@ -114,7 +105,7 @@ class LinearTest(parameterized.TestCase):
     theta = net.init(jax.random.key(0), x)
     assert theta['layer'].pop('transform_scale') == jnp.float32(0.7)
     chex.assert_trees_all_equal(theta, plain.init(jax.random.key(0), x))
-    expected = plain.apply(theta, x) + 0.7 * dct.transform(x, num_out)
+    expected = plain.apply(theta, x) + 0.7 * transform(x, num_out)
     theta['layer']['transform_scale'] = jnp.float32(0.7)
     np.testing.assert_allclose(net.apply(theta, x), expected, atol=1e-5)
 
@@ -131,17 +122,20 @@ class LinearTest(parameterized.TestCase):
     assert jaxprs['fft'] and not jaxprs['matrix']
     assert jaxprs['auto'] == (min(num_in, num_out) >= 8 * batch)
 
-  @parameterized.parameters((0.01, True), (0.9, False))
-  def test_auto_goes_with_the_kernel_of_a_condensed_weight(self, density, fft):
-    net, theta, net_state = _condensed((16, 16), density)
-    jaxpr = jax.make_jaxpr(net.apply)(theta, net_state, None, _random(64, 16))
-    assert ('fft' in str(jaxpr)) == fft
-
-  def test_fft_makes_nothing_of_the_size_of_a_condensed_weight(self):
-    net, theta, net_state = _condensed((300, 200), 0.01, method='fft')
-    loss = lambda theta, x: jnp.sum(net.apply(theta, net_state, None, x)[0])
+  def test_fft_makes_nothing_of_the_size_of_a_weight_without_its_zeros(self):
+    net = _without_state(dct.DctLinear, 200, method='fft')
+    x = _random(2, 300)
+    theta = net.init(jax.random.key(0), x)
+    masks = jax.tree.map(lambda leaf: np.ones(leaf.shape, bool), theta)
+    rng = np.random.default_rng(0)
+    masks['dct_linear']['w'] = rng.random((300, 200)) < 0.01
+    run = network.without_zeros(
+      net.apply, masks, theta, x, execution='condensed'
+    )
+    loss = lambda values, x: jnp.sum(run(values, x))
     step = jax.jit(jax.grad(loss, (0, 1)))
-    memory = step.lower(theta, _random(2, 300)).compile().memory_analysis()
+    values = network.condense(theta, masks)
+    memory = step.lower(values, x).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 4 * 300 * 200
 
 
@@ -227,33 +221,24 @@ class ConvTest(parameterized.TestCase):
       _output(dct.DctConv2D, jnp.ones(shape), 4, 3, **settings)
 
 
-class SparseTest(parameterized.TestCase):
+class DtypeTest(parameterized.TestCase):
   @parameterized.product(
     layer=(
       (dct.DctLinear, (4, 30), (20,)),
       (dct.DctConv2D, (2, 5, 5, 4), (6, 3)),
     ),
     method=_METHODS,
-    with_support=(False, True),
   )
   @pytest.mark.slow
-  def test_mixed_precision_is_kept(self, layer, method, with_support):
+  def test_mixed_precision_is_kept(self, layer, method):
     module, x_shape, args = layer
-    shape = (30, 20) if module is dct.DctLinear else (3, 3, 4, 6)
-    support = (
-      sparse_weight.support(np.ones(shape, bool)) if with_support else None
-    )
-    net = hk.transform_with_state(
-      lambda x: module(*args, method=method, support=support)(x)
-    )
+    net = _without_state(module, *args, method=method)
     x = _random(*x_shape).astype(jnp.bfloat16)
-    theta, net_state = net.init(jax.random.key(0), x)
-    y, _ = net.apply(theta, net_state, None, x)
+    theta = net.init(jax.random.key(0), x)
+    y = net.apply(theta, x)
     assert {leaf.dtype for leaf in jax.tree.leaves((theta, y))} == {x.dtype}
-    expected, _ = net.apply(
+    expected = net.apply(
       jax.tree.map(lambda p: p.astype(jnp.float32), theta),
-      net_state,
-      None,
       x.astype(jnp.float32),
     )
     np.testing.assert_allclose(y.astype(jnp.float32), expected, atol=0.1)

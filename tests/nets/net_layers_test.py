@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import small
 
+from powerprop_jax.jaxprs.dct import cosine_weight
 from powerprop_jax.nets import layers
-from powerprop_jax.nets.layers import dct, forms
+from powerprop_jax.nets.layers import forms
 
 
 class PoolTest(parameterized.TestCase):
@@ -88,7 +89,7 @@ class ConvTest(parameterized.TestCase):
     expected = {}
     for module, leaves in theta.items():
       shape = leaves['w'].shape
-      rows = dct.cosine_weight(math.prod(shape[:-1]), shape[-1], jnp.float32)
+      rows = cosine_weight(math.prod(shape[:-1]), shape[-1], jnp.float32)
       both = leaves['w'] + leaves['transform_scale'] * rows.reshape(shape)
       bias = {'b': leaves['b']} if 'b' in leaves else {}
       expected[module] = {'w': both} | bias

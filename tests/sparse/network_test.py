@@ -245,6 +245,20 @@ def test_small_products_stay_dense_by_themselves():
   assert run.leaves['w'].why == 'faster so'
 
 
+def test_auto_takes_what_was_measured_to_be_faster():
+  theta = {'a': _normal(512, 256), 'b': _normal(256, 512)}
+  masks = {**_masks({'a': theta['a']}, 0.01), **_masks({'b': theta['b']}, 0.99)}
+  fn = lambda theta, x: x @ theta['a'] @ theta['b']
+  for backward in (True, False):
+    given = fn, masks, theta, _normal(64, 512)
+    run = network.without_zeros(*given, backward=backward)
+    for name, leaf in run.leaves.items():
+      shape = theta[name].shape
+      task = kernel_choice.Product(*shape, leaf.connections, 64)
+      pays = kernel_choice.pays(task, backward=backward)
+      assert leaf.held == ('condensed' if pays else 'dense')
+
+
 def test_a_compiled_step_has_no_dense_copy():
   theta = {'w': _normal(512, 384)}
   masks, x = _masks(theta, 0.05), _normal(32, 512)

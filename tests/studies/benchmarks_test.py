@@ -122,13 +122,13 @@ def test_forms_take_the_same_step(method):
   for form in dct.FORMS:
     step, carry = dct.make_step(form, method, mask, x)
     # The same weights in both.
-    name = 'w' if form == 'masked' else 'values'
-    start = jnp.eye(6) if form == 'masked' else jnp.ones(6)
-    carry[0]['layer'][name] = 2 * start
+    start = jnp.eye(6) if form == 'masked' else jnp.ones((1, 6))
+    carry[0]['layer']['w'] = 2 * start
     (phi, *_), to_inputs = step(carry, x)
     layer = phi['layer']
     assert ('transform_scale' in layer) == (method != 'none')
-    found.append((layer[name][mask if form == 'masked' else ...], to_inputs))
+    w = layer['w'][mask if form == 'masked' else 0]
+    found.append((w, to_inputs))
   chex.assert_trees_all_close(*found, atol=1e-6)
 
 

@@ -45,31 +45,28 @@ def _data(shape, num_examples):
 
 
 def _make(name, case, sparsity=0.8, shape=(8, 8, 1), num_examples=40):
-  """Network, maker, transformation and first state."""
+  """Network, transformation and first state."""
   inner, alpha, method, arguments = _CASES[case]
   tx = method(powerprop.powerprop(inner, alpha), sparsity, **arguments)
   net = nets.make(name, 10)
-  make_net = lambda supports: nets.make(name, 10, supports=supports)
   arrays = _data(shape, num_examples)
   state = step.create(net, tx, jax.random.key(0), arrays.images[:1])
-  return net, make_net, tx, state, arrays
+  return net, tx, state, arrays
 
 
-def _layout(tx, state, make_net, arrays, **options):
+def _layout(net, tx, state, arrays, **options):
   return condensed.layout(
-    state, tx=tx, make_net=make_net, images=arrays.images[:8], **options
+    state, net=net, tx=tx, images=arrays.images[:8], **options
   )
 
 
 def _trained(problem, indices):
   """The layout; state and metrics of condensed steps, and of masked ones."""
-  net, make_net, tx, state, arrays = problem
-  layout = _layout(tx, state, make_net, arrays)
-  assert layout.shapes
+  net, tx, state, arrays = problem
+  layout = _layout(net, tx, state, arrays)
+  assert layout
   advances = (
-    condensed.make_advance(
-      condensed.make_step(net, make_net, tx, layout), layout
-    ),
+    condensed.make_advance(condensed.make_step(net, tx, layout), layout),
     step.make_advance(net, tx),
   )
   return layout, *(jax.jit(a)(state, arrays, indices) for a in advances)
@@ -93,7 +90,7 @@ class NumbersTest:
     chex.assert_trees_all_equal_shapes_and_dtypes(found, expected)
     chex.assert_trees_all_equal(found.opt_state.masks, expected.opt_state.masks)
     if 'stop' in _CASES[case][3]:
-      before = problem[3].opt_state.masks
+      before = problem[2].opt_state.masks
       with pytest.raises(AssertionError):
         chex.assert_trees_all_equal(before, found.opt_state.masks)
     chex.assert_trees_all_close(metrics, theirs, rtol=1e-5)
@@ -118,7 +115,7 @@ class NumbersTest:
     # Gradients through so many norms make much of rounding: a relative change
     # of 1e-7 in φ changes those of the masked network by 1e-2.
     for start, one, other in zip(
-      *map(jax.tree.leaves, (problem[3].phi, found.phi, expected.phi)),
+      *map(jax.tree.leaves, (problem[2].phi, found.phi, expected.phi)),
       strict=True,
     ):
       moved = jnp.linalg.norm(other - start)
@@ -129,33 +126,33 @@ class StateTest:
   @pytest.mark.parametrize('case', ['static, power', 'rigl, power, adam'])
   @pytest.mark.slow
   def test_expand_undoes_condense(self, case):
-    _, make_net, tx, state, arrays = _make('lenet_300_100', case)
-    layout = _layout(tx, state, make_net, arrays)
+    net, tx, state, arrays = _make('lenet_300_100', case)
+    layout = _layout(net, tx, state, arrays)
     thin = jax.jit(lambda s: condensed.condense(s, layout))(state)
     chex.assert_trees_all_equal(condensed.expand(thin, layout), state)
 
   def test_memory_is_that_of_the_connections(self):
-    _, make_net, tx, state, arrays = _make('lenet_300_100', 'static', 0.98)
-    layout = _layout(tx, state, make_net, arrays)
+    net, tx, state, arrays = _make('lenet_300_100', 'static', 0.98)
+    layout = _layout(net, tx, state, arrays)
     thin = condensed.condense(state, layout)
-    counts = sum(layout.sizes.values())
+    counts = sum(room.size for room in layout.values())
     rest = sum(
       leaf.size
       for leaf in jax.tree.leaves(state.phi)
-      if leaf.shape not in layout.shapes.values()
+      if leaf.shape not in {room.shape for room in layout.values()}
     )
     values = sum(leaf.size for leaf in jax.tree.leaves(thin.phi))
     assert values == counts + rest
     slots = jax.tree.leaves(thin.opt_state.inner_state)
     assert sum(slot.size for slot in slots) == values
     index = sum(leaf.size for leaf in jax.tree.leaves(thin.net_state))
-    rows = sum(sum(shape) + 2 for shape in layout.shapes.values())
+    rows = sum(sum(room.shape) + 2 for room in layout.values())
     assert index == 3 * counts + rows
 
   def test_one_program_for_all_rewirings(self):
-    net, make_net, tx, state, arrays = _make('lenet_300_100', 'rigl')
-    layout = _layout(tx, state, make_net, arrays)
-    advance = condensed.make_step(net, make_net, tx, layout)
+    net, tx, state, arrays = _make('lenet_300_100', 'rigl')
+    layout = _layout(net, tx, state, arrays)
+    advance = condensed.make_step(net, tx, layout)
     advance = jax.jit(chex.assert_max_traces(advance, 1))
     state = condensed.condense(state, layout)
     moved = []
@@ -167,24 +164,24 @@ class StateTest:
     assert moved == [False, False, False, True, False, False, True, False]
 
   def test_lanes_share_the_room_of_the_largest(self):
-    _, make_net, tx, state, arrays = _make('lenet_300_100', 'static')
+    net, tx, state, arrays = _make('lenet_300_100', 'static')
     fewer = jax.tree.map(lambda x: x, state)
     masks = fewer.opt_state.masks
     masks['lenet_300_100/linear_0']['w'] = (
       masks['lenet_300_100/linear_0']['w'].at[:2].set(False)
     )
     stacked = jax.tree.map(lambda *xs: jnp.stack(xs), fewer, state)
-    alone = _layout(tx, state, make_net, arrays)
-    assert _layout(tx, stacked, make_net, arrays) == alone
+    alone = _layout(net, tx, state, arrays)
+    assert _layout(net, tx, stacked, arrays) == alone
 
 
 class ChoiceTest:
   def test_auto_takes_what_pays_and_masked_nothing(self):
-    _, make_net, tx, state, arrays = _make('lenet_300_100', 'static')
-    none = condensed.Layout({}, {})
+    net, tx, state, arrays = _make('lenet_300_100', 'static')
+    none = {}
     # Products with 64 inputs are too small to gain anything.
     for execution in ('auto', 'masked'):
-      found = _layout(tx, state, make_net, arrays, execution=execution)
+      found = _layout(net, tx, state, arrays, execution=execution)
       assert found == none
 
   def test_what_cannot_be_condensed_is_refused_with_the_reason(self):
@@ -195,29 +192,29 @@ class ChoiceTest:
       'dense gradients or weights': functools.partial(
         aliases.snfs, _SGD, stop=10, period=2
       ),
-      'no linear layer or convolution lacks': functools.partial(
+      'no weight that is multiplied by lacks': functools.partial(
         aliases.gradual_pruning, _SGD, start=0, stop=10, period=2
       ),
     }
-    net, make_net, _, _, arrays = _make('lenet_300_100', 'static')
+    net, _, _, arrays = _make('lenet_300_100', 'static')
     for reason, make_tx in refused.items():
       tx = make_tx(sparsity=0.9)
       state = step.create(net, tx, jax.random.key(0), arrays.images[:1])
       with pytest.raises(UserError, match=reason):
-        _layout(tx, state, make_net, arrays)
-      auto = _layout(tx, state, make_net, arrays, execution='auto')
-      assert not auto.shapes
+        _layout(net, tx, state, arrays)
+      auto = _layout(net, tx, state, arrays, execution='auto')
+      assert not auto
     state = step.create(net, _SGD, jax.random.key(0), arrays.images[:1])
     with pytest.raises(UserError, match='sparsify is not the outermost'):
-      _layout(_SGD, state, make_net, arrays)
+      _layout(net, _SGD, state, arrays)
     with pytest.raises(UserError, match="got 'fast'"):
-      _layout(tx, state, make_net, arrays, execution='fast')
+      _layout(net, tx, state, arrays, execution='fast')
 
   def test_factored_moments_are_refused(self):
-    net, make_net, _, _, arrays = _make('lenet_300_100', 'static')
+    net, _, _, arrays = _make('lenet_300_100', 'static')
     inner = optax.adafactor(0.1, min_dim_size_to_factor=8)
     tx = aliases.static(inner, 0.9)
     state = step.create(net, tx, jax.random.key(0), arrays.images[:1])
-    layout = _layout(tx, state, make_net, arrays)
+    layout = _layout(net, tx, state, arrays)
     with pytest.raises(ValueError, match='factored moments'):
       condensed.condense(state, layout)

@@ -16,7 +16,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from powerprop_jax.nets.layers import condensed, dct, forms, parts
+from powerprop_jax.nets.layers import dct, forms, parts
 
 WEIGHT_INIT = hk.initializers.VarianceScaling(1.0, 'fan_in', 'truncated_normal')
 
@@ -71,8 +71,7 @@ class ConvSettings(Settings, total=False):
 
 def linear(num_units: int, name: str, **settings: Unpack[Settings]) -> _Layer:
   """A fully connected layer, x W + b, of the form in use (forms.py)."""
-  kinds = hk.Linear, condensed.CondensedLinear, dct.DctLinear
-  return _layer(kinds, num_units, name=name, **settings)
+  return _layer(hk.Linear, dct.DctLinear, num_units, name=name, **settings)
 
 
 def conv(
@@ -82,28 +81,27 @@ def conv(
   **settings: Unpack[ConvSettings],
 ) -> _Layer:
   """A convolution over height and width, of the form in use (forms.py)."""
-  kinds = Conv2D, condensed.CondensedConv2D, dct.DctConv2D
-  return _layer(kinds, num_channels, kernel_size, name=name, **settings)
+  return _layer(
+    Conv2D, dct.DctConv2D, num_channels, kernel_size, name=name, **settings
+  )
 
 
 def _layer(
-  kinds: tuple[Callable[..., _Layer], ...],
+  plain: Callable[..., _Layer],
+  transformed: Callable[..., _Layer],
   *shape: int,
   name: str,
   w_init: hk.initializers.Initializer | None = None,
   transform_init: float = 1.0,
   **settings: Any,
 ) -> _Layer:
-  """A layer of the plain, the condensed or the transformed kind."""
-  plain, sparse, transformed = kinds
-  form, support = forms.take(name)
+  """A layer of the plain or the transformed kind."""
+  form = forms.current()
   usual = jnp.zeros if form.has_transform else w_init or WEIGHT_INIT
   settings |= {'name': name, 'w_init': form.w_init or usual}
   if form.has_transform:
     settings |= {'transform_init': transform_init, 'method': form.method}
-    return transformed(*shape, support=support, **settings)
-  if support is not None:
-    return sparse(*shape, support=support, **settings)
+    return transformed(*shape, **settings)
   return plain(*shape, **settings)
 
 
