@@ -1,5 +1,6 @@
 """Commands work on any run that says in its config.json what it holds."""
 
+import functools
 import json
 import re
 
@@ -14,6 +15,7 @@ from experiments.weight_distribution import __main__ as weight_distribution
 from powerprop_jax.core import masks
 from powerprop_jax.export import export
 from powerprop_jax.optim import views
+from powerprop_jax.train.cli import arguments
 from powerprop_jax.train.runs import load
 
 ARGS = [
@@ -58,6 +60,15 @@ def test_networks_of_a_combination_are_exported_as_they_were_scored(
     ):
       assert not theta[~mask].any()
   assert programs.contents(part) == before
+
+
+def test_settings_of_a_program_are_read_back(run):
+  parse = functools.partial(
+    arguments.parse, sparse_training.PRESETS, prog='sparse_training'
+  )
+  changed = ['--keys', '4', '--out', str(run)]
+  found = parse(['--config', str(run / 'config.json'), *changed])
+  assert found == parse([*ARGS, *changed])
 
 
 def test_what_is_read_is_what_the_views_of_the_state_say(part):

@@ -19,7 +19,8 @@ from powerprop_jax.files import whole
 T = TypeVar('T')
 
 # Kinds of fields whose values are compared with them.
-_PLAIN = {bool, int, float, str, type(None)}
+_NONE = type(None)
+_PLAIN = {bool, int, float, str, _NONE}
 
 
 def to_json(value: Any, name: str = '') -> Any:
@@ -89,9 +90,12 @@ def from_json(kind: type[T], value: Any, name: str = '') -> T:
   """
   if dataclasses.is_dataclass(kind):
     kinds = typing.get_type_hints(kind)
-    if not isinstance(value, Mapping) or not set(value) <= set(kinds):
+    unknown: Any = value
+    if isinstance(value, Mapping):
+      unknown = ', '.join(str(key) for key in value if key not in kinds)
+    if not isinstance(value, Mapping) or unknown:
       raise ValueError(
-        f'cannot read {value!r} as settings of {kind.__name__}, which has the '
+        f'cannot read {unknown} as settings of {kind.__name__}, which has the '
         f'fields {", ".join(kinds)}. Was it written by another version?'
       )
     missing = [
@@ -110,12 +114,22 @@ def from_json(kind: type[T], value: Any, name: str = '') -> T:
     _check_kind((list, tuple), value, name)
     return typing.cast(T, tuple(from_json(item, v, name) for v in value))
   plain: tuple[Any, ...] = (kind,)
-  if isinstance(kind, types.UnionType):
+  if typing.get_origin(kind) in (types.UnionType, typing.Union):
     plain = typing.get_args(kind)
     if dataclasses.is_dataclass(plain[0]):
+      inner: Any = plain[0]
       return typing.cast(
-        T, None if value is None else from_json(plain[0], value, name)
+        T, None if value is None else from_json(inner, value, name)
       )
+  choices = [
+    choice
+    for part in plain
+    if typing.get_origin(part) is typing.Literal
+    for choice in typing.get_args(part)
+  ]
+  if choices and value not in (*choices, *(None,) * (_NONE in plain)):
+    words = ', '.join(map(str, choices))
+    raise ValueError(f'{name} must be one of {words}, got {value!r}.')
   if set(plain) <= _PLAIN:
     _check_kind((*plain, int) if float in plain else plain, value, name)
   return typing.cast(T, value)

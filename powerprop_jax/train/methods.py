@@ -242,6 +242,8 @@ def make_tx(
       'the method out.'
     )
   every = _arguments(recipe, sparsity, config, lengths) | {'key': key}
+  stop = stop_of(method, config, lengths.num_steps)
+  every |= {'stop': stop, 'step': stop}
   arguments = {name: every[name] for name in ('distribution', *recipe.takes)}
   try:
     return recipe.alias(inner, sparsity, **arguments)
@@ -322,6 +324,20 @@ _SETTINGS = {
 }
 
 
+def stop_of(method: Method, config: SparseConfig, num_steps: int) -> int:
+  """The step of a run from which on connections stay as they are.
+
+  Example:
+    >>> stop_of('rigl', SparseConfig(), 1_000)
+    750
+  """
+  _check_known(method)
+  if 'stop' not in settings_of(method):
+    return 0
+  stop = _RECIPES[method].stop if config.stop is None else config.stop
+  return round(stop * num_steps)
+
+
 def check_settings(method: Method, config: SparseConfig) -> None:
   """Refuses settings that a method does not have, in a UserError.
 
@@ -349,8 +365,7 @@ def _check_known(method: str) -> None:
 def _arguments(
   recipe: _Recipe, sparsity: float, config: SparseConfig, lengths: Lengths
 ) -> Row:
-  """All arguments that aliases may have, by their names."""
-  stop = recipe.stop if config.stop is None else config.stop
+  """All arguments that aliases may have, by their names, but steps and key."""
   drop = recipe.drop_fraction
   if config.drop_fraction is not None:
     drop = config.drop_fraction
@@ -364,8 +379,6 @@ def _arguments(
     'distribution': _DISTRIBUTIONS[config.distribution or recipe.distribution],
     'structure': config.structure,
     'start': round(config.pruning_start * lengths.num_steps),
-    'stop': round(stop * lengths.num_steps),
-    'step': round(stop * lengths.num_steps),
     'period': config.period or recipe.period(lengths),
     'drop_fraction': drop,
     'num_dropped': max(1, round(drop * connections)),

@@ -67,23 +67,24 @@ def make_tx(
   length of the run, for the schedule.
   """
   _check(config)
-  learning_rate = _learning_rate(config, num_steps)
+  rate = learning_rate(config, num_steps)
   if config.name == 'adam':
-    inner = optax.adam(learning_rate)
+    inner = optax.adam(rate)
   else:
-    inner = optax.sgd(learning_rate, config.momentum or None, config.nesterov)
+    inner = optax.sgd(rate, config.momentum or None, config.nesterov)
   if config.decay_theta:
     inner = optax.chain(decay.decay_theta(config.decay_theta, select), inner)
   tx = powerprop_lib.powerprop(inner, alpha, select, form=config.form)
   if config.decay_phi:
-    shrink = decay.decay_phi(config.decay_phi, learning_rate, select)
+    shrink = decay.decay_phi(config.decay_phi, rate, select)
     tx = optax.chain(tx, shrink)
   return tx
 
 
-def _learning_rate(
+def learning_rate(
   config: OptimizerConfig, num_steps: int
 ) -> optax.ScalarOrSchedule:
+  """The step size, a number or a schedule, of a run of a length."""
   if config.schedule == 'cosine':
     return optax.cosine_decay_schedule(config.learning_rate, num_steps)
   if config.schedule == 'staircase':

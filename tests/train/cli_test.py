@@ -1,5 +1,6 @@
 """The command: train, prune and report work together on one folder."""
 
+import dataclasses
 import json
 import shutil
 
@@ -11,6 +12,7 @@ import powerprop_jax as pp
 from powerprop_jax import nets
 from powerprop_jax.train import methods
 from powerprop_jax.train.cli import main as cli
+from powerprop_jax.train.cli import train
 from powerprop_jax.train.runs import folder, load, metrics
 
 # What the help of each command says.
@@ -18,10 +20,11 @@ _OF_EXPORTS = ('--kept', '--scope', '--alpha', '--overwrite')
 OWN = {
   'train': (
     *('--alpha', '--optimizer.decay-phi', '--data.name'),
-    *('1 is ordinary training', '--sparse.drop-fraction'),
+    *('1 is ordinary training', '--sparse.drop-fraction', '--config'),
     *methods.METHODS,
     *nets.NAMES,
   ),
+  'extend': ('RUN', '--num-steps'),
   'prune': ('RUN',),
   'report': ('RUN',),
   'export': _OF_EXPORTS,
@@ -127,6 +130,78 @@ class SparseTrainTest:
     assert read(out / 'config.json')['config'] == stored
     for name in ('metrics.jsonl', 'results.json'):
       assert (out / name).read_bytes() == (sparse_run / name).read_bytes()
+
+
+class ConfigTest:
+  def test_settings_of_a_run_make_the_same_run(self, run, tmp_path):
+    copy = tmp_path / 'copy.json'
+    shutil.copy(run / 'config.json', copy)
+    out = tmp_path / 'again'
+    main('train', '--config', copy, '--out', out)
+    for name in ('metrics.jsonl', 'results.json'):
+      assert (out / name).read_bytes() == (run / name).read_bytes()
+
+  def test_options_change_some_of_them(self, run, tmp_path, capsys):
+    out = tmp_path / 'other'
+    main('train', '--alpha', 3, f'--config={run}', '--key', 1, '--out', out)
+    old, new = (read(path / 'config.json')['config'] for path in (run, out))
+    changes = ['alpha: 1.3 → 3.0', 'key: 0 → 1']
+    assert list(folder.differences(old, new)) == changes
+
+
+class ExtendTest:
+  CONSTANT = ('--optimizer.schedule', 'constant', '--loop.steps-per-dispatch=9')
+
+  def test_goes_on_as_the_longer_run_would_have(self, tmp_path, capsys):
+    long, short = tmp_path / 'long', tmp_path / 'short'
+    args = [*TINY, *self.CONSTANT]
+    main('train', *args, '--loop.num-steps=90', '--out', long)
+    main('train', *args, '--out', short)
+    capsys.readouterr()
+    main('extend', short, '--num-steps', 90)
+    assert 'its learning rate goes from 0.1 to 0.1.' in capsys.readouterr().err
+    for name in ('metrics.jsonl', 'results.json', 'weights.json'):
+      assert (short / name).read_bytes() == (long / name).read_bytes()
+    assert (
+      read(short / 'config.json')['config']
+      == (read(long / 'config.json')['config'])
+    )
+    assert load.load(short).num_steps == 90
+    assert (short / 'complete.json').exists()
+
+  def test_says_what_becomes_of_the_schedules(self, sparse_run, tmp_path):
+    out = tmp_path / 'run'
+    shutil.copytree(sparse_run, out)
+    config = folder.read_settings(train.TrainConfig, out, 'train')
+    longer = dataclasses.replace(config.loop, num_steps=120)
+    assert train.goes_on(config, dataclasses.replace(config, loop=longer)) == (
+      'goes on from step 60 as a run of 120 steps; its learning rate goes from '
+      '0 to 0.05 and falls to 0 along the cosine of 120 steps; connections may '
+      'move again until step 90.'
+    )
+    main('extend', out, '--num-steps', 120)
+    assert [r['step'] for r in programs.results(out)] == [120, 120]
+    assert programs.results(out)[1]['density'] == pytest.approx(0.2, abs=1e-3)
+
+  def test_an_interrupted_one_is_resumed(
+    self, run, tmp_path, capsys, monkeypatch
+  ):
+    out = tmp_path / 'run'
+    shutil.copytree(run, out)
+    args = ['extend', out, '--num-steps', 90]
+    stop = lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
+    with monkeypatch.context() as patch:
+      patch.setattr(folder.RunFolder, 'write_results', stop)
+      assert programs.powerprop(*args) == 130
+    capsys.readouterr()
+    assert programs.powerprop(*args) == 2
+    assert 'pass --resume' in capsys.readouterr().err
+    assert programs.powerprop(*args[:-1], 120) == 2
+    assert 'before its end, at 90 steps' in capsys.readouterr().err
+    main(*args, '--resume')
+    assert [r['step'] for r in programs.results(out)] == [90, 90]
+    assert programs.powerprop(*args, '--resume') == 2
+    assert 'must be more, got 90' in capsys.readouterr().err
 
 
 def test_methods_and_networks_are_listed_with_a_line_each(capsys):

@@ -114,6 +114,35 @@ class OpeningTest:
     assert "old: [1.0, 2.0] → 'not set'" in message
     assert "alphas: 'not set' → [1.0, 2.0]" in message
 
+  def test_settings_that_there_were_not_yet_have_their_defaults(self, tmp_path):
+    open_run(tmp_path)
+    path = tmp_path / 'config.json'
+    stored = json.loads(path.read_text())
+    del stored['config']['data']['num_validation']
+    path.write_text(json.dumps(stored))
+    assert open_run(tmp_path, resume=True).is_resumed
+    config = Config(data=Data(num_validation=3))
+    message = refusal(tmp_path, config, resume=True)
+    assert 'data.num_validation: None → 3' in message
+
+  def test_settings_that_may_differ_are_recorded_anew(self, tmp_path):
+    open_run(tmp_path).mark_complete()
+    config = Config(alphas=(3.0,))
+    options = {'resume': True, 'may_differ': ('alphas',)}
+    changed = Config(alphas=(3.0,), data=Data('mnist'))
+    message = refusal(tmp_path, changed, **options)
+    assert "settings: data.name: 'digits' → 'mnist'. Use" in message
+    folder = open_run(tmp_path, config, contents=CONTENTS, **options)
+    assert not folder.is_complete
+    stored = run_folder.read_config(tmp_path)
+    assert stored['config']['alphas'] == [3.0]
+    assert contents.read(tmp_path, stored) == CONTENTS
+    (change,) = stored['changes']
+    assert change['settings'] == ['alphas: [1.0, 2.0] → [3.0]']
+    # The same once more changes nothing.
+    folder.mark_complete()
+    assert open_run(tmp_path, config, **options).is_complete
+
   @pytest.mark.parametrize('resume', [False, True])
   def test_folder_of_something_else_is_refused(self, tmp_path, resume):
     for name in 'abcd':

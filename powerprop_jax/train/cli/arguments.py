@@ -11,7 +11,7 @@ import io
 import os
 import re
 import sys
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
@@ -42,7 +42,7 @@ def run(
   *,
   args: Sequence[str] | None = None,
   static_alpha: bool | None = False,
-  **about: str,
+  **about: Any,
 ) -> int:
   """Parses a command line, runs the program, and reports mistakes in one line.
 
@@ -51,7 +51,7 @@ def run(
       chooses another one to start from.
     static_alpha: whether the program trains with an α that is a Python number,
       for the compiler's settings; sweeps do not. None leaves these alone.
-    **about: prog and description, see parse.
+    **about: prog, description and reads_config, see parse.
 
   Returns:
     The exit status; see folder.run_main.
@@ -73,10 +73,15 @@ def parse(
   *,
   prog: str = 'program',
   description: str = '',
+  reads_config: bool | None = None,
 ) -> C:
   """A preset with what a command line changes; see run.
 
-  What the program is called, and what it does, are for its help.
+  Args:
+    prog: what the program is called. The last word is its name in config.json.
+    description: what it does, for its help.
+    reads_config: whether '--config FILE' starts from the settings of an earlier
+      run. Default: where there is a folder to resume.
 
   Raises:
     UserError: if an option is unknown or its value cannot be read.
@@ -84,6 +89,17 @@ def parse(
   """
   name, rest = _take_preset(presets, list(args))
   default = presets[name]
+  if reads_config is None:
+    reads_config = hasattr(default, 'resume')
+  if reads_config:
+    file, rest = _take('--config', rest)
+    if file is not None:
+      program = prog.split()[-1].rpartition('.')[2]
+      default = folder.read_settings(type(default), file, program)
+    description += (
+      '\n\n--config FILE starts from the settings of a run, which are in its '
+      'config.json; options after it change some of them.'
+    )
   if len(presets) > 1:
     description += (
       f'\n\n--preset NAME starts from other defaults, those shown below being '
@@ -111,23 +127,35 @@ def _take_preset(
   presets: Mapping[str, C], args: list[str]
 ) -> tuple[str, list[str]]:
   """The preset's name and the arguments without it."""
-  name = next(iter(presets))
-  rest = []
-  while args:
-    arg = args.pop(0)
-    if arg == '--preset' or arg.startswith('--preset='):
-      _, equals, name = arg.partition('=')
-      if not equals:
-        name = args.pop(0) if args else ''
-      if name not in presets:
-        near = names.closest(name, presets, 4)
-        hint = f' Near it: {", ".join(near)}.' if near else ''
-        raise UserError(
-          f'unknown preset {name!r}; there are: {_listed(presets)}.{hint}'
-        )
+  name, rest = _take('--preset', args)
+  if name is None:
+    return next(iter(presets)), rest
+  if name not in presets:
+    near = names.closest(name, presets, 4)
+    hint = f' Near it: {", ".join(near)}.' if near else ''
+    raise UserError(
+      f'unknown preset {name!r}; there are: {_listed(presets)}.{hint}'
+    )
+  return name, rest
+
+
+def _take(option: str, args: Sequence[str]) -> tuple[str | None, list[str]]:
+  """The last value of an option, or None, and the arguments without it.
+
+  Example:
+    >>> _take('--preset', ['--key', '1', '--preset=tiny'])
+    ('tiny', ['--key', '1'])
+  """
+  value, rest, left = None, [], list(args)
+  while left:
+    arg = left.pop(0)
+    if arg == option:
+      value = left.pop(0) if left else ''
+    elif arg.startswith(f'{option}='):
+      value = arg.partition('=')[2]
     else:
       rest.append(arg)
-  return name, rest
+  return value, rest
 
 
 def _listed(presets: Collection[str]) -> str:

@@ -181,6 +181,7 @@ class _Command(NamedTuple):
 
 _COMMANDS = {
   'train': _Command(train.main, train.TrainConfig()),
+  'extend': _Command(train.extend, train.ExtendConfig()),
   'prune': _Command(prune, PruneConfig()),
   'report': _Command(report, ReportConfig()),
   'export': _Command(export.main, export.ExportConfig()),
@@ -212,7 +213,8 @@ def main(args: Sequence[str] | None = None) -> int:
     description=chosen.about,
     args=given[1:],
     # Flags that make powerprop fast make a dense network slower.
-    static_alpha=None if name == 'bench' else name == 'train',
+    static_alpha=None if name == 'bench' else name in ('train', 'extend'),
+    reads_config=name == 'train',
   )
 
 

@@ -1,11 +1,15 @@
 """`powerprop train`: one network, dense or by a method of sparse training."""
 
+from collections.abc import Collection
 import dataclasses
 import functools
-from typing import Any
+import pathlib
+import sys
+from typing import Annotated, Any
 
 import jax
 import numpy as np
+import tyro
 
 from powerprop_jax import nets
 from powerprop_jax.core import masks as masks_lib
@@ -15,8 +19,9 @@ from powerprop_jax.costs import summary
 from powerprop_jax.files.tables import Row
 from powerprop_jax.optim import views
 from powerprop_jax.report import analysis, plotting
-from powerprop_jax.train import ensemble, loop, methods
+from powerprop_jax.train import ensemble, methods, optimizers
 from powerprop_jax.train import evaluate as evaluate_lib
+from powerprop_jax.train import loop as loop_lib
 from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.cli.arguments import Net
 from powerprop_jax.train.data import splits as data
@@ -31,6 +36,7 @@ from powerprop_jax.train.runs import (
   mask_watch,
   metrics,
 )
+from powerprop_jax.train.runs import folder as run_folder
 from powerprop_jax.train.runs import report as run_report
 from powerprop_jax.train.runs.contents import Contents, Networks
 from powerprop_jax.train.runs.errors import UserError
@@ -75,8 +81,83 @@ class TrainConfig:
   tensorboard: bool = False
 
 
-def main(config: TrainConfig) -> None:
-  """Trains one network and writes what came out."""
+@dataclasses.dataclass(frozen=True)
+class ExtendConfig:
+  """Trains the network of a finished run on, for more steps."""
+
+  # Folder of a run of powerprop train, which is continued there.
+  run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar='RUN')] = (
+    tyro.MISSING
+  )
+  # Training steps in all, more than it has made.
+  num_steps: int = tyro.MISSING
+  # Continue an extension that was interrupted.
+  resume: bool = False
+
+
+def extend(config: ExtendConfig) -> None:
+  """Trains the network of a run on; only its length becomes another.
+
+  The run goes on as one of the new length: what is a share of it, such as the
+  cosine of the learning rate and the last step at which connections move, is a
+  share of all steps. A line says what that amounts to.
+  """
+  path = pathlib.Path(config.run).expanduser()
+  stored = run_folder.read_config(path)
+  if stored['program'] != 'train':
+    raise UserError(
+      f'{path} holds a run of {stored["program"]}; only those of powerprop '
+      'train can be extended.'
+    )
+  before = run_folder.settings_of(TrainConfig, stored, path / 'config.json')
+  done, is_complete = before.loop.num_steps, (path / 'complete.json').exists()
+  if config.num_steps < done or (config.num_steps == done and is_complete):
+    raise UserError(
+      f'{path} is of {done:,} steps; --num-steps must be more, got '
+      f'{config.num_steps:,}.'
+    )
+  if config.num_steps > done and not is_complete:
+    raise UserError(
+      f'{path} was stopped before its end, at {done:,} steps. Continue it '
+      f'first: {stored["command"]} --resume'
+    )
+  if config.num_steps == done and not config.resume:
+    raise UserError(
+      f'{path} was stopped before its end; pass --resume to continue it.'
+    )
+  loop = dataclasses.replace(before.loop, num_steps=config.num_steps)
+  after = dataclasses.replace(before, loop=loop, out=str(path), resume=True)
+  if config.num_steps > done:
+    print(f'note: {path} {goes_on(before, after)}', file=sys.stderr)
+  main(after, may_differ=('loop.num_steps',))
+
+
+def goes_on(before: TrainConfig, after: TrainConfig) -> str:
+  """What becomes of schedules when a run becomes longer, for a message."""
+  done, more = before.loop.num_steps, after.loop.num_steps
+  said = [f'goes on from step {done:,} as a run of {more:,} steps']
+  rates = [
+    float(rate(done)) if callable(rate) else float(rate)
+    for rate in (
+      optimizers.learning_rate(config.optimizer, config.loop.num_steps)
+      for config in (before, after)
+    )
+  ]
+  said += [f'its learning rate goes from {rates[0]:.4g} to {rates[1]:.4g}']
+  if after.optimizer.schedule == 'cosine':
+    said[-1] += f' and falls to 0 along the cosine of {more:,} steps'
+  if after.method != 'dense':
+    stop = methods.stop_of(after.method, after.sparse, more)
+    moves = f'may move again until step {stop:,}'
+    said += [f'connections {moves if stop > done else "stay as they are"}']
+  return '; '.join(said) + '.'
+
+
+def main(config: TrainConfig, may_differ: Collection[str] = ()) -> None:
+  """Trains one network and writes what came out.
+
+  For settings that may differ from those of a run see RunFolder.
+  """
   metrics.check_tensorboard(config.tensorboard)
   _check(config)
   splits = data.load(config.data, show_progress=True)
@@ -105,6 +186,7 @@ def main(config: TrainConfig) -> None:
     program='train',
     resume=config.resume,
     contents=_contents(config),
+    may_differ=may_differ,
   )
   print(select_lib.selection_table(select_lib.is_weight, state.phi))
   divergence.say_scale(splits, prepare)
@@ -159,9 +241,9 @@ def _fit(
   def records(trained: Tree, found: Tree) -> list[Row]:
     scores, masks = jax.device_get(found)
     of_masks = watch.records(members, stacked(masks))
-    return [loop.record(trained, scores, **name), *of_masks]
+    return [loop_lib.record(trained, scores, **name), *of_masks]
 
-  return loop.fit(
+  return loop_lib.fit(
     state,
     advance,
     lambda state, arrays: (score(state, arrays), mask_watch.masks_of(state)),

@@ -14,7 +14,9 @@ A folder that holds anything else, or another configuration, is refused; nothing
 that was not written by the same run is ever replaced.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+import contextlib
+import dataclasses
 import datetime
 from importlib import metadata
 import os
@@ -23,7 +25,7 @@ import platform
 import shlex
 import sys
 import traceback
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
@@ -41,6 +43,7 @@ _PACKAGES = ('powerprop_jax', 'jax', 'dm-haiku', 'optax', 'numpy')
 _FIELDS = {'program': str, 'config': dict, 'date': str, 'command': str}
 # Where the run is kept, and that it is continued, are not part of what it is.
 _NOT_SETTINGS = ('out', 'resume')
+C = TypeVar('C')
 
 
 class RunFolder:
@@ -60,6 +63,7 @@ class RunFolder:
     resume: bool = False,
     is_part: bool = False,
     contents: Contents | None = None,
+    may_differ: Collection[str] = (),
   ):
     """Creates the folder, or opens the one of an interrupted run.
 
@@ -74,6 +78,9 @@ class RunFolder:
         that there is nothing to say.
       contents: what `powerprop export`, `report` and their like need to know of
         the run.
+      may_differ: names of settings that may be others than before, such as
+        'loop.num_steps' of a run that is to go on beyond its end. The run is
+        then not complete any more, and config.json says when it changed.
 
     Raises:
       UserError: if the folder holds something else, holds a run and resume is
@@ -85,7 +92,14 @@ class RunFolder:
       self.is_resumed = _holds_run(self.path)
       if self.is_resumed:
         stored = read_config(self.path)
-        self._check_same_run(stored, program, settings, resume)
+        changes = self._changes(stored, program, config, resume, may_differ)
+        if changes:
+          (self.path / 'complete.json').unlink(missing_ok=True)
+          earlier = stored.get('changes', [])
+          stored |= {'config': settings, 'contents': contents or Contents()}
+          change = {'date': _now(), 'command': shlex.join(sys.argv)}
+          stored['changes'] = [*earlier, change | {'settings': changes}]
+          self.write_json('config.json', stored)
       else:
         self.path.mkdir(parents=True, exist_ok=True)
         stored = _describe(program, settings)
@@ -105,9 +119,15 @@ class RunFolder:
         file=sys.stderr,
       )
 
-  def _check_same_run(
-    self, stored: Row, program: str, settings: Row, resume: bool
-  ) -> None:
+  def _changes(
+    self,
+    stored: Row,
+    program: str,
+    config: Any,
+    resume: bool,
+    may_differ: Collection[str],
+  ) -> list[str]:
+    """Settings that differ from those of the run, of those that may."""
     if not resume:
       raise UserError(
         f'{self.path} already holds a run of {stored["program"]}; pass '
@@ -118,12 +138,19 @@ class RunFolder:
         f'{self.path} holds a run of {stored["program"]}, not of {program}; '
         'choose another --out.'
       )
-    changes = list(differences(stored['config'], settings))
-    if changes:
+    old = stored['config']
+    if dataclasses.is_dataclass(config):
+      with contextlib.suppress(ValueError):
+        # Settings that there were not yet have the values that change nothing.
+        old = _settings(json_files.from_json(type(config), old))
+    changes = list(differences(old, _settings(config)))
+    refused = [c for c in changes if c.partition(':')[0] not in may_differ]
+    if refused:
       raise UserError(
-        f'cannot resume {self.path} with other settings: {"; ".join(changes)}. '
+        f'cannot resume {self.path} with other settings: {"; ".join(refused)}. '
         'Use the old settings, or choose another --out.'
       )
+    return changes
 
   @property
   def metrics_path(self) -> pathlib.Path:
@@ -174,6 +201,53 @@ def read_config(out: str | pathlib.Path) -> Row:
   path = pathlib.Path(out).expanduser() / 'config.json'
   if not path.exists():
     raise UserError(f'{path.parent} holds no run: {path} does not exist.')
+  return _read(path)
+
+
+def read_settings(kind: type[C], path: str | pathlib.Path, program: str) -> C:
+  """The settings that a run of a program was given, to start another with.
+
+  Args:
+    kind: their dataclass. What is not recorded, where the run was kept and that
+      it was continued, has its default.
+    path: config.json, or a copy of it, or the folder of a run.
+
+  Raises:
+    UserError: if it is none, of another program or of another version, whose
+      settings may mean something else; or if a setting is unknown.
+  """
+  path = pathlib.Path(path).expanduser()
+  if path.is_dir():
+    path = path / 'config.json'
+  stored = _read(path)
+  if stored['program'] != program:
+    raise UserError(
+      f'{path} holds the settings of {stored["program"]}, not of {program}.'
+    )
+  theirs = _record(stored.get('versions')).get('powerprop_jax')
+  ours = _version('powerprop_jax')
+  if theirs != ours:
+    raise UserError(
+      f'{path} was written by version {theirs} of powerprop_jax, and this is '
+      f'{ours}, where a setting may mean something else. Give them as options; '
+      f'the command was: {stored["command"]}'
+    )
+  return settings_of(kind, stored, path)
+
+
+def settings_of(kind: type[C], stored: Row, path: str | pathlib.Path) -> C:
+  """The settings in what read_config gave, as their dataclass."""
+  try:
+    return json_files.from_json(kind, stored['config'])
+  except ValueError as error:
+    raise UserError(f'{path}: {error}') from error
+
+
+def _record(value: Any) -> Row:
+  return value if isinstance(value, dict) else {}
+
+
+def _read(path: pathlib.Path) -> Row:
   stored = json_files.read_json(path)
   if not isinstance(stored, dict) or stored.get('format') != _FORMAT:
     raise UserError(
