@@ -661,16 +661,20 @@ def test_page_that_cannot_be_written_is_named(world, capsys, monkeypatch):
   assert line == 'error: cannot use folder_page/report.html: Is a directory.'
 
 
-def test_tensorboard_without_its_package_leaves_nothing(
-  world, capsys, monkeypatch
+@pytest.mark.parametrize(
+  ('extra', 'package'), [('tensorboard', 'tensorboardX'), ('wandb', 'wandb')]
+)
+def test_a_writer_without_its_package_leaves_nothing(
+  extra, package, world, capsys, monkeypatch
 ):
-  monkeypatch.setitem(sys.modules, 'tensorboardX', None)
-  args = ['train', *TINY, '--out', 'new', '--tensorboard']
+  monkeypatch.setitem(sys.modules, package, None)
+  args = ['train', *TINY, '--out', 'new', f'--{extra}']
   line = refusal(args, world, capsys, monkeypatch)
-  assert "'powerprop_jax[tensorboard]'" in line
-  for name in ('one_shot_pruning', 'weight_distribution'):
-    args = [f'{name}:', '--tensorboard', '--out', 'new']
-    assert 'tensorboardX' in refusal(args, world, capsys, monkeypatch)
+  assert f"'powerprop_jax[{extra}]'" in line
+  names = 'one_shot_pruning weight_distribution imagenet_resnet50'
+  for name in names.split():
+    args = [f'{name}:', f'--{extra}', '--out', 'new']
+    assert package in refusal(args, world, capsys, monkeypatch)
 
 
 def damage(run_path, step):

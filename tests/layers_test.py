@@ -47,7 +47,7 @@ _CORE_RANKS = {name: rank for rank, names in enumerate(_CORE) for name in names}
 # What only a training program needs, and who may import it.
 _HEAVY = {
   *('tensorflow_datasets', 'sklearn', 'grain', 'orbax', 'matplotlib', 'tyro'),
-  *('rich', 'tensorboardX', 'tensorflow', 'torch'),
+  *('rich', 'tensorboardX', 'tensorflow', 'torch', 'wandb'),
 }
 
 each_file = pytest.mark.parametrize(

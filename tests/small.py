@@ -126,3 +126,18 @@ def largest_of_all(arrays, k, among=None):
   ends = np.cumsum([np.size(x) for x in arrays])[:-1]
   parts = np.split(largest(arrays, k, among), ends)
   return [m.reshape(np.shape(x)) for m, x in zip(parts, arrays, strict=True)]
+
+
+class ListWriter:
+  """A writer that keeps what it gets, see train/runs/writers.py."""
+
+  def __init__(self):
+    self.written = []
+    self.is_closed = False
+
+  def write(self, step, values):
+    assert not self.is_closed
+    self.written.append((step, values))
+
+  def close(self):
+    self.is_closed = True

@@ -129,7 +129,9 @@ def evaluate(state):
   return {'validation_step': int(state.train.step)}
 
 
-def run(config, folder, *, step=None, batches=None, evaluate=evaluate):
+def run(
+  config, folder, *, step=None, batches=None, evaluate=evaluate, writers=()
+):
   """Trains in a folder to the end, and gives the last state."""
   mesh, shapes, lies, compiled_step = compiled(config.devices)
   if batches is None:
@@ -149,6 +151,7 @@ def run(config, folder, *, step=None, batches=None, evaluate=evaluate):
     folder=folder,
     template=None if lies is None else sharding.template(shapes, lies),
     description='',
+    writers=writers,
   )
 
 

@@ -50,10 +50,11 @@ from experiments.imagenet_resnet50.config import (
 from powerprop_jax.core.trees import Params, Tree
 from powerprop_jax.files import tables
 from powerprop_jax.files.tables import Row
+from powerprop_jax.train import progress as progress_lib
 from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.cli import timing
 from powerprop_jax.train.methods import SparseConfig
-from powerprop_jax.train.runs import errors, metrics
+from powerprop_jax.train.runs import errors
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.scale import guard
 from powerprop_jax.train.scale.precision import Half
@@ -125,7 +126,7 @@ def main(config: Config) -> None:
   )
   programs = _programs(config)
   num_runs = len(programs) * (config.repeats + 1)
-  with metrics.Progress('measuring', num_runs, unit='runs') as progress:
+  with progress_lib.Progress('measuring', num_runs, unit='runs') as progress:
     times = timing.take_turns(programs, config.repeats, progress.update)
   print(tables.text_table(rows(config, times)))
 

@@ -22,6 +22,7 @@ from typing import Any, Protocol, TypeVar
 
 from powerprop_jax.files import json_files
 from powerprop_jax.files.tables import Row
+from powerprop_jax.train import progress as progress_lib
 from powerprop_jax.train.runs import contents, divergence, metrics, workers
 from powerprop_jax.train.runs.contents import Contents, Networks, Page, Section
 from powerprop_jax.train.runs.folder import RunFolder
@@ -86,7 +87,7 @@ def run_all(
       when_done(combination, found[combination])
     return found
   steps_done = functools.partial(_steps_done, config.out, combinations)
-  with metrics.Progress(
+  with progress_lib.Progress(
     'training', total * num_steps, start=steps_done()
   ) as progress:
     for combination, results in workers.run(

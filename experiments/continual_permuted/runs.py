@@ -25,6 +25,7 @@ from experiments.continual_permuted.config import Config
 from experiments.continual_permuted.methods import Approach, MethodName, Problem
 from powerprop_jax.continual import metrics as continual_metrics
 from powerprop_jax.files.tables import Row
+from powerprop_jax.train import progress as progress_lib
 from powerprop_jax.train.checkpoints import checkpoint
 from powerprop_jax.train.checkpoints.checkpoint import Checkpoints
 from powerprop_jax.train.data.sources import Arrays
@@ -142,7 +143,7 @@ def run(
     learns = [number for number in approach.learns if number >= done]
     with (
       metrics.MetricsWriter(folder.metrics_path, start=done) as writer,
-      metrics.Progress(
+      progress_lib.Progress(
         description,
         epochs * len(approach.learns),
         unit='epochs',
@@ -174,7 +175,7 @@ def run(
   return [*records, _summary(records, num_tasks)]
 
 
-def _counter(progress: metrics.Progress, done: int) -> methods.Report:
+def _counter(progress: progress_lib.Progress, done: int) -> methods.Report:
   """Tells the progress about each epoch."""
 
   def report(loss: float) -> None:

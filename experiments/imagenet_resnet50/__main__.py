@@ -58,6 +58,7 @@ from powerprop_jax.files.tables import Row
 from powerprop_jax.train.checkpoints import checkpoint
 from powerprop_jax.train.cli import arguments
 from powerprop_jax.train.runs import folder as run_folder
+from powerprop_jax.train.runs import writers
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.scale import distributed, stream_loop
 
@@ -100,6 +101,9 @@ def main(config: Config) -> None:
       folder=folder,
       template=run.template(),
       description=title(config),
+      writers=writers.of_run(
+        folder, tensorboard=config.tensorboard, wandb=config.wandb
+      ),
     )
   record = {**_place(config), **evaluation.final(state)}
   if jax.process_index():

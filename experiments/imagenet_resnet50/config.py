@@ -14,7 +14,7 @@ from powerprop_jax.files import json_files
 from powerprop_jax.files.tables import Row
 from powerprop_jax.train.images.sources import ImagesConfig
 from powerprop_jax.train.methods import SparseConfig
-from powerprop_jax.train.runs import errors
+from powerprop_jax.train.runs import errors, writers
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.scale.distributed import HostsConfig
 from powerprop_jax.train.scale.precision import Half
@@ -154,10 +154,15 @@ class Config:
   mesh: MeshConfig = MeshConfig()
   # Which processes train together.
   hosts: HostsConfig = HostsConfig()
+  # Write TensorBoard files too (needs the extra 'tensorboard').
+  tensorboard: bool = False
+  # Log to Weights & Biases too (needs the extra 'wandb').
+  wandb: bool = False
 
 
 def check(config: Config) -> None:
   """Refuses settings that cannot be, naming one."""
+  writers.check(tensorboard=config.tensorboard, wandb=config.wandb)
   errors.check_key(config.key)
   errors.check_positive(
     config, 'log_every', 'eval_every', 'save_every', 'max_skipped'
@@ -211,6 +216,11 @@ def check(config: Config) -> None:
     )
 
 
+_NOT_RESULTS = (
+  *('out', 'resume', 'evaluate', 'mesh', 'hosts', 'tensorboard', 'wandb'),
+)
+
+
 def identity(config: Config) -> Row:
   """The settings on which the results depend.
 
@@ -222,7 +232,7 @@ def identity(config: Config) -> Row:
     False
   """
   settings: Row = json_files.to_json(config)
-  for name in ('out', 'resume', 'evaluate', 'mesh', 'hosts'):
+  for name in _NOT_RESULTS:
     del settings[name]
   for name in _PLACE:
     del settings['data'][name]

@@ -43,7 +43,7 @@ from powerprop_jax.train.data.splits import DataConfig
 from powerprop_jax.train.ensemble import Members
 from powerprop_jax.train.loop import LoopConfig
 from powerprop_jax.train.optimizers import OptimizerConfig
-from powerprop_jax.train.runs import contents, divergence, errors, metrics
+from powerprop_jax.train.runs import contents, divergence, errors, writers
 from powerprop_jax.train.runs import report as run_report
 from powerprop_jax.train.runs.contents import Contents
 from powerprop_jax.train.runs.folder import RunFolder
@@ -84,6 +84,8 @@ class Config:
   lanes_at_once: int | None = None
   # Write TensorBoard files too (needs the extra 'tensorboard').
   tensorboard: bool = False
+  # Log to Weights & Biases too (needs the extra 'wandb').
+  wandb: bool = False
 
 
 PRESETS = {
@@ -159,7 +161,9 @@ def main(config: Config) -> None:
     folder,
     indices=functools.partial(ensemble.batch_indices, members),
     records=functools.partial(ensemble.score_records, members),
-    tensorboard=config.tensorboard,
+    writers=writers.of_run(
+      folder, tensorboard=config.tensorboard, wandb=config.wandb
+    ),
   )
   output_rule = ensemble.keep_more_outputs(config.output_factor)
   results = []
@@ -213,7 +217,7 @@ def _contents(config: Config, num_classes: int) -> Contents:
 
 
 def _check(config: Config) -> None:
-  metrics.check_tensorboard(config.tensorboard)
+  writers.check(tensorboard=config.tensorboard, wandb=config.wandb)
   errors.check_positive(config, 'lanes_at_once', prefix='')
   errors.check_several(config, 'alphas', 'keys', 'kept', 'scopes', differ=False)
   for kept in config.kept:

@@ -52,7 +52,7 @@ from powerprop_jax.train.data.splits import DataConfig
 from powerprop_jax.train.ensemble import Members
 from powerprop_jax.train.loop import LoopConfig
 from powerprop_jax.train.optimizers import OptimizerConfig
-from powerprop_jax.train.runs import divergence, errors, metrics
+from powerprop_jax.train.runs import divergence, errors, metrics, writers
 from powerprop_jax.train.runs.contents import Contents, Networks
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
@@ -106,6 +106,8 @@ class Config:
   lanes_at_once: int | None = 1
   # Write TensorBoard files too (needs the extra 'tensorboard').
   tensorboard: bool = False
+  # Log to Weights & Biases too (needs the extra 'wandb').
+  wandb: bool = False
 
 
 PRESETS = {
@@ -173,7 +175,9 @@ def main(config: Config) -> None:
       part,
       indices=functools.partial(ensemble.batch_indices, members),
       records=functools.partial(ensemble.score_records, members),
-      tensorboard=config.tensorboard,
+      writers=writers.of_run(
+        part, tensorboard=config.tensorboard, wandb=config.wandb
+      ),
     )
     weights = _weights_by_member(members, state)
     found = ensemble.prune(
@@ -207,7 +211,7 @@ def main(config: Config) -> None:
 
 
 def _check(config: Config) -> None:
-  metrics.check_tensorboard(config.tensorboard)
+  writers.check(tensorboard=config.tensorboard, wandb=config.wandb)
   errors.check_positive(config, 'lanes_at_once', prefix='')
   errors.check_several(config, 'nets', 'alphas', 'keys')
   errors.check_several(config, 'epsilons', 'kept', differ=False)

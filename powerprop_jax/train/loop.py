@@ -12,6 +12,7 @@ scale/stream_loop.py is for data that are read while training goes on.
 """
 
 from collections.abc import Callable, Sequence
+import contextlib
 import dataclasses
 import statistics
 from typing import TypeVar
@@ -21,11 +22,14 @@ import numpy as np
 
 from powerprop_jax.core.trees import Tree
 from powerprop_jax.files.tables import Row
+from powerprop_jax.train import progress as progress_lib
 from powerprop_jax.train.checkpoints import checkpoint
 from powerprop_jax.train.data.sources import Arrays
 from powerprop_jax.train.data.splits import Splits
 from powerprop_jax.train.runs import divergence, errors, metrics
+from powerprop_jax.train.runs import writers as writers_lib
 from powerprop_jax.train.runs.folder import RunFolder
+from powerprop_jax.train.runs.writers import Writer
 from powerprop_jax.train.scale import preemption
 
 Records = Sequence[Row]
@@ -78,7 +82,7 @@ def fit(
   records: Callable[[Tree, Tree], Records] = lambda *found: [record(*found)],
   begin: Callable[[S], None] | None = None,
   description: str = 'training',
-  tensorboard: bool = False,
+  writers: Sequence[Writer] = (),
 ) -> S:
   """Trains from the state, or from the folder's last checkpoint, to the end.
 
@@ -96,6 +100,8 @@ def fit(
     records: (train_metrics, what was found) -> flat records to log.
     begin: called once with the state from which training starts or continues.
     description: what is being trained, for the progress; '' for no progress.
+    writers: what gets the numbers of each record beside metrics.jsonl, see
+      runs/writers.py; closed at the end.
 
   Raises:
     Preempted: after SIGTERM or SIGUSR1, when the dispatch under way is done
@@ -109,7 +115,10 @@ def fit(
   with (
     preemption.SignalWatch() as signals,
     checkpoint.Checkpoints(folder.checkpoints_path) as checkpoints,
+    contextlib.ExitStack() as stack,
   ):
+    for writer in writers:
+      stack.callback(writer.close)
     step = 0
     if folder.is_resumed:
       # The state itself, for its leaves know where they lie.
@@ -119,9 +128,10 @@ def fit(
     if begin is not None:
       begin(state)
     with (
-      metrics.MetricsWriter(folder.metrics_path, start=step) as writer,
-      metrics.Progress(description, config.num_steps, start=step) as progress,
-      metrics.tensorboard_writer(folder.path, step, tensorboard) as show,
+      metrics.MetricsWriter(folder.metrics_path, start=step) as log,
+      progress_lib.Progress(
+        description, config.num_steps, start=step
+      ) as progress,
     ):
       watch = divergence.Watch(folder.path)
       watch.look(metrics.read_metrics(folder.metrics_path))
@@ -134,8 +144,9 @@ def fit(
         if is_due:
           logged = records(train_metrics, evaluate(state, validation))
           for found in logged:
-            writer.write(step, found)
-            show(step, found)
+            log.write(step, found)
+            for writer in writers:
+              writer.write(step, writers_lib.numbers(found))
           watch.look([{'step': step, **found} for found in logged])
           checkpoints.save(step, state, {})
           progress.update(step, _mean(logged))

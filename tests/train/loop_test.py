@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small
 
 from powerprop_jax.train import loop
 from powerprop_jax.train.checkpoints.checkpoint import Checkpoints
@@ -42,7 +43,13 @@ def preempt():
 
 
 def fit(
-  path, calls=None, stop_at=None, stop=interrupt, resume=False, begin=None
+  path,
+  calls=None,
+  stop_at=None,
+  stop=interrupt,
+  resume=False,
+  begin=None,
+  writers=(),
 ):
   calls = [] if calls is None else calls
 
@@ -61,6 +68,7 @@ def fit(
     RunFolder(path, {}, program='test', resume=resume),
     indices=indices,
     begin=begin,
+    writers=writers,
   )
 
 
@@ -90,6 +98,19 @@ class FitTest:
     assert checkpoints.steps() == [10, 20, 23]
     restored = checkpoints.restore_latest(state)
     assert (restored.state, restored.step) == (state, 23)
+
+  def test_writers_get_the_numbers_and_are_closed(self, tmp_path):
+    writers = [small.ListWriter(), small.ListWriter()]
+    fit(tmp_path / 'whole', writers=writers)
+    expected = [
+      (record.pop('step'), record) for record in measured(tmp_path / 'whole')
+    ]
+    assert [writer.written for writer in writers] == [expected] * 2
+    assert all(writer.is_closed for writer in writers)
+    stopped = small.ListWriter()
+    with pytest.raises(KeyboardInterrupt):
+      fit(tmp_path / 'part', stop_at=14, writers=[stopped])
+    assert stopped.is_closed and stopped.written == expected[:1]
 
   @pytest.mark.parametrize(
     ('stop', 'stop_at', 'watched', 'saved'),

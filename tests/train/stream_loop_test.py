@@ -8,6 +8,7 @@ import image_files
 import numpy as np
 import processes
 import pytest
+import small
 import stream_runs
 from stream_runs import Config
 
@@ -65,13 +66,22 @@ class LogTest:
       seen.append(int(state.train.step))
       return {'validation_accuracy': 0.5}
 
+    writer = small.ListWriter()
     state = stream_runs.run(
-      Config(loop=loop(num_steps=19)), open_run(tmp_path), evaluate=evaluate
+      Config(loop=loop(num_steps=19)),
+      open_run(tmp_path),
+      evaluate=evaluate,
+      writers=[writer],
     )
     assert (int(state.train.step), int(state.num_skipped)) == (19, 0)
     assert seen == [8, 16, 19]
     assert stream_runs.steps_of(tmp_path) == [12, 18, 19]
     lines = stream_runs.lines(tmp_path)
+    found = [{'step': step, **values} for step, values in writer.written]
+    for values in found:
+      values.pop('images_per_second', None)
+    assert found == lines
+    assert writer.is_closed
     means = [line for line in lines if 'loss' in line]
     assert [line['step'] for line in means] == [4, 8, 12, 16, 19]
     scores = [line for line in lines if 'validation_accuracy' in line]

@@ -35,6 +35,7 @@ from powerprop_jax.train.runs import (
   errors,
   mask_watch,
   metrics,
+  writers,
 )
 from powerprop_jax.train.runs import folder as run_folder
 from powerprop_jax.train.runs import report as run_report
@@ -79,6 +80,8 @@ class TrainConfig:
   sparse: SparseConfig = SparseConfig()
   # Write TensorBoard files too (needs the extra 'tensorboard').
   tensorboard: bool = False
+  # Log to Weights & Biases too (needs the extra 'wandb').
+  wandb: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +161,7 @@ def main(config: TrainConfig, may_differ: Collection[str] = ()) -> None:
 
   For settings that may differ from those of a run see RunFolder.
   """
-  metrics.check_tensorboard(config.tensorboard)
+  writers.check(tensorboard=config.tensorboard, wandb=config.wandb)
   _check(config)
   splits = data.load(config.data, show_progress=True)
   data.check_batch_size(config.loop.batch_size, len(splits.train.labels))
@@ -255,7 +258,9 @@ def _fit(
     begin=None
     if config.method == 'dense'
     else lambda state: watch.begin(stacked(state)),
-    tensorboard=config.tensorboard,
+    writers=writers.of_run(
+      folder, tensorboard=config.tensorboard, wandb=config.wandb
+    ),
   )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from powerprop_jax.core import names
 from powerprop_jax.files import json_files
-from powerprop_jax.train.runs import metrics
+from powerprop_jax.train import progress as progress_lib
 from powerprop_jax.train.runs.errors import UserError
 
 # Names that messages suggest; any image classification set of TFDS works.
@@ -240,7 +240,7 @@ def tfds(name: str, folder: str | None, show_progress: bool = False) -> Source:
     try:
       source = builder.as_data_source(split=split)
       description = f'reading {name} {split}' if show_progress else ''
-      with metrics.Progress(
+      with progress_lib.Progress(
         description, len(labels), unit='images'
       ) as progress:
         for start in range(0, len(labels), 1000):

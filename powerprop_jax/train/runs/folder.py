@@ -41,8 +41,9 @@ _FORMAT = 'powerprop_jax run, version 1'
 _PACKAGES = ('powerprop_jax', 'jax', 'dm-haiku', 'optax', 'numpy')
 # What config.json must hold at least.
 _FIELDS = {'program': str, 'config': dict, 'date': str, 'command': str}
-# Where the run is kept, and that it is continued, are not part of what it is.
-_NOT_SETTINGS = ('out', 'resume')
+# Where the run is kept, that it is continued, and where else its numbers go are
+# not part of what it is.
+_NOT_SETTINGS = ('out', 'resume', 'tensorboard', 'wandb')
 C = TypeVar('C')
 
 
@@ -72,7 +73,8 @@ class RunFolder:
 
     Args:
       config: the settings, a dataclass; its fields 'out' and 'resume', where
-        it has them, are left out of the record and of the comparison.
+        it has them, are left out of the record and of the comparison, as are
+        'tensorboard' and 'wandb'.
       program: its name, e.g. 'train'; another cannot continue the run.
       is_part: the folder is of a part of a run that may not have come to it, so
         that there is nothing to say.
@@ -138,11 +140,11 @@ class RunFolder:
         f'{self.path} holds a run of {stored["program"]}, not of {program}; '
         'choose another --out.'
       )
-    old = stored['config']
+    old = _settings(stored['config'])
     if dataclasses.is_dataclass(config):
       with contextlib.suppress(ValueError):
         # Settings that there were not yet have the values that change nothing.
-        old = _settings(json_files.from_json(type(config), old))
+        old = _settings(json_files.from_json(type(config), stored['config']))
     changes = list(differences(old, _settings(config)))
     refused = [c for c in changes if c.partition(':')[0] not in may_differ]
     if refused:

@@ -17,7 +17,7 @@ the data, and gives the numbers of a run that was never interrupted.
 """
 
 import collections
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import dataclasses
 import math
@@ -32,11 +32,14 @@ import numpy as np
 from powerprop_jax.core import trees
 from powerprop_jax.core.trees import Tree
 from powerprop_jax.files.tables import Record, Row
+from powerprop_jax.train import progress as progress_lib
 from powerprop_jax.train.checkpoints import checkpoint
 from powerprop_jax.train.images.stream import DeviceStream
 from powerprop_jax.train.runs import errors, metrics
+from powerprop_jax.train.runs import writers as writers_lib
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
+from powerprop_jax.train.runs.writers import Writer
 from powerprop_jax.train.scale import guard, preemption
 from powerprop_jax.train.scale.guard import GuardedState, GuardedStep
 
@@ -81,11 +84,12 @@ def fit(
   folder: RunFolder,
   template: Tree = None,
   description: str = 'training',
+  writers: Sequence[Writer] = (),
 ) -> GuardedState:
   """Trains from the state, or from the folder's last checkpoint, to the end.
 
   With several hosts every one of them calls it, with a folder that all of them
-  see; the first one writes metrics.jsonl.
+  see; the first one writes metrics.jsonl and into the writers.
 
   Args:
     state: the state at step 0, from guard.create; it is donated.
@@ -96,6 +100,8 @@ def fit(
     template: what to restore a checkpoint to, from sharding.template, for
       another mesh than that of state; None is the state itself.
     description: what is being trained, for the progress; '' for no progress.
+    writers: what gets the numbers of each line beside metrics.jsonl, see
+      runs/writers.py; closed at the end.
 
   Raises:
     Preempted: after SIGTERM or SIGUSR1, when the state is saved; see
@@ -131,10 +137,14 @@ def fit(
       stream.restore(metadata['position'])
     is_first = jax.process_index() == 0
     log = stack.enter_context(
-      StreamLog(folder.metrics_path if is_first else None, done)
+      StreamLog(
+        folder.metrics_path if is_first else None,
+        done,
+        writers if is_first else (),
+      )
     )
     progress = stack.enter_context(
-      metrics.Progress(
+      progress_lib.Progress(
         description if is_first else '', config.num_steps, start=done
       )
     )
@@ -168,7 +178,7 @@ class _Run:
   config: StreamLoopConfig
   checkpoints: checkpoint.Checkpoints
   log: 'StreamLog'
-  progress: metrics.Progress
+  progress: progress_lib.Progress
   under_way: collections.deque[_Taken] = dataclasses.field(
     default_factory=collections.deque
   )
@@ -320,6 +330,7 @@ class StreamLog:
   Args:
     path: of metrics.jsonl; None writes nothing, for all hosts but the first.
     start: steps that are done; lines of later ones are dropped.
+    writers: what gets the numbers of each line too; closed at the end.
 
   Example:
     >>> with StreamLog(None, 0) as log:
@@ -330,7 +341,13 @@ class StreamLog:
     3.0
   """
 
-  def __init__(self, path: str | os.PathLike[str] | None, start: int):
+  def __init__(
+    self,
+    path: str | os.PathLike[str] | None,
+    start: int,
+    writers: Sequence[Writer] = (),
+  ):
+    self._writers = writers
     self._writer = (
       None if path is None else metrics.MetricsWriter(path, start=start)
     )
@@ -401,6 +418,9 @@ class StreamLog:
 
   def write(self, step: int, record: Record) -> None:
     """Writes any line, of names to numbers and strings."""
+    if values := writers_lib.numbers(record):
+      for writer in self._writers:
+        writer.write(step, values)
     if self._writer is None:
       return
     try:
@@ -438,6 +458,8 @@ class StreamLog:
     return self
 
   def __exit__(self, *exc_info: object) -> None:
+    for writer in self._writers:
+      writer.close()
     if self._writer is None:
       return
     try:
