@@ -3,6 +3,7 @@
 import functools
 
 import chex
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,7 @@ import optax
 import pytest
 
 from powerprop_jax import nets
+from powerprop_jax.core import distributions
 from powerprop_jax.optim import aliases, powerprop
 from powerprop_jax.train import condensed, step
 from powerprop_jax.train.data.sources import Arrays
@@ -218,3 +220,45 @@ class ChoiceTest:
     layout = _layout(net, tx, state, arrays)
     with pytest.raises(ValueError, match='factored moments'):
       condensed.condense(state, layout)
+
+
+def _stacked_network():
+  """A network that is no Haiku network: a scan over layers, [out, in] last."""
+
+  def init(key, images, is_training):
+    del images, is_training
+    keys = jax.random.split(key)
+    theta = {
+      'stack': {'kernel': jax.random.normal(keys[0], (3, 64, 64)) / 8},
+      'last': {'weight': jax.random.normal(keys[1], (10, 64)) / 8},
+    }
+    return theta, {'calls': jnp.zeros([], jnp.int32)}
+
+  def apply(theta, net_state, key, images, is_training):
+    del key, is_training
+    turn = lambda x, w: (jax.nn.relu(x @ w) + x, None)
+    x = images.reshape(-1, 64)
+    x, _ = jax.lax.scan(turn, x, theta['stack']['kernel'])
+    return x @ theta['last']['weight'].T, {'calls': net_state['calls'] + 1}
+
+  return hk.TransformedWithState(init, apply)
+
+
+class AnyNetworkTest:
+  @pytest.mark.parametrize('case', ['static, power', 'rigl'])
+  def test_trains_as_masked(self, case):
+    inner, alpha, method, arguments = _CASES[case]
+    inner = powerprop.powerprop(inner, alpha)
+    tx = method(inner, 0.8, distribution=distributions.uniform, **arguments)
+    net, arrays = _stacked_network(), _data((8, 8, 1), 40)
+    state = step.create(net, tx, jax.random.key(0), arrays.images[:1])
+    indices = np.random.default_rng(1).integers(0, 40, (8, 8))
+    problem = net, tx, state, arrays
+    layout, (found, metrics), (expected, theirs) = _trained(problem, indices)
+    # RigL may move connections from one layer of a stack to another.
+    stack = {'stack/kernel'} if method is aliases.static else set()
+    assert set(layout) == {'last/weight', *stack}
+    chex.assert_trees_all_equal(found.opt_state.masks, expected.opt_state.masks)
+    chex.assert_trees_all_close(metrics, theirs, rtol=1e-5)
+    chex.assert_trees_all_close(found.phi, expected.phi, atol=1e-5)
+    chex.assert_trees_all_equal(found.net_state, expected.net_state)
