@@ -26,7 +26,7 @@ import numpy as np
 from powerprop_jax.core import names, trees
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.layouts import Axes
-from powerprop_jax.core.trees import Params, Select
+from powerprop_jax.core.trees import Params, Select, Tree
 from powerprop_jax.jaxprs import moves, observe, rewrite, walk
 from powerprop_jax.jaxprs.rewrite import Found, Held
 
@@ -150,10 +150,16 @@ class _Transform:
         'Leave it out of select.'
       )
     weight, scale = held.value
-    axes, shape = self._axes[leaf]._replace(repeats=()), self._shapes[leaf]
+    axes, shape = self._axes[leaf], self._shapes[leaf]
     *window, num_in, num_out = axes.layer(shape)
     rows = cosine_weight(math.prod(window) * num_in, num_out, weight.dtype)
+    repeats = axes.repeats[len(held.view.repeats) :]
+    rows = jnp.broadcast_to(rows, (*(shape[a] for a in repeats), *rows.shape))
     return weight + scale * moves.from_matrix(rows, axes, shape)
+
+  def layers(self, held: Held) -> Tree:
+    weight, scale = held.value
+    return weight, jnp.broadcast_to(scale, weight.shape[:1])
 
   def product(
     self, eqn: jax_core.JaxprEqn, held: Held, other: jax.Array, side: int

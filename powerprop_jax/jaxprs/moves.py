@@ -15,6 +15,9 @@ from jax.extend import core as jax_core
 
 from powerprop_jax.core.layouts import Axes
 
+# What may take one entry of the first axis.
+SLICES = ('slice', 'dynamic_slice')
+
 Role: TypeAlias = str  # 'inputs', 'outputs', 'window' or 'repeats'
 
 
@@ -33,8 +36,8 @@ class View(NamedTuple):
     leaf: 'module/name'.
     shape: of the leaf.
     axes: for each axis of the view its pieces, the slowest first.
-    repeats: pieces of which a scan, or whoever else goes through them one by
-      one, shows the product one entry at a time.
+    repeats: pieces of which a scan, or a slice, shows the product one entry at
+      a time.
   """
 
   leaf: str
@@ -81,6 +84,11 @@ def moved(eqn: jax_core.JaxprEqn, source: View) -> View | None:
     kept = list(params['broadcast_dimensions'])
     if math.prod(shape) == size and kept == sorted(kept):
       return _reshaped(source, shape)
+  if name in SLICES:
+    (_, *rest), shape = map(shape_of, (eqn.invars[0], eqn.outvars[0]))
+    if shape == (1, *rest):
+      one = source.layer()
+      return one._replace(axes=((), *one.axes))
   return None
 
 
@@ -120,8 +128,11 @@ class Roles(NamedTuple):
   groups: int = 1
 
 
-def roles(eqn: jax_core.JaxprEqn, side: int) -> Roles:
-  """Of the operand on this side, 0 or 1, of a product."""
+def roles(eqn: jax_core.JaxprEqn, side: int) -> Roles | None:
+  """Of the operand on this side, 0 or 1, of a product.
+
+  None for the images of a convolution, which are no weight of it.
+  """
   shape = shape_of(eqn.invars[side])
   if eqn.primitive.name == 'dot_general':
     contracted, batch = (pair[side] for pair in eqn.params['dimension_numbers'])
@@ -132,6 +143,8 @@ def roles(eqn: jax_core.JaxprEqn, side: int) -> Roles:
       by_axis[axis] = 'repeats'
     free = [a for a in range(len(shape)) if by_axis[a] == 'outputs']
     return Roles(tuple(by_axis), (*batch, *contracted, *free))
+  if side == 0:
+    return None
   spec = eqn.params['dimension_numbers'].rhs_spec
   by_axis = ['window'] * len(shape)
   by_axis[spec[0]], by_axis[spec[1]] = 'outputs', 'inputs'
@@ -139,11 +152,14 @@ def roles(eqn: jax_core.JaxprEqn, side: int) -> Roles:
   return Roles(tuple(by_axis), (*spec[2:], spec[1], spec[0]), groups)
 
 
-def leaf_axes(source: View, found: Roles) -> Axes | None:
+def leaf_axes(source: View, found: Roles | None) -> Axes | None:
   """The axes of the leaf, from what a product does with those of a view.
 
-  None if one axis of the leaf has parts with different roles.
+  Repeats come in the order of the leaf. None without roles, or if one axis of
+  the leaf has parts with different ones.
   """
+  if found is None:
+    return None
   by_axis: dict[int, Role] = {p.axis: 'repeats' for p in source.repeats}
   ordered: dict[Role, list[int]] = {
     'inputs': [],
@@ -151,9 +167,6 @@ def leaf_axes(source: View, found: Roles) -> Axes | None:
     'window': [],
     'repeats': [],
   }
-  for piece in source.repeats:
-    if piece.axis not in ordered['repeats']:
-      ordered['repeats'].append(piece.axis)
   for axis in found.order:
     for piece in source.axes[axis]:
       role = found.by_axis[axis]
@@ -164,6 +177,7 @@ def leaf_axes(source: View, found: Roles) -> Axes | None:
   for axis, size in enumerate(source.shape):
     if size == 1 and axis not in by_axis:  # Lies nowhere in particular.
       ordered['window' if ordered['window'] else 'inputs'].append(axis)
+  ordered['repeats'] = sorted(a for a, r in by_axis.items() if r == 'repeats')
   return Axes(
     **{role: tuple(axes) for role, axes in ordered.items()},
     groups=found.groups,
@@ -188,13 +202,17 @@ def matrix(weight: Any, axes: Axes) -> Any:
 def from_matrix(
   entries: jax.Array, axes: Axes, shape: tuple[int, ...]
 ) -> jax.Array:
-  """Undoes matrix for a leaf of this shape; for one layer without repeats.
+  """Undoes matrix for a leaf of this shape, perhaps for one layer of it.
+
+  Entries are [*repeats, window · inputs, outputs], with the last of the repeats
+  alone where scans went through the others; so is what is returned.
 
   Example:
     >>> from_matrix(jnp.ones((3, 2)), Axes((1,), (0,)), (2, 3)).shape
     (2, 3)
   """
-  order = axes.order
+  gone = len(axes.repeats) - (entries.ndim - 2)
+  order = axes._replace(repeats=axes.repeats[gone:]).order
   back = [order.index(axis) for axis in sorted(order)]
   return entries.reshape([shape[axis] for axis in order]).transpose(back)
 

@@ -32,11 +32,12 @@ def observe(
 
   Returns:
     (theta, *args) -> (result, {'module/name': [statistic of each product]}). In
-    a scan over layers the statistics come stacked. What it does not multiply by
-    has none.
+    a scan over layers the statistics come stacked. A leaf that it does not
+    multiply by, or takes apart before (products says by what), has none.
 
   Raises:
-    ValueError: if a product is in a while loop.
+    ValueError: if a product is in a while loop, or a convolution that takes the
+      leaf for its images or has batch_group_count.
 
   Example:
     >>> fn = lambda theta, x: x @ theta['w']
@@ -65,6 +66,9 @@ class _Observer:
     layer: jax.Array = held.value
     return layer
 
+  def layers(self, held: Held) -> Tree:
+    return held.value
+
   def product(
     self, eqn: jax_core.JaxprEqn, held: Held, other: jax.Array, side: int
   ) -> Found:
@@ -77,6 +81,13 @@ def inputs(
   """What a held leaf is multiplied with, [..., in] in the order of the leaf."""
   if eqn.primitive.name == 'dot_general':
     return _contracted(eqn, held, other, side)
+  if side == 0 or eqn.params['batch_group_count'] > 1:
+    what = 'takes part in' if side else 'stands for the images of'
+    raise ValueError(
+      f'{held.view.leaf!r} {what} a convolution'
+      f'{" with batch_group_count" * side}, where nothing enters it as it does '
+      'a weight. Leave it out of select.'
+    )
   return _patches(eqn.params, held, other)
 
 

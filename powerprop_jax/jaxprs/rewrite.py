@@ -85,6 +85,9 @@ class Rule(Protocol):
   def dense(self, held: Held, used_by: str) -> jax.Array:
     """The leaf as an array, without the axes that scans went through."""
 
+  def layers(self, held: Held) -> Tree | None:
+    """What it holds by its first axis, for scans and slices, if it can."""
+
 
 # What was seen, by leaf, in the order of the products.
 Seen: TypeAlias = dict[str, list[Tree]]
@@ -207,11 +210,15 @@ class _Run:
     first = values[0]
     if isinstance(first, Held):
       view = moves.moved(eqn, first.view)
-      if view is not None:
+      value: Tree | None = first.value
+      if name in moves.SLICES:
+        starts = values[1:] or eqn.params['start_indices']
+        value = self._layer(first, starts[0])
+      if view is not None and value is not None:
         dtype = dtype_of(eqn.outvars[0])
         is_cast = dtype != first.dtype
         dtypes = (*first.dtypes, dtype) if is_cast else first.dtypes
-        return [Held(first.value, view, dtypes)]
+        return [Held(value, view, dtypes)]
     return bind(eqn, [self._dense(value, name) for value in values])
 
   def _dense(self, value: Value, used_by: str) -> jax.Array:
@@ -265,23 +272,21 @@ class _Run:
     carry = [
       self._dense(v, 'a carry of scan') for v in values[num_consts:start]
     ]
-    stacks = [
-      value
-      if not isinstance(value, Held) or value.view.is_whole
-      else self._dense(value, 'scan, after it was moved')
-      for value in stacks
+    layers = [self._layers(value) for value in stacks]
+    kept = [layer is not None for layer in layers]
+    layers = [
+      layer if is_kept else self._dense(value, 'scan')
+      for value, layer, is_kept in zip(stacks, layers, kept, strict=True)
     ]
-    views = [v.view.layer() if isinstance(v, Held) else None for v in stacks]
 
     def body(carry: Tree, layers: Tree) -> tuple[Tree, Tree]:
       shown = [
-        layer if view is None else Held(layer, view, stack.dtypes)
-        for layer, view, stack in zip(layers, views, stacks, strict=True)
+        Held(layer, value.view.layer(), value.dtypes) if is_kept else layer
+        for value, layer, is_kept in zip(stacks, layers, kept, strict=True)
       ]
       found, seen = self.closed(closed, [*consts, *carry, *shown])
       return found[: len(carry)], (found[len(carry) :], seen)
 
-    layers = [v.value if isinstance(v, Held) else v for v in stacks]
     carry, (found, seen) = jax.lax.scan(
       body,
       carry,
@@ -292,6 +297,18 @@ class _Run:
     )
     self._see(seen)
     return [*carry, *found]
+
+  def _layers(self, value: Value) -> Tree | None:
+    """What a held weight gives to the turns of a scan, if it can."""
+    if isinstance(value, Held) and value.view.is_whole:
+      return self._rule.layers(value)
+    return None
+
+  def _layer(self, held: Held, start: Any) -> Tree | None:
+    """What it holds for one entry of its first axis."""
+    layers = self._layers(held)
+    take = lambda x: jax.lax.dynamic_index_in_dim(x, start, keepdims=False)
+    return None if layers is None else jax.tree.map(take, layers)
 
   def _while(self, params: dict[str, Any], values: list[Value]) -> list[Value]:
     cond, body = params['cond_jaxpr'], params['body_jaxpr']

@@ -232,7 +232,8 @@ class _Walk:
     if name in _SIZES and origin is None:
       return [_DATA], [self._product(eqn, inputs)]
     views = [value.view for value in inputs if value.view is not None]
-    view = moves.moved(eqn, views[0]) if views else None
+    # What the data choose is no longer a view.
+    view = moves.moved(eqn, views[0]) if views and origin is not None else None
     if view is None:
       for source in views:
         self.others[source.leaf].add(name)

@@ -34,7 +34,7 @@ from powerprop_jax.sparse import index as sparse_index
 from powerprop_jax.sparse import kernel_choice, linear, plain_convolution
 from powerprop_jax.sparse.convolution import Window
 from powerprop_jax.sparse.index import Index
-from powerprop_jax.sparse.kernel_choice import Task
+from powerprop_jax.sparse.kernel_choice import Product, Task
 from powerprop_jax.sparse.weight import Condensed
 
 # Whether every leaf that can be is condensed, or those that are faster so.
@@ -62,80 +62,98 @@ class Products:
     self._axes, self._shapes = axes, shapes
 
   def dense(self, held: Held, used_by: str) -> jax.Array:
-    """One layer of the leaf as an array."""
+    """The leaf as an array, or one layer of it."""
     del used_by
     leaf = held.view.leaf
-    axes = self._axes[leaf]._replace(repeats=())
-    entries = linear.dense(*held.value)
-    return moves.from_matrix(entries, axes, self._shapes[leaf])
+    make = linear.dense
+    for _ in held.value.values.shape[1:]:
+      make = jax.vmap(make)
+    entries = make(*held.value)
+    return moves.from_matrix(entries, self._axes[leaf], self._shapes[leaf])
+
+  def layers(self, held: Held) -> Connections | None:
+    """The connections by the first axis, if products repeat along it."""
+    axes, gone = self._axes[held.view.leaf], len(held.view.repeats)
+    return held.value if axes.repeats[gone : gone + 1] == (gone,) else None
 
   def product(
     self, eqn: jax_core.JaxprEqn, held: Held, other: jax.Array, side: int
   ) -> Found:
     """The result of a product, none where it cannot be computed so."""
     leaf = held.view.leaf
-    axes, roles = self._axes[leaf], moves.roles(eqn, side)
-    found = moves.leaf_axes(held.view, roles)
+    axes = self._axes[leaf]
+    found = moves.leaf_axes(held.view, moves.roles(eqn, side))
     if found is None or [set(part) for part in found[:4]] != [
       set(part) for part in axes[:4]
     ]:
       return Found(None)
-    values, where = held.value
-    shape = axes.layer(self._shapes[leaf])
-    weight = Condensed(held.cast(values), where, shape)
     if eqn.primitive.name == 'dot_general':
-      return Found(_dot(eqn, held, weight, other, axes, side))
-    return Found(_conv(eqn, held, weight, other) if side == 1 else None)
+      return Found(_dot(eqn, held, other, side, axes))
+    return Found(_conv(eqn, held, other, axes.layer(self._shapes[leaf])))
 
 
 def _dot(
-  eqn: jax_core.JaxprEqn,
-  held: Held,
-  weight: Condensed,
-  x: jax.Array,
-  axes: Axes,
-  side: int,
+  eqn: jax_core.JaxprEqn, held: Held, x: jax.Array, side: int, axes: Axes
 ) -> jax.Array | None:
+  values, where = held.cast(held.value.values), held.value.where
   contracted, batch = eqn.params['dimension_numbers']
-  if batch[0]:
-    return None
-  view = held.view
-  # The contracted axes of x in the order of the weight, last.
-  last = list(contracted[1 - side])
-  first = [axis for axis in range(x.ndim) if axis not in last]
-  parts = [piece for axis in contracted[side] for piece in view.axes[axis]]
-  x = x.transpose(*first, *last)
+  here, there = ([*contracted[s], *batch[s]] for s in (side, 1 - side))
+  first = [axis for axis in range(x.ndim) if axis not in there]
+  free = [a for a in range(len(held.view.axes)) if a not in here]
+  pieces = lambda axes: [p for axis in axes for p in held.view.axes[axis]]
+  sizes = lambda axes: [math.prod(p.size for p in pieces([a])) for a in axes]
+  # [*first, repeats, in] in the order of the weight.
+  x = x.transpose(*first, *batch[1 - side], *contracted[1 - side])
   shape = x.shape[: len(first)]
-  inputs = (*axes.window, *axes.inputs)
-  x = moves.arranged(x, shape, parts, moves.pieces_in_order(parts, inputs))
-  x = x.reshape(*shape, weight.where.shape[0])
+  repeats, inputs = pieces(batch[side]), pieces(contracted[side])
+  stacked = moves.pieces_in_order(repeats, axes.repeats)
+  x = moves.arranged(
+    x,
+    shape,
+    [*repeats, *inputs],
+    [*stacked, *moves.pieces_in_order(inputs, (*axes.window, *axes.inputs))],
+  )
+  num_in, num_out = math.prod(sizes(contracted[side])), math.prod(sizes(free))
   # Sums are made in the dtype of the result, where that is wider.
   x = x.astype(jnp.promote_types(x.dtype, rewrite.dtype_of(eqn.outvars[0])))
-  kernel = weight.kernel(x, name=view.leaf)
+  room = values.shape[-1]
+  task = Product(num_in, num_out, room, math.prod(shape), str(x.dtype))
+  kernel = kernel_choice.choose(task, name=held.view.leaf)
   if kernel == 'dense':
     return None
-  y = weight.multiply(x, kernel)
-  free = [a for a in range(len(view.axes)) if a not in contracted[side]]
-  parts = [piece for axis in free for piece in view.axes[axis]]
+  multiply = functools.partial(linear.product, kernel=kernel)
+  if repeats:
+    count = math.prod(sizes(batch[side]))
+    flat = lambda a: a.reshape(count, a.shape[-1])
+    y = jax.vmap(multiply, (-2, 0, 0), -2)(
+      x.reshape(*shape, count, num_in),
+      flat(values),
+      jax.tree.map(flat, where),
+    )
+  else:
+    y = multiply(x.reshape(*shape, num_in), values, where)
+  outputs = pieces(free)
   y = moves.arranged(
-    y, shape, moves.pieces_in_order(parts, axes.outputs), parts
+    y,
+    shape,
+    [*stacked, *moves.pieces_in_order(outputs, axes.outputs)],
+    [*repeats, *outputs],
   )
-  y = y.reshape(
-    *shape, *(math.prod(p.size for p in view.axes[axis]) for axis in free)
-  )
-  if side == 0:  # Its own axes come first.
-    count = len(shape)
-    y = y.transpose(*range(count, y.ndim), *range(count))
-  return y
+  y = y.reshape(*shape, *sizes(batch[side]), *sizes(free))
+  # As the product has them: repeats, and what is left of both sides.
+  count, last = len(shape), len(shape) + len(batch[0])
+  own, others = range(last, y.ndim), range(count)
+  both = (*others, *own) if side == 1 else (*own, *others)
+  return y.transpose(*range(count, last), *both)
 
 
 def _conv(
-  eqn: jax_core.JaxprEqn, held: Held, weight: Condensed, x: jax.Array
+  eqn: jax_core.JaxprEqn, held: Held, x: jax.Array, shape: tuple[int, ...]
 ) -> jax.Array | None:
   params = eqn.params
   spec, strides = params['dimension_numbers'], params['window_strides']
   plain = (
-    len(strides) == 2
+    len(strides) <= 2
     and len(set(strides)) == 1
     and params['feature_group_count'] == params['batch_group_count'] == 1
     and {*params['lhs_dilation'], *params['rhs_dilation']} == {1}
@@ -147,19 +165,25 @@ def _conv(
   ]
   if not plain or window_axes != sorted(window_axes):
     return None
-  height, width = weight.shape[:2]
-  pads = tuple((int(low), int(high)) for low, high in params['padding'])
-  window = Window(height, width, strides[0], (pads[0], pads[1]))
+  # What has one axis is an image of height 1.
+  missing = 2 - len(strides)
+  shape = (*[1] * missing, *shape)
+  pads = [(0, 0)] * missing
+  pads += [(int(low), int(high)) for low, high in params['padding']]
+  window = Window(shape[0], shape[1], strides[0], (pads[0], pads[1]))
   lhs, out = spec.lhs_spec, spec.out_spec
-  x = x.transpose(lhs[0], lhs[2], lhs[3], lhs[1])
+  x = x.transpose(lhs[0], *lhs[2:], lhs[1])
+  x = x.reshape(x.shape[0], *[1] * missing, *x.shape[1:])
+  weight = Condensed(held.cast(held.value.values), held.value.where, shape)
   y = weight.convolve(x, window, name=held.view.leaf)
   if y is None and jax.default_backend() == 'cpu':
     kernel = weight.dense().astype(x.dtype)
     y = plain_convolution.convolve(x, kernel, window)
   if y is None:
     return None
-  by_out = [out[0], out[2], out[3], out[1]]
-  return y.transpose([by_out.index(axis) for axis in range(4)])
+  y = y.reshape(y.shape[0], *y.shape[1 + missing :])
+  by_out = [out[0], *out[2:], out[1]]
+  return y.transpose([by_out.index(axis) for axis in range(y.ndim)])
 
 
 class Leaf(NamedTuple):
@@ -352,8 +376,11 @@ def without_zeros(
     fn: of (theta, *args); in any library. It is traced, not run.
     masks: concrete, like theta.
     theta: weights, or their shapes.
-    execution: 'condensed' takes every leaf with zeros that is multiplied by,
-      'auto' those whose products were measured to be faster on this machine.
+    execution: 'condensed' takes every leaf with zeros that is multiplied by:
+      in matrix products, alone or in stacks (of layers, of experts), and in
+      convolutions over one or two axes with equal strides, without groups or
+      dilation. 'auto' takes those of them whose products were measured to be
+      faster on this machine.
     backward: whether 'auto' measures gradients too.
 
   Returns:
@@ -443,7 +470,7 @@ def plan(
   tasks = _tasks(fn, rooms, axes, theta, *args)
   why = {}
   for name in rooms:
-    others = ', '.join(_others(uses[name], axes.get(name)))
+    others = ', '.join(_others(uses[name]))
     why[name] = f'and dense for {others}' if others else ''
     if name not in tasks:
       why[name] = f'used by {others or "a product that has no sparse form"}'
@@ -488,10 +515,16 @@ def _with_holes(masks: Masks) -> dict[str, _Places]:
   return found
 
 
-def _others(uses: walk.Uses, axes: Axes | None) -> list[str]:
-  """What a leaf is used for besides products with these axes."""
-  differ = any(product.axes != axes for product in uses.products)
-  return [*uses.others, *(['a product over other axes'] if differ else [])]
+def _others(uses: walk.Uses) -> list[str]:
+  """What a leaf is used for besides products with its usable axes."""
+  found, usable = [*uses.others], _usable_axes(uses)
+  rest = {product.axes for product in uses.products} - {usable}
+  groups = {axes for axes in rest if axes is not None and axes.groups > 1}
+  if groups:
+    found.append('a convolution in groups')
+  if usable is not None and rest - groups:
+    found.append('a product over other axes')
+  return found
 
 
 def _usable_axes(uses: walk.Uses) -> Axes | None:

@@ -75,6 +75,31 @@ def test_any_layout(method):
   chex.assert_trees_all_close(found, wanted, atol=1e-5)
 
 
+def _scan(w, x):
+  return jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, w)[0]
+
+
+def _slices(w, x):
+  return jnp.tanh(jnp.tanh(x @ w[0]) @ w[1])
+
+
+def _experts(w, x):
+  x = jnp.stack([x, 2 * x, 3 * x])
+  return jnp.einsum('ioe,ebi->boe', w.transpose(1, 2, 0), x)
+
+
+@pytest.mark.parametrize('method', ['matrix', 'fft'])
+@pytest.mark.parametrize('use', [_scan, _slices, _experts])
+def test_every_layer_of_a_stack_has_one(use, method):
+  theta = {'w': jax.random.normal(jax.random.key(3), (3, 20, 20)) / 5}
+  params = dct.WithDct(theta, {'w': jnp.float32(0.5)})
+  fn = lambda theta, x: use(theta['w'], x)
+  found = dct.with_dct(fn, method=method)(params, X)
+  rows = dct.cosine_weight(20, 20, jnp.float32)
+  wanted = use(theta['w'] + rows[jnp.newaxis] / 2, X)
+  chex.assert_trees_all_close(found, wanted, atol=1e-5)
+
+
 def test_the_product_may_be_without_its_zeros():
   plain, _, x = _pair('linear', 'fft')
   theta = plain.init(jax.random.key(2), x)

@@ -85,28 +85,173 @@ def test_convolutions_and_linear_layers_of_equinox():
   _check(fn, arrays, _normal(2, 3, 7, 7), held=held)
 
 
-@pytest.mark.parametrize(
-  ('settings', 'is_sparse'),
-  [
-    ({}, True),
-    ({'window_strides': (2, 2), 'padding': 'VALID'}, True),
-    ({'window_strides': (1, 2)}, False),
-    ({'rhs_dilation': (2, 2)}, False),
-    ({'feature_group_count': 2}, False),
-  ],
-)
-def test_convolutions(settings, is_sparse):
-  groups = settings.get('feature_group_count', 1)
-  theta = {'w': _normal(3, 3, 4 // groups, 6)}
-  settings = {'window_strides': (1, 1), 'padding': 'SAME'} | settings
+def _conv(w, x, **settings):
+  """A convolution of images [N, ..., C], over as many axes as they have."""
+  axes = 'DHW'[5 - x.ndim :]
+  settings = {'window_strides': (1,) * len(axes), 'padding': 'SAME'} | settings
+  return lax.conv_general_dilated(
+    x, w, dimension_numbers=(f'N{axes}C', f'{axes}IO', f'N{axes}C'), **settings
+  )
 
-  def fn(theta, x):
-    return lax.conv_general_dilated(
-      x, theta['w'], dimension_numbers=('NHWC', 'HWIO', 'NHWC'), **settings
-    )
 
-  held = ['w'] if is_sparse else []
-  _check(fn, theta, _normal(2, 8, 8, 4), held=held)
+def _of(**settings):
+  return lambda w, x: _conv(w, x, **settings)
+
+
+def _unrolled(w, x):
+  for layer in w:
+    x = jnp.tanh(x @ layer)
+  return x
+
+
+def _indexed(w, x):
+  turn = lambda h, i: (jnp.tanh(h @ w[i]), None)
+  return lax.scan(turn, x, jnp.arange(len(w)))[0]
+
+
+def _stack_and_sum(w, x):
+  layers = lax.scan(lambda h, w: (jnp.tanh(_conv(w, h)), None), x, w)[0]
+  return layers + jnp.sum(w**2)
+
+
+def _rows_of_a_matrix(w, x):
+  add = lambda h, row: (h + row[jnp.newaxis], None)
+  return x @ w + lax.scan(add, x, w)[0]
+
+
+# What a weight and its input go through, their shapes, and why the table says
+# that the weight is dense, perhaps besides.
+NO_FORM = 'used by a product that has no sparse form'
+FORMS = {
+  'plain': (_of(), (3, 3, 4, 6), (2, 8, 8, 4), ''),
+  'strides': (
+    _of(window_strides=(2, 2), padding='VALID'),
+    (3, 3, 4, 6),
+    (2, 8, 8, 4),
+    '',
+  ),
+  'unequal strides': (
+    _of(window_strides=(1, 2)),
+    (3, 3, 4, 6),
+    (2, 8, 8, 4),
+    NO_FORM,
+  ),
+  'dilated': (
+    _of(rhs_dilation=(2, 2)),
+    (3, 3, 4, 6),
+    (2, 8, 8, 4),
+    NO_FORM,
+  ),
+  'transposed': (
+    lambda w, x: lax.conv_transpose(x, w, (2, 2), 'SAME'),
+    (3, 3, 4, 6),
+    (2, 8, 8, 4),
+    NO_FORM,
+  ),
+  'groups': (
+    _of(feature_group_count=2),
+    (3, 3, 2, 6),
+    (2, 8, 8, 4),
+    'used by a convolution in groups',
+  ),
+  'groups of images': (
+    _of(batch_group_count=2),
+    (3, 3, 4, 6),
+    (4, 8, 8, 4),
+    NO_FORM,
+  ),
+  'images': (
+    lambda w, x: _conv(x, w, padding='VALID'),
+    (2, 8, 8, 4),
+    (3, 3, 4, 6),
+    NO_FORM,
+  ),
+  'reversed': (
+    lambda w, x: _conv(w[::-1, ::-1], x),
+    (3, 3, 4, 6),
+    (2, 8, 8, 4),
+    'used by rev',
+  ),
+  'one axis': (_of(window_strides=(2,)), (3, 4, 6), (2, 9, 4), ''),
+  'one axis, dilated': (_of(rhs_dilation=(2,)), (3, 4, 6), (2, 9, 4), NO_FORM),
+  'three axes': (_of(), (3, 3, 3, 4, 6), (2, 5, 5, 5, 4), NO_FORM),
+  'experts': (
+    lambda w, x: jnp.einsum('eio,bei->beo', w, x),
+    (4, 8, 6),
+    (5, 4, 8),
+    '',
+  ),
+  'experts in another order': (
+    lambda w, x: jnp.einsum('iofe,efbi->boef', w, x),
+    (8, 6, 3, 2),
+    (2, 3, 5, 8),
+    '',
+  ),
+  'experts under vmap': (
+    lambda w, x: jax.vmap(lambda w, x: w.T @ x.T, (0, 1))(w, x),
+    (4, 8, 6),
+    (5, 4, 8),
+    '',
+  ),
+  'convolutions under vmap': (
+    lambda w, x: jax.vmap(_conv)(w, x),
+    (2, 3, 3, 4, 6),
+    (2, 3, 8, 8, 4),
+    'used by reshape',
+  ),
+  'layers of experts': (
+    lambda w, x: lax.scan(
+      lambda h, w: (jnp.einsum('eio,bei->beo', w, jnp.tanh(h)), None), x, w
+    )[0],
+    (3, 4, 8, 8),
+    (5, 4, 8),
+    '',
+  ),
+  'stack': (
+    _stack_and_sum,
+    (3, 3, 3, 4, 4),
+    (2, 8, 8, 4),
+    'and dense for integer_pow',
+  ),
+  'rows of a matrix': (
+    _rows_of_a_matrix,
+    (8, 8),
+    (5, 8),
+    'and dense for add',
+  ),
+  'slices': (_unrolled, (3, 8, 8), (5, 8), ''),
+  'slices in a loop': (_indexed, (3, 8, 8), (5, 8), ''),
+  'parts': (
+    lambda w, x: jnp.multiply(*(x @ part for part in jnp.split(w, 2, axis=1))),
+    (8, 12),
+    (5, 8),
+    'used by split',
+  ),
+}
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_forms_of_products(form):
+  use, shape, x_shape, why = FORMS[form]
+  fn = lambda theta, x: use(theta['w'], x)
+  theta, x = {'w': _normal(*shape)}, _normal(*x_shape, seed=1)
+  masks = _masks(theta)
+  run = network.without_zeros(fn, masks, theta, x, execution='condensed')
+  leaf = run.leaves['w']
+  assert leaf.why == why
+  assert leaf.held == ('dense' if why.startswith('used') else 'condensed')
+  masked = jax.tree.map(jnp.multiply, theta, masks)
+  wanted, pull_back = jax.vjp(fn, masked, x)
+  to_theta, to_x = pull_back(jnp.cos(wanted))
+  with kernel_choice.use('native', 'loops'):
+    found, pull_back = jax.vjp(jax.jit(run), network.condense(theta, masks), x)
+    grads = pull_back(jnp.cos(wanted))
+  for a, b in zip(
+    jax.tree.leaves((found, *grads)),
+    jax.tree.leaves((wanted, network.condense(to_theta, masks), to_x)),
+    strict=True,
+  ):
+    np.testing.assert_allclose(a, b, atol=1e-5 * jnp.abs(b).max())
 
 
 def _scan(theta, x):
@@ -339,6 +484,44 @@ def test_observed_inputs_give_the_product_again():
     x, w, (1, 1), 'VALID', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
   )
   chex.assert_trees_all_close(patches @ w.reshape(25, -1), conv, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  'form', ['unequal strides', 'dilated', 'transposed', 'groups', 'three axes']
+)
+def test_patches_are_what_a_convolution_multiplies(form):
+  use, shape, x_shape, _ = FORMS[form]
+  w, x = _normal(*shape), _normal(*x_shape, seed=1)
+  fn = lambda theta, x: use(theta['w'], x)
+  y, seen = observe.observe(fn, lambda x: x)({'w': w}, x)
+  (patches,) = seen['w']
+  groups = 2 if form == 'groups' else 1
+  patches = patches.reshape(*y.shape[:-1], groups, -1)
+  w = w.reshape(patches.shape[-1], groups, -1)
+  found = jnp.einsum('...gi,igo->...go', patches, w).reshape(y.shape)
+  chex.assert_trees_all_close(found, y, atol=1e-5)
+
+
+def test_what_does_not_enter_a_weight_is_refused():
+  for form, match in (
+    ('images', "'w' stands for the images of a convolution"),
+    ('groups of images', "'w' takes part in a convolution with batch_group"),
+  ):
+    use, shape, x_shape, _ = FORMS[form]
+    fn = observe.observe(lambda theta, x, use=use: use(theta['w'], x), jnp.sum)
+    with pytest.raises(ValueError, match=match):
+      fn({'w': _normal(*shape)}, _normal(*x_shape))
+
+
+@pytest.mark.parametrize('form', ['slices', 'slices in a loop'])
+def test_slices_are_observed_one_by_one(form):
+  use, shape, x_shape, _ = FORMS[form]
+  theta, x = {'w': _normal(*shape)}, _normal(*x_shape)
+  fn = lambda theta, x: use(theta['w'], x)
+  y, seen = observe.observe(fn, lambda x: (x**2).sum(axis=0))(theta, x)
+  chex.assert_trees_all_equal(y, fn(theta, x))
+  squares = jnp.stack(seen['w']).reshape(3, 8)
+  chex.assert_trees_all_close(squares[0], (x**2).sum(axis=0), rtol=1e-6)
 
 
 def test_layers_of_a_scan_are_observed_side_by_side():
