@@ -70,7 +70,8 @@ def test_python_blocks_of_a_page_run_and_print_what_they_state(page):
       printed[line] = ' '.join(map(str, values))
 
     scope['print'] = record
-    exec(compile(code, page.name, 'exec'), scope)
+    with jax.numpy_rank_promotion('allow'):  # as for readers
+      exec(compile(code, page.name, 'exec'), scope)
     for number, line in enumerate(code.splitlines(), 1):
       call, comment, stated = line.rpartition('  # ')
       if comment and call.startswith('print('):

@@ -5,7 +5,7 @@ interleaved; the table gives medians, and ratios of neighbouring runs.
 
     python -m experiments.benchmarks.psi
 
-The numbers that it gave are in docs/benchmarks.md.
+The numbers that it gave are in docs/results/benchmarks.md.
 """
 
 from collections.abc import Callable

@@ -10,7 +10,7 @@ rounds, and ratios within a round.
 
     python -m experiments.benchmarks.step
 
-The numbers that it gave are in docs/benchmarks.md.
+The numbers that it gave are in docs/results/benchmarks.md.
 """
 
 import dataclasses

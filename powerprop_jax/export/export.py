@@ -3,11 +3,13 @@
     export.write('net.safetensors', Exported(theta, masks, net_state, about))
     theta, masks, net_state, about = export.read('net.safetensors')
 
-| format | what the file holds |
-|---|---|
-| safetensors | surviving values, masks as bits; see safetensors.py |
-| npz | theta and masks as they are, for NumPy; see npz.py |
-| scipy | CSR matrices, for SciPy; see npz.py, sparse_matrices.py |
+===========  =======================================================
+format       what the file holds
+===========  =======================================================
+safetensors  surviving values, masks as bits; see safetensors.py
+npz          theta and masks as they are, for NumPy; see npz.py
+scipy        CSR matrices, for SciPy; see npz.py, sparse_matrices.py
+===========  =======================================================
 
 At 95 % sparsity LeNet-300-100 takes 6.2, 8.5 and 6.8 % of its dense float32
 parameters. program.py writes a fourth kind of file: a compiled function,

@@ -55,12 +55,14 @@ class ResNet(hk.Module):
   pooling, both of stride 2; that for CIFAR a 3×3 convolution of stride 1. For
   images of 3 channels:
 
-  | depth, stem, classes | weights (conv and linear) | all parameters |
-  |---|---|---|
-  | 18, 'imagenet', 1000 | 11,678,912 | 11,689,512 |
-  | 50, 'imagenet', 1000 | 25,502,912 | 25,557,032 |
-  | 18, 'cifar', 10 | 11,164,352 | 11,173,962 |
-  | 50, 'cifar', 10 | 23,467,712 | 23,520,842 |
+  ====================  =========================  ==============
+  depth, stem, classes  weights (conv and linear)  all parameters
+  ====================  =========================  ==============
+  18, 'imagenet', 1000  11,678,912                 11,689,512
+  50, 'imagenet', 1000  25,502,912                 25,557,032
+  18, 'cifar', 10       11,164,352                 11,173,962
+  50, 'cifar', 10       23,467,712                 23,520,842
+  ====================  =========================  ==============
 
   The second has 4,089,184,256 multiply–adds at 224×224.
 

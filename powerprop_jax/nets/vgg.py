@@ -34,11 +34,13 @@ class VGG(hk.Module):
   Convolutions are followed by a norm and ReLU, the layers of 512 units by ReLU
   and a norm, which takes the place of VGG's dropout. At 32×32×3, 10 classes:
 
-  | variant | differs in | weights (conv and linear) |
-  |---|---|---|
-  | like | one layer of 512 units | 14,977,728 |
-  | c | two; the third convolution of a group is 1×1 | 11,307,712 |
-  | d | two | 15,239,872 |
+  =======  ================================  =========================
+  variant  differs in                        weights (conv and linear)
+  =======  ================================  =========================
+  like     one layer of 512 units            14,977,728
+  c        two; the third of a group is 1×1  11,307,712
+  d        two                               15,239,872
+  =======  ================================  =========================
 
   Its layers are conv_0 to conv_12, linear_0, perhaps linear_1, and logits; its
   norms norm_0 to norm_13 or norm_14. Variant c takes images from 4×4 on.

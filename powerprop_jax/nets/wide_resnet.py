@@ -20,11 +20,13 @@ class WideResNet(hk.Module):
   For images of 3 channels and 10 classes, the width leaves three 1×1
   convolutions, and the networks in the literature have
 
-  | depth, width | weights (conv and linear) | all parameters |
-  |---|---|---|
-  | 22, 2 | 1,076,912 | 1,079,642 |
-  | 28, 2 | 1,463,984 | 1,467,610 |
-  | 16, 8 | 10,954,160 | 10,961,370 |
+  ============  =========================  ==============
+  depth, width  weights (conv and linear)  all parameters
+  ============  =========================  ==============
+  22, 2         1,076,912                  1,079,642
+  28, 2         1,463,984                  1,467,610
+  16, 8         10,954,160                 10,961,370
+  ============  =========================  ==============
 
   Its layers are stem; conv_0, conv_1 and perhaps shortcut in group_1/block_0
   and so on; logits.

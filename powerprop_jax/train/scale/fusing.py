@@ -15,7 +15,7 @@ a few operations a weight, as SGD; others would be computed twice, as would
 everything where the flag is not set.
 
 Measured on LeNet-300-100, batch 60, SGD, α = 2, as ratios of the dense step
-(docs/benchmarks.md): 1.22 plain, 1.13 with θ carried, 1.11 with the
+(docs/results/benchmarks.md): 1.22 plain, 1.13 with θ carried, 1.11 with the
 flag, 1.02 with the update written twice as well.
 """
 
