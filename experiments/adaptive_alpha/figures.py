@@ -69,7 +69,7 @@ def alpha_over_steps(
   found = {key(record) for record in points}
   scheme = Scheme(key, {k: look for k, look in looks.items() if k in found})
   with style.house_style():
-    figure = Figure(figsize=(style.WIDTH, 3.8))
+    figure = style.figure(3.8)
     axes = figure.add_subplot()
     drawing.lines(axes, points, 'step', 'power', scheme)
     extra: list[Row] = []
@@ -100,7 +100,7 @@ def near_zero_over_steps(
 
   def finish(axes: Any) -> None:
     drawing.step_axis(axes)
-    drawing.per_cent(axes.yaxis)
+    drawing.share_axis(axes)
     drawing.label_first(axes, f'weights with |θ| < {epsilon:g} (%)')
 
   return _two_panels(points, 'step', 'near_zero', title, finish)
@@ -119,8 +119,8 @@ def accuracy_by_method(
 
   def finish(axes: Any) -> None:
     drawing.weights_left_axis(axes, lowest, max_ticks=5)
-    drawing.per_cent(axes.yaxis)
     axes.set_ylim(0, 1.02)
+    drawing.share_axis(axes)
     drawing.label_first(axes, 'test accuracy (%)')
 
   return _two_panels(
@@ -139,7 +139,7 @@ def histograms_by_method(
   }
   figure = weights.weight_histograms(numbered, title=title)
   for axes, method in zip(figure.axes, histograms, strict=False):
-    axes.set_title(name_of(method), loc='center', fontsize=9)
+    axes.set_title(name_of(method), loc='center', fontsize='small')
   return figure
 
 
@@ -173,7 +173,7 @@ def _two_panels(
       for part, scheme in drawn:
         drawing.lines(axes, part, x, y, scheme)
         legend += style.handles(scheme.looks.values())
-      axes.set_title(name, fontsize=9.5)
+      axes.set_title(name)
       finish(axes)
     _share_y(grid)
     style.frame(figure, title, records_lib.spread_note(points, y), legend)

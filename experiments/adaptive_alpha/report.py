@@ -58,8 +58,7 @@ def write(
       {(m, a): tree for (n, m, a), tree in weights.items() if n == net},
     )
     for name, figure in figures.items():
-      path = folder.path / f'{_file_name(config, net, name)}.png'
-      style.save(figure, path)
+      style.save(figure, folder.path / _file_name(config, net, name))
   whole.write_bytes(folder.path / 'table.md', text.encode())
   print(f'\n{text}', end='')
   run_report.write(folder.path)

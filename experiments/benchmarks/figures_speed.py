@@ -59,7 +59,7 @@ def speed_ups(records: Sequence[Record], *, title: str = '') -> Figure:
       )
       part, width, batch = where
       name = {'inference': 'product'}.get(part, part)
-      axes.set_title(f'{name} {width:,}, batch {batch}', fontsize=9.5)
+      axes.set_title(f'{name} {width:,}, batch {batch}')
       drawing.label_first(axes, 'times as fast as dense')
     note = 'medians of neighbouring runs in one process'
     style.frame(figure, title, note, style.handles(scheme.looks.values()))

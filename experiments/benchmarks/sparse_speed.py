@@ -130,7 +130,7 @@ def main(config: Config) -> None:
     if any('speed_up' in record for record in found):
       plotting.save(
         figures_speed.speed_ups(found, title=timing.environment()),
-        folder.path / 'speed_ups.png',
+        folder.path / 'speed_ups',
       )
     folder.mark_complete()
     print(f'\nTables as data and figures: {folder.path}')

@@ -52,7 +52,7 @@ def write(
   figure = figures.class_specialisation(
     of_features, title=title, num_classes=num_classes
   )
-  image = plotting.save(figure, path / 'class_specialisation.png')
+  image = plotting.save(figure, path / 'class_specialisation')
   html.write_report(
     path / 'report.html',
     title='Class-specialisation of features',

@@ -39,7 +39,7 @@ def write(
   print(f'\n{title}, in per cent, mean ± standard deviation over keys:\n')
   print(text, end='')
   for name, figure in _figures(title, results, weights).items():
-    style.save(figure, folder.path / f'{name}.png')
+    style.save(figure, folder.path / name)
   folder.write_json('table.json', rows)
   folder.write_json('packed.json', _packed(results))
   run_report.write(folder.path)

@@ -46,8 +46,8 @@ def accuracy_by_support(
       if num_classes is not None:
         axes.axhline(1 / num_classes, **style.CHANCE)
       axes.set_ylim(0, 1.02)
-      drawing.per_cent(axes.yaxis)
-      axes.set_title(support.replace('_', ' '), fontsize=9.5)
+      drawing.share_axis(axes)
+      axes.set_title(support.replace('_', ' '))
       drawing.label_first(axes, 'test accuracy (%)')
     note = records_lib.spread_note(points, 'accuracy')
     legend = style.handles(scheme.looks.values(), extra)
@@ -97,7 +97,7 @@ def signal_propagation(records: Sequence[Record], *, title: str = '') -> Figure:
       drawn = [p | {field: _positive(p[field])} for p in map(dict, points)]
       drawing.lines(axes, drawn, lambda p: place[p['layer']], field, scheme)
       axes.set_yscale('log', nonpositive='mask')
-      axes.set_title(name, fontsize=9.5)
+      axes.set_title(name)
       _layer_axis(axes, layers)
     note = records_lib.spread_note(points, *_FIELDS)
     lost = sum(not point[field] for point in points for field in _FIELDS)
@@ -142,5 +142,5 @@ def _layer_axis(axes: Axes, layers: Sequence[str]) -> None:
     [names[layer] for layer in layers],
     rotation=30,
     ha='right',
-    fontsize=8,
+    fontsize='small',
   )

@@ -68,7 +68,7 @@ def write(
     },
   }
   for name, figure in figures.items():
-    plotting.save(figure, folder.path / f'{name}.png')
+    plotting.save(figure, folder.path / name)
   shown = {'table': rows, 'densities': density_table(of_layers), **costs}
   for name, found in shown.items():
     folder.write_json(f'{name}.json', found)

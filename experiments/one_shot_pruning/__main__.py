@@ -260,7 +260,7 @@ def _report(
     'mask_overlap': plotting.mask_overlap(overlaps, title=name),
   }
   for key, figure in figures.items():
-    plotting.save(figure, folder.path / f'{key}.png')
+    plotting.save(figure, folder.path / key)
   folder.write_json('weights.json', summary.summary(after[max(after)]))
   run_report.write(folder.path)
 

@@ -314,7 +314,7 @@ def _section(
     ),
   }
   paths = {
-    key: plotting.save(figure, folder.path / f'{key}_{name}.png')
+    key: plotting.save(figure, folder.path / f'{key}_{name}')
     for key, figure in figures.items()
   }
   return html.Section(

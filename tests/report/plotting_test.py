@@ -45,7 +45,7 @@ class AccuracyTest:
     (axes,) = plots.draw(figure).axes
     bands = axes.findobj(FillBetweenPolyCollection)
     assert (len(axes.lines), len(bands)) == (3, 3)
-    assert plots.legend(axes) == ['α = 1', 'α = 1.5', 'α = 2']
+    assert plots.legend(figure) == ['α = 1', 'α = 1.5', 'α = 2']
     note = 'Lines: mean over 3 keys. Bands: lowest to highest.'
     assert {'Net', note} <= set(plots.texts(figure))
     x, y = plots.line(axes, 'α = 2').get_data()
@@ -82,7 +82,7 @@ class AccuracyTest:
       _points(), num_classes=10, published=published
     )
     (axes,) = plots.draw(figure).axes
-    assert plots.legend(axes)[-3:] == ['α = 4', 'Others', 'chance']
+    assert plots.legend(figure)[-3:] == ['α = 4', 'Others', 'chance']
     np.testing.assert_allclose(plots.line(axes, 'chance').get_ydata(), 0.1)
 
   def test_values_not_finite_leave_gaps_and_are_counted(self):
@@ -118,6 +118,20 @@ class WeightsTest:
       theta = {'a': {'w': np.full((3, 3), value)}}
       histograms = analysis.weight_histograms({2.0: theta})
       plots.draw(plotting.weight_histograms(histograms))
+
+  def test_a_needle_at_zero_is_told_as_a_share(self):
+    theta = {'a': {'w': np.zeros((10, 100))}}
+    theta['a']['w'].flat[:20] = np.linspace(-7, 7, 20)
+    histograms = analysis.weight_histograms({2.0: theta})
+    figure = plots.draw(plotting.weight_histograms(histograms))
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.texts] == ['98 % within\n±0.21']
+    counts = axes.patches[0].get_data().values
+    assert np.nansum(counts) == histograms[2.0]['a/w'].counts.sum() - 980
+    # What has a shape is shown.
+    histograms = analysis.weight_histograms({2.0: _net(0, 2)})
+    figure = plotting.weight_histograms(histograms)
+    assert not any(axes.texts for axes in figure.axes)
 
   def test_near_zero_has_axes_for_each_leaf_and_all_together_first(self):
     records = [
@@ -176,6 +190,71 @@ def test_learning_curves_draw_the_fields_that_occur():
     plotting.learning_curves(records, fields=('other',))
 
 
+def test_axes_of_shares_end_at_all_of_them_with_room_for_a_marker():
+  for values in ((1.0, 1.0), (0.2, 1.0), (0.99, 0.995), (0.0, 0.0)):
+    records = [
+      {'alpha': 1, 'step': step, 'accuracy': value, 'loss': 0.1}
+      for step, value in enumerate(values)
+    ]
+    figure = plots.draw(plotting.learning_curves(records))
+    loss, accuracy = figure.axes
+    low, high = accuracy.get_ylim()
+    ticks = [t for t in accuracy.get_yticks() if low <= t <= high]
+    assert ticks and min(ticks) >= 0 and max(ticks) <= 1
+    for value in values:
+      assert 0.02 < (value - low) / (high - low) < 0.98
+    labels = [text.get_text() for text in loss.get_yticklabels()]
+    assert labels and all(float(label) > 0 for label in labels)
+
+
+def test_the_best_accuracies_and_a_lone_density_stand_clear_of_the_frame():
+  records = [
+    {'method': method, 'density': 0.1, 'accuracy': accuracy}
+    for method, accuracy in (('set', 1.0), ('rigl', 0.5), ('snfs', 0.999))
+  ]
+  figure = plots.draw(plotting.accuracy_against_density(records))
+  (axes,) = figure.axes
+  for record in records:
+    at = axes.transData.transform((0.1, record['accuracy']))
+    assert ((at - axes.bbox.min) / axes.bbox.size > 0.03).all()
+    assert ((axes.bbox.max - at) / axes.bbox.size > 0.03).all()
+  labels = [text.get_text() for text in axes.get_yticklabels()]
+  assert labels[0] == '100'
+  assert [text.get_text() for text in axes.get_xticklabels()] == ['10']
+
+
+class PaperTest:
+  def test_figures_have_the_width_and_say_only_what_a_caption_cannot(self):
+    histograms = analysis.weight_histograms(
+      {alpha: _net(0) for alpha in range(1, 5)}
+    )
+    for width, inches in (('column', 3.5), ('page', 7.2), (5, 5)):
+      with plotting.paper(width):
+        for figure in (
+          plotting.accuracy_against_sparsity(_points(), title='Net'),
+          plotting.weight_histograms(histograms, title='Net'),
+        ):
+          assert plots.draw(figure).get_figwidth() == inches
+          said = ' '.join(plots.texts(figure))
+          assert 'Net' not in said and 'keys' not in said
+    with plotting.paper('column', titles=True):
+      figure = plotting.accuracy_against_sparsity(_points(), title='Net')
+    assert 'Net' in plots.texts(figure)
+    assert plotting.near_zero(_near_zero()).get_figwidth() == 7.2
+
+  @pytest.mark.parametrize('width', ['colum', 0, 350, None])
+  def test_a_width_that_cannot_be_is_refused(self, width):
+    with (
+      pytest.raises(ValueError, match=f'inches.* got {width!r}'),
+      plotting.paper(width),
+    ):
+      pass
+
+
+def _near_zero():
+  return [{'alpha': 1, 'leaf': 'w', 'epsilon': 1.0, 'near_zero': 1.0}]
+
+
 @pytest.mark.parametrize(
   ('draw', 'given', 'told'),
   [
@@ -191,18 +270,43 @@ def test_nothing_to_draw_is_an_error(draw, given, told):
     getattr(plotting, draw)(given)
 
 
-def test_png_is_complete_reproducible_and_alone_in_its_folder(tmp_path):
+def test_files_are_complete_reproducible_and_alone_in_their_folder(tmp_path):
   before = dict(matplotlib.rcParams)
   contents = []
   for _ in range(2):
     figure = plotting.accuracy_against_sparsity(_points())
-    contents.append(plotting.save(figure, tmp_path / 'a.png').read_bytes())
-  assert os.listdir(tmp_path) == ['a.png']
+    assert plotting.save(figure, tmp_path / 'a_0.5') == tmp_path / 'a_0.5.png'
+    files = sorted(tmp_path.iterdir())
+    contents.append([file.read_bytes() for file in files])
+  assert [file.name for file in files] == [
+    *('a_0.5.pdf', 'a_0.5.png', 'a_0.5.svg')
+  ]
   assert contents[0] == contents[1]
-  assert contents[0][:8] == b'\x89PNG\r\n\x1a\n'
-  assert int.from_bytes(contents[0][16:20], 'big') == 1080
+  pdf, png, svg = contents[0]
+  assert png[:8] == b'\x89PNG\r\n\x1a\n'
+  assert int.from_bytes(png[16:20], 'big') == 1080
+  # Type 42 is called TrueType; journals refuse Type 3.
+  assert pdf[:5] == b'%PDF-' and b'FontFile2' in pdf and b'/Type3' not in pdf
+  assert svg[:5] == b'<?xml' and b'<text' not in svg
   # Global state of matplotlib is left alone.
   assert dict(matplotlib.rcParams) == before
+
+
+def test_a_name_with_an_ending_is_one_file(tmp_path):
+  figure = plotting.near_zero(_near_zero())
+  assert plotting.save(figure, tmp_path / 'a.pdf') == tmp_path / 'a.pdf'
+  assert os.listdir(tmp_path) == ['a.pdf']
+  # Saved by its own method, it has the same fonts.
+  figure.savefig(tmp_path / 'b.pdf')
+  assert b'/Type3' not in (tmp_path / 'b.pdf').read_bytes()
+
+
+def test_a_notebook_shows_a_figure():
+  formatters = pytest.importorskip('IPython.core.formatters')
+  found, _ = formatters.DisplayFormatter().format(
+    plotting.near_zero(_near_zero())
+  )
+  assert found['image/png'][:4] == b'\x89PNG'
 
 
 def test_pyplot_is_never_imported():

@@ -34,7 +34,7 @@ def accuracy_against_sparsity(
   points = records_lib.usable(records, 'alpha', 'sparsity', 'accuracy')
   scheme = style.by_alpha([*points, *published])
   with style.house_style():
-    figure = Figure(figsize=(style.WIDTH, 4.4))
+    figure = style.figure(4.4)
     axes = figure.add_subplot()
     drawing.lines(axes, points, records_lib.density, 'accuracy', scheme)
     for record in published:
@@ -51,17 +51,12 @@ def accuracy_against_sparsity(
       extra.append(style.CHANCE)
     lowest = min(1 - point['sparsity'] for point in [*points, *published])
     drawing.weights_left_axis(axes, lowest)
-    drawing.per_cent(axes.yaxis)
     axes.set_ylim(0, 1.02)
+    drawing.share_axis(axes)
     axes.set_ylabel('test accuracy (%)')
-    # Above the line of chance, where accuracies fall off to the right.
-    anchor = (0, 1 / num_classes) if num_classes else (0, 0)
-    axes.legend(
-      handles=style.handles(scheme.looks.values(), extra),
-      loc='lower left',
-      bbox_to_anchor=anchor,
-    )
-    style.frame(figure, title, records_lib.spread_note(points, 'accuracy'))
+    legend = style.handles(scheme.looks.values(), extra)
+    note = records_lib.spread_note(points, 'accuracy')
+    style.frame(figure, title, note, legend)
   return figure
 
 
@@ -99,8 +94,6 @@ def accuracy_against_density(
   found = [*_densities(points), *_densities(published)] or [1.0]
   with style.house_style():
     figure, grid = style.panels(len(alphas))
-    if len(alphas) == 1:
-      figure.set_figheight(5)
     for axes, alpha in zip(grid, alphas, strict=True):
       drawing.accuracy_axis(axes, [record['accuracy'] for record in shown])
       drawing.weights_left_axis(
@@ -110,7 +103,7 @@ def accuracy_against_density(
       _draw_published(axes, [r for r in published if _fits(r, alpha)], scheme)
       drawing.label_first(axes, 'test accuracy (%)')
       if len(alphas) > 1:
-        axes.set_title(style.alpha_label(alpha), fontsize=9.5)
+        axes.set_title(style.alpha_label(alpha))
     note = records_lib.spread_note(points, 'accuracy')
     style.frame(
       figure,

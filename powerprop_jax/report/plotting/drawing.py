@@ -52,9 +52,23 @@ def lines(
       )
 
 
-def per_cent(axis: Any) -> None:
-  """Shows shares as numbers of per cent, without the sign."""
-  axis.set_major_formatter(lambda share, _: f'{100 * share:.6g}')
+def share_axis(axes: Axes) -> None:
+  """Shares upwards, as numbers of per cent; call it after drawing.
+
+  It ends just beyond 0 and 100 %, with room for a marker.
+  """
+  low, high = axes.get_ylim()
+  low, high = max(low, -0.04 * high), min(high, 1 + 0.04 * (1 - low))
+  axes.set_ylim(low, max(high, low + 1e-3))
+  axes.yaxis.set_major_formatter(lambda share, _: f'{100 * share:.6g}')
+
+
+def log_axis(axes: Axes) -> None:
+  """Logarithmic upwards, with plain numbers; call it after drawing."""
+  axes.set_yscale('log', nonpositive='mask')
+  low, high = axes.get_ylim()
+  ticks = _decade_ticks(low, high, 8, fine=high < 4 * low)
+  _set_ticks(axes.yaxis, ticks, [f'{tick:.4g}' for tick in ticks])
 
 
 def step_axis(axes: Axes) -> None:
@@ -62,7 +76,8 @@ def step_axis(axes: Axes) -> None:
   spec = axes.get_subplotspec()
   narrow = spec is not None and spec.get_gridspec().ncols > 2
   axes.set_xlabel('training step')
-  axes.xaxis.set_major_locator(ticker.MaxNLocator(3 if narrow else 5))
+  most = style.max_ticks(3 if narrow else 5, axes)
+  axes.xaxis.set_major_locator(ticker.MaxNLocator(most))
   axes.xaxis.set_major_formatter(ticker.StrMethodFormatter('{x:,.0f}'))
 
 
@@ -77,11 +92,15 @@ def weights_left_axis(
   axes: Axes, lowest: float, highest: float = 1, max_ticks: int = 9
 ) -> None:
   """Logarithmic in the density, falling to the right; the sparsity on top."""
+  room = _room(lowest, highest)
   # Limits first: a logarithmic scale warns about limits it cannot show.
-  axes.set_xlim(1.12 * highest, lowest / 1.12)
+  axes.set_xlim(room * highest, lowest / room)
   axes.set_xscale('log')
   narrow = highest < 1 and highest < 4 * lowest
+  max_ticks = style.max_ticks(max_ticks, axes)
   ticks = _decade_ticks(lowest / 1.1, 1.1 * highest, max_ticks, fine=narrow)
+  if highest < 1.1 * lowest:
+    ticks = sorted({lowest, highest})
   top = axes.secondary_xaxis('top')
   top.spines['top'].set_visible(False)
   for axis, labels in (
@@ -97,7 +116,8 @@ def weights_left_axis(
 def density_axis(axes: Axes, densities: Iterable[float]) -> None:
   """Density upwards, logarithmic, over what is found; 0 is not drawn."""
   found = [value for value in densities if 0 < value < math.inf] or [1.0]
-  lowest, highest = min(found) / 1.15, 1.15 * max(found)
+  room = _room(min(found), max(found))
+  lowest, highest = min(found) / room, room * max(found)
   axes.set_ylim(lowest, highest)
   axes.set_yscale('log', nonpositive='mask')
   ticks = _decade_ticks(lowest, highest, 8, fine=highest < 4 * lowest)
@@ -107,22 +127,42 @@ def density_axis(axes: Axes, densities: Iterable[float]) -> None:
 def accuracy_axis(axes: Axes, accuracies: Iterable[float]) -> None:
   """Accuracy upwards, logarithmic in the error: 97 and 98 % lie well apart.
 
-  An accuracy of 1 lies on the upper edge.
+  An accuracy of 1 lies where a fifth of the lowest other error would.
   """
   errors = [1 - value for value in accuracies if records_lib.is_finite(value)]
   positive = [error for error in errors if error > 0] or [0.01]
-  lowest = min(positive) / (1.15 if min(errors, default=1) > 0 else 2)
-  highest = min(1.0, 1.15 * max(positive))
-  axes.set_yscale(
-    'function',
-    functions=(
-      lambda accuracy: -np.log10(np.maximum(1 - accuracy, lowest)),
-      lambda height: 1 - 10 ** -np.asarray(height),
-    ),
-  )
-  axes.set_ylim(1 - highest, 1 - lowest)
-  ticks = [1 - error for error in _decade_ticks(lowest, highest, 9, fine=True)]
+  room = _room(min(positive), max(positive))
+  # Below it the scale is linear in the error, at the same slope.
+  lowest = min(positive) / (room if min(errors, default=1) > 0 else 2)
+  highest = room * max(positive)
+  linear = lambda error: -math.log10(lowest) + _SLOPE * (1 - error / lowest)
+
+  def height(accuracy: Any) -> Any:
+    error = 1 - np.asarray(accuracy, float)
+    log = -np.log10(np.maximum(error, lowest))
+    return np.where(error < lowest, linear(error), log)
+
+  def accuracy(height: Any) -> Any:
+    over = (np.asarray(height, float) + math.log10(lowest)) / _SLOPE
+    log = 10 ** -np.minimum(height, -math.log10(lowest))
+    return 1 - np.where(over > 0, lowest * (1 - over), log)
+
+  axes.set_yscale('function', functions=(height, accuracy))
+  is_met = min(errors, default=1) <= 0
+  above = math.log10(room) / _SLOPE * lowest
+  axes.set_ylim(1 - highest, 1 + above if is_met else 1 - lowest)
+  found = _decade_ticks(lowest, min(1, highest), 9, fine=True)
+  ticks = [1 - error for error in found]
+  ticks = [1.0] * is_met + ticks
   _set_ticks(axes.yaxis, ticks, [f'{100 * tick:.5g}' for tick in ticks])
+
+
+_SLOPE = math.log10(math.e)
+
+
+def _room(lowest: float, highest: float) -> float:
+  """How far a logarithmic axis goes beyond its points: a marker's width."""
+  return max(1.15, (highest / lowest) ** 0.05)
 
 
 def _decade_ticks(

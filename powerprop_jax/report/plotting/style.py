@@ -1,4 +1,4 @@
-"""One look for all figures: sizes, type, and what colours and markers mean.
+"""One look for all figures: sizes, type, files, what colours and markers mean.
 
 A colour is the same kind of thing in every figure. Where α tells lines apart:
 grey and dashed for the baseline α = 1, then from dark blue to orange, which
@@ -9,18 +9,19 @@ from the lowest to the highest of them. Values that are missing or not finite
 leave gaps.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
+import contextvars
 import io
 import math
 import os
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import matplotlib
+from matplotlib import figure as figure_lib
 from matplotlib import style
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 import numpy as np
 
@@ -30,17 +31,91 @@ from powerprop_jax.files.tables import Record, Row
 TEXT = '#1f2430'
 QUIET = '#6b7280'
 RULE = '#9aa1ad'
-WIDTH = 7.2  # inches; 1,080 pixels in the file, the width of a README
 
+# Widths of papers in inches: of one column, and of two with what is between.
+_WIDTHS = {'column': 3.5, 'page': 7.2}
+
+
+class _Sheet(NamedTuple):
+  """What figures are drawn on: inches, points, and whether they say it all."""
+
+  width: float = 7.2  # 1,080 pixels in the file, the width of a README
+  font_size: float = 9.5
+  titles: bool = True
+
+  @property
+  def is_narrow(self) -> bool:
+    return self.width < 5
+
+
+_SCREEN = _Sheet()
+_sheet = contextvars.ContextVar('_sheet', default=_SCREEN)
+
+
+@contextlib.contextmanager
+def paper(
+  width: Literal['column', 'page'] | float = 'column', *, titles: bool = False
+) -> Iterator[None]:
+  """Within it, figures are drawn for a paper.
+
+  They are as wide as a column (3.5 inches), as a page of two (7.2), or as so
+  many inches, with letters of 8 points, to be included at their own size.
+  Without titles they have neither a title nor the line in small print below,
+  which a caption says. Titles of panels stay.
+
+  Example:
+    >>> from powerprop_jax.report import plotting
+    >>> points = [{'alpha': 2.0, 'sparsity': s, 'accuracy': 1 - s / 9}
+    ...           for s in (0.0, 0.5, 0.9)]
+    >>> with plotting.paper('column'):
+    ...   figure = plotting.accuracy_against_sparsity(points, title='a network')
+    >>> figure.get_figwidth(), figure.get_suptitle()
+    (3.5, '')
+  """
+  inches: Any = _WIDTHS.get(width) if isinstance(width, str) else width
+  if not isinstance(inches, (int, float)) or not 1 <= inches <= 100:
+    raise ValueError(
+      "width must be 'column', 'page' or a number of inches from 1 to 100, got "
+      f'{width!r}.'
+    )
+  token = _sheet.set(_Sheet(inches, 8, titles))
+  try:
+    yield
+  finally:
+    _sheet.reset(token)
+
+
+class Figure(figure_lib.Figure):
+  """A figure that a notebook shows, and of which journals take the files.
+
+  PDF files have TrueType (Type 42) fonts. In SVG files letters are paths: they
+  look the same where the font is not installed.
+  """
+
+  def savefig(self, fname: Any, **options: Any) -> None:
+    """As matplotlib's, with the fonts of files."""
+    with style.context([_FILES]):
+      super().savefig(fname, **options)
+
+  def _repr_png_(self) -> bytes:
+    buffer = io.BytesIO()
+    self.savefig(buffer, format='png', dpi=110)
+    return buffer.getvalue()
+
+
+_FILES: Row = {
+  'pdf.fonttype': 42,
+  'ps.fonttype': 42,
+  'svg.fonttype': 'path',
+  'svg.hashsalt': 'powerprop_jax',
+}
 _STYLE: Row = {
   'font.family': 'sans-serif',
   'font.sans-serif': ['DejaVu Sans'],
-  'font.size': 9.5,
   'text.color': TEXT,
   'axes.edgecolor': RULE,
   'axes.labelcolor': TEXT,
   'axes.titlecolor': TEXT,
-  'axes.titlesize': 10.5,
   'axes.titleweight': 'bold',
   'axes.titlelocation': 'left',
   'axes.spines.top': False,
@@ -53,10 +128,7 @@ _STYLE: Row = {
   'ytick.color': RULE,
   'xtick.labelcolor': TEXT,
   'ytick.labelcolor': TEXT,
-  'lines.linewidth': 1.8,
-  'lines.markersize': 4.5,
   'legend.frameon': False,
-  'legend.fontsize': 9,
   'legend.handlelength': 2.4,
   'legend.labelspacing': 0.35,
   'figure.facecolor': 'white',
@@ -192,36 +264,70 @@ def handles(
 
 def house_style() -> contextlib.AbstractContextManager[None]:
   """Within it, figures have our look and not that of the user's settings."""
+  sheet = _sheet.get()
+  size, thin = sheet.font_size, sheet.is_narrow
+  sizes = {
+    'font.size': size,
+    'axes.titlesize': size,
+    'figure.labelsize': size,
+    'figure.titlesize': 1.1 * size,
+    'legend.fontsize': 0.95 * size,
+    'lines.linewidth': 1.3 if thin else 1.8,
+    'lines.markersize': 3.5 if thin else 4.5,
+  }
   # 'default' first: not whatever the user's matplotlibrc says.
-  return style.context(['default', _STYLE])
+  return style.context(['default', {**_STYLE, **sizes}])
+
+
+def figure(height: float, min_width: float = 0) -> Figure:
+  """An empty figure; height and least width in inches as on a screen."""
+  sheet = _sheet.get()
+  if not sheet.titles:
+    min_width = 0
+  # A narrow one is less wide than a wide one is high.
+  scale = 0.3 + 0.7 * sheet.width / _SCREEN.width
+  return Figure(figsize=(max(sheet.width, min_width), scale * height))
 
 
 def panels(count: int) -> tuple[Figure, list[Axes]]:
   """A figure with so many pairs of axes, in one, two or three columns."""
-  columns = {1: 1, 2: 2, 4: 2}.get(count, 3)
+  columns, sizes = {1: 1, 2: 2, 4: 2}.get(count, 3), {1: 3.6, 2: 2.9, 3: 2.3}
+  if _sheet.get().is_narrow:
+    columns, sizes = (1 if count <= 2 else 2), {1: 3.6, 2: 2.6}
   rows = math.ceil(count / columns)
-  height = 0.6 + rows * {1: 3.6, 2: 2.9, 3: 2.3}[columns]
-  figure = Figure(figsize=(WIDTH, height))
-  grid = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+  made = figure(0.6 + rows * sizes[columns])
+  grid = made.subplots(rows, columns, squeeze=False).ravel().tolist()
   for axes in grid[count:]:
     axes.remove()
-  return figure, grid[:count]
+  return made, grid[:count]
+
+
+def max_ticks(wide: int, axes: Axes) -> int:
+  """How many labels fit beside each other, of those that fit on a screen."""
+  spec = axes.get_subplotspec()
+  columns = spec.get_gridspec().ncols if spec is not None else 1
+  return max(3, wide // 2) if _sheet.get().width / columns < 3 else wide
 
 
 def frame(
   figure: Figure, title: str, note: str, legend: Sequence[Line2D] = ()
 ) -> None:
   """Adds title and legend above all axes and a line in small print below."""
+  sheet = _sheet.get()
+  if not sheet.titles:
+    title = note = ''
   # About a hundred letters fit side by side; a handle takes the room of eight.
+  letters = 137 * figure.get_figwidth() / sheet.font_size
   longest = max((len(str(h.get_label())) for h in legend), default=0)
-  columns = max(1, min(6, 104 // (longest + 8)))
-  top = 0.3 * bool(title) + 0.22 * math.ceil(len(legend) / columns)  # inches
-  bottom = 0.24
+  columns = max(1, min(6, int(letters / (longest + 8))))
+  line = 0.024 * sheet.font_size  # inches
+  top = 0.3 * bool(title) + line * math.ceil(len(legend) / columns)
+  bottom = 0.24 if note else 0.02
   height = figure.get_figheight() + top
   figure.set_figheight(height)
   rect = (0, bottom / height, 1, 1 - (top + bottom) / height)
   figure.set_layout_engine('constrained', rect=rect)
-  figure.text(0.01, bottom / 4 / height, note, fontsize=8, color=QUIET)
+  figure.text(0.01, bottom / 4 / height, note, fontsize='small', color=QUIET)
   if title:
     figure.suptitle(
       title,
@@ -229,7 +335,6 @@ def frame(
       y=1 - 0.06 / height,
       ha='left',
       va='top',
-      fontsize=10.5,
       fontweight='bold',
     ).set_in_layout(False)
   if legend:
@@ -244,9 +349,52 @@ def frame(
 
 
 def save(
-  figure: Figure, path: str | os.PathLike[str], *, dpi: int = 150
+  figure: figure_lib.Figure, path: str | os.PathLike[str], *, dpi: int = 150
 ) -> pathlib.Path:
-  """Writes a figure as PNG in one step; equal figures give equal bytes."""
-  buffer = io.BytesIO()
-  figure.savefig(buffer, format='png', dpi=dpi, metadata={'Software': None})
-  return whole.write_bytes(path, buffer.getvalue())
+  """Writes a figure as PNG, PDF and SVG; equal figures give equal bytes.
+
+  A name with the ending of a format, such as fig.pdf, is that file alone. Each
+  file is written in one step.
+
+  Args:
+    dpi: of the PNG file.
+
+  Returns:
+    The path of the PNG file, or of the only one.
+
+  Example:
+    >>> import tempfile
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> with house_style():
+    ...   save(Figure(figsize=(2, 1)), folder / 'density_0.1').name
+    'density_0.1.png'
+    >>> sorted(path.name for path in folder.iterdir())
+    ['density_0.1.pdf', 'density_0.1.png', 'density_0.1.svg']
+  """
+  path = pathlib.Path(path)
+  files = {kind: path.with_name(f'{path.name}.{kind}') for kind in _DATES}
+  kind = path.suffix.removeprefix('.').lower()
+  if kind in figure.canvas.get_supported_filetypes():
+    files = {kind: path}
+  engine = figure.get_layout_engine()
+  try:
+    for kind, file in files.items():
+      buffer = io.BytesIO()
+      with style.context([_FILES]):
+        figure.savefig(buffer, format=kind, dpi=dpi, metadata=_DATES.get(kind))
+      # The second is laid out as the first, which took most of the time.
+      if engine is not None:
+        figure.set_layout_engine('none')
+      whole.write_bytes(file, buffer.getvalue())
+  finally:
+    if engine is not None:
+      figure.set_layout_engine(engine)
+  return next(iter(files.values()))
+
+
+# What would make equal figures differ.
+_DATES: Mapping[str, Row] = {
+  'png': {'Software': None},
+  'pdf': {'CreationDate': None},
+  'svg': {'Date': None},
+}

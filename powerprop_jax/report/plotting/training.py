@@ -37,11 +37,11 @@ def learning_curves(
     for axes, field in zip(grid, drawn, strict=True):
       drawing.lines(axes, points, 'step', field, scheme)
       if field.endswith('loss'):
-        axes.set_yscale('log', nonpositive='mask')
+        drawing.log_axis(axes)
       if field.endswith('accuracy'):
-        drawing.per_cent(axes.yaxis)
+        drawing.share_axis(axes)
       unit = ' (%)' if field.endswith('accuracy') else ''
-      axes.set_title(field.replace('_', ' ') + unit, fontsize=9.5)
+      axes.set_title(field.replace('_', ' ') + unit)
       drawing.step_axis(axes)
     note = records_lib.spread_note(points, *drawn)
     style.frame(figure, title, note, style.handles(scheme.looks.values()))
@@ -71,7 +71,7 @@ def layer_densities(records: Sequence[Record], *, title: str = '') -> Figure:
       drawing.density_axis(axes, found)
       of_layer = [point for point in points if point['layer'] == layer]
       drawing.lines(axes, of_layer, 'step', 'density', scheme)
-      axes.set_title(names[layer], fontsize=9.5)
+      axes.set_title(names[layer])
       drawing.label_first(axes, 'weights left (%)')
       drawing.step_axis(axes)
     note = records_lib.spread_note(points, 'density')
@@ -99,10 +99,10 @@ def mask_churn(records: Sequence[Record], *, title: str = '') -> Figure:
     figure, grid = style.panels(len(drawn))
     for axes, field in zip(grid, drawn, strict=True):
       drawing.lines(axes, points, 'step', field, scheme)
-      drawing.per_cent(axes.yaxis)
       # Room for a line at 0, that of a mask that never moves.
-      axes.set_ylim(bottom=-0.03 * axes.get_ylim()[1])
-      axes.set_title(_CHURN[field], fontsize=9.5)
+      axes.set_ylim(-0.04 * axes.get_ylim()[1])
+      drawing.share_axis(axes)
+      axes.set_title(_CHURN[field])
       drawing.label_first(axes, 'connections changed (%)')
       drawing.step_axis(axes)
     note = records_lib.spread_note(points, *drawn)

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 import numpy as np
 
-from powerprop_jax.files.tables import Record
+from powerprop_jax.files.tables import Record, Row
 from powerprop_jax.report import analysis
 from powerprop_jax.report import records as records_lib
 from powerprop_jax.report.plotting import drawing, style
@@ -22,7 +22,9 @@ def weight_histograms(
   """What analysis.weight_histograms gives: layers downwards, powers across.
 
   Layers share neither axis; within a row both are shared, and the first
-  column's outline is repeated in grey.
+  column's outline is repeated in grey. Where nearly all weights of a panel lie
+  in a few bins at zero, their share is written in place of the needle that they
+  would be.
   """
   alphas = sorted(histograms)
   leaves = list(histograms[alphas[0]]) if alphas else []
@@ -31,32 +33,39 @@ def weight_histograms(
   looks = style.by_alpha([{'alpha': alpha} for alpha in alphas]).looks
   names = records_lib.short_names(leaves)
   with style.house_style():
-    figure = Figure(
-      figsize=(max(style.WIDTH, 1.75 * len(alphas)), 0.9 + 1.35 * len(leaves))
-    )
+    figure = style.figure(0.9 + 1.35 * len(leaves), 1.75 * len(alphas))
     grid = figure.subplots(
       len(leaves), len(alphas), sharex='row', sharey='row', squeeze=False
     )
     for row, leaf in zip(grid, leaves, strict=True):
-      counts = [histograms[alpha][leaf].counts.max() for alpha in alphas]
-      row[0].set_ylim(0.7, 2 * max(1, *counts))
+      drawn = {
+        alpha: _without_needle(histograms[alpha][leaf]) for alpha in alphas
+      }
+      counts = [found.counts.max() for found, _ in drawn.values()]
+      row[0].set_ylim(0.7, 2 * max(10, *counts))
       for axes, alpha in zip(row, alphas, strict=True):
+        found, needle = drawn[alpha]
         if alpha != alphas[0]:
-          _steps(axes, histograms[alphas[0]][leaf], color=style.RULE)
-        found = histograms[alpha][leaf]
-        axes.stairs(
-          _positive(found), found.edges, fill=True, color=looks[alpha].color
-        )
-        _steps(axes, found, color=looks[alpha].color)
+          _steps(axes, drawn[alphas[0]][0], color=style.RULE)
+        color = looks[alpha].color
+        axes.stairs(_positive(found), found.edges, fill=True, color=color)
+        _steps(axes, found, color=color)
+        if needle:
+          axes.text(0.5, 1, needle, transform=axes.transAxes, **_NEEDLE_LOOK)
         axes.set_yscale('log')
-        axes.xaxis.set_major_locator(ticker.MaxNLocator(3, symmetric=True))
-        axes.tick_params(labelsize=8)
+        axes.set_xlim(found.edges[0], found.edges[-1])
+        axes.xaxis.set_major_locator(
+          ticker.FixedLocator([0])
+          if figure.get_figwidth() < 1.2 * len(alphas)
+          else ticker.MaxNLocator(3, symmetric=True)
+        )
+        axes.tick_params(labelsize='small')
       row[0].set_ylabel(names[leaf])
     for axes, alpha in zip(grid[0], alphas, strict=True):
       axes.set_title(style.alpha_label(alpha), loc='center')
     for axes in grid[-1]:
       axes.set_xlabel('weight θ')
-    figure.supylabel('number of weights in a bin', fontsize=9.5)
+    figure.supylabel('number of weights in a bin')
     style.frame(figure, title, _outside_note(histograms))
   return figure
 
@@ -84,10 +93,10 @@ def near_zero(records: Sequence[Record], *, title: str = '') -> Figure:
       drawing.lines(axes, of_leaf, 'epsilon', 'near_zero', scheme)
       axes.set_xscale('log')
       axes.set_ylim(-0.02, 1.02)
-      drawing.per_cent(axes.yaxis)
-      axes.set_title(names[leaf], fontsize=9.5)
+      drawing.share_axis(axes)
+      axes.set_title(names[leaf])
       axes.set_xlabel('distance from zero ε')
-      axes.set_ylabel('weights with |θ| ≤ ε (%)')
+      drawing.label_first(axes, 'weights with |θ| ≤ ε (%)')
     note = records_lib.spread_note(points, 'near_zero')
     style.frame(figure, title, note, style.handles(scheme.looks.values()))
   return figure
@@ -113,9 +122,9 @@ def mask_overlap(records: Sequence[Record], *, title: str = '') -> Figure:
       means = [np.mean(values) for values in chance.values()]
       axes.plot(list(chance), means, **style.CHANCE)
       drawing.weights_left_axis(axes, min(1 - p['sparsity'] for p in points))
-      drawing.per_cent(axes.yaxis)
       axes.set_ylim(0, 1.02)
-      axes.set_title(field, fontsize=9.5)
+      drawing.share_axis(axes)
+      axes.set_title(field)
     grid[0].set_ylabel('positions where masks agree (%)')
     grid[1].set_ylabel('kept weights in common (%)')
     note = records_lib.spread_note(points, *fields)
@@ -132,6 +141,34 @@ def _steps(axes: Axes, histogram: analysis.Histogram, color: Any) -> None:
     color=color,
     linewidth=1,
   )
+
+
+# Of 101 bins, so many at zero are no shape to look at if they hold so much.
+_NEEDLE_BINS, _NEEDLE_SHARE = 3, 0.8
+_NEEDLE_LOOK: Row = {
+  'ha': 'center',
+  'va': 'top',
+  'fontsize': 'x-small',
+  'bbox': {'facecolor': 'white', 'edgecolor': 'none', 'alpha': 0.8, 'pad': 1},
+}
+
+
+def _without_needle(
+  histogram: analysis.Histogram,
+) -> tuple[analysis.Histogram, str]:
+  """A histogram without a needle at zero, and words for it; '' for none."""
+  counts, edges = histogram.counts, histogram.edges
+  middle = (len(counts) - _NEEDLE_BINS) // 2
+  needle = slice(middle, middle + _NEEDLE_BINS)
+  total = counts.sum() + histogram.outside
+  share = counts[needle].sum() / max(1, total)
+  if len(counts) < 33 * _NEEDLE_BINS or share < _NEEDLE_SHARE:
+    return histogram, ''
+  tails = counts.copy()
+  tails[needle] = 0
+  per_cent = f'{100 * share:.3g}' if share < 0.9995 or share == 1 else '> 99.9'
+  words = f'{per_cent} % within\n±{float(f"{edges[needle.stop]:.2g}"):,g}'
+  return histogram._replace(counts=tails), words
 
 
 def _positive(histogram: analysis.Histogram) -> np.ndarray:

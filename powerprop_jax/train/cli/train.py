@@ -297,7 +297,7 @@ def _write(
       analysis.weight_histograms({config.alpha: theta}),
       title=f'Weights after training, {config.net} on {config.data.name}',
     ),
-    folder.path / 'weight_histograms.png',
+    folder.path / 'weight_histograms',
   )
   report = run_report.write(folder.path)
   folder.mark_complete()

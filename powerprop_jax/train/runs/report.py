@@ -40,7 +40,7 @@ def write(path: str | pathlib.Path) -> pathlib.Path:
   drawn: dict[str, Any] = {}
   shown = [(part, *_filled(path, part, drawn)) for part in page.sections]
   for name, figure in drawn.items():
-    plotting.save(figure, path / f'{name}.png')
+    plotting.save(figure, path / name)
   sections += [
     html.Section(
       part.title,
