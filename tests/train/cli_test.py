@@ -288,10 +288,18 @@ class PruneTest:
 class ReportTest:
   def test_rebuilds_the_same_page_from_the_files_alone(self, run):
     before = programs.contents(run)
-    for name in ('report.html', 'learning_curves.png'):
+    for name in ('report.html', 'learning_curves.png', 'learning_curves.pdf'):
       (run / name).unlink()
     main('report', run)
     assert programs.contents(run) == before
+
+  def test_draws_figures_as_wide_as_a_column(self, run, tmp_path, capsys):
+    copy = shutil.copytree(run, tmp_path / 'copy')
+    main('report', copy, '--figures', 'column')
+    png = (copy / 'learning_curves.png').read_bytes()
+    assert int.from_bytes(png[16:20], 'big') == 525
+    status = programs.powerprop('report', copy, '--figures=colum')
+    assert "'page'" in programs.error(status, capsys)
 
   def test_replaces_nothing_but_figures_and_the_page(self, run, tmp_path):
     main('prune', run, '--kept', 0.5, 0.1, '--out', tmp_path / 'pruned')

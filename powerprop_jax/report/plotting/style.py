@@ -69,7 +69,7 @@ def paper(
     ...           for s in (0.0, 0.5, 0.9)]
     >>> with plotting.paper('column'):
     ...   figure = plotting.accuracy_against_sparsity(points, title='a network')
-    >>> figure.get_figwidth(), figure.get_suptitle()
+    >>> float(figure.get_figwidth()), figure.get_suptitle()
     (3.5, '')
   """
   inches: Any = _WIDTHS.get(width) if isinstance(width, str) else width

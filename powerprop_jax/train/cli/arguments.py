@@ -17,6 +17,7 @@ import tyro
 
 from powerprop_jax import nets
 from powerprop_jax.core import names
+from powerprop_jax.report import plotting
 from powerprop_jax.train.runs import folder
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.scale import fusing
@@ -42,6 +43,7 @@ def run(
   *,
   args: Sequence[str] | None = None,
   static_alpha: bool | None = False,
+  draws: bool | None = None,
   **about: Any,
 ) -> int:
   """Parses a command line, runs the program, and reports mistakes in one line.
@@ -51,6 +53,8 @@ def run(
       chooses another one to start from.
     static_alpha: whether the program trains with an α that is a Python number,
       for the compiler's settings; sweeps do not. None leaves these alone.
+    draws: whether '--figures WIDTH' draws figures for a paper, see
+      plotting.paper. Default: where there is a folder to resume.
     **about: prog, description and reads_config, see parse.
 
   Returns:
@@ -60,9 +64,20 @@ def run(
     fusing.set_cpu_flags(os.environ, static_alpha=static_alpha)
   given = list(sys.argv[1:] if args is None else args)
 
+  if draws is None:
+    draws = hasattr(next(iter(presets.values())), 'resume')
+  if draws:
+    about['description'] = about.get('description', '') + (
+      '\n\n--figures WIDTH draws figures for a paper: as wide as a column or a '
+      'page, or so many inches, and without titles.'
+    )
+
   @functools.wraps(main)
   def parse_and_run() -> None:
-    main(parse(presets, given, **about))
+    width, rest = _take('--figures', given) if draws else (None, given)
+    config = parse(presets, rest, **about)
+    with contextlib.nullcontext() if width is None else _paper(width):
+      main(config)
 
   return folder.run_main(parse_and_run)
 
@@ -121,6 +136,12 @@ def parse(
       raise
     message = _with_hint(_one_line(errors.getvalue()))
     raise UserError(f'{message} See {prog} --help.') from None
+
+
+def _paper(width: str) -> contextlib.AbstractContextManager[None]:
+  with contextlib.suppress(ValueError):
+    return plotting.paper(float(width))
+  return plotting.paper(width)  # type: ignore[arg-type]
 
 
 def _take_preset(

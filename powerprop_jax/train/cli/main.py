@@ -215,6 +215,7 @@ def main(args: Sequence[str] | None = None) -> int:
     # Flags that make powerprop fast make a dense network slower.
     static_alpha=None if name == 'bench' else name in ('train', 'extend'),
     reads_config=name == 'train',
+    draws=True if name == 'report' else None,
   )
 
 

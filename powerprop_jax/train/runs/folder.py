@@ -6,7 +6,7 @@ Every program takes --out DIR and owns that folder for one configuration:
     metrics.jsonl    one line per measurement while training
     checkpoints/     the latest states, to continue from
     results.json     flat records, one per measured point
-    *.png            figures
+    *.png            figures, each as *.pdf and *.svg too
     report.html      all of it on one page
     complete.json    written last; its absence means that the run was stopped
 
