@@ -1,24 +1,30 @@
 """Which classes the features of a network respond to.
 
-A feature is an output of a layer that has weights: a channel of a
-convolution, a unit of a linear layer. Activations come from the forward pass,
-sums of them over examples flow through jit, results are NumPy arrays by layer
-and flat records.
+A feature is what a layer reads: a channel of the images of a convolution, a
+unit of the vectors of a linear layer. pp.observe shows what enters each product
+of a function; sums of it over examples flow through jit, results are NumPy
+arrays by layer and flat records.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.common import activations as activations_lib
-from experiments.common.activations import Apply
+import powerprop_jax as pp
 from powerprop_jax.core.trees import Params
 from powerprop_jax.files.tables import Row
 
 Record = Row
+
+# The name of the features of the result.
+OUTPUT = 'output'
+
+# A feature that varies less than this share of itself is the same everywhere.
+_SAME = 1e-5
 
 
 class LayerFeatures(NamedTuple):
@@ -26,7 +32,9 @@ class LayerFeatures(NamedTuple):
 
   Attributes:
     activity: summed activations of each feature over the examples of each
-      class, float64[num_classes, C].
+      class, [num_classes, C]. 0 for one that is the same for every example, as
+      one without a connection into it: it is as general as can be, and counted,
+      it would make sparse networks look more general.
     specialisation: class_specialisation of it, float32[C].
   """
 
@@ -63,17 +71,21 @@ def class_activity(
       'activations must have shape [N, ..., C] and labels [N], got '
       f'{activations.shape} and {labels.shape}.'
     )
-  activations = activations.astype(jnp.float32)
-  # Not jax.nn.relu: fused with a sum, XLA makes 0 of a NaN on a CPU.
-  positive = jnp.where(activations < 0, 0, activations)
-  of_example = positive.sum(axis=tuple(range(1, activations.ndim - 1)))
   classes = jnp.arange(num_classes, dtype=jnp.int32)
   is_class = labels.astype(jnp.int32)[None, :] == classes[:, None]
   return jnp.matmul(
     is_class.astype(jnp.float32),
-    of_example,
+    _of_example(activations),
     precision=jax.lax.Precision.HIGHEST,
   )
+
+
+def _of_example(activations: jax.Array) -> jax.Array:
+  """Positive activations of each example, [N, C]."""
+  activations = activations.astype(jnp.float32)
+  # Not jax.nn.relu: fused with a sum, XLA makes 0 of a NaN on a CPU.
+  positive = jnp.where(activations < 0, 0, activations)
+  return positive.sum(axis=tuple(range(1, activations.ndim - 1)))
 
 
 def class_specialisation(activity: jax.Array | np.ndarray) -> jax.Array:
@@ -106,79 +118,118 @@ def class_specialisation(activity: jax.Array | np.ndarray) -> jax.Array:
 
 
 def specialisation_by_layer(
-  apply: Apply,
+  fn: Callable[[Params, Any], jax.Array],
   theta: Params,
   batches: Iterable[tuple[Any, Any]],
   num_classes: int,
 ) -> dict[str, LayerFeatures]:
   """Runs a network over labelled data; the class-specialisation of each layer.
 
-  The activation of a feature is the ReLU of its layer's output, after a batch
-  normalisation if one follows directly, and before any pooling, dropout or
-  addition; whether the network has a ReLU there, or another nonlinearity, is
-  not looked at. Of the last layer the features are the logits: there a high
-  specialisation only says that the network classifies.
+  The activation of a feature is the ReLU of what a layer reads: the result of
+  the layers before it, with their norms, nonlinearities, pooling and additions.
+  The first layer reads the data. Of the result of fn the features are the
+  logits: there a high specialisation only says that the network classifies.
 
   Args:
-    apply: see activations.layer_outputs; in evaluation mode, and not compiled,
-      which is done here, once for each shape of a batch.
+    fn: (theta, inputs) -> result [N, ...], in any library; in evaluation mode.
     batches: (inputs, labels), labels integers [N] in [0, num_classes).
 
   Returns:
-    What the features of each layer respond to, by the name of its module, in
-    the order of the forward pass. A layer that is applied more than once counts
-    all its outputs.
+    What the features respond to that each weight multiplies, by 'module/name'
+    in the order of the forward pass, and those of the result as 'output'. A
+    layer that is applied more than once counts all that it reads; those of a
+    scan have their features side by side.
 
   Raises:
-    ValueError: if there is no batch, a label is out of range, apply runs none
-      of the modules of theta, or a layer's output is not [N, ..., C].
-    TypeError: if apply was compiled by jax.jit.
+    ValueError: if there is no batch, a label is out of range, or what a layer
+      reads is not [N, ..., C].
 
   Example:
-    >>> import haiku as hk
-    >>> net = hk.without_apply_rng(hk.transform(
-    ...     lambda x: hk.nets.MLP([2])(x)))
-    >>> theta = {'mlp/~/linear_0': {'w': jnp.eye(2), 'b': jnp.zeros(2)}}
+    >>> fn = lambda theta, x: x @ theta['a']['w'] @ theta['b']['w']
+    >>> theta = {'a': {'w': jnp.eye(2)}, 'b': {'w': jnp.ones((2, 1))}}
     >>> batch = np.array([[1., 0.], [1., 4.]]), np.array([0, 1])
-    >>> found = specialisation_by_layer(net.apply, theta, [batch], 2)
-    >>> found['mlp/~/linear_0'].specialisation
-    array([0.5, 1. ], dtype=float32)
+    >>> found = specialisation_by_layer(fn, theta, [batch], 2)
+    >>> found['b/w'].specialisation, found['output'].specialisation
+    (array([nan,  1.], dtype=float32), array([0.8333333], dtype=float32))
 
   Note:
-    The authors measure convolutions only, after batch normalisation and ReLU.
-    In a pre-activation residual network they measure the normalised sum that
-    enters a block; here it is the output of each convolution, before the sum.
+    The authors measure convolutions only, after batch normalisation and ReLU,
+    and in a pre-activation residual network the normalised sum that enters a
+    block: what the next convolution reads, as here.
   """
-  if isinstance(apply, jax.stages.Wrapped):
-    raise TypeError(
-      'apply must not be compiled: nothing inside it could be read. Pass the '
-      'function that you gave to jax.jit.'
-    )
-
   order: list[str] = []
 
   @jax.jit
-  def measure(theta: Params, inputs: Any, labels: Any) -> tuple[jax.Array, ...]:
-    outputs = activations_lib.layer_outputs(apply, theta, inputs)
-    order[:] = outputs  # while tracing: jit would return a dict sorted by name
-    return tuple(
-      _activity_of_layer(layer, values, labels, num_classes)
-      for layer, values in outputs.items()
+  def measure(theta: Params, inputs: Any, labels: Any) -> list[_Response]:
+    respond = functools.partial(
+      _response, labels=labels, num_classes=num_classes
     )
+    result, seen = pp.observe(fn, respond, patches=False)(theta, inputs)
+    order[:] = [*seen, OUTPUT]  # jit would return a dict sorted by name
+    return [*map(_of_layer, seen.values()), respond(result)]
 
-  totals: list[np.ndarray] = []
+  totals: list[_Response] = []
   for inputs, labels in batches:
     labels = _checked_labels(labels, num_classes)
-    sums = jax.device_get(measure(theta, inputs, labels))
-    # Batches add up in float64: float32 would lose the last of many.
-    totals = totals or [np.zeros(layer.shape) for layer in sums]
-    totals = [total + layer for total, layer in zip(totals, sums, strict=True)]
+    found = jax.device_get(measure(theta, inputs, labels))
+    totals = list(map(_add, totals, found)) if totals else found
   if not totals:
     raise ValueError('batches must hold at least one batch, got none.')
+  activities = [
+    np.where(r.highest - r.lowest <= _SAME * r.highest, 0, r.activity)
+    for r in totals
+  ]
   return {
-    layer: LayerFeatures(total, np.asarray(class_specialisation(total)))
-    for layer, total in zip(order, totals, strict=True)
+    layer: LayerFeatures(a, np.asarray(class_specialisation(a)))
+    for layer, a in zip(order, activities, strict=True)
   }
+
+
+class _Response(NamedTuple):
+  """What features do over examples.
+
+  Attributes:
+    activity: summed over the examples of each class, [..., num_classes, C].
+    lowest: of one example, [..., C].
+    highest: of one example, [..., C].
+  """
+
+  activity: Any
+  lowest: Any
+  highest: Any
+
+
+def _response(x: jax.Array, labels: jax.Array, num_classes: int) -> _Response:
+  activity = class_activity(x, labels, num_classes)
+  of_example = _of_example(x)
+  return _Response(activity, of_example.min(axis=0), of_example.max(axis=0))
+
+
+def _of_layer(found: list[_Response]) -> _Response:
+  """Of all that a layer reads; the layers of a scan side by side."""
+  total = functools.reduce(
+    lambda a, b: _Response(
+      a.activity + b.activity,
+      jnp.minimum(a.lowest, b.lowest),
+      jnp.maximum(a.highest, b.highest),
+    ),
+    found,
+  )
+  by_class = jnp.moveaxis(total.activity, -2, 0)
+  return _Response(
+    by_class.reshape(by_class.shape[0], -1),
+    total.lowest.reshape(-1),
+    total.highest.reshape(-1),
+  )
+
+
+def _add(total: _Response, batch: _Response) -> _Response:
+  # Batches add up in float64: float32 would lose the last of many.
+  return _Response(
+    total.activity.astype(np.float64) + batch.activity,
+    np.minimum(total.lowest, batch.lowest),
+    np.maximum(total.highest, batch.highest),
+  )
 
 
 def specialisation_records(found: Mapping[str, LayerFeatures]) -> list[Record]:
@@ -227,23 +278,6 @@ def specialisation_table(found: Mapping[str, LayerFeatures]) -> list[Record]:
       }
     )
   return rows
-
-
-def _activity_of_layer(
-  layer: str,
-  outputs: tuple[jax.Array, ...],
-  labels: jax.Array,
-  num_classes: int,
-) -> jax.Array:
-  for output in outputs:
-    if output.shape[0] != labels.shape[0]:
-      raise ValueError(
-        f'the output of {layer} must have an entry for each of the '
-        f'{labels.shape[0]} labels along its first axis, got shape '
-        f'{output.shape}.'
-      )
-  activity = [class_activity(o, labels, num_classes) for o in outputs]
-  return jnp.sum(jnp.stack(activity), axis=0)
 
 
 def _checked_labels(labels: Any, num_classes: int) -> np.ndarray:

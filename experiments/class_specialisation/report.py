@@ -14,10 +14,13 @@ from powerprop_jax.report import records as records_lib
 
 _Records = Sequence[dict[str, Any]]
 
-_MEANS = 'Mean class-specialisation, with its standard deviation over keys.'
+_MEANS = (
+  'Mean class-specialisation of the features that each layer reads, and of the '
+  'output, with its standard deviation over keys.'
+)
 _FEATURES = (
-  'Features of all keys together; dead are those active for no image, or '
-  'without a connection into them.'
+  'Features that the layers read, of all keys together; dead are those active '
+  'for no image, or alike for all, as without a connection into them.'
 )
 
 
@@ -62,7 +65,7 @@ def write(
       html.Section(
         'Class-specialisation by layer',
         f'1 is a feature of a single class, {1 / num_classes:g} one that '
-        'responds to all classes alike. The features of logits are the '
+        'responds to all classes alike. The features of the output are the '
         'classes: there a high value only says that the network classifies.',
         figures=[html.Figure(image, 'histograms of class-specialisation')],
         tables=[html.Table(means, _MEANS), html.Table(rows, _FEATURES)],

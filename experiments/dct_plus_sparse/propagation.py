@@ -2,17 +2,18 @@
 
 A network that is too sparse shows it before its first step: activations fade
 towards the output, and gradients on their way back. Both are measured here, at
-initialisation or later.
+initialisation or later, on layers of Haiku, which says who asks whenever a
+method of a module is called: what the transform of a layer adds is part of its
+output, so that the products of its weight alone do not show it.
 """
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from experiments.common import activations
-from experiments.common.activations import Apply
 import powerprop_jax as pp
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import trees
@@ -20,6 +21,9 @@ from powerprop_jax.core.trees import Params
 from powerprop_jax.files.tables import Row
 
 Record = Row
+
+# (theta, inputs) -> anything, by way of Haiku modules.
+Apply = Callable[[Any, Any], Any]
 
 
 class Signal(NamedTuple):
@@ -52,7 +56,8 @@ def signal_propagation(
   order of the forward pass.
 
   Args:
-    apply: see activations.layer_outputs.
+    apply: runs the network, not compiled, and without hk.remat and hk.scan,
+      whose arrays must not leave them.
     loss_fn: outputs -> scalar loss.
     masks: the network is measured at theta⊙masks; all True by default.
 
@@ -73,7 +78,7 @@ def signal_propagation(
   """
   masks = masks_lib.full_masks(theta) if masks is None else masks
   theta = pp.apply_masks(theta, masks)
-  outputs = activations.layer_outputs(apply, theta, inputs, with_norms=False)
+  outputs = _outputs(apply, theta, inputs)
   grads = jax.grad(lambda t: loss_fn(apply(t, inputs)))(theta)
   grads = pp.apply_masks(grads, masks)
   squares: Row = {}
@@ -87,6 +92,37 @@ def signal_propagation(
     layer: Signal(_variance(found), jnp.sqrt(squares[layer]))
     for layer, found in outputs.items()
   }
+
+
+def _outputs(
+  apply: Apply, theta: Params, inputs: Any
+) -> dict[str, list[jax.Array]]:
+  """What each layer computes each time that it is applied, in that order."""
+  layers = dict.fromkeys(
+    leaf.module_name
+    for leaf in trees.named_leaves(theta)
+    if pp.is_weight(*leaf)
+  )
+  found: dict[str, list[jax.Array]] = {}
+
+  def watch(
+    next_fn: Any, args: Any, kwargs: Any, context: hk.MethodContext
+  ) -> Any:
+    output = next_fn(*args, **kwargs)
+    name = context.module.module_name
+    if name in layers and context.method_name == '__call__':
+      found.setdefault(name, []).append(output)
+    return output
+
+  with hk.intercept_methods(watch):
+    apply(theta, inputs)
+  if not found:
+    raise ValueError(
+      'apply ran none of the modules that have weights: '
+      f'{", ".join(layers)}. It must call the apply function of the network '
+      'that theta belongs to, and not be compiled.'
+    )
+  return found
 
 
 def signal_records(found: Mapping[str, Signal]) -> list[Record]:
@@ -106,6 +142,6 @@ def signal_records(found: Mapping[str, Signal]) -> list[Record]:
   ]
 
 
-def _variance(outputs: tuple[jax.Array, ...]) -> jax.Array:
+def _variance(outputs: list[jax.Array]) -> jax.Array:
   values = [jnp.ravel(output).astype(jnp.float32) for output in outputs]
   return jnp.var(jnp.concatenate(values))

@@ -20,15 +20,18 @@ def observe(
   statistic: Callable[[jax.Array], Tree],
   *,
   select: Select = select_lib.is_weight,
+  patches: bool = True,
 ) -> Callable[..., tuple[Any, dict[str, list[Tree]]]]:
   """A function that also returns a statistic of what its weights multiply.
 
   Args:
     fn: of (theta, *args), in any library.
     statistic: called with the inputs of each product with a selected leaf,
-      [..., in] as the leaf has them (of a convolution [..., window · in], a
-      patch for each of its places), and returns any tree of arrays: squared
+      [..., in] as the leaf has them, and returns any tree of arrays: squared
       norms, a Gram matrix, means.
+    patches: of a convolution these are patches [..., window · in], one for each
+      of its places, in which an entry comes as often as it is multiplied. False
+      gives the images that it reads, [N, ..., channels].
 
   Returns:
     (theta, *args) -> (result, {'module/name': [statistic of each product]}). In
@@ -45,7 +48,7 @@ def observe(
     >>> squares({'w': jnp.ones((2, 3))}, jnp.array([[1., 2.], [0., 1.]]))[1]
     {'w': [Array([1., 5.], dtype=float32)]}
   """
-  rule = _Observer(statistic)
+  rule = _Observer(statistic, patches)
 
   def observed(theta: Params, *args: Any) -> tuple[Any, dict[str, list[Tree]]]:
     names = set(select_lib.selected_names(select, theta))
@@ -58,8 +61,8 @@ def observe(
 class _Observer:
   """A rule that changes nothing, and sees what is multiplied."""
 
-  def __init__(self, statistic: Callable[[jax.Array], Tree]):
-    self._statistic = statistic
+  def __init__(self, statistic: Callable[[jax.Array], Tree], patches: bool):
+    self._statistic, self._patches = statistic, patches
 
   def dense(self, held: Held, used_by: str) -> jax.Array:
     del used_by
@@ -72,11 +75,17 @@ class _Observer:
   def product(
     self, eqn: jax_core.JaxprEqn, held: Held, other: jax.Array, side: int
   ) -> Found:
-    return Found(None, self._statistic(inputs(eqn, held, other, side)))
+    x = inputs(eqn, held, other, side, patches=self._patches)
+    return Found(None, self._statistic(x))
 
 
 def inputs(
-  eqn: jax_core.JaxprEqn, held: Held, other: jax.Array, side: int
+  eqn: jax_core.JaxprEqn,
+  held: Held,
+  other: jax.Array,
+  side: int,
+  *,
+  patches: bool = True,
 ) -> jax.Array:
   """What a held leaf is multiplied with, [..., in] in the order of the leaf."""
   if eqn.primitive.name == 'dot_general':
@@ -88,7 +97,10 @@ def inputs(
       f'{" with batch_group_count" * side}, where nothing enters it as it does '
       'a weight. Leave it out of select.'
     )
-  return _patches(eqn.params, held, other)
+  if patches:
+    return _patches(eqn.params, held, other)
+  images, channels, *places = eqn.params['dimension_numbers'].lhs_spec
+  return other.transpose(images, *places, channels)
 
 
 def _contracted(

@@ -502,6 +502,13 @@ def test_patches_are_what_a_convolution_multiplies(form):
   chex.assert_trees_all_close(found, y, atol=1e-5)
 
 
+def test_images_may_be_observed_in_the_place_of_patches():
+  w, x = _normal(3, 3, 4, 6), _normal(2, 4, 8, 8)
+  fn = lambda theta, x: lax.conv(x, theta['w'].T, (1, 1), 'SAME')
+  _, seen = observe.observe(fn, lambda x: x, patches=False)({'w': w}, x)
+  chex.assert_trees_all_equal(seen['w'], [x.transpose(0, 2, 3, 1)])
+
+
 def test_what_does_not_enter_a_weight_is_refused():
   for form, match in (
     ('images', "'w' stands for the images of a convolution"),

@@ -2,13 +2,11 @@
 
 import collections
 
-import numpy as np
 import programs
 import pytest
 
 from experiments.class_specialisation import __main__ as class_specialisation
 from experiments.class_specialisation import report
-from experiments.class_specialisation.features import LayerFeatures
 
 TINY = [
   *('--net=mlp', '--density=0.2', '--methods', 'dense', 'set'),
@@ -40,8 +38,8 @@ def test_every_feature_has_a_share_between_that_of_chance_and_one(finished):
   )
   # The networks differ in their masks only, and have the same features.
   assert len(counts) == 2 * 2 * 2
-  (hidden,) = {n for (_, _, name), n in counts.items() if 'logits' not in name}
-  assert hidden > 10
+  assert {name for _, _, name in counts} == {'logits', 'output'}
+  assert counts['set', 0, 'logits'] > counts['set', 0, 'output'] == 10
   shares = [r['specialisation'] for r in of_features]
   known = [share for share in shares if share is not None]
   assert len(known) > len(shares) / 2
@@ -53,14 +51,6 @@ def test_what_is_finished_is_not_trained_again(finished):
   programs.assert_resumes_to_the_same(
     class_specialisation, TINY, finished, folder
   )
-
-
-def test_a_feature_without_connections_has_no_specialisation():
-  kernel = np.array([[1.0, 0.0], [0.0, 0.0]])
-  found = LayerFeatures(np.array([[3.0, 1.0], [1.0, 1.0]]), np.zeros(2))
-  connected = class_specialisation._of_connected(found, kernel)
-  np.testing.assert_array_equal(connected.activity, [[3, 0], [1, 0]])
-  np.testing.assert_allclose(connected.specialisation, [0.75, np.nan])
 
 
 def test_means_are_those_of_keys_not_of_their_features():

@@ -2,16 +2,12 @@
 
 import functools
 
-import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments.class_specialisation import features
-from experiments.common import activations
-from powerprop_jax import nets
-from powerprop_jax.nets import layers
 
 
 def _oracle(values, labels, num_classes):
@@ -32,10 +28,6 @@ def _labelled(shape, num_classes, seed=0):
 
 def _shares(activity):
   return activity.max(axis=0) / activity.sum(axis=0)
-
-
-def _transform(fn):
-  return hk.without_apply_rng(hk.transform(fn))
 
 
 _COMPILE = [jax.jit, lambda fn: fn]
@@ -103,129 +95,112 @@ class ClassSpecialisationTest:
     assert row == {'layer': 'layer', **counts, **means}
 
 
-class LayerOutputsTest:
-  @pytest.mark.parametrize('module', [layers.Conv2D, hk.Conv2D])
-  def test_outputs_are_those_that_the_network_computed(self, module):
-    options = {'stride': 2, 'padding': 'SAME', 'name': 'b_conv'}
-    init = hk.initializers.RandomNormal()
+def _forward(theta, x):
+  """A network without a library, and what its layers read."""
+  conv = jax.lax.conv_general_dilated(
+    x,
+    theta['conv']['w'],
+    (2, 2),
+    'SAME',
+    dimension_numbers=('NCHW', 'HWIO', 'NHWC'),
+  )
+  images = jnp.tanh(conv)
+  again = jax.lax.conv_general_dilated(
+    images,
+    theta['again']['w'],
+    (1, 1),
+    'VALID',
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+  )
+  vectors = jax.nn.relu(again).mean((1, 2)) + theta['again']['b'][jnp.newaxis]
+  result = vectors @ theta['last']['w']
+  return result, {
+    'conv/w': x.transpose(0, 2, 3, 1),
+    'again/w': images,
+    'last/w': vectors,
+    'output': result,
+  }
 
-    def forward(x):
-      conv = module(4, 3, w_init=init, **options)(x)
-      hidden = hk.Linear(5, name='a_linear')(jax.nn.relu(conv).mean((1, 2)))
-      return {'b_conv': conv, 'a_linear': hidden}
 
-    net = _transform(forward)
-    x = jnp.asarray(_labelled((3, 8, 8, 2), 2)[0])
-    theta = net.init(jax.random.key(0), x)
-    found = activations.layer_outputs(net.apply, theta, x)
-    assert list(found) == ['b_conv', 'a_linear']
-    for layer, expected in net.apply(theta, x).items():
-      np.testing.assert_array_equal(found[layer][0], expected)
-
-  def test_a_normalisation_that_follows_directly_belongs_to_the_layer(self):
-    def forward(x):
-      norm = hk.BatchNorm(True, True, decay_rate=0.9)
-      first = norm(hk.Linear(4, name='first')(x), is_training=True)
-      second = hk.Linear(4, name='second')(jax.nn.relu(first))
-      norm(jax.nn.relu(second), is_training=True)
-      return first, second
-
-    net = hk.without_apply_rng(hk.transform_with_state(forward))
-    x = jnp.asarray(_labelled((6, 3), 2)[0])
-    theta, state = net.init(jax.random.key(0), x)
-    apply = lambda theta, x: net.apply(theta, state, x)
-    found = activations.layer_outputs(apply, theta, x)
-    (first, second), _ = net.apply(theta, state, x)
-    assert list(found) == ['first', 'second']
-    np.testing.assert_array_equal(found['first'][0], first)
-    np.testing.assert_array_equal(found['second'][0], second)
-
-  def test_channels_first_become_last(self):
-    def forward(x):
-      x = hk.Conv2D(4, 3, data_format='NCHW', name='conv')(x)
-      norm = hk.BatchNorm(True, True, 0.9, data_format='NCHW')
-      return norm(x, is_training=True)
-
-    net = hk.without_apply_rng(hk.transform_with_state(forward))
-    x = jnp.ones((2, 3, 8, 6))
-    theta, state = net.init(jax.random.key(0), x)
-    apply = lambda theta, x: net.apply(theta, state, x)
-    found = activations.layer_outputs(apply, theta, x)
-    assert found['conv'][0].shape == (2, 8, 6, 4)
-
-  def test_a_network_that_is_not_seen_is_an_error(self):
-    theta = {'linear': {'w': jnp.ones((3, 2))}}
-    with pytest.raises(ValueError, match=r'apply ran none.*linear'):
-      activations.layer_outputs(lambda theta, x: x, theta, jnp.ones((1, 3)))
+def _network():
+  w = lambda *shape: jax.random.normal(jax.random.key(len(shape)), shape)
+  theta = {
+    'conv': {'w': w(3, 3, 2, 4)},
+    'again': {'w': w(2, 2, 4, 5), 'b': jnp.full(5, 0.5)},
+    'last': {'w': w(5, 3)},
+  }
+  # A feature without a connection into it: 0.5 for every example.
+  theta['again']['w'] = theta['again']['w'].at[..., 1].set(0)
+  return theta
 
 
 class ByLayerTest:
-  @pytest.mark.parametrize('name', ['lenet_300_100', 'mnist_cnn'])
-  @pytest.mark.slow
-  def test_every_layer_of_our_networks_is_measured(self, name):
-    net = nets.make(name, 10)
-    images, labels = _labelled((20, 8, 8, 3), 10)
-    theta, state = net.init(jax.random.key(0), jnp.asarray(images[:1]), True)
-
-    def apply(theta, images):
-      return net.apply(theta, state, None, images, False)
-
-    batches = [(images[:12], labels[:12]), (images[12:], labels[12:])]
-    found = features.specialisation_by_layer(apply, theta, batches, 10)
-    outputs = activations.layer_outputs(apply, theta, jnp.asarray(images))
-    assert list(found) == list(outputs)
-    assert set(found) == {
-      module for module, leaf in theta.items() if 'w' in leaf
-    }
-    for layer, (activity, specialisation) in found.items():
-      expected = _oracle(outputs[layer][0], labels, 10)
-      np.testing.assert_allclose(activity, expected, rtol=1e-3, atol=1e-3)
-      alive = activity.sum(axis=0) > 0
-      np.testing.assert_array_equal(alive, np.isfinite(specialisation))
+  @pytest.mark.parametrize('compile', _COMPILE)
+  def test_features_are_what_the_layers_of_any_function_read(self, compile):
+    theta = _network()
+    x, labels = _labelled((20, 2, 6, 8), 3)
+    fn = compile(lambda theta, x: _forward(theta, x)[0])
+    batches = [(x[:12], labels[:12]), (x[12:], labels[12:])]
+    found = features.specialisation_by_layer(fn, theta, batches, 3)
+    read = _forward(theta, jnp.asarray(x))[1]
+    assert list(found) == list(read)
+    for layer, values in read.items():
+      expected = _oracle(values, labels, 3)
+      if layer == 'last/w':
+        expected[:, 1] = 0
       np.testing.assert_allclose(
-        specialisation[alive], _shares(activity[:, alive]), rtol=1e-5
+        found[layer].activity, expected, rtol=1e-4, atol=1e-5
       )
-
-  def test_dead_features_and_layers_applied_twice_are_counted(self):
-    def forward(x):
-      layer = hk.Linear(3)
-      return layer(layer(x))
-
-    net = _transform(forward)
-    x, labels = _labelled((20, 3), 2)
-    theta = net.init(jax.random.key(0), x)
-    theta['linear']['w'] = theta['linear']['w'].at[:, 1].set(0)
-    outputs = activations.layer_outputs(net.apply, theta, x)['linear']
-    assert len(outputs) == 2
-    found = features.specialisation_by_layer(net.apply, theta, [(x, labels)], 2)
-    np.testing.assert_allclose(
-      found['linear'].activity,
-      sum(_oracle(output, labels, 2) for output in outputs),
-      rtol=1e-5,
-    )
-    is_dead = np.isnan(found['linear'].specialisation)
-    np.testing.assert_array_equal(is_dead, [False, True, False])
-    (row,) = features.specialisation_table(found)
-    assert (row['features'], row['dead']) == (3, 1)
+      alive = expected.sum(axis=0) > 0
+      np.testing.assert_allclose(
+        found[layer].specialisation[alive],
+        _shares(expected[:, alive]),
+        rtol=1e-4,
+      )
+      assert np.isnan(found[layer].specialisation[~alive]).all()
+    table = features.specialisation_table(found)
+    assert table[2]['dead'] == 1
     records = features.specialisation_records(found)
-    assert [record['feature'] for record in records] == [0, 1, 2]
+    assert [r['feature'] for r in records if r['layer'] == 'output'] == [
+      0,
+      1,
+      2,
+    ]
+
+  def test_a_layer_that_is_applied_twice_counts_all_that_it_reads(self):
+    x, labels = _labelled((20, 3), 2)
+    w = jax.random.normal(jax.random.key(0), (3, 3))
+    twice = lambda theta, x: x @ theta['w'] @ theta['w']
+    found = features.specialisation_by_layer(twice, {'w': w}, [(x, labels)], 2)
+    expected = _oracle(x, labels, 2) + _oracle(x @ w, labels, 2)
+    np.testing.assert_allclose(found['w'].activity, expected, rtol=1e-5)
+
+  def test_layers_of_a_scan_have_their_features_side_by_side(self):
+    x, labels = _labelled((20, 3), 2)
+    w = jax.random.normal(jax.random.key(0), (2, 3, 3))
+    layers = lambda theta, x: jax.lax.scan(
+      lambda h, w: (h @ w, None), x, theta['w']
+    )[0]
+    found = features.specialisation_by_layer(layers, {'w': w}, [(x, labels)], 2)
+    both = _oracle(x, labels, 2), _oracle(x @ w[0], labels, 2)
+    np.testing.assert_allclose(
+      found['w'].activity, np.concatenate(both, axis=1), rtol=1e-5
+    )
 
   def test_bad_arguments_are_refused(self):
-    net = _transform(lambda x: hk.Linear(3)(x))
     x, labels = _labelled((4, 3), 2)
-    theta = net.init(jax.random.key(0), x)
+    fn = lambda theta, x: x @ theta['w']
 
-    def measure(batches, apply=net.apply):
-      return features.specialisation_by_layer(apply, theta, batches, 2)
+    def measure(batches):
+      theta = {'w': jnp.ones((3, 3))}
+      return features.specialisation_by_layer(fn, theta, batches, 2)
 
     for batches, message in (
       ([], 'at least one batch'),
       ([(x, np.array([0, 1, 2, 0]))], r'in \[0, 2\), got 0 to 2'),
       ([(x, np.zeros(4))], 'integers'),
-      ([(x, labels[:3])], 'linear must have an entry'),
-      ([(x[0], labels)], 'linear must be an array'),
+      ([(x, labels[:3])], r'\[N, ..., C\] and labels \[N\]'),
+      ([(x[0], labels)], r'\[N, ..., C\] and labels \[N\]'),
     ):
       with pytest.raises(ValueError, match=message):
         measure(batches)
-    with pytest.raises(TypeError, match='must not be compiled'):
-      measure([(x, labels)], jax.jit(net.apply))

@@ -48,6 +48,10 @@ def test_a_product_of_matrices_has_the_signals_of_a_hand_calculation():
   found = measure(theta, images, masks=masks)
   for record in propagation.signal_records(found):
     assert record['variance'] == record['gradient_norm'] == 0
+  with pytest.raises(ValueError, match=r'apply ran none.*first, second'):
+    propagation.signal_propagation(
+      lambda theta, x: x, half_squares, theta, images
+    )
   with pytest.raises(ValueError, match='first/w'):
     measure(theta, images, masks={'second': {'w': jnp.ones(1)}})
 
