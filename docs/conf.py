@@ -35,6 +35,7 @@ html_copy_source = False
 html_use_index = html_domain_indices = False  # docs/api is the index
 html_show_sphinx = False
 copybutton_exclude = '.linenos, .gp, .go'  # prompts and what is printed
+highlight_language = 'text'  # commands, if nothing else is said
 pygments_style, pygments_dark_style = 'friendly', 'monokai'
 
 myst_enable_extensions = ['dollarmath', 'deflist']

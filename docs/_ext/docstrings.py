@@ -7,28 +7,42 @@ stands. Signatures have the names of types that the source has.
 
 import ast
 import inspect
+import pathlib
 import re
 import textwrap
 from typing import Any
 
 from sphinx.application import Sphinx
 
+import powerprop_jax as pp
+
 _CODE = re.compile(r'(`+.*?`+)')
+_NAME = re.compile(r'(?<![\w.`])pp(?:\.\w+)+(?!`)')
 
 
 def _escaped(line: str) -> str:
-  """A line in which |φ| and a * b mean nothing to reStructuredText."""
-  parts = _CODE.split(line)
+  """A line in which |φ| and a * b mean nothing, and pp.name is code."""
+  parts = _CODE.split(_NAME.sub(r'`\g<0>`', line))
   parts[::2] = [re.sub(r'([*|]|_\b)', r'\\\1', part) for part in parts[::2]]
   return ''.join(parts)
+
+
+def _comment(name: str) -> list[str]:
+  """The comment above what is defined by an assignment, such as a type."""
+  last = name.rpartition('.')[2]
+  above = re.compile(rf'((?:^# .*\n)+){last}\b.* = ', re.MULTILINE)
+  for path in sorted(pathlib.Path(pp.__file__).parent.rglob('*.py')):
+    if found := above.search(path.read_text(encoding='utf-8')):
+      return [line[2:] for line in found[1].splitlines()]
+  return []
 
 
 def _docstring(
   app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]
 ) -> None:
   """Escapes text, and marks blocks that are indented as literal."""
-  del app, what, name, thing, options
-  old, lines[:] = list(lines), []
+  del app, thing, options
+  old, lines[:] = _comment(name) if what == 'data' else list(lines), []
   base, literal = 0, False
   for number, line in enumerate(old):
     indent = len(line) - len(line.lstrip())
@@ -38,7 +52,7 @@ def _docstring(
     if starts and not literal:
       if indent >= base + 4:
         literal = True
-        lines.extend([' ' * base + '::', ''])
+        lines.extend([' ' * base + '.. code-block:: default', ''])
       else:
         base = indent
     is_code = literal or line.lstrip().startswith(('>>>', '...'))

@@ -19,6 +19,7 @@ from powerprop_jax.core import select as select_lib
 from powerprop_jax.core import trees
 from powerprop_jax.core.trees import Select, Tree
 
+# Booleans of the structure and shapes of φ: True for a connection that exists.
 Masks: TypeAlias = Tree
 
 _INT32_END = 2**31

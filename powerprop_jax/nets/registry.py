@@ -54,6 +54,7 @@ _MODULES: dict[str, Callable[[int], Callable[..., jax.Array]]] = {
   'fixup_resnet_110': functools.partial(fixup.FixUpResNet, depth=110),
 }
 
+# What make knows.
 NAMES = tuple(_MODULES)
 
 

@@ -8,9 +8,8 @@
     weights down to the sparsity.
 
 All of it is about effective weights θ: with powerpropagation pass
-effective_params(phi, opt_state). Train the masks with optim.aliases.static.
-Magnitude and random scores are in core.scores; random masks with a number of
-connections for each layer are optim.topologies.fixed.at_random.
+effective_params(phi, opt_state). Train the masks with pp.static, which draws
+random ones too. Magnitude and random scores are in pp.scores.
 """
 
 from powerprop_jax.prune.at_init.from_scores import (

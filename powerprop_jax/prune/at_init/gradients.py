@@ -17,6 +17,7 @@ import optax
 from powerprop_jax.core.trees import Params, Tree
 
 Batch: TypeAlias = tuple[Any, ...]
+# What a loss takes after theta, batch by batch: a list, or an iterator.
 Batches: TypeAlias = Iterable[Batch]
 # (theta, *batch) -> scalar, the mean over the examples of the batch.
 Loss: TypeAlias = Callable[..., jax.Array]
