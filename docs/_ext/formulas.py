@@ -11,7 +11,8 @@ from sphinx.writers.html5 import HTML5Translator
 def _mathml(latex: str, display: str) -> str:
   formula = converter.convert(latex, display=display)
   # |φ| without the spaces of a relation.
-  return formula.replace('<mo stretchy="false">', '<mo lspace="0" rspace="0">')
+  bar = '<mo stretchy="false"'
+  return formula.replace(f'{bar}>', f'{bar} lspace="0" rspace="0">')
 
 
 def _inline(self: HTML5Translator, node: nodes.math) -> None:

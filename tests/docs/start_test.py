@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -17,6 +18,13 @@ def test_variants_of_jax_are_extras_that_it_has():
   known = importlib.metadata.metadata('jax').get_all('Provides-Extra')
   assert (named := set(re.findall(r'jax\[([\w-]+)\]', text)))
   assert named <= set(known)
+
+
+def test_every_extra_is_explained():
+  text = (_START / 'install.md').read_text()
+  project = tomllib.loads((_START.parents[1] / 'pyproject.toml').read_text())
+  for extra in project['project']['optional-dependencies']:
+    assert f'`{extra}`' in text
 
 
 @pytest.mark.slow
