@@ -79,14 +79,14 @@ def page(config: Config) -> Page:
     )
     section = Section(title, _ON_HISTOGRAMS, tuple(figures), tuple(shown))
     sections.append(section)
-  subtitle = f'{", ".join(config.nets)} on {config.data.name}'
-  return Page('Choosing the power α', subtitle, tuple(sections))
+  title = f'Choosing α of {", ".join(config.nets)} on {config.data.name}'
+  return Page(title, ', '.join(config.methods), tuple(sections))
 
 
 def _captions(config: Config) -> dict[str, str]:
   return {
-    'table': 'Test accuracy in per cent by the share of weights kept, mean ± '
-    'standard deviation over keys.',
+    'table': 'Test accuracy in per cent by the share of weights kept'
+    f'{records_lib.over_keys(len(config.keys), spread=True)}.',
     'artefact': f'Weights with |θ| < {config.control.epsilon:g} at the end, in '
     'per cent; gain: by how many points that share grew; mechanical: what the '
     'changes of α added to it by themselves.',

@@ -44,7 +44,6 @@ from experiments.common import sparse_runs
 from experiments.common.sparse_runs import Settings, Trained
 from powerprop_jax import nets
 from powerprop_jax.core.trees import Params, Tree
-from powerprop_jax.files import json_files
 from powerprop_jax.files.tables import Row
 from powerprop_jax.report import records as records_lib
 from powerprop_jax.train import ensemble
@@ -150,7 +149,6 @@ def main(config: Config) -> None:
     f'{config.net} on {config.data.name}, density {config.density:g}, '
     f'α = {config.alpha:g}',
     splits.num_classes,
-    json_files.to_json(config),
     records,
     tables,
   )

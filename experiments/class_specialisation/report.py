@@ -11,12 +11,13 @@ from powerprop_jax.files import tables as tables_lib
 from powerprop_jax.files.tables import Row
 from powerprop_jax.report import html, plotting
 from powerprop_jax.report import records as records_lib
+from powerprop_jax.train.runs import report as run_report
 
 _Records = Sequence[dict[str, Any]]
 
 _MEANS = (
   'Mean class-specialisation of the features that each layer reads, and of the '
-  'output, with its standard deviation over keys.'
+  'output, ± its standard deviation over keys where there are several.'
 )
 _FEATURES = (
   'Features that the layers read, of all keys together; dead are those active '
@@ -28,7 +29,6 @@ def write(
   path: pathlib.Path,
   title: str,
   num_classes: int,
-  settings: Row,
   records: _Records,
   tables: Mapping[str, _Records],
 ) -> None:
@@ -56,12 +56,11 @@ def write(
     of_features, title=title, num_classes=num_classes
   )
   image = plotting.save(figure, path / 'class_specialisation')
-  html.write_report(
-    path / 'report.html',
-    title='Class-specialisation of features',
-    subtitle=title,
-    config=settings,
-    sections=[
+  run_report.write_page(
+    path,
+    f'Class-specialisation of the features of {title}',
+    '',
+    [
       html.Section(
         'Class-specialisation by layer',
         f'1 is a feature of a single class, {1 / num_classes:g} one that '

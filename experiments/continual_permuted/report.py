@@ -36,7 +36,8 @@ def write(
   rows = table(results)
   text = tables.markdown(rows)
   whole.write_bytes(folder.path / 'table.md', text.encode())
-  print(f'\n{title}, in per cent, mean ± standard deviation over keys:\n')
+  over = records_lib.over_keys(len(config.keys), spread=True)
+  print(f'\n{title}, in per cent{over}:\n')
   print(text, end='')
   for name, figure in _figures(title, results, weights).items():
     style.save(figure, folder.path / name)
@@ -47,6 +48,7 @@ def write(
 
 def page(config: Config) -> Page:
   """What the page of a run shows."""
+  over = records_lib.over_keys(len(config.keys), spread=True)
   histograms = (
     Figure(name, f'histograms of the weights for each α, {name}')
     for name in (f'weights_{method}' for method in methods.SPARSE)
@@ -57,7 +59,7 @@ def page(config: Config) -> Page:
       'Test accuracy of each task while later ones are learned. Transfers have '
       "the divisor T - 1 of the paper; results.json has GEM's too.",
       (Figure('accuracy', 'test accuracy against tasks learned'),),
-      (contents.table_of('table', 'In per cent, mean ± standard deviation.'),),
+      (contents.table_of('table', f'In per cent{over}.'),),
     ),
     Section(
       'Capacity',
@@ -71,7 +73,8 @@ def page(config: Config) -> Page:
       tuple(histograms),
     ),
   )
-  return Page('Continual learning', _title(config), sections)
+  subtitle = ', '.join(map(plotting.method_name, config.methods))
+  return Page(f'Continual learning, {_title(config)}', subtitle, sections)
 
 
 def _title(config: Config) -> str:

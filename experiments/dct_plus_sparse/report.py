@@ -19,7 +19,6 @@ from powerprop_jax.train.runs.folder import RunFolder
 
 _Records = Sequence[dict[str, Any]]
 
-_ACCURACY = 'Test accuracy in per cent, mean ± standard deviation over keys.'
 _SIZES = (
   'Parameters that are trained (connections, biases, scales and offsets), and '
   'bytes of everything that a step takes from the one before: weights, slots '
@@ -30,7 +29,7 @@ _STEPS = (
   'A training step in the masked form, which takes as long at every density; '
   'networks take turns.'
 )
-_DENSITIES = 'Weights left in each layer after training (%), mean over keys.'
+_DENSITIES = 'Weights left in each layer after training (%).'
 
 
 def write(
@@ -50,7 +49,7 @@ def write(
   rows = accuracy_table(of_networks)
   text = common_tables.markdown(rows)
   whole.write_bytes(folder.path / 'table.md', text.encode())
-  print(f'\n{_ACCURACY}\n\n{text}', end='')
+  print(f'\n{_accuracy(config)}\n\n{text}', end='')
   for words, name in ((_SIZES, 'sizes'), (_STEPS, 'steps')):
     if costs[name]:
       print(f'\n{words}\n\n{tables.text_table(costs[name])}')
@@ -89,7 +88,7 @@ def page(config: Config) -> Page:
       'Test accuracy after the last step. The network dct adds a fixed cosine '
       'transform to every layer.',
       (accuracy,),
-      (table('table', _ACCURACY),),
+      (table('table', _accuracy(config)),),
     ),
     Section(
       'Signal propagation',
@@ -100,7 +99,13 @@ def page(config: Config) -> Page:
     Section('Layers', tables=(table('densities', _DENSITIES),)),
   )
   title = f'{config.net} on {config.data.name}'
-  return Page('Cosine transform plus sparse', title, sections)
+  subtitle = ', '.join(config.supports)
+  return Page(f'Cosine transform plus sparse, {title}', subtitle, sections)
+
+
+def _accuracy(config: Config) -> str:
+  over = records_lib.over_keys(len(config.keys), spread=True)
+  return f'Test accuracy in per cent{over}.'
 
 
 def accuracy_table(records: _Records) -> list[Row]:

@@ -110,7 +110,7 @@ def main(config: Config) -> None:
     return
   print(f'\n{tables.text_table([record])}')
   folder.write_results([record])
-  page = report.write(folder, config.method)
+  page = report.write(folder, config)
   folder.mark_complete()
   print(f'\nReport: {page}')
 

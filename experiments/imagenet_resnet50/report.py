@@ -2,6 +2,7 @@
 
 import pathlib
 
+from experiments.imagenet_resnet50.config import Config
 from powerprop_jax.files.tables import Row
 from powerprop_jax.train.runs import contents
 from powerprop_jax.train.runs import report as run_report
@@ -107,10 +108,24 @@ def page(title: str) -> Page:
       (curves,),
     ),
   )
-  return Page('ResNet-50 on ImageNet', title, sections)
+  what, _, how = title.partition(', ')
+  return Page(what, how, sections)
 
 
-def write(folder: RunFolder, method: str) -> pathlib.Path:
+def is_comparable(config: Config) -> bool:
+  """Whether what is published is of this network and these images.
+
+  Example:
+    >>> is_comparable(Config()), is_comparable(Config(net=NetConfig(depth=18)))
+    (True, False)
+  """
+  is_imagenet = config.data.name.startswith('imagenet2012')
+  is_whole = config.net.depth == 50 and config.net.width == 1
+  return is_imagenet and is_whole and not config.data.synthetic
+
+
+def write(folder: RunFolder, config: Config) -> pathlib.Path:
   """Writes report.html, whose path it gives, and what it shows."""
-  folder.write_json('published.json', published(method))
+  if is_comparable(config):
+    folder.write_json('published.json', published(config.method))
   return run_report.write(folder.path)

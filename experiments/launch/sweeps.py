@@ -96,8 +96,9 @@ class Run(NamedTuple):
     """
     if not (self.folder / 'complete.json').exists():
       return False
-    _, *args = shlex.split(run_folder.read_config(self.folder)['command'])
-    return args == list(self.command[3:])
+    words = shlex.split(run_folder.read_config(self.folder)['command'])
+    # Version 0.1.0 wrote a file where python -m has three words.
+    return list(self.command[3:]) in (words[3:], words[1:])
 
 
 def read(path: str) -> Sweep:

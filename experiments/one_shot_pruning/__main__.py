@@ -35,7 +35,7 @@ from powerprop_jax.core import masks
 from powerprop_jax.core.trees import Params
 from powerprop_jax.costs import summary
 from powerprop_jax.files.tables import Row
-from powerprop_jax.report import analysis, plotting
+from powerprop_jax.report import analysis, plotting, records
 from powerprop_jax.train import ensemble, evaluate, loop, optimizers, step
 from powerprop_jax.train.cli.arguments import Net
 from powerprop_jax.train.data import splits as data
@@ -196,7 +196,9 @@ def _contents(config: Config, num_classes: int) -> Contents:
   )
   figures = {name: contents.Figure(name, alt) for name, alt in _ALT.items()}
   sections = (
-    contents.pruning_section(title, num_classes, config.scopes),
+    contents.pruning_section(
+      title, num_classes, config.scopes, len(config.keys)
+    ),
     contents.training_section(title),
     contents.weights_section(
       figures['weight_histograms'],
@@ -211,8 +213,9 @@ def _contents(config: Config, num_classes: int) -> Contents:
       (figures['mask_overlap'],),
     ),
   )
-  subtitle = f'{title}: {len(config.alphas)} powers, {len(config.keys)} keys'
-  page = contents.Page('One-shot pruning', subtitle, sections)
+  alphas = ', '.join(f'{alpha:g}' for alpha in config.alphas)
+  subtitle = f'α = {alphas}, keys {", ".join(map(str, config.keys))}'
+  page = contents.Page(f'One-shot pruning of {title}', subtitle, sections)
   return Contents(networks, page)
 
 
@@ -276,7 +279,8 @@ def _print(config: Config, folder: RunFolder, results: list[Row]) -> None:
   """The table, on the standard output."""
   sparsities = [masks.density_to_sparsity(kept) for kept in config.kept]
   for scope in config.scopes:
-    print(f'\nTest accuracy, {contents.SCOPES[scope]}, mean over keys:\n')
+    over = records.over_keys(len(config.keys))
+    print(f'\nTest accuracy, {contents.SCOPES[scope]}{over}:\n')
     print('  kept' + ''.join(f'  α = {a:<4g}' for a in config.alphas))
     of_scope = [r for r in results if r['scope'] == scope]
     for kept, sparsity in zip(config.kept, sparsities, strict=True):

@@ -8,6 +8,7 @@ from experiments.sparse_training import published
 from experiments.sparse_training.config import Config
 from powerprop_jax.files import whole
 from powerprop_jax.files.tables import Row
+from powerprop_jax.report import records
 from powerprop_jax.train.runs import contents
 from powerprop_jax.train.runs import report as run_report
 from powerprop_jax.train.runs.contents import Figure, Page, Section
@@ -23,7 +24,8 @@ def write(folder: RunFolder, config: Config, results: _Records) -> None:
   whole.write_bytes(folder.path / 'table.md', text.encode())
   folder.write_json('table.json', rows)
   title = f'{config.net} on {config.data.name}'
-  print(f'\nTest accuracy (%), {title}, mean ± standard deviation over keys:\n')
+  over = records.over_keys(len(config.keys), spread=True)
+  print(f'\nTest accuracy (%), {title}{over}:\n')
   print(text, end='')
   run_report.write(folder.path)
 
@@ -41,16 +43,17 @@ def page(config: Config, densities: Sequence[float]) -> Page:
       'published': [{'alpha': 1.0, **record} for record in theirs],
     },
   )
-  caption = 'Test accuracy in per cent, mean ± standard deviation.'
+  over = records.over_keys(len(config.keys), spread=True)
   section = Section(
     'Accuracy against density',
-    'Test accuracy after the last step, for θ = φ beside what others '
-    'published.',
+    'Test accuracy after the last step'
+    f'{", for θ = φ beside what others published" if theirs else ""}.',
     (accuracy,),
-    (contents.table_of('table', caption),),
+    (contents.table_of('table', f'Test accuracy in per cent{over}.'),),
   )
   sections = [section, *mask_sections(title, densities)]
-  return Page('Sparse training', title, tuple(sections))
+  subtitle = ', '.join(config.methods)
+  return Page(f'Sparse training of {title}', subtitle, tuple(sections))
 
 
 def mask_sections(

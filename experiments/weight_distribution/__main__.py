@@ -53,6 +53,7 @@ from powerprop_jax.train.ensemble import Members
 from powerprop_jax.train.loop import LoopConfig
 from powerprop_jax.train.optimizers import OptimizerConfig
 from powerprop_jax.train.runs import divergence, errors, metrics, writers
+from powerprop_jax.train.runs import report as run_report
 from powerprop_jax.train.runs.contents import Contents, Networks
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
@@ -196,14 +197,12 @@ def main(config: Config) -> None:
     part.mark_complete()
     results += found
   folder.write_results(results)
-  html.write_report(
-    folder.path / 'report.html',
-    title='Distribution of the weights',
-    subtitle=f'{", ".join(config.nets)} on {config.data.name}: powers '
-    f'{", ".join(f"{a:g}" for a in config.alphas)}, '
+  run_report.write_page(
+    folder.path,
+    f'Weights of {", ".join(config.nets)} on {config.data.name}',
+    f'α = {", ".join(f"{a:g}" for a in config.alphas)}, '
     f'keys {", ".join(map(str, config.keys))}',
-    config=dataclasses.asdict(config),
-    sections=[_accuracy_section(config, results), *sections],
+    [_accuracy_section(config, results), *sections],
   )
   folder.mark_complete()
   print(f'\nFigures and report: {folder.path / "report.html"}')
@@ -326,8 +325,8 @@ def _section(
     tables=[
       html.Table(
         _near_zero_table(config, found),
-        f'Share of weights with |θ| ≤ {_middle(config.epsilons):g}, mean over '
-        'keys.',
+        f'Share of weights with |θ| ≤ {_middle(config.epsilons):g}'
+        f'{records.over_keys(len(config.keys))}.',
       ),
       *(
         html.Table(_peak_table(found, kind), f'at_zero of {words}.')
@@ -338,7 +337,8 @@ def _section(
       ),
       html.Table(
         records.pivot([r for r in found if 'accuracy' in r]),
-        'Mean test accuracy over keys after one-shot pruning.',
+        'Test accuracy after one-shot pruning'
+        f'{records.over_keys(len(config.keys))}.',
       ),
     ],
   )
@@ -381,22 +381,29 @@ def _peak_table(found: Sequence[Row], weights: str) -> list[Row]:
 
 def _accuracy_section(config: Config, results: Sequence[Row]) -> html.Section:
   """Test accuracies before pruning, the published ones beside them."""
-  rows = []
+  rows: list[Row] = []
   for name in config.nets:
-    published = _PUBLISHED.get((name, config.data.name), {})
+    known = _PUBLISHED.get((name, config.data.name), {})
     ours = _accuracy_by_alpha(config, name, results)
-    shown = [(f'{a:g}', ours[a], published.get(a)) for a in ours]
+    shown = [(f'{a:g}', ours[a], known.get(a)) for a in ours]
     powers = [accuracy for alpha, accuracy in ours.items() if alpha > 1]
-    if None in published and powers:
-      shown.append(('best α > 1', max(powers), published[None]))
+    if None in known and powers:
+      shown.append(('best α > 1', max(powers), known[None]))
     fields = ('α', 'test accuracy', 'published')
     rows += [
       {'network': name, **dict(zip(fields, row, strict=True))} for row in shown
     ]
+  published = ''
+  if any(row['published'] is not None for row in rows):
+    published = (
+      f' Published: {_SOURCE}, single runs whose recipes, and for the '
+      'convolutional networks α, are not given.'
+    )
+  else:
+    rows = [{n: v for n, v in r.items() if n != 'published'} for r in rows]
   return html.Section(
     'Test accuracy',
-    f'Before pruning, mean over keys. Published: {_SOURCE}, single runs whose '
-    'recipes, and for the convolutional networks α, are not given.',
+    f'Before pruning{records.over_keys(len(config.keys))}.{published}',
     tables=[html.Table(rows)],
   )
 

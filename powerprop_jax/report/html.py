@@ -58,11 +58,13 @@ def write_report(
   title: str,
   sections: Sequence[Section],
   subtitle: str = '',
+  made: Record | None = None,
   config: Record | None = None,
 ) -> pathlib.Path:
   """Writes a page that needs nothing but itself, in one step.
 
-  The settings in config, which may be nested, are its last section.
+  How it was made, name by name, and the settings in config, which may be
+  nested, are its last sections.
 
   Example:
     >>> import tempfile
@@ -73,12 +75,16 @@ def write_report(
     True
   """
   sections = list(sections)
-  if config is not None:
-    rows = [
-      {'setting': name, 'value': _setting(value)}
-      for name, value in flatten(config).items()
-    ]
-    sections.append(Section('Settings', tables=[Table(rows)]))
+  for title_of, heading, values in (
+    ('How this was made', 'what', made),
+    ('Settings', 'setting', config),
+  ):
+    if values is not None:
+      rows = [
+        {heading: name, 'value': _setting(value)}
+        for name, value in flatten(values).items()
+      ]
+      sections.append(Section(title_of, tables=[Table(rows)]))
   parts = [f'<header><h1>{_text(title)}</h1>']
   if subtitle:
     parts.append(f'<p class="subtitle">{_text(subtitle)}</p>')

@@ -120,6 +120,19 @@ def spread_note(records: Sequence[Record], *fields: str) -> str:
   return note + (f' Not finite: {lost:,}.' if lost else '')
 
 
+def over_keys(count: int, *, spread: bool = False) -> str:
+  """What a caption adds about numbers of several keys; '' for those of one.
+
+  Example:
+    >>> over_keys(3), over_keys(1)
+    (', mean over 3 keys', '')
+    >>> over_keys(2, spread=True)
+    ', mean ± standard deviation over 2 keys'
+  """
+  what = 'mean ± standard deviation' if spread else 'mean'
+  return f', {what} over {count} keys' if count > 1 else ''
+
+
 def short_names(leaves: Sequence[str]) -> dict[str, str]:
   """Leaf names without what all of them share, and without Haiku's '~'.
 

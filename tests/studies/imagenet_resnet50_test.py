@@ -122,7 +122,8 @@ class RunTest:
     evaluated = [r['step'] for r in records if 'validation_accuracy' in r]
     assert evaluated == [4, 8]
     page = (finished / 'report.html').read_text()
-    assert 'Evci et al., 2020' in page and '0.746' in page
+    assert '<h1>ResNet-10 on random images</h1>' in page
+    assert 'Evci et al., 2020' not in page and 'Published' not in page
     programs.assert_reported_again(finished)
 
   def test_an_export_says_where_the_network_lies(self, finished, capsys):

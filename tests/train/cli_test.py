@@ -1,7 +1,9 @@
 """The command: train, prune and report work together on one folder."""
 
 import dataclasses
+import html
 import json
+import re
 import shutil
 
 import jax
@@ -49,7 +51,11 @@ class TrainTest:
     assert names == {
       *('config.json', 'metrics.jsonl', 'results.json', 'weights.json'),
       *('checkpoints', 'complete.json', 'report.html'),
-      *('learning_curves.png', 'weight_histograms.png'),
+      *(
+        f'{figure}.{kind}'
+        for figure in ('learning_curves', 'weight_histograms')
+        for kind in ('png', 'pdf', 'svg')
+      ),
     }
     found = programs.results(run)
     assert [record['split'] for record in found] == ['validation', 'test']
@@ -243,7 +249,8 @@ class PruneTest:
     out = run.with_name('run_pruned')
     assert {path.name for path in out.iterdir()} == {
       *('config.json', 'results.json', 'complete.json'),
-      *('accuracy_layer.png', 'report.html'),
+      *(f'accuracy_layer.{kind}' for kind in ('png', 'pdf', 'svg')),
+      'report.html',
     }
     assert programs.contents(run) == before
     assert read(out / 'config.json')['config']['trained']['net'] == 'mlp'
@@ -292,6 +299,20 @@ class ReportTest:
       (run / name).unlink()
     main('report', run)
     assert programs.contents(run) == before
+
+  def test_says_what_it_is_and_how_it_was_made(self, run):
+    page = (run / 'report.html').read_text()
+    stored = json.loads((run / 'config.json').read_text())
+    assert '<h1>Training of mlp on digits</h1>' in page
+    for value in (
+      *(stored['date'], stored['versions']['jax'], jax.__version__),
+      *(f'{len(stored["devices"])} × {stored["devices"][0]}',),
+      html.escape(stored['command'], quote=True),
+    ):
+      assert value in page, value
+    # Of a dense network these would be columns of one number.
+    assert not re.search('<th[^>]*>(sparsity|density|kept)</th>', page)
+    assert '±' not in page
 
   def test_draws_figures_as_wide_as_a_column(self, run, tmp_path, capsys):
     copy = shutil.copytree(run, tmp_path / 'copy')

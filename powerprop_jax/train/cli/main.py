@@ -80,6 +80,7 @@ def prune(config: PruneConfig) -> None:
   found = load.load(run)
   load.check_any_finite(run, found)
   title = f'{found.net_name} on {found.splits.name}'
+  num_keys = len(set(found.members.key.tolist()))
   # The settings of the run too, so that this folder explains itself.
   settings = {
     **dataclasses.asdict(config),
@@ -93,11 +94,11 @@ def prune(config: PruneConfig) -> None:
     resume=config.resume,
     contents=Contents(
       page=contents.Page(
-        'One-shot pruning of a trained network',
-        title,
+        f'One-shot pruning of {title}',
+        f'networks of the run {run.resolve().name}',
         (
           contents.pruning_section(
-            title, found.splits.num_classes, (config.scope,)
+            title, found.splits.num_classes, (config.scope,), num_keys
           ),
         ),
       )
@@ -127,7 +128,7 @@ def prune(config: PruneConfig) -> None:
       f'note: {run} was trained with {density:.4g} of its weights; a larger '
       'share leaves it as it is.'
     )
-  print('Test accuracy, mean over keys:\n')
+  print(f'Test accuracy{records.over_keys(num_keys)}:\n')
   print(tables.text_table(records.pivot(results)))
   print(f'\nFigures and report: {report}')
 

@@ -339,4 +339,6 @@ def _contents(config: TrainConfig) -> Contents:
     *of_masks,
     contents.weights_section(histograms),
   )
-  return Contents(networks, contents.Page('Training', title, sections))
+  subtitle = f'α = {config.alpha:g}, key {config.key}'
+  page = contents.Page(f'Training of {title}', subtitle, sections)
+  return Contents(networks, page)

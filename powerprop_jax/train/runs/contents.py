@@ -11,6 +11,7 @@ from typing import Any
 
 from powerprop_jax.files import json_files
 from powerprop_jax.files.tables import Row
+from powerprop_jax.report.records import over_keys
 from powerprop_jax.train.data.splits import DataConfig
 from powerprop_jax.train.runs.errors import UserError
 
@@ -116,8 +117,8 @@ class Page:
   """The report of a run.
 
   Attributes:
-    title: its heading.
-    subtitle: what was trained on what.
+    title: its heading: what was done, with the network and the data set.
+    subtitle: more of it, such as the powers and keys; the date follows.
     sections: its parts; the settings of the run follow.
   """
 
@@ -218,7 +219,7 @@ def mask_sections(
 
 
 def pruning_section(
-  title: str, num_classes: int, scopes: tuple[str, ...]
+  title: str, num_classes: int, scopes: tuple[str, ...], num_keys: int
 ) -> Section:
   """Accuracy after one-shot pruning against sparsity, for each scope."""
   figures, tables = [], []
@@ -237,7 +238,7 @@ def pruning_section(
         options,
       )
     )
-    caption = f'Mean test accuracy over keys, {SCOPES[scope]}.'
+    caption = f'Test accuracy{over_keys(num_keys)}, {SCOPES[scope]}.'
     tables.append(Table(caption, records, pivot={}))
   return Section(
     'Accuracy against sparsity',

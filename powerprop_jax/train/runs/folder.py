@@ -99,7 +99,7 @@ class RunFolder:
           (self.path / 'complete.json').unlink(missing_ok=True)
           earlier = stored.get('changes', [])
           stored |= {'config': settings, 'contents': contents or Contents()}
-          change = {'date': _now(), 'command': shlex.join(sys.argv)}
+          change = {'date': _now(), 'command': _command()}
           stored['changes'] = [*earlier, change | {'settings': changes}]
           self.write_json('config.json', stored)
       else:
@@ -298,13 +298,23 @@ def _describe(program: str, settings: Row) -> Row:
     'program': program,
     'config': settings,
     'date': _now(),
-    'command': shlex.join(sys.argv),
+    'command': _command(),
     'versions': {
       'python': platform.python_version(),
       **{name: _version(name) for name in _PACKAGES},
     },
     'devices': [device.device_kind for device in jax.devices()],
   }
+
+
+def _command() -> str:
+  """The command line of this process, as one would type it."""
+  spec = getattr(sys.modules.get('__main__'), '__spec__', None)
+  if spec is None:
+    program = [pathlib.Path(sys.argv[0]).name]
+  else:
+    program = ['python', '-m', spec.name.removesuffix('.__main__')]
+  return shlex.join([*program, *sys.argv[1:]])
 
 
 def _now() -> str:

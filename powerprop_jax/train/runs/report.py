@@ -5,6 +5,8 @@ shows, metrics.jsonl and results.json hold the numbers. Figures that need the
 weights were drawn by the run while it had them, and are shown as they are.
 """
 
+import collections
+from collections.abc import Sequence
 import pathlib
 from typing import Any
 
@@ -51,12 +53,33 @@ def write(path: str | pathlib.Path) -> pathlib.Path:
     for part, figures, tables in shown
     if figures or tables
   ]
+  return write_page(path, page.title, page.subtitle, sections)
+
+
+def write_page(
+  path: pathlib.Path,
+  title: str,
+  subtitle: str,
+  sections: Sequence[html.Section],
+) -> pathlib.Path:
+  """The report.html of a run, for one that draws its sections itself.
+
+  It adds the date, how the run was made, and its settings.
+  """
+  stored = folder.read_config(path)
+  devices = collections.Counter[str](stored.get('devices', []))
   return html.write_report(
     path / 'report.html',
-    title=page.title,
-    subtitle=f'{page.subtitle}, {stored["date"]}',
-    config=stored['config'],
+    title=title,
+    subtitle=', '.join(filter(None, [subtitle, stored['date']])),
     sections=sections,
+    made={
+      'command': stored['command'],
+      'date': stored['date'],
+      'devices': ', '.join(f'{n} × {kind}' for kind, n in devices.items()),
+      **stored.get('versions', {}),
+    },
+    config=stored['config'],
   )
 
 
@@ -74,9 +97,22 @@ def _filled(
   for table in part.tables:
     if found := _read(path, table.records):
       pivot = table.pivot
-      rows = found if pivot is None else records.pivot(found, **pivot)
+      rows = (
+        _of_interest(found) if pivot is None else records.pivot(found, **pivot)
+      )
       tables.append(html.Table(rows, table.caption))
   return figures, tables
+
+
+def _of_interest(rows: list[Row]) -> list[Row]:
+  """Rows without columns that only say that a network is dense."""
+  if any('sparsity' not in row or row['sparsity'] for row in rows):
+    return rows
+  left_out = ('sparsity', 'density', 'kept')
+  return [
+    {name: value for name, value in row.items() if name not in left_out}
+    for row in rows
+  ]
 
 
 def _draw(path: pathlib.Path, figure: Figure, found: list[Row]) -> Any:
