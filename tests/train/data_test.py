@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 
 import image_files
@@ -110,11 +111,16 @@ class TfdsFolderTest:
 
   @pytest.mark.parametrize('info', ['{}', '{"fileFormat": "tfrecord"}'])
   def test_tfrecord_is_refused(self, tmp_path, info):
-    (tmp_path / 'mnist/3.0.1').mkdir(parents=True)
-    (tmp_path / 'mnist/3.0.1/dataset_info.json').write_text(info)
-    message = refusal(DataConfig('mnist', str(tmp_path)))
-    assert 'holds tfrecord files' in message
-    assert "file_format='array_record'" in message
+    told = {
+      'mnist': f'download it: powerprop data get mnist --dir {tmp_path}',
+      'stl10': "in another folder, prepare it .*file_format='array_record'",
+    }
+    for name, how in told.items():
+      (tmp_path / name / '3.0.1').mkdir(parents=True)
+      (tmp_path / name / '3.0.1/dataset_info.json').write_text(info)
+      message = refusal(DataConfig(name, str(tmp_path)))
+      assert 'holds tfrecord files' in message
+      assert re.search(how, message)
 
 
 class TfdsTest:
@@ -159,7 +165,7 @@ class TfdsTest:
       record.unlink()
     message = refusal(DataConfig('mnist', str(tmp_path)))
     assert 'cannot read the split train' in message
-    assert 'prepare it once' in message
+    assert 'Delete that folder and download it: powerprop' in message
 
   @pytest.mark.slow
   def test_newest_version_is_read(self, tfds_dir, tmp_path):

@@ -6,6 +6,7 @@
     powerprop export runs/alpha_2 --kept 0.05 --out net.safetensors
     powerprop bench net.safetensors
     powerprop methods
+    powerprop data get mnist
 
 Training writes a folder; pruning reads it and writes another; a report is made
 again from what a folder holds. An export is a pruned network in one file, and
@@ -31,6 +32,7 @@ from powerprop_jax.train import ensemble, methods
 from powerprop_jax.train.cli import (
   arguments,
   bench,
+  data,
   export,
   pruned_model,
   train,
@@ -189,6 +191,7 @@ _COMMANDS = {
   'bench': _Command(bench.main, bench.BenchConfig()),
   'methods': _Command(list_methods, MethodsConfig()),
   'nets': _Command(list_nets, NetsConfig()),
+  'data': _Command(data.main, data.DataConfig()),
 }
 
 

@@ -4,6 +4,7 @@ Each reader returns a Source; data.load turns it into the splits of a run.
 """
 
 import functools
+import os
 import pathlib
 from typing import Any, NamedTuple
 import zipfile
@@ -16,9 +17,9 @@ from powerprop_jax.files import json_files
 from powerprop_jax.train import progress as progress_lib
 from powerprop_jax.train.runs.errors import UserError
 
-# Names that messages suggest; any image classification set of TFDS works.
-KNOWN_NAMES = (
-  'digits',
+# Sets that `powerprop data get` downloads; any image classification set of TFDS
+# works.
+DOWNLOADABLE = (
   'mnist',
   'fashion_mnist',
   'kmnist',
@@ -26,9 +27,11 @@ KNOWN_NAMES = (
   'cifar100',
   'svhn_cropped',
 )
+KNOWN_NAMES = ('digits', *DOWNLOADABLE)
 # Read in batches by image_set, as they do not fit into memory.
-_LARGE_NAMES = ('imagenet2012',)
-TFDS_DIR = '~/tensorflow_datasets'
+LARGE_NAMES = ('imagenet2012',)
+_DIR = '~/tensorflow_datasets'
+_DIR_VARIABLE = 'POWERPROP_TFDS_DIR'
 INSTALL = "install it with: pip install 'powerprop_jax[train]'"
 
 
@@ -205,6 +208,26 @@ def _check_labels(labels: np.ndarray, what: str) -> np.ndarray:
   return labels.astype(np.int32)
 
 
+def folder_of(chosen: str | None) -> pathlib.Path:
+  """Where data sets lie: a chosen folder, or the one of this machine.
+
+  That is $POWERPROP_TFDS_DIR or, without it, ~/tensorflow_datasets.
+  """
+  default = os.environ.get(_DIR_VARIABLE) or _DIR
+  return pathlib.Path(chosen or default).expanduser()
+
+
+def named(name: str, folder: str | None, show_progress: bool = False) -> Source:
+  """A data set by name, as `powerprop data get` or TFDS leaves it in a folder.
+
+  The examples are the same, in the same order, in either form.
+  """
+  path = folder_of(folder) / f'{name}.npz'
+  if name in DOWNLOADABLE and path.is_file():
+    return npz(str(path))
+  return tfds(name, folder, show_progress)
+
+
 def tfds(name: str, folder: str | None, show_progress: bool = False) -> Source:
   """An image data set of TensorFlow Datasets that lies prepared on disk.
 
@@ -212,10 +235,10 @@ def tfds(name: str, folder: str | None, show_progress: bool = False) -> Source:
   uint8. Without a test split, the validation split is the test set.
 
   The name is e.g. 'mnist', or 'name/config', of which the newest version is
-  read; the folder is ~/tensorflow_datasets if None. What is not there, not in
+  read; for the folder see folder_of. What is not there, not in
   ArrayRecord form, damaged, or not labelled images of one size is refused.
   """
-  if name.split('/')[0] in _LARGE_NAMES:
+  if name.split('/')[0] in LARGE_NAMES:
     raise UserError(
       f'{name} does not fit into memory; train/images reads it in batches.'
     )
@@ -266,9 +289,9 @@ def find_prepared(name: str, folder: str | None) -> pathlib.Path:
   """The newest version of a data set on disk, in ArrayRecord form.
 
   It is looked for before TFDS is asked, which would look on the network, for
-  minutes. The folder is ~/tensorflow_datasets if None.
+  minutes. For the folder see folder_of.
   """
-  root = pathlib.Path(folder or TFDS_DIR).expanduser()
+  root = folder_of(folder)
   versions = {
     info.parent: tuple(map(int, info.parent.name.split('.')))
     for info in (root / name).glob('*/dataset_info.json')
@@ -280,29 +303,36 @@ def find_prepared(name: str, folder: str | None) -> pathlib.Path:
   info = json_files.read_json(path / 'dataset_info.json')
   file_format = info.get('fileFormat', 'tfrecord')
   if file_format != 'array_record':
+    advice = f'in another folder, {how_to_get(name, "DIR")}'
+    if name in DOWNLOADABLE:
+      advice = how_to_get(name, root)
     raise UserError(
-      f'{path} holds {file_format} files, which only TensorFlow reads; in '
-      f'another folder, {_how_to_prepare(name, "DIR")}'
+      f'{path} holds {file_format} files, which only TensorFlow reads; {advice}'
     )
   return path
 
 
-def _not_prepared(name: str, folder: pathlib.Path) -> str:
-  found = sorted(
+def prepared(folder: pathlib.Path) -> list[str]:
+  """Names of the data sets in a folder that TFDS has prepared."""
+  return sorted(
     {
       info.parent.parent.relative_to(folder).as_posix()
       for depth in ('*/*', '*/*/*')
       for info in folder.glob(f'{depth}/dataset_info.json')
     }
   )
+
+
+def _not_prepared(name: str, folder: pathlib.Path) -> str:
+  found = prepared(folder)
   there = f'it has {", ".join(found)}' if found else 'it has no data set'
   if not folder.is_dir():
     there = 'that folder does not exist'
-  known = (*KNOWN_NAMES, *_LARGE_NAMES)
+  known = (*KNOWN_NAMES, *LARGE_NAMES)
   if name in known:
     return (
       f'{name} is not prepared in {folder} ({there}). Give the folder of your '
-      f'data sets with --data.dir, or {_how_to_prepare(name, folder)}'
+      f'data sets with --data.dir, or {how_to_get(name, folder)}'
     )
   close = names.closest(name, {*known, *found})
   return (
@@ -313,10 +343,16 @@ def _not_prepared(name: str, folder: pathlib.Path) -> str:
   )
 
 
-def _how_to_prepare(name: str, folder: str | pathlib.Path) -> str:
-  """The end of a message: what to do so that find_prepared finds it."""
+def how_to_get(name: str, folder: str | pathlib.Path) -> str:
+  """The end of a message: what to do so that a data set is found by name."""
+  if name in DOWNLOADABLE:
+    return f'download it: powerprop data get {name} --dir {folder}'
+  first = ''
+  if name == 'imagenet2012':
+    tars = 'ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar'
+    first = f'put {tars} of image-net.org into {folder}/downloads/manual and '
   return (
-    'prepare it once: pip install tensorflow tensorflow-datasets '
+    f'{first}prepare it once: pip install tensorflow tensorflow-datasets '
     'importlib_resources && python -c "import tensorflow_datasets as t; '
     f"t.builder('{name}', data_dir='{folder}', file_format='array_record')"
     '.download_and_prepare()"'
@@ -360,5 +396,5 @@ def damaged(
   """What to say of files in the folder of a version that cannot be read."""
   return UserError(
     f'cannot read the split {split} in {path}: {error}. Delete that folder and '
-    f'{_how_to_prepare(name, path.parent.parent)}'
+    f'{how_to_get(name, path.parent.parent)}'
   )

@@ -29,9 +29,10 @@ Prepare = Callable[[Any], jax.Array]
 class DataConfig:
   """Which data set."""
 
-  # 'digits', a prepared data set of TFDS ('mnist', 'cifar10', …) or FILE.npz.
+  # 'digits', 'mnist', 'cifar10', …, as powerprop data lists them, any other
+  # prepared image set of TFDS, or FILE.npz.
   name: str = 'digits'
-  # Folder of prepared TFDS data sets; None is ~/tensorflow_datasets.
+  # Folder of data sets. None: $POWERPROP_TFDS_DIR, or ~/tensorflow_datasets.
   dir: str | None = None
   # Training examples, the last ones, held out for validation. None: 240 of the
   # digits, otherwise a tenth, at most 5,000; all that the source sets apart.
@@ -86,7 +87,7 @@ def load(config: DataConfig, *, show_progress: bool = False) -> Splits:
   elif config.name.endswith('.npz'):
     source = sources.npz(config.name)
   else:
-    source = sources.tfds(config.name, config.dir, show_progress)
+    source = sources.named(config.name, config.dir, show_progress)
   train, validation, test, num_classes = source
   if validation is None:
     train, validation = _split_off(train, config)
