@@ -32,6 +32,7 @@ from powerprop_jax.train import ensemble, methods
 from powerprop_jax.train.cli import (
   arguments,
   bench,
+  completion,
   data,
   export,
   pruned_model,
@@ -172,6 +173,16 @@ def list_nets(config: NetsConfig) -> None:
     print(f'{name:{width}}{nets.about(name)}')
 
 
+def complete(config: completion.CompletionConfig) -> None:
+  """Prints the script."""
+  options = {
+    name: completion.options_of(type(command.defaults))
+    for name, command in COMMANDS.items()
+  }
+  options['train']['--config'] = ()
+  print(completion.script(config.shell, options), end='')
+
+
 class _Command(NamedTuple):
   main: Callable[[Any], None]
   defaults: Any
@@ -182,7 +193,7 @@ class _Command(NamedTuple):
     return str(type(self.defaults).__doc__)
 
 
-_COMMANDS = {
+COMMANDS = {
   'train': _Command(train.main, train.TrainConfig()),
   'extend': _Command(train.extend, train.ExtendConfig()),
   'prune': _Command(prune, PruneConfig()),
@@ -192,6 +203,7 @@ _COMMANDS = {
   'methods': _Command(list_methods, MethodsConfig()),
   'nets': _Command(list_nets, NetsConfig()),
   'data': _Command(data.main, data.DataConfig()),
+  'completion': _Command(complete, completion.CompletionConfig()),
 }
 
 
@@ -207,9 +219,9 @@ def main(args: Sequence[str] | None = None) -> int:
     root = importlib.import_module('powerprop_jax')
     print(f'powerprop_jax {root.__version__}')
     return 0
-  if name not in _COMMANDS:
+  if name not in COMMANDS:
     return run_folder.run_main(_refuse, name)
-  chosen = _COMMANDS[name]
+  chosen = COMMANDS[name]
   return arguments.run(
     chosen.main,
     {'default': chosen.defaults},
@@ -224,7 +236,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _help() -> str:
-  lines = [f'  {name:9}{c.about}' for name, c in _COMMANDS.items()]
+  lines = [f'  {name:12}{c.about}' for name, c in COMMANDS.items()]
   return '\n'.join(
     [
       'usage: powerprop COMMAND [OPTIONS]',
@@ -240,10 +252,10 @@ def _help() -> str:
 
 
 def _refuse(name: str) -> None:
-  choices = f'There are: {", ".join(_COMMANDS)}. See powerprop --help.'
+  choices = f'There are: {", ".join(COMMANDS)}. See powerprop --help.'
   if not name:
     raise UserError(f'no command given. {choices}')
-  hint = names.hint(name, _COMMANDS)
+  hint = names.hint(name, COMMANDS)
   raise UserError(f'unknown command {name!r}.{hint} {choices}')
 
 

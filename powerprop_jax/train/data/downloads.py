@@ -26,8 +26,8 @@ import urllib.request
 import numpy as np
 
 from powerprop_jax.core import names
+from powerprop_jax.train import progress as progress_lib
 from powerprop_jax.train.data.sources import Arrays
-from powerprop_jax.train.runs import metrics
 from powerprop_jax.train.runs.errors import UserError
 
 _TIMEOUT = 30.0  # seconds without a byte
@@ -99,7 +99,7 @@ def get(
   paths = [downloads / f'{name}_{_base(file)}' for file in published.files]
   description = f'downloading {name}' if show_progress else ''
   total = published.size // 1000
-  with metrics.Progress(description, total, unit='kB') as progress:
+  with progress_lib.Progress(description, total, unit='kB') as progress:
     done = 0
     for file, place in zip(published.files, paths, strict=True):
       fetch(file, place, _counted(progress, done))
@@ -120,7 +120,9 @@ def get(
   return path
 
 
-def _counted(progress: metrics.Progress, done: int) -> Callable[[int], None]:
+def _counted(
+  progress: progress_lib.Progress, done: int
+) -> Callable[[int], None]:
   return lambda size: progress.update((done + size) // 1000)
 
 
