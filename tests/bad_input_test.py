@@ -65,6 +65,9 @@ def world(tmp_path_factory):
   for name, (spoil, _) in spoilt.items():
     shutil.copytree(path / 'run', path / name, ignore=only_latest)
     spoil(path / name)
+  data = (path / 'program.npz').read_bytes()
+  (path / 'cut_program.npz').write_bytes(data[: len(data) // 2])
+  np.savez(path / 'old_program.npz', program=np.zeros(9, np.uint8), about='{}')
   data = (path / 'net.safetensors').read_bytes()
   (path / 'cut.safetensors').write_bytes(data[: len(data) // 2])
   for name, (sweep, _) in SWEEPS.items():
@@ -415,7 +418,9 @@ CASES = {
     ('nowhere', 'there is no'),
     ('other', 'holds no run'),
     ('file', 'as an exported network'),
-    ('program.npz', 'program'),
+    ('program.npz --kept 0.5', 'not pruned once more'),
+    ('cut_program.npz', 'damaged or cut off'),
+    ('old_program.npz', 'a program of an earlier version'),
     ('run --out file', 'file exists'),
     ('run --out nowhere/table', 'no folder nowhere'),
     ('net.npz --kept 0.5', '--kept'),

@@ -1,6 +1,7 @@
 """One network in four libraries: the same masks, weights, costs and budgets."""
 
 import functools
+import json
 
 import chex
 import equinox as eqx
@@ -11,12 +12,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import processes
+import programs
 import pytest
 from sklearn import datasets
 
 import powerprop_jax as pp
 from powerprop_jax.core import trees
+from powerprop_jax.costs import summary
+from powerprop_jax.export import export, exported, program
+from powerprop_jax.export.exported import Exported
 from powerprop_jax.jaxprs import moves, walk
+from powerprop_jax.report import analysis, plotting
 from powerprop_jax.sparse import kernel_choice, network
 
 # Shapes as Haiku has them: [height, width, in, out] and [in, out].
@@ -40,7 +47,7 @@ def _forward(kind, layers, x):
     x = x.reshape(-1, 8, 8, 1)
   for layer in layers[:-1]:
     x = jax.nn.relu(layer(x))
-  return layers[-1](x.reshape(len(x), -1))
+  return layers[-1](x.reshape(x.shape[0], -1))
 
 
 def _haiku(kind):
@@ -260,3 +267,120 @@ def test_it_runs_without_its_zeros(library):
     found = jax.jit(run)(values, images)
   wanted = net.fn(network.expand(values, masks), images)
   chex.assert_trees_all_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def _pruned(library, kind='cnn'):
+  """A network of which a tenth of the weights is left."""
+  fn, theta = LIBRARIES[library](kind)
+  masks = pp.prune(theta, sparsity=0.9)
+  theta = pp.apply_masks(theta, masks)
+  return fn, Exported(theta, masks, {}, {'library': library})
+
+
+# Reads the files of a folder with plain JAX and checks what they compute.
+_PLAIN = """
+import pathlib, sys
+import jax
+import jax.export
+import numpy as np
+
+for path in sorted(pathlib.Path(sys.argv[1]).glob('*_jax.npz')):
+  with np.load(path) as file:
+    theta = {n[6:]: file[n] for n in file if n.startswith('theta/')}
+    program = jax.export.deserialize(bytearray(file['program']))
+    condense, condensed = (
+      jax.export.deserialize(bytearray(file[f'program/{name}']))
+      for name in ('condense', 'condensed')
+    )
+  with np.load(path.with_suffix('.expected.npz')) as expected:
+    images, logits = expected['images'], expected['logits']
+  for found in (
+    program.call(theta, images),
+    condensed.call(condense.call(theta), images),
+  ):
+    np.testing.assert_allclose(found, logits, 1e-5, 1e-5)
+  print(path.name)
+assert not {'powerprop_jax', 'flax', 'equinox', 'haiku'} & set(sys.modules)
+"""
+
+
+@pytest.fixture(scope='module')
+def written(tmp_path_factory):
+  """A folder with a program of each library, and what it computes."""
+  folder = tmp_path_factory.mktemp('programs')
+  images = _digits()[0][:4]
+  for library in LIBRARIES:
+    fn, given = _pruned(library)
+    path = program.write(
+      folder / f'{library}_jax.npz', fn, given, images, execution='condensed'
+    )
+    logits = fn(given.theta, images[:3])
+    expected = path.with_suffix('.expected.npz')
+    np.savez(expected, images=images[:3], logits=logits)
+  return folder
+
+
+@pytest.mark.slow
+def test_plain_jax_runs_their_programs(written):
+  shown = processes.run('-c', _PLAIN, written)
+  assert shown.split() == [f'{name}_jax.npz' for name in sorted(LIBRARIES)]
+
+
+@pytest.mark.parametrize('library', LIBRARIES)
+def test_their_weights_come_back_from_the_program(library, written):
+  _, given = _pruned(library)
+  found = export.read(written / f'{library}_jax.npz')
+  for tree, like in zip(found[:2], given[:2], strict=True):
+    chex.assert_trees_all_equal(exported.restored(tree, like), like)
+  assert found.about == {'library': library}
+
+
+@pytest.mark.parametrize('library', LIBRARIES)
+def test_their_programs_are_benched(library, written, tmp_path):
+  path, table = written / f'{library}_jax.npz', tmp_path / 'table.json'
+  args = ['--batches', 2, '--repeats', 1, '--out', table]
+  assert programs.powerprop('bench', path, *args) == 0
+  found = json.loads(table.read_text())
+  assert found['model']['inputs'] == 'float32[batch, 64]'
+  assert found['model']['sparsity'] == pytest.approx(0.9, abs=2e-3)
+  forms = ['dense', 'masked', 'condensed']
+  assert [row['form'] for row in found['rows']] == forms
+  assert not found['missing']
+
+
+@pytest.mark.parametrize('library', OTHERS)
+def test_tables_and_figures_are_those_of_haiku(library):
+  def facts(library):
+    _, (theta, masks, _, _) = _pruned(library)
+    counts = [
+      (row['size'], row['kept'], round(row['norm'], 4))
+      for row in summary.summary(theta, masks)
+      if row['selected']
+    ]
+    histograms = analysis.weight_histograms({1.0: theta, 2.0: theta})
+    plotting.weight_histograms(histograms)
+    found = [h.counts.tolist() for h in histograms[2.0].values()]
+    near = analysis.fraction_near_zero(theta, 0.1)
+    overlap = analysis.mask_overlap(theta, theta, 0.9)
+    return [
+      counts,
+      found,
+      [row['near_zero'] for row in near],
+      [row['density'] for row in overlap],
+      float(pp.masks.density(masks, select=pp.is_weight)),
+    ]
+
+  assert facts(library) == facts('haiku')
+
+
+def test_leaves_that_are_no_arrays_of_numbers_are_named(tmp_path):
+  mlp = eqx.nn.MLP(4, 2, 8, 1, key=jax.random.key(0))
+  keys = nnx.state(nnx.Dropout(0.5, rngs=nnx.Rngs(0)))
+  for tree, message in (
+    (mlp, "'activation' is custom_"),
+    (keys, 'is key<fry>'),
+  ):
+    with pytest.raises(ValueError, match=message):
+      pp.summary_table(tree)
+    with pytest.raises(ValueError, match=message):
+      export.write(tmp_path / 'x', Exported(tree, tree, {}, {}), format='npz')

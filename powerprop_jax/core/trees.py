@@ -169,6 +169,32 @@ def require_params(params: Params, name: str, *, latent: bool = False) -> None:
     )
 
 
+def check_arrays(tree: Tree, name: str) -> None:
+  """Refuses a tree with leaves that are no arrays of numbers, by its name.
+
+  Example:
+    >>> check_arrays({'act': jnp.tanh}, 'theta')
+    Traceback (most recent call last):
+      ...
+    ValueError: theta must be a tree of named arrays; 'act' is PjitFunction.
+    Leave it out, as nnx.split(model, nnx.Param, ...) and eqx.filter(model,
+    eqx.is_array) do.
+  """
+  for leaf in named_leaves(tree):
+    value = leaf.value
+    kind = getattr(value, 'dtype', type(value).__name__)
+    is_number = isinstance(value, (bool, int, float, complex)) or (
+      hasattr(value, 'dtype')
+      and any(jnp.issubdtype(kind, known) for known in (jnp.number, jnp.bool_))
+    )
+    if not is_number or not leaf.path:
+      raise ValueError(
+        f'{name} must be a tree of named arrays; {leaf.path!r} is {kind}. '
+        'Leave it out, as nnx.split(model, nnx.Param, ...) and '
+        'eqx.filter(model, eqx.is_array) do.'
+      )
+
+
 def is_traced(tree: Tree) -> bool:
   """Whether values of a tree are not known, as inside jit."""
   return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))

@@ -43,6 +43,7 @@ def summary(
     >>> row['leaf'], row['kept'], row['sparsity'], row['norm']
     ('linear/w', 2, 0.5, 5.0)
   """
+  trees.check_arrays(theta, 'theta')
   chosen = select_lib.selected_names(select, theta)
   if masks is not None:
     masks_lib.check_same_shapes(theta, masks, 'theta', 'masks')

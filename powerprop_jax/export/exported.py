@@ -48,10 +48,10 @@ def on_host(exported: Exported) -> Exported:
     >>> on_host(Exported(theta, masks, {}, {})).theta
     {'a': {'w': array([1., 0.], dtype=float32)}}
   """
-  masks_lib.check_same_shapes(exported.theta, exported.masks, 'theta', 'masks')
   theta, masks, net_state = (
     by_module(part, tree) for part, tree in parts(exported).items()
   )
+  masks_lib.check_same_shapes(theta, masks, 'theta', 'masks')
   for leaf in trees.named_leaves(masks):
     if leaf.value.dtype != bool:
       raise ValueError(
@@ -74,17 +74,12 @@ def by_module(part: str, tree: Tree) -> dict[str, dict[str, Array]]:
     >>> by_module('theta', {'enc': {'fc': {'w': jnp.ones(2)}}})
     {'enc/fc': {'w': array([1., 1.], dtype=float32)}}
   """
+  trees.check_arrays(tree, part)
   found: dict[str, dict[str, Array]] = {}
   for leaf in trees.named_leaves(tree):
-    value, name = np.asarray(leaf.value), leaf.path
-    if value.dtype == object or not name:
-      raise ValueError(
-        f'{part} must be a tree of named arrays; {name!r} is '
-        f'{type(leaf.value).__name__}.'
-      )
     if leaf.name in found.get(leaf.module_name, {}):
-      raise ValueError(f'{part} has two leaves that are called {name!r}.')
-    put(found, name, value)
+      raise ValueError(f'{part} has two leaves that are called {leaf.path!r}.')
+    put(found, leaf.path, np.asarray(leaf.value))
   return found
 
 

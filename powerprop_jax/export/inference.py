@@ -20,22 +20,29 @@ from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.trees import Params, Tree
 from powerprop_jax.export.exported import Exported
 from powerprop_jax.sparse import network
+from powerprop_jax.sparse.network import Execution, WithoutZeros
 
 # A network: of (theta, *args).
 Function: TypeAlias = Callable[..., Any]
 
 
 class Form(NamedTuple):
-  """A network and what it computes with: run(parameters, *args), to be jitted.
-
-  Attributes:
-    missing: {'module/name': why} of the leaves that lack connections and are
-      multiplied dense in spite of it.
-  """
+  """A network, run(parameters, *args), to be jitted; what it computes with."""
 
   run: Function
   parameters: Params
-  missing: dict[str, str]
+
+
+class Plan(NamedTuple):
+  """How a network is computed without its zeros.
+
+  Attributes:
+    run: of the connections.
+    masks: of the leaves that are condensed, all True for the others.
+  """
+
+  run: WithoutZeros
+  masks: Masks
 
 
 def dense(fn: Function, exported: Exported) -> Form:
@@ -43,7 +50,7 @@ def dense(fn: Function, exported: Exported) -> Form:
 
   The parameters of the form are theta.
   """
-  return Form(fn, _on_device(exported.theta), {})
+  return Form(fn, _on_device(exported.theta))
 
 
 def masked(fn: Function, exported: Exported) -> Form:
@@ -55,39 +62,41 @@ def masked(fn: Function, exported: Exported) -> Form:
   def run(parameters: Params, *args: Any) -> Any:
     return fn(masks_lib.apply_masks(*parameters), *args)
 
-  return Form(run, _on_device((exported.theta, exported.masks)), {})
+  return Form(run, _on_device((exported.theta, exported.masks)))
 
 
 def condensed(fn: Function, exported: Exported, *args: Any) -> Form:
-  """The network without its zeros; see without_zeros.
+  """The network without its zeros, for arguments like these; see plan.
 
   The parameters of the form are the connections of the leaves that are
-  condensed, and θ ⊙ M of the others. A leaf with more connections than zeros is
-  among these, as a value and its position take twice the memory of a value.
-
-  Args:
-    *args: of the network, or their shapes.
+  condensed, and θ ⊙ M of the others.
   """
-  theta = _on_device(exported.theta)
-  theta = masks_lib.apply_masks(theta, _on_device(exported.masks))
-  masks = worth_condensing(exported.masks)
-  run = network.without_zeros(fn, masks, theta, *args, execution='condensed')
-  missing = {
-    name: leaf.why for name, leaf in run.leaves.items() if leaf.held == 'dense'
-  }
-  masks = _filled(masks, lambda leaf: leaf.path in missing)
-  return Form(run, network.condense(theta, masks), missing)
+  theta, masks = _on_device(exported.theta), _on_device(exported.masks)
+  theta = masks_lib.apply_masks(theta, masks)
+  found = plan(fn, exported.masks, theta, *args)
+  return Form(found.run, network.condense(theta, found.masks))
 
 
-def worth_condensing(masks: Masks) -> Masks:
-  """The masks, all True where more than half of the weights exist.
+def plan(
+  fn: Function,
+  masks: Masks,
+  theta: Params,
+  *args: Any,
+  execution: Execution = 'condensed',
+) -> Plan:
+  """Which leaves a network multiplies without their zeros; see without_zeros.
 
-  Example:
-    >>> worth_condensing({'a': np.eye(2) > 0, 'b': np.arange(3) > 0})
-    {'a': array([[ True, False],
-           [False,  True]]), 'b': array([ True,  True,  True])}
+  None with more connections than zeros, as a value and its position take twice
+  the memory of a value. Gradients do not count in what is faster.
   """
-  return _filled(masks, lambda leaf: np.mean(leaf.value) > 0.5)
+  masks = _filled(
+    masks, lambda leaf: 2 * np.count_nonzero(leaf.value) > np.size(leaf.value)
+  )
+  run = network.without_zeros(
+    fn, masks, theta, *args, execution=execution, backward=False
+  )
+  is_dense = {n for n, leaf in run.leaves.items() if leaf.held == 'dense'}
+  return Plan(run, _filled(masks, lambda leaf: leaf.path in is_dense))
 
 
 def _filled(masks: Masks, where: Callable[[trees.NamedLeaf], Any]) -> Masks:

@@ -41,7 +41,16 @@ def to_bytes(exported: Exported, *, csr: Select | None = None) -> bytes:
 
   Leaves that csr selects, of two axes or more, are held as CSR matrices.
   """
-  arrays: dict[str, Array] = {}
+  is_sparse = not all(x.value.all() for x in trees.named_leaves(exported.masks))
+  found, dtypes = arrays(exported, csr=csr)
+  return pack(found, exported.about, dtypes, is_sparse=is_sparse)
+
+
+def arrays(
+  exported: Exported, *, csr: Select | None = None
+) -> tuple[dict[str, Array], dict[str, str]]:
+  """What to_bytes writes: arrays, and dtypes of those held in another one."""
+  found: dict[str, Array] = {}
   dtypes: dict[str, str] = {}
   as_csr: set[str] = set()
   for leaf in trees.named_leaves(exported.theta):
@@ -50,9 +59,9 @@ def to_bytes(exported: Exported, *, csr: Select | None = None) -> bytes:
     as_csr.add(leaf.path)
     mask = exported.masks[leaf.module_name][leaf.name]
     matrix = sparse_matrices.csr(leaf.value, mask)
-    found = (matrix.data, matrix.indices, matrix.indptr, leaf.value.shape)
-    for name, value in zip(_CSR, found, strict=True):
-      arrays[f'csr/{leaf.path}/{name}'] = np.asarray(value)
+    pieces = (matrix.data, matrix.indices, matrix.indptr, leaf.value.shape)
+    for name, value in zip(_CSR, pieces, strict=True):
+      found[f'csr/{leaf.path}/{name}'] = np.asarray(value)
     if matrix.dtype != leaf.value.dtype:
       dtypes[f'csr/{leaf.path}'] = leaf.value.dtype.name
   for part, tree in exported_lib.parts(exported).items():
@@ -62,9 +71,8 @@ def to_bytes(exported: Exported, *, csr: Select | None = None) -> bytes:
       name, value = f'{part}/{leaf.path}', leaf.value
       if value.dtype.kind == 'V':  # a dtype that NumPy does not know
         dtypes[name], value = value.dtype.name, value.astype(np.float32)
-      arrays[name] = value
-  is_sparse = not all(x.value.all() for x in trees.named_leaves(exported.masks))
-  return pack(arrays, exported.about, dtypes, is_sparse=is_sparse)
+      found[name] = value
+  return found, dtypes
 
 
 def pack(
@@ -105,8 +113,14 @@ def unpack(data: bytes) -> tuple[dict[str, Array], Row, dict[str, str]]:
 
 
 def from_bytes(data: bytes) -> Exported:
-  """Undoes to_bytes, to the last bit."""
-  arrays, about, dtypes = unpack(data)
+  """Undoes to_bytes, to the last bit; reads the weights of a program too."""
+  return network(*unpack(data))
+
+
+def network(
+  arrays: Mapping[str, Array], about: Row, dtypes: Mapping[str, str]
+) -> Exported:
+  """The network that the arrays of a file are of."""
   found: dict[str, dict[str, dict[str, Array]]] = {
     part: {} for part in ('theta', 'masks', 'net_state')
   }
@@ -119,7 +133,7 @@ def from_bytes(data: bytes) -> Exported:
     elif part in found:
       dtype = jnp.dtype(dtypes.get(name, value.dtype))
       exported_lib.put(found[part], path, value.astype(dtype))
-    else:
+    elif part != 'program':  # of program.py
       raise ValueError(f'it holds {name!r}, which no exported network has')
   for path, pieces in matrices.items():
     if set(pieces) != set(_CSR):
@@ -131,5 +145,11 @@ def from_bytes(data: bytes) -> Exported:
     dtype = jnp.dtype(dtypes.get(f'csr/{path}', weight.dtype))
     exported_lib.put(found['theta'], path, weight.astype(dtype))
     exported_lib.put(found['masks'], path, mask)
+  if 'program' in arrays:
+    if not found['theta']:
+      raise ValueError('it is a program of an earlier version, without weights')
+    for leaf in list(trees.named_leaves(found['theta'])):
+      if f'masks/{leaf.path}' not in arrays:
+        exported_lib.put(found['masks'], leaf.path, leaf.value != 0)
   masks_lib.check_same_shapes(found['theta'], found['masks'], 'theta', 'masks')
   return Exported(**found, about=about)

@@ -84,8 +84,7 @@ class ExportTest:
     shown = capsys.readouterr().out
     assert str(path) in shown
     assert f'{path.stat().st_size:,}' in shown
-    reader = export_program if format == 'jax' else export
-    about = reader.read(path).about
+    about = export.read(path).about
     assert about['test']['accuracy'] == pytest.approx(record['accuracy'])
     assert about['density'] == pytest.approx(record['density'])
 
@@ -96,10 +95,10 @@ class ExportTest:
     images, labels = load.load(run).splits.test
     logits = program.run(np.asarray(images, np.float32))
     accuracy = float((np.argmax(logits, axis=-1) == labels).mean())
-    assert accuracy == pytest.approx(program.about['test']['accuracy'])
+    assert accuracy == pytest.approx(program.exported.about['test']['accuracy'])
     args = ['--format', 'jax', '--batch', 4, '--overwrite']
     main('export', run, *args, '--out', path)
-    assert export_program.read(path).batch == 4
+    assert export_program.read(path).inputs[0].shape == (4, 8, 8, 1)
 
   @pytest.mark.slow
   def test_one_network_of_a_sweep_is_chosen_by_alpha_and_key(
@@ -185,9 +184,9 @@ class BenchTest:
   def test_forms_that_disagree_are_not_timed(self, tmp_path, run):
     found = pruned_model.from_run(run, PruneOnce(kept=0.5))
     wrong = jax.tree.map(lambda mask: mask & False, found.masks)
-    found = found._replace(masks=wrong)
+    subject = bench.of_network(found._replace(masks=wrong))
     with pytest.raises(ValueError, match="the form 'masked' of this network"):
-      bench.measure(found, (2,), 1)
+      bench.measure(subject, (2,), 1)
 
   def test_files_that_do_not_say_what_they_hold_are_refused(
     self, tmp_path, capsys
