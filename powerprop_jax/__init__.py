@@ -36,11 +36,10 @@ from powerprop_jax.core.select import (
   by_regex,
   exclude,
   is_weight,
-  selection_table,
 )
 from powerprop_jax.core.top_k.topk import top_k_mask
 from powerprop_jax.core.trees import Select
-from powerprop_jax.costs.summary import summary_table
+from powerprop_jax.costs.summary import selection_table, summary_table
 from powerprop_jax.jaxprs.dct import with_dct
 from powerprop_jax.jaxprs.observe import observe
 from powerprop_jax.jaxprs.walk import leaf_axes, products

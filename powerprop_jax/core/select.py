@@ -163,40 +163,23 @@ def _described(value: Any) -> str:
   return f'{value.dtype}[{",".join(map(str, value.shape))}]'
 
 
-def selection_table(select: Select, tree: Tree) -> str:
-  """What is selected, what is not, and why: a table, one line a leaf.
+def selection(select: Select, tree: Tree) -> list[dict[str, Any]]:
+  """A row for each leaf: whether it is selected, its shape and size, and why.
 
   Example:
-    >>> print(selection_table(is_weight, {'linear': {'w': jnp.ones((2, 3)),
-    ...                                              'b': jnp.ones(3)}}))
-    selected  leaf      shape  size  why
-    -         linear/b  3         3  not called a weight
-    yes       linear/w  2×3       6  a weight of Haiku
-    1 of 2 leaves selected: 6 of 9 parameters.
+    >>> selection(is_weight, {'linear': {'w': jnp.ones((2, 3))}})[0]['why']
+    'a weight of Haiku'
   """
-  rows = [('selected', 'leaf', 'shape', 'size', 'why')]
-  chosen, chosen_size, total_size = 0, 0, 0
-  for leaf in trees.named_leaves(tree):
-    is_chosen = select(*leaf)
-    chosen += is_chosen
-    chosen_size += leaf.value.size * is_chosen
-    total_size += leaf.value.size
-    shape = '×'.join(map(str, leaf.value.shape)) or 'scalar'
-    mark = 'yes' if is_chosen else '-'
-    why = _why(select, leaf)
-    rows.append((mark, leaf.path, shape, f'{leaf.value.size:,}', why))
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  lines = []
-  for *texts, size, why in rows:
-    cells = [
-      text.ljust(width) for text, width in zip(texts, widths, strict=False)
-    ]
-    lines.append('  '.join([*cells, size.rjust(widths[3]), why]).rstrip())
-  lines.append(
-    f'{chosen} of {len(rows) - 1} leaves selected: '
-    f'{chosen_size:,} of {total_size:,} parameters.'
-  )
-  return '\n'.join(lines)
+  return [
+    {
+      'selected': bool(select(*leaf)),
+      'leaf': leaf.path,
+      'shape': '×'.join(map(str, leaf.value.shape)) or 'scalar',
+      'size': leaf.value.size,
+      'why': _why(select, leaf),
+    }
+    for leaf in trees.named_leaves(tree)
+  ]
 
 
 def _why(select: Select, leaf: trees.NamedLeaf) -> str:

@@ -104,8 +104,12 @@ def _ratio(part: float, whole: int) -> float:
   return part / whole if whole else math.nan
 
 
-def summary_table(theta: Params, masks: Tree = None, **options: Any) -> str:
+def summary_table(
+  theta: Params, masks: Tree = None, **options: Any
+) -> tables.TextTable:
   """The rows of `summary` as aligned plain text; the same arguments.
+
+  A notebook shows a table.
 
   Example:
     >>> theta = {'linear': {'w': np.array([[3., 0.], [-4., 0.]])}}
@@ -116,3 +120,26 @@ def summary_table(theta: Params, masks: Tree = None, **options: Any) -> str:
     total            -            4     2       0.5          0       3.5     5
   """
   return tables.text_table(summary(theta, masks, **options))
+
+
+def selection_table(select: Select, tree: Tree) -> tables.TextTable:
+  """What is selected, what is not, and why: a table, one line a leaf.
+
+  A notebook shows a table.
+
+  Example:
+    >>> print(selection_table(select_lib.is_weight, {'linear': {
+    ...     'w': np.ones((2, 3)), 'b': np.ones(3)}}))
+    selected  leaf      shape  size  why
+    -         linear/b  3         3  not called a weight
+    yes       linear/w  2×3       6  a weight of Haiku
+    1 of 2 leaves selected: 6 of 9 parameters.
+  """
+  rows = select_lib.selection(select, tree)
+  chosen = [row for row in rows if row['selected']]
+  size, total = (sum(row['size'] for row in part) for part in (chosen, rows))
+  return tables.text_table(
+    rows,
+    f'{len(chosen)} of {len(rows)} leaves selected: {size:,} of {total:,} '
+    'parameters.',
+  )

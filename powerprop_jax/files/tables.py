@@ -1,10 +1,11 @@
 """Tables: rows of flat dicts, for people.
 
 All rows have the same keys; values stay numbers until `text_table` or
-report/html.py writes them.
+`html_table` writes them.
 """
 
 from collections.abc import Mapping, Sequence
+import html
 import math
 from typing import Any
 
@@ -15,11 +16,39 @@ Row = dict[str, Any]
 Record = Mapping[str, Any]
 
 
-def text_table(rows: Sequence[Record]) -> str:
+class TextTable(str):
+  """A table as text that a notebook shows as a table.
+
+  Attributes:
+    rows: what it shows.
+    note: a line below it, part of the text.
+  """
+
+  rows: Sequence[Record]
+  note: str
+
+  def __new__(
+    cls, text: str, rows: Sequence[Record] = (), note: str = ''
+  ) -> 'TextTable':
+    """The text, the rows that it shows, and a line below them."""
+    table = super().__new__(cls, f'{text}\n{note}' if note else text)
+    table.rows, table.note = rows, note
+    return table
+
+  def __repr__(self) -> str:
+    # What an interactive session prints.
+    return str(self)
+
+  def _repr_html_(self) -> str:
+    note = f'<p>{html.escape(self.note)}</p>' if self.note else ''
+    return html_table(self.rows) + note
+
+
+def text_table(rows: Sequence[Record], note: str = '') -> TextTable:
   """Rows as plain text: words to the left, numbers to the right.
 
   A heading and one line a row, without trailing spaces; '' for no rows. A key
-  that a row lacks is written like None, as '-'.
+  that a row lacks is written like None, as '-'. The note is a line below.
 
   Example:
     >>> print(text_table([{'alpha': 1.0, 'net_name': 'mlp'},
@@ -36,7 +65,44 @@ def text_table(rows: Sequence[Record]) -> str:
     justify = str.rjust if is_numeric(values) else str.ljust
     columns.append([justify(cell, width) for cell in cells])
   lines = zip(*columns, strict=True)
-  return '\n'.join('  '.join(line).rstrip() for line in lines)
+  text = '\n'.join('  '.join(line).rstrip() for line in lines)
+  return TextTable(text, rows, note)
+
+
+def html_table(rows: Sequence[Record], caption: str = '') -> str:
+  """Rows as a table of HTML, cells as in text_table, all of them escaped.
+
+  Cells of numbers have the class 'number'.
+
+  Example:
+    >>> print(html_table([{'net_name': 'mlp'}]))
+    <table>
+    <thead><tr><th scope="col">net name</th></tr></thead>
+    <tbody>
+    <tr><td>mlp</td></tr>
+    </tbody>
+    </table>
+  """
+  names = column_names(rows)
+  columns = [[row.get(name) for row in rows] for name in names]
+  classes = [' class="number"' * is_numeric(column) for column in columns]
+  headings = ''.join(
+    f'<th scope="col"{kind}>{_escaped(name.replace("_", " "))}</th>'
+    for kind, name in zip(classes, names, strict=True)
+  )
+  lines = ['<table>']
+  if caption:
+    lines.append(f'<caption>{_escaped(caption)}</caption>')
+  lines.append(f'<thead><tr>{headings}</tr></thead>\n<tbody>')
+  for row in zip(*map(format_column, columns), strict=True):
+    cells = zip(classes, row, strict=True)
+    values = ''.join(f'<td{kind}>{_escaped(cell)}</td>' for kind, cell in cells)
+    lines.append(f'<tr>{values}</tr>')
+  return '\n'.join([*lines, '</tbody>', '</table>'])
+
+
+def _escaped(text: str) -> str:
+  return html.escape(text, quote=True)
 
 
 def column_names(rows: Sequence[Record]) -> list[str]:

@@ -30,7 +30,7 @@ from powerprop_jax.core.trees import (
   Static,
   Updates,
 )
-from powerprop_jax.optim import topology
+from powerprop_jax.optim import shown, topology
 
 Form = Literal['recommended', 'naive']
 
@@ -50,6 +50,9 @@ class PowerState(NamedTuple):
   inner_state: OptState
   select: Static
   form: Static = Static('recommended')
+
+  def __repr__(self) -> str:
+    return shown.state(self)
 
   def alphas(self, tree: Params) -> dict[str, Alpha]:
     """The α of each selected leaf, a number or an array, by 'module/name'."""

@@ -14,6 +14,7 @@ from powerprop_jax.core import schedules, trees
 from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.schedules import When
 from powerprop_jax.core.trees import OptState, Params, Static, Tree, Updates
+from powerprop_jax.optim import shown
 
 # How a connection that did not exist gets its first value; see sparsify.
 Regrow = Literal['zero', 'keep', 'redraw', 'smallest']
@@ -101,6 +102,9 @@ class SparseState(NamedTuple):
   inner_state: OptState
   regrow: Static
 
+  def __repr__(self) -> str:
+    return shown.state(self)
+
   @property
   def pins(self) -> bool:
     """Whether latent weights without a connection are held at zero."""
@@ -122,6 +126,9 @@ class DropInState(NamedTuple):
   started: jax.Array
   adopted: jax.Array
   inner_state: OptState
+
+  def __repr__(self) -> str:
+    return shown.state(self)
 
 
 def find_drop_in_state(opt_state: OptState) -> DropInState | None:

@@ -164,27 +164,9 @@ def _figure(figure: Figure) -> str:
 
 
 def _table(table: Table) -> str:
-  names = tables.column_names(table.rows)
-  columns = [[row.get(name) for row in table.rows] for name in names]
-  classes = [' class="number"' * tables.is_numeric(c) for c in columns]
-  cells = zip(*map(tables.format_column, columns), strict=True)
-  lines = ['<table>']
   folded = len(table.rows) > _MAX_OPEN_ROWS
-  if table.caption and not folded:
-    lines.append(f'<caption>{_text(table.caption)}</caption>')
-  headings = ''.join(
-    f'<th scope="col"{kind}>{_text(name.replace("_", " "))}</th>'
-    for kind, name in zip(classes, names, strict=True)
-  )
-  lines.append(f'<thead><tr>{headings}</tr></thead>\n<tbody>')
-  for row in cells:
-    values = ''.join(
-      f'<td{kind}>{_text(cell)}</td>'
-      for kind, cell in zip(classes, row, strict=True)
-    )
-    lines.append(f'<tr>{values}</tr>')
-  lines += ['</tbody>', '</table>']
-  body = '<div class="wide">' + '\n'.join(lines) + '</div>'
+  text = tables.html_table(table.rows, '' if folded else table.caption)
+  body = f'<div class="wide">{text}</div>'
   if not folded:
     return body
   label = f'{table.caption or "Table"} ({len(table.rows):,} rows)'

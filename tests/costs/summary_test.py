@@ -1,8 +1,10 @@
 import math
+import pickle
 
 from absl.testing import parameterized
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.costs import summary
@@ -105,3 +107,18 @@ class TextTest(parameterized.TestCase):
     self.assertTrue(tables.is_numeric([1, 2.0, None]))
     for values in ([None], [True], [1, 'w']):
       self.assertFalse(tables.is_numeric(values))
+
+
+def test_a_notebook_shows_tables_as_tables():
+  formatters = pytest.importorskip('IPython.core.formatters')
+  table = summary.summary_table(_THETA, _MASKS)
+  selection = summary.selection_table(select_lib.is_weight, {'<a>': _THETA})
+  for text, first in ((table, '<th scope="col">leaf'), (selection, 'selected')):
+    found, _ = formatters.DisplayFormatter().format(text)
+    page = found['text/html']
+    assert first in page and '<a>' not in page
+    assert page.count('<tr>') == len(text.splitlines()) - (text is selection)
+    assert found['text/plain'] == str(text)
+  assert '<p>' in page
+  again = pickle.loads(pickle.dumps(table))
+  assert (again, again._repr_html_()) == (table, table._repr_html_())

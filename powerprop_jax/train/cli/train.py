@@ -191,7 +191,7 @@ def main(config: TrainConfig, may_differ: Collection[str] = ()) -> None:
     contents=_contents(config),
     may_differ=may_differ,
   )
-  print(select_lib.selection_table(select_lib.is_weight, state.phi))
+  print(summary.selection_table(select_lib.is_weight, state.phi))
   divergence.say_scale(splits, prepare)
   score = evaluate_lib.on_state(net, prepare=prepare)
   augment = data.crop_and_flip if config.augment else None
