@@ -128,7 +128,6 @@ def test_the_site_builds_and_a_browser_shows_it(tmp_path):
     )
     page = browser.new_page()
     page.on('pageerror', lambda error: faults.append(str(error)))
-    page.on('requestfailed', lambda request: faults.append(request.url))
     page.on(
       'console',
       lambda said: faults.append(said.text) if said.type == 'error' else None,
