@@ -1,5 +1,8 @@
 """Functions without the zeros of their weights are those of masked weights."""
 
+import math
+import re
+
 import chex
 import equinox as eqx
 from flax import nnx
@@ -13,7 +16,7 @@ import pytest
 from powerprop_jax import nets
 from powerprop_jax.core import trees
 from powerprop_jax.jaxprs import observe
-from powerprop_jax.sparse import kernel_choice, network
+from powerprop_jax.sparse import kernel_choice, native, network
 
 
 def _masks(theta, density=0.3):
@@ -404,16 +407,82 @@ def test_auto_takes_what_was_measured_to_be_faster():
       assert leaf.held == ('condensed' if pays else 'dense')
 
 
-def test_a_compiled_step_has_no_dense_copy():
-  theta = {'w': _normal(512, 384)}
-  masks, x = _masks(theta, 0.05), _normal(32, 512)
-  fn = lambda theta, x: x @ theta['w']
+def _bottleneck(theta, x):
+  x = jax.nn.relu(_conv(theta['in']['w'], x))
+  x = jax.nn.relu(_conv(theta['3x3']['w'], x, window_strides=(2, 2)))
+  x = _conv(theta['out']['w'], x, window_strides=(2, 2))
+  return x.mean((1, 2)) @ theta['logits']['w']
+
+
+def _small():
+  theta = {
+    'in': {'w': _normal(1, 1, 12, 16)},
+    '3x3': {'w': _normal(3, 3, 16, 16)},
+    'out': {'w': _normal(1, 1, 16, 64)},
+    'logits': {'w': _normal(64, 11)},
+  }
+  return _bottleneck, theta, _normal(5, 8, 8, 12)
+
+
+def _resnet_50():
+  net, images = nets.make('resnet_50', 11), _normal(5, 32, 32, 3)
+  init = lambda key: net.init(key, images, is_training=True)
+  theta, state = jax.eval_shape(init, jax.random.key(0))
+  state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state)
+  fn = lambda theta, x: net.apply(theta, state, None, x, is_training=True)[0]
+  return fn, theta, images
+
+
+def _dense_copies(make, *kernels):
+  """Weights of whose size a step compiled with these kernels has a buffer.
+
+  No activation has such a size: their batch is 5, and that divides none.
+  """
+  fn, theta, x = make()
+  rng = np.random.default_rng(0)
+  masks = trees.map_leaves(
+    lambda leaf: (
+      rng.random(leaf.value.shape) < 0.1
+      if leaf.name == 'w'
+      else np.ones(leaf.value.shape, bool)
+    ),
+    theta,
+  )
   run = network.without_zeros(fn, masks, theta, x, execution='condensed')
-  grad = jax.grad(lambda values: jnp.sum(run(values, x) ** 2))
-  with kernel_choice.use('native', 'loops'):
-    text = jax.jit(grad).lower(network.condense(theta, masks)).as_text()
-  assert '512x384' not in text and '384x512' not in text
-  assert '196608x' not in text
+  assert {(leaf.held, leaf.why) for leaf in run.leaves.values()} == {
+    ('condensed', '')
+  }
+  values = jax.tree.map(
+    lambda leaf, mask: jax.ShapeDtypeStruct(
+      leaf.shape if mask.all() else (1, mask.sum()), leaf.dtype
+    ),
+    theta,
+    masks,
+  )
+
+  def step(values, x):
+    grads = jax.grad(lambda values: jnp.sum(run(values, x) ** 2))(values)
+    return jax.tree.map(lambda v, g: v - g / 10, values, grads)
+
+  with kernel_choice.use(*kernels):
+    text = jax.jit(step).lower(values, x).compile().as_text()
+  sizes = {
+    math.prod(map(int, shape.split(',')))
+    for shape in re.findall(r'\w\[([\d,]+)\]', text)
+  }
+  return {name for name, leaf in run.leaves.items() if leaf.entries in sizes}
+
+
+@pytest.mark.skipif(not native.is_available(), reason='no compiled kernels')
+@pytest.mark.parametrize(
+  'make', [_small, pytest.param(_resnet_50, marks=pytest.mark.slow)]
+)
+def test_a_compiled_step_has_no_dense_copy(make):
+  assert not _dense_copies(make, 'native', 'loops')
+
+
+def test_convolutions_without_a_compiled_kernel_have_a_dense_copy():
+  assert _dense_copies(_small, 'loops') == {'3x3/w'}
 
 
 def _bad(match, fn=None, masks=None, theta=None, error=ValueError):
