@@ -117,7 +117,7 @@ def _contracted(
   ]
   axes = sorted({piece.axis for piece in pieces})
   x = moves.arranged(x, shape, pieces, moves.pieces_in_order(pieces, axes))
-  return x.reshape(*shape, -1)
+  return x.reshape(*shape, math.prod(piece.size for piece in pieces))
 
 
 def _patches(params: Mapping[str, Any], held: Held, x: jax.Array) -> jax.Array:
@@ -136,10 +136,10 @@ def _patches(params: Mapping[str, Any], held: Held, x: jax.Array) -> jax.Array:
   )
   groups, channels = params['feature_group_count'], x.shape[1]
   places = found.shape[2:]
-  found = found.reshape(x.shape[0], groups, channels // groups, -1, *places)
+  per_group, size = channels // groups, math.prod(window)
+  found = found.reshape(x.shape[0], groups, per_group, size, *places)
   rank = len(places)
   found = found.transpose(0, *range(4, 4 + rank), 1, 3, 2)
-  last = math.prod(window) * (channels // groups)
-  shape = (x.shape[0], *places, groups, last)
+  shape = (x.shape[0], *places, groups, size * per_group)
   found = found.reshape(shape)
   return found if groups > 1 else found[..., 0, :]

@@ -173,6 +173,7 @@ def _conv(
   window = Window(shape[0], shape[1], strides[0], (pads[0], pads[1]))
   lhs, out = spec.lhs_spec, spec.out_spec
   x = x.transpose(lhs[0], *lhs[2:], lhs[1])
+  x = x.astype(jnp.promote_types(x.dtype, rewrite.dtype_of(eqn.outvars[0])))
   x = x.reshape(x.shape[0], *[1] * missing, *x.shape[1:])
   weight = Condensed(held.cast(held.value.values), held.value.where, shape)
   y = weight.convolve(x, window, name=held.view.leaf)

@@ -361,12 +361,19 @@ def test_vmap_goes_over_what_is_given():
 
 
 @pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float16])
-def test_half_precision(dtype):
-  theta = {'w': _normal(64, 16).astype(dtype)}
-  masks, x = _masks(theta), _normal(5, 64).astype(dtype)
-  fn = lambda theta, x: jnp.dot(
-    x, theta['w'], preferred_element_type=jnp.float32
-  )
+@pytest.mark.parametrize(
+  ('use', 'shape', 'x_shape'),
+  [
+    (lambda w, x, **out: jnp.dot(x, w, **out), (64, 16), (5, 64)),
+    (_conv, (3, 3, 4, 6), (2, 8, 8, 4)),
+    (_conv, (1, 1, 64, 16), (2, 8, 8, 64)),
+  ],
+  ids=['matrix', 'convolution', 'pointwise'],
+)
+def test_half_precision(use, shape, x_shape, dtype):
+  theta = {'w': _normal(*shape).astype(dtype)}
+  masks, x = _masks(theta), _normal(*x_shape).astype(dtype)
+  fn = lambda theta, x: use(theta['w'], x, preferred_element_type=jnp.float32)
   run = network.without_zeros(fn, masks, theta, x, execution='condensed')
   y = run(network.condense(theta, masks), x)
   assert y.dtype == jnp.float32
@@ -564,6 +571,7 @@ def test_patches_are_what_a_convolution_multiplies(form):
   fn = lambda theta, x: use(theta['w'], x)
   y, seen = observe.observe(fn, lambda x: x)({'w': w}, x)
   (patches,) = seen['w']
+  assert observe.observe(fn, jnp.shape)({'w': w}, x[:0])[1]['w'][0][0] == 0
   groups = 2 if form == 'groups' else 1
   patches = patches.reshape(*y.shape[:-1], groups, -1)
   w = w.reshape(patches.shape[-1], groups, -1)
