@@ -78,6 +78,7 @@ def test_shells_complete_commands_options_and_values(shell, script, tmp_path):
   assert completed('powerprop train --net ') == set(nets.NAMES)
   assert completed('powerprop train --spar') > {'--sparsity', '--sparse.period'}
   assert completed('powerprop train --conf') == {'--config'}
+  assert completed('powerprop report --figures p') == {'page'}
   assert completed('powerprop prune run --sc') == {'--scope'}
   assert completed('powerprop data get fa') == {'fashion_mnist'}
   assert completed('powerprop completion z') == {'zsh'}
@@ -98,7 +99,7 @@ def test_options_are_those_that_the_help_explains(name, capsys):
   shown = capsys.readouterr().out
   # A line of options may have the same with 'no' in it.
   lines = re.findall(
-    r'^[│| ]+(--[\w.-]+)(?:, (--[\w.-]+))?', shown, re.MULTILINE
+    r'^[│| ]+(--[a-z][\w.-]+)(?:, (--[\w.-]+))?', shown, re.MULTILINE
   )
   expected = {option for line in lines for option in line if option}
   found = completion.options_of(type(cli.COMMANDS[name].defaults))

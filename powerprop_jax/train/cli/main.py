@@ -175,17 +175,33 @@ def list_nets(config: NetsConfig) -> None:
 
 def complete(config: completion.CompletionConfig) -> None:
   """Prints the script."""
-  options = {
-    name: completion.options_of(type(command.defaults))
-    for name, command in COMMANDS.items()
-  }
-  options['train']['--config'] = ()
+  options = {}
+  for name, command in COMMANDS.items():
+    options[name] = completion.options_of(type(command.defaults))
+    if command.reads_config:
+      options[name]['--config'] = ()
+    if command.draws:
+      options[name]['--figures'] = ('column', 'page')
   print(completion.script(config.shell, options), end='')
 
 
 class _Command(NamedTuple):
+  """A command.
+
+  Attributes:
+    main: takes its settings.
+    defaults: of these.
+    reads_config: whether it has --config, see arguments.parse.
+    draws: whether it has --figures, see arguments.run.
+    static_alpha: see arguments.run. Flags that make powerprop fast make a dense
+      network slower, so that bench leaves them alone.
+  """
+
   main: Callable[[Any], None]
   defaults: Any
+  reads_config: bool = False
+  draws: bool = False
+  static_alpha: bool | None = False
 
   @property
   def about(self) -> str:
@@ -194,12 +210,12 @@ class _Command(NamedTuple):
 
 
 COMMANDS = {
-  'train': _Command(train.main, train.TrainConfig()),
-  'extend': _Command(train.extend, train.ExtendConfig()),
-  'prune': _Command(prune, PruneConfig()),
-  'report': _Command(report, ReportConfig()),
+  'train': _Command(train.main, train.TrainConfig(), True, True, True),
+  'extend': _Command(train.extend, train.ExtendConfig(), False, True, True),
+  'prune': _Command(prune, PruneConfig(), draws=True),
+  'report': _Command(report, ReportConfig(), draws=True),
   'export': _Command(export.main, export.ExportConfig()),
-  'bench': _Command(bench.main, bench.BenchConfig()),
+  'bench': _Command(bench.main, bench.BenchConfig(), static_alpha=None),
   'methods': _Command(list_methods, MethodsConfig()),
   'nets': _Command(list_nets, NetsConfig()),
   'data': _Command(data.main, data.DataConfig()),
@@ -228,10 +244,9 @@ def main(args: Sequence[str] | None = None) -> int:
     prog=f'powerprop {name}',
     description=chosen.about,
     args=given[1:],
-    # Flags that make powerprop fast make a dense network slower.
-    static_alpha=None if name == 'bench' else name in ('train', 'extend'),
-    reads_config=name == 'train',
-    draws=True if name == 'report' else None,
+    static_alpha=chosen.static_alpha,
+    reads_config=chosen.reads_config,
+    draws=chosen.draws,
   )
 
 
