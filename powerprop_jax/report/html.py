@@ -237,6 +237,7 @@ th, td {
   padding: .35rem .9rem; text-align: left; white-space: nowrap;
   border-bottom: 1px solid var(--line);
 }
+td:last-child:not(.number) { white-space: normal; min-width: 12rem; }
 th { color: var(--quiet); font-weight: 600; background: var(--raised); }
 tbody tr:hover { background: var(--raised); }
 .number { text-align: right; }

@@ -24,6 +24,7 @@ from experiments.imagenet_resnet50.config import (
   from_identity,
   identity,
 )
+from powerprop_jax import nets
 from powerprop_jax.core import masks
 from powerprop_jax.export import export
 from powerprop_jax.train import methods
@@ -161,7 +162,7 @@ def test_bench_knows_the_networks_of_the_presets():
   assert model == ('resnet_18', 1000, (32, 32, 3), False)
   images = np.zeros((1, *model.image_shape), np.float32)
   chex.assert_trees_all_equal_shapes(
-    step_lib.shapes(model.make(), images),
+    step_lib.shapes(nets.make(model.net, model.num_classes), images),
     setup.shapes(run.net, 32),
   )
   small = dataclasses.replace(config, net=PRESETS['tiny'].net)
