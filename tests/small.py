@@ -8,7 +8,11 @@ from jax.sharding import Mesh, NamedSharding
 import numpy as np
 import optax
 
+from powerprop_jax import nets
 from powerprop_jax.optim import views
+
+# The networks that look at images.
+IMAGE_NETS = tuple(n for n in nets.NAMES if n not in nets.TEXT_NAMES)
 
 # To be ranked: two zeros that are ties, NaNs of both signs, and a subnormal.
 ODD_NUMBERS = (

@@ -13,14 +13,17 @@ from powerprop_jax.nets.layers.dct import DctConv2D, DctLinear
 from powerprop_jax.nets.lenet import LeNet5, LeNet5Small, LeNet300100
 from powerprop_jax.nets.mlp import OneHiddenMLP
 from powerprop_jax.nets.mobilenet import MobileNetV2
-from powerprop_jax.nets.registry import NAMES, about, make
+from powerprop_jax.nets.registry import NAMES, TEXT_NAMES, about, make
 from powerprop_jax.nets.resnet import ResNet
 from powerprop_jax.nets.scope import power_scope
+from powerprop_jax.nets.transformer import GPT, Transformer, ViT
 from powerprop_jax.nets.vgg import VGG, VGG19
 from powerprop_jax.nets.wide_resnet import WideResNet
 
 __all__ = (
+  'GPT',
   'NAMES',
+  'TEXT_NAMES',
   'VGG',
   'VGG19',
   'AlexNetS',
@@ -35,6 +38,8 @@ __all__ = (
   'MobileNetV2',
   'OneHiddenMLP',
   'ResNet',
+  'Transformer',
+  'ViT',
   'WideResNet',
   'about',
   'make',

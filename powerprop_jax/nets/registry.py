@@ -17,6 +17,7 @@ from powerprop_jax.nets import (
   mlp,
   mobilenet,
   resnet,
+  transformer,
   vgg,
   wide_resnet,
 )
@@ -52,10 +53,22 @@ _MODULES: dict[str, Callable[[int], Callable[..., jax.Array]]] = {
   'resnet_50_cifar': functools.partial(resnet.ResNet, depth=50, stem='cifar'),
   'mobilenet_v2': mobilenet.MobileNetV2,
   'fixup_resnet_110': functools.partial(fixup.FixUpResNet, depth=110),
+  'vit_tiny': functools.partial(
+    transformer.ViT, num_blocks=12, num_heads=3, width=192, patch=4
+  ),
+  # For text.
+  'gpt_small': functools.partial(
+    transformer.GPT, num_blocks=4, num_heads=4, width=128, context=64
+  ),
+  'gpt_mini': functools.partial(
+    transformer.GPT, num_blocks=6, num_heads=6, width=384, context=128
+  ),
 }
 
 # What make knows.
 NAMES = tuple(_MODULES)
+# Those of text take integers [N, T] and give logits of each place.
+TEXT_NAMES = ('gpt_small', 'gpt_mini')
 
 
 def make(
@@ -72,14 +85,15 @@ def make(
   init(key, images, is_training) gives (theta, net_state), and
   apply(theta, net_state, key, images, is_training) gives (logits, net_state).
   Images are floats in [0, 1], [N, H, W, C]. The layer that computes the logits
-  is called 'logits' in every network.
+  is called 'logits' in every network. The networks for text, TEXT_NAMES, take
+  tokens [N, T], integers below num_classes, in the place of images.
 
   about says of each what it is.
 
   Only the wide residual networks need the key, in training, for their dropout,
   and raise a ValueError without one; for the others, and in evaluation, it may
-  be None. The lenets, mlp, cnns and fixup_resnet_110 have an empty net_state
-  and ignore is_training; the others normalise by batch, keep
+  be None. The lenets, mlp, cnns, transformers and fixup_resnet_110 have an
+  empty net_state and ignore is_training; the others normalise by batch, keep
   running statistics in net_state, and need a step in training before they can
   be evaluated.
 

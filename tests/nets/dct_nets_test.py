@@ -37,7 +37,7 @@ def loss_of(net, theta, state, images, labels):
 
 
 class FormTest(parameterized.TestCase):
-  @parameterized.parameters(*nets.NAMES)
+  @parameterized.parameters(*small.IMAGE_NETS)
   @pytest.mark.slow
   def test_every_network_has_a_scale_more_for_each_weight(self, name):
     plain, _ = small.net_shapes(nets.make(name, 10))

@@ -19,7 +19,7 @@ PHOTOGRAPH = (224, 224, 3)
 # The others have norms, whose statistics are their state.
 STATELESS = (
   *('lenet_300_100', 'lenet_5', 'lenet_5_relu', 'lenet_5_small'),
-  *('mlp', 'mnist_cnn', 'cifar_cnn', 'fixup_resnet_110'),
+  *('mlp', 'mnist_cnn', 'cifar_cnn', 'fixup_resnet_110', 'vit_tiny'),
 )
 
 
@@ -147,7 +147,7 @@ class SizeTest(parameterized.TestCase):
 
 class ForwardTest(parameterized.TestCase):
   @parameterized.product(
-    name=nets.NAMES, image_shape=[DIGITS, MNIST, (33, 40, 3)]
+    name=small.IMAGE_NETS, image_shape=[DIGITS, MNIST, (33, 40, 3)]
   )
   @pytest.mark.slow
   def test_every_net_takes_small_and_odd_images(self, name, image_shape):
@@ -359,7 +359,7 @@ class ErrorTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, message):
       nets.make(name, num_classes)
 
-  @parameterized.parameters(*nets.NAMES)
+  @parameterized.parameters(*small.IMAGE_NETS)
   def test_images_of_wrong_rank_or_type_are_refused(self, name):
     net = nets.make(name, 10)
     key = jax.random.key(0)
