@@ -15,6 +15,7 @@ _PAGES = sorted(
 
 
 @pytest.mark.parametrize('page', _PAGES, ids=lambda page: page.stem)
+@pytest.mark.slow
 def test_a_session_on_a_page_goes_as_it_says(page, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)  # sessions may write files
   sessions = page.read_text().split('```pycon\n')[1:]
