@@ -113,7 +113,7 @@ def test_pure_functions_know_no_haiku(folder):
 def test_importing_the_package_loads_nothing_heavy():
   # Haiku imports Flax, and all that comes with it, where it is installed.
   program = (
-    'import sys, haiku, optax, chex; known = set(sys.modules); '
+    'import sys, haiku, optax; known = set(sys.modules); '
     'import powerprop_jax; new = set(sys.modules) - known; '
     f'print([m for m in {sorted(_HEAVY)!r} if m in new])'
   )

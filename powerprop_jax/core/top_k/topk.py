@@ -12,7 +12,6 @@ import functools
 import math
 from typing import Any, TypeAlias
 
-import chex
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -27,7 +26,9 @@ _NUM_ROWS = 64  # of a leaf when counted; enough to divide among CPU threads
 
 
 def top_k_mask(
-  scores: chex.Array, k: Count, among: chex.Array | None = None
+  scores: jax.typing.ArrayLike,
+  k: Count,
+  among: jax.typing.ArrayLike | None = None,
 ) -> jax.Array:
   """Keeps exactly k entries of one array, the largest.
 

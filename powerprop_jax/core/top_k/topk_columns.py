@@ -8,7 +8,6 @@ are searched side by side, each with a k of its own.
 import functools
 import math
 
-import chex
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -18,7 +17,9 @@ from powerprop_jax.core.top_k import counting
 
 
 def top_k_columns(
-  scores: chex.Array, k: counting.Count, among: chex.Array | None = None
+  scores: jax.typing.ArrayLike,
+  k: counting.Count,
+  among: jax.typing.ArrayLike | None = None,
 ) -> jax.Array:
   """Keeps exactly k entries of each column, the largest.
 
@@ -63,7 +64,9 @@ def top_k_columns(
 
 
 def _check(
-  scores: chex.Array, k: counting.Count, among: chex.Array | None
+  scores: jax.typing.ArrayLike,
+  k: counting.Count,
+  among: jax.typing.ArrayLike | None,
 ) -> None:
   counting.check_dtype(scores)
   if jnp.ndim(scores) == 0:

@@ -4,6 +4,8 @@ import dataclasses
 import pathlib
 from typing import Annotated
 
+import jax
+import numpy as np
 import tyro
 
 from powerprop_jax.export import export as export_lib
@@ -43,11 +45,12 @@ def main(config: ExportConfig) -> None:
   exported = pruned_model.from_run(config.run, config)
   if config.format == 'jax':
     model = pruned_model.model_of(exported.about)
+    shape = config.batch or 1, *model.image_shape
     program.write(
       path,
       model.function(exported.net_state),
       exported,
-      model.inputs(config.batch or 1),
+      jax.ShapeDtypeStruct(shape, np.float32),
       batch_axes=0 if config.batch is None else None,
       overwrite=config.overwrite,
     )
