@@ -312,12 +312,7 @@ def written(tmp_path_factory):
   for library in LIBRARIES:
     fn, given = _pruned(library)
     path = program.write(
-      folder / f'{library}_jax.npz',
-      fn,
-      given,
-      images,
-      execution='condensed',
-      platforms=('cpu',),
+      folder / f'{library}_jax.npz', fn, given, images, execution='condensed'
     )
     logits = fn(given.theta, images[:3])
     expected = path.with_suffix('.expected.npz')

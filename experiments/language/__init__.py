@@ -1,1 +1,0 @@
-"""Sparse language models; see __main__.py."""
