@@ -278,12 +278,15 @@ def _make_advance(
 ) -> tuple[step_lib.Advance, bool]:
   """Many steps, and whether they are condensed."""
   tx = make_tx(jax.random.key(0))  # the state has the key that counts
+  prepare = preparation(settings, splits)
   options: Row = {
-    'prepare': preparation(settings, splits),
+    'prepare': prepare,
     'augment': data.crop_and_flip if settings.augment else None,
   }
   if execution != 'masked':
-    batch = splits.train.images[: settings.loop.batch_size]
+    batch = jax.eval_shape(
+      prepare, splits.train.images[: settings.loop.batch_size]
+    )
     layout = condensed.layout(
       state, net=net, tx=tx, images=batch, execution=execution
     )

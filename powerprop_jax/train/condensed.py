@@ -154,7 +154,7 @@ def layout(
     if 0 < fullest < math.prod(shape):
       shapes[leaf.path] = shape
       rooms[leaf.path] = functools.partial(_room, lanes)
-  images = jax.ShapeDtypeStruct(images.shape, jnp.float32)
+  images = jax.ShapeDtypeStruct(images.shape, images.dtype)
   phi, *others = one
   fn = lambda theta, *args: net.apply(theta, *args, is_training=True)
   plan = network.plan(fn, rooms, phi, *others, images, execution=execution)
