@@ -17,7 +17,9 @@ _PAGES = sorted(
 )
 _CODE = re.compile(r'^```.*?^```', re.MULTILINE | re.DOTALL)
 _NAME = re.compile(r'\b(?:powerprop_jax|experiments)(?:\.\w+)+')
-_FILE = re.compile(r'\b(?:powerprop_jax|experiments|tests|docs)/[\w./]*\w')
+_FILE = re.compile(
+  r'\b(?:powerprop_jax|experiments|tests|docs)/(?!_build/)[\w./]*\w'
+)
 
 pages = pytest.mark.parametrize(
   'page', _PAGES, ids=lambda page: str(page.relative_to(_ROOT))

@@ -312,7 +312,12 @@ def written(tmp_path_factory):
   for library in LIBRARIES:
     fn, given = _pruned(library)
     path = program.write(
-      folder / f'{library}_jax.npz', fn, given, images, execution='condensed'
+      folder / f'{library}_jax.npz',
+      fn,
+      given,
+      images,
+      execution='condensed',
+      platforms=('cpu',),
     )
     logits = fn(given.theta, images[:3])
     expected = path.with_suffix('.expected.npz')

@@ -162,6 +162,9 @@ def check_settings(settings: Settings, *several: str) -> data.Splits:
   errors.check_positive(settings, 'num_test')
   ensemble.product([1.0], settings.keys)
   splits = load(settings)
+  for option in ('normalise', 'augment'):
+    if getattr(settings, option):
+      data.check_images(splits, f'--{option}')
   divergence.say_scale(splits, preparation(settings, splits))
   if settings.augment:
     data.crop_and_flip(jax.random.key(0), splits.example)

@@ -38,11 +38,14 @@ from powerprop_jax.files.tables import Row
 from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.runs import errors
 
-_PROGRAM = 'sparse_training'
-
 
 def main(config: Config) -> None:
   """Trains every combination and writes what came out."""
+  run(config, 'sparse_training')
+
+
+def run(config: Config, program: str) -> None:
+  """The same under the name of a program."""
   splits = sparse_runs.check_settings(
     config, 'methods', 'densities', 'alphas', 'keys'
   )
@@ -53,9 +56,9 @@ def main(config: Config) -> None:
   sparse_runs.check_combinations(config, combinations, splits)
   densities = sorted({c.density for c in combinations})
   page = report.page(config, densities)
-  folder = combination_runs.run_folder(config, _PROGRAM, page)
+  folder = combination_runs.run_folder(config, program, page)
   found = combination_runs.run_all(
-    functools.partial(train, config),
+    functools.partial(train, config, program),
     combinations,
     config,
     config.loop.num_steps,
@@ -70,14 +73,14 @@ def main(config: Config) -> None:
 
 
 def train(
-  config: Config, description: str, combination: Combination
+  config: Config, program: str, description: str, combination: Combination
 ) -> list[Row]:
   """Results of a combination: trained, or read where that is done."""
   method, density, alpha = combination
   folder = combination_runs.folder(
     config,
     combination,
-    _PROGRAM,
+    program,
     networks=sparse_runs.networks(config, alpha),
     sections=report.mask_sections(combination.name, [density], ''),
   )

@@ -19,13 +19,17 @@ _Records = Sequence[dict[str, Any]]
 
 def write(folder: RunFolder, config: Config, results: _Records) -> None:
   """Prints the table; writes it, the figures and report.html."""
-  rows = table(results, published.sparse_training(config.net, config.data.name))
+  rows = table(
+    results,
+    published.sparse_training(config.net, config.data.name),
+    metric='loss' if config.data.is_text else 'accuracy',
+  )
   text = tables.markdown(rows)
   whole.write_bytes(folder.path / 'table.md', text.encode())
   folder.write_json('table.json', rows)
   title = f'{config.net} on {config.data.name}'
   over = records.over_keys(len(config.keys), spread=True)
-  print(f'\nTest accuracy (%), {title}{over}:\n')
+  print(f'\n{_measured(config)}, {title}{over}:\n')
   print(text, end='')
   run_report.write(folder.path)
 
@@ -45,11 +49,11 @@ def page(config: Config, densities: Sequence[float]) -> Page:
   )
   over = records.over_keys(len(config.keys), spread=True)
   section = Section(
-    'Accuracy against density',
+    'Results',
     'Test accuracy after the last step'
     f'{", for θ = φ beside what others published" if theirs else ""}.',
     (accuracy,),
-    (contents.table_of('table', f'Test accuracy in per cent{over}.'),),
+    (contents.table_of('table', f'{_measured(config)}{over}.'),),
   )
   sections = [section, *mask_sections(title, densities)]
   subtitle = ', '.join(config.methods)
@@ -76,10 +80,18 @@ def mask_sections(
   )
 
 
-def table(results: _Records, theirs: _Records = ()) -> list[Row]:
+def _measured(config: Config) -> str:
+  if config.data.is_text:
+    return 'Loss on the rest of the text in nats per character'
+  return 'Test accuracy in per cent'
+
+
+def table(
+  results: _Records, theirs: _Records = (), *, metric: str = 'accuracy'
+) -> list[Row]:
   """Rows with the method, the density, a column for each α, and published ones.
 
-  Accuracies are words, in per cent.
+  Numbers are words, accuracies in per cent.
 
   Example:
     >>> record = {'method': 'set', 'density': 0.1, 'density_measured': 0.1,
@@ -101,7 +113,8 @@ def table(results: _Records, theirs: _Records = ()) -> list[Row]:
     }
     for alpha in alphas:
       row[f'α = {alpha:g}'] = tables.mean_and_deviation(
-        [record['accuracy'] for record in found if record['alpha'] == alpha]
+        [record[metric] for record in found if record['alpha'] == alpha],
+        per_cent=metric == 'accuracy',
       )
     if theirs:
       known = [

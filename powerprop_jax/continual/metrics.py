@@ -11,8 +11,9 @@ The divisor D of a transfer is 'paper', T-1, the number of earlier tasks, or
 BWT(gem) = BWT(paper) (T-1)/T. With the former a single task has the transfer
 NaN.
 
-Source: Lopez-Paz & Ranzato, Gradient episodic memory, 2017, section 4, and the
-authors' code.
+Source:
+  Lopez-Paz & Ranzato, Gradient episodic memory, 2017, section 4, and the
+  authors' code.
 """
 
 from collections.abc import Iterable, Mapping

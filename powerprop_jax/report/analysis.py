@@ -145,8 +145,8 @@ def mask_overlap(
   At each sparsity both networks are pruned by magnitude, layer by layer, to the
   same k of n weights, q = k/n, giving the masks a and b:
 
-    agreement     share of positions with a = b; by chance q² + (1-q)²
-    intersection  |a ∧ b| / k, the share of kept weights in common; by chance q
+      agreement     share of positions with a = b; by chance q² + (1-q)²
+      intersection  |a ∧ b| / k, share of kept weights in both; by chance q
 
   Agreement counts weights that both masks remove, so it is high at high
   sparsity whatever happens; intersection is not.

@@ -39,8 +39,11 @@ def make_score(
   def score(theta: hk.Params, net_state: hk.State, batch: Arrays) -> Sums:
     images = prepare(batch.images)
     logits, _ = net.apply(theta, net_state, None, images, is_training=False)
-    counts = batch.labels >= 0
-    labels = jnp.maximum(batch.labels, 0)
+    # Of a text, each place is an example.
+    logits = logits.reshape(-1, logits.shape[-1])
+    labels = jnp.asarray(batch.labels).reshape(-1)
+    counts = labels >= 0
+    labels = jnp.maximum(labels, 0)
     losses = step_lib.cross_entropy(logits, labels)
     own = jnp.take_along_axis(logits, labels[:, None], axis=1)
     # Ties go to the lowest class, as in argmax.
@@ -88,7 +91,10 @@ def make_evaluate(
       sums.append(score(theta, net_state, tail))
     names = ('loss', 'accuracy')
     totals = {name: sum(found[name] for found in sums) for name in names}
-    return {name: total / jnp.float32(size) for name, total in totals.items()}
+    return {
+      name: total / jnp.float32(arrays.labels.size)
+      for name, total in totals.items()
+    }
 
   return evaluate
 

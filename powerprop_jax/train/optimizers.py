@@ -31,6 +31,8 @@ class OptimizerConfig:
   # 'constant'; 'cosine' from learning_rate down to zero at the last step; or
   # 'staircase', multiplied by stair_factor after every stair_steps steps.
   schedule: Literal['constant', 'cosine', 'staircase'] = 'constant'
+  # Steps in which the step size rises from 0 to learning_rate.
+  warmup_steps: int = 0
   # Steps at one level of the staircase.
   stair_steps: int = 25_000
   # By how much the staircase falls each time, in (0, 1).
@@ -67,6 +69,11 @@ def make_tx(
   length of the run, for the schedule.
   """
   _check(config)
+  if config.warmup_steps and not 0 < config.warmup_steps < num_steps:
+    raise UserError(
+      f'warmup_steps must be in [0, {num_steps}), the steps of the run, got '
+      f'{config.warmup_steps}.'
+    )
   rate = learning_rate(config, num_steps)
   if config.name == 'adam':
     inner = optax.adam(rate)
@@ -85,6 +92,18 @@ def learning_rate(
   config: OptimizerConfig, num_steps: int
 ) -> optax.ScalarOrSchedule:
   """The step size, a number or a schedule, of a run of a length."""
+  warmup = config.warmup_steps
+  if not warmup:
+    return _after_warmup(config, num_steps)
+  after = _after_warmup(config, num_steps - warmup)
+  first = optax.linear_schedule(0.0, config.learning_rate, warmup)
+  rest = after if callable(after) else optax.constant_schedule(after)
+  return optax.join_schedules([first, rest], [warmup])
+
+
+def _after_warmup(
+  config: OptimizerConfig, num_steps: int
+) -> optax.ScalarOrSchedule:
   if config.schedule == 'cosine':
     return optax.cosine_decay_schedule(config.learning_rate, num_steps)
   if config.schedule == 'staircase':

@@ -181,6 +181,31 @@ class BenchTest:
     assert 'condensed' in shown
     assert 'scipy' not in shown
 
+  def test_programs_of_any_network_are_drawn_inputs_like_their_own(
+    self, tmp_path, capsys
+  ):
+    w = np.eye(5, 3, dtype=np.float32)
+    given = Exported({'embed': {'w': w}}, {'embed': {'w': w > 0}}, {}, {})
+    fn = lambda theta, tokens: {'sums': theta['embed']['w'][tokens].sum(axis=1)}
+    write = lambda tokens, **settings: export_program.write(
+      tmp_path / 'net_jax.npz', fn, given, tokens, overwrite=True, **settings
+    )
+    table = tmp_path / 'table.json'
+    path = write(np.array([[1, 2], [3, 4]]), batch_axes=None)
+    main('bench', path, '--repeats', 1, '--out', table)
+    found = json.loads(table.read_text())
+    assert found['model']['inputs'] == 'int32[2, 2]'
+    assert found['model']['sparsity'] == pytest.approx(0.8)
+    assert [(row['batch'], row['form']) for row in found['rows']] == [
+      ('fixed', 'dense'),
+      ('fixed', 'masked'),
+    ]
+    assert found['missing']['condensed'].startswith('all leaves are held dense')
+    assert "no form 'condensed': all leaves" in capsys.readouterr().out
+    # Without an example nobody knows how many tokens there are.
+    path = write(jax.ShapeDtypeStruct((2, 2), np.int32))
+    assert 'int32[batch, 2] lie' in refused(capsys, 'bench', path)
+
   def test_forms_that_disagree_are_not_timed(self, tmp_path, run):
     found = pruned_model.from_run(run, PruneOnce(kept=0.5))
     wrong = jax.tree.map(lambda mask: mask & False, found.masks)

@@ -132,17 +132,13 @@ def of_network(exported: Exported) -> Subject:
   """A network of nets, by what the file says about it."""
   model = pruned_model.model_of(exported.about)
   fn = model.function(exported.net_state)
-
-  def images(rows: int) -> tuple[Any, ...]:
-    shape = rows, *model.image_shape
-    return (np.random.default_rng(0).random(shape, np.float32),)
-
+  arguments = lambda rows: (model.inputs(rows),)
   forms = {
     'dense': inference.dense(fn, exported),
     'masked': inference.masked(fn, exported),
-    'condensed': inference.condensed(fn, exported, *images(1)),
+    'condensed': inference.condensed(fn, exported, *arguments(1)),
   }
-  return Subject(exported, forms, images, {'network': model.net})
+  return Subject(exported, forms, arguments, {'network': model.net})
 
 
 def _describe(config: BenchConfig, subject: Subject) -> Row:

@@ -4,8 +4,6 @@ import dataclasses
 import pathlib
 from typing import Annotated
 
-import jax
-import numpy as np
 import tyro
 
 from powerprop_jax.export import export as export_lib
@@ -45,12 +43,11 @@ def main(config: ExportConfig) -> None:
   exported = pruned_model.from_run(config.run, config)
   if config.format == 'jax':
     model = pruned_model.model_of(exported.about)
-    shape = config.batch or 1, *model.image_shape
     program.write(
       path,
       model.function(exported.net_state),
       exported,
-      jax.ShapeDtypeStruct(shape, np.float32),
+      model.inputs(config.batch or 1),
       batch_axes=0 if config.batch is None else None,
       overwrite=config.overwrite,
     )

@@ -8,9 +8,10 @@ function back, from that description.
 from collections.abc import Callable
 import dataclasses
 import pathlib
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
+import numpy as np
 
 from powerprop_jax import nets
 from powerprop_jax.core import masks as masks_lib
@@ -63,7 +64,7 @@ class Model(NamedTuple):
   Attributes:
     net: its name, see nets.make.
     num_classes: labels are below it.
-    image_shape: (height, width, channels).
+    image_shape: (height, width, channels); of a text, (context,).
     dct: whether its layers have a cosine transform.
   """
 
@@ -71,6 +72,13 @@ class Model(NamedTuple):
   num_classes: int
   image_shape: tuple[int, ...]
   dct: bool = False
+
+  def inputs(self, rows: int) -> np.ndarray[Any, Any]:
+    """So many random images or texts."""
+    rng, shape = np.random.default_rng(0), (rows, *self.image_shape)
+    if self.net in nets.TEXT_NAMES:
+      return rng.integers(0, self.num_classes, shape, np.int32)
+    return rng.random(shape, np.float32)
 
   def function(self, net_state: Tree) -> Function:
     """The logits of images, as a function of (theta, images)."""

@@ -167,8 +167,10 @@ def main(config: TrainConfig, may_differ: Collection[str] = ()) -> None:
   data.check_batch_size(config.loop.batch_size, len(splits.train.labels))
   prepare: data.Prepare = data.to_float
   if config.normalise:
+    data.check_images(splits, '--normalise')
     prepare = data.normalise(splits.train.images)
   if config.augment:
+    data.check_images(splits, '--augment')
     data.crop_and_flip(jax.random.key(0), splits.example)
   net = nets.make(config.net, splits.num_classes)
   key = jax.random.key(config.key)

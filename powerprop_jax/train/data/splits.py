@@ -1,4 +1,4 @@
-"""Small image data sets as arrays, and the order in which they are visited.
+"""Small data sets as arrays, and the order in which they are visited.
 
 Data that fits into the device's memory needs no loader: the images are one
 array and a batch is a row of indices into it. Three sources have one form:
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from powerprop_jax.train.data import sources
+from powerprop_jax.train.data import sources, text
 from powerprop_jax.train.data.sources import Arrays
 from powerprop_jax.train.runs import errors
 from powerprop_jax.train.runs.errors import UserError
@@ -30,13 +30,20 @@ class DataConfig:
   """Which data set."""
 
   # 'digits', 'mnist', 'cifar10', …, as powerprop data lists them, any other
-  # prepared image set of TFDS, or FILE.npz.
+  # prepared image set of TFDS, or FILE.npz; as text 'pydoc' or FILE.txt.
   name: str = 'digits'
   # Folder of data sets. None: $POWERPROP_TFDS_DIR, or ~/tensorflow_datasets.
   dir: str | None = None
   # Training examples, the last ones, held out for validation. None: 240 of the
   # digits, otherwise a tenth, at most 5,000; all that the source sets apart.
   num_validation: int | None = None
+  # Of a text: characters that a network sees at a time.
+  context: int = 64
+
+  @property
+  def is_text(self) -> bool:
+    """Whether this is the name of a text."""
+    return self.name == text.BUNDLED or self.name.endswith('.txt')
 
 
 class Splits(NamedTuple):
@@ -57,8 +64,13 @@ class Splits(NamedTuple):
   name: str
 
   @property
+  def is_text(self) -> bool:
+    """Whether images are tokens [N, context], and each has a label."""
+    return self.train.labels.ndim > 1
+
+  @property
   def example(self) -> jax.Array:
-    """The first training image as networks want it, [1, H, W, C]."""
+    """The first training image as networks want it, [1, H, W, C], or text."""
     return to_float(self.train.images[:1])
 
 
@@ -86,6 +98,8 @@ def load(config: DataConfig, *, show_progress: bool = False) -> Splits:
     source = sources.digits()
   elif config.name.endswith('.npz'):
     source = sources.npz(config.name)
+  elif config.is_text:
+    source = text.characters(config.name, config.context)
   else:
     source = sources.named(config.name, config.dir, show_progress)
   train, validation, test, num_classes = source
@@ -123,8 +137,16 @@ def check_batch_size(batch_size: int, num_examples: int) -> None:
     )
 
 
+def check_images(splits: Splits, option: str) -> None:
+  """Refuses an option that is for images where there is text."""
+  if splits.is_text:
+    raise UserError(
+      f'{option} is for images, and {splits.name} is a text. Leave it out.'
+    )
+
+
 def to_float(images: jax.Array | np.ndarray) -> jax.Array:
-  """Images as networks want them: uint8 / 255 in float32, floats as they are.
+  """Images as networks want them: uint8 / 255 in float32, others as they are.
 
   Example:
     >>> to_float(np.array([0, 255], np.uint8))

@@ -146,6 +146,8 @@ def say_scale(splits: Splits, prepare: Any = data.to_float) -> None:
   largest: 1 after standardising, at most 1 where images are in [0, 1].
   """
   images = np.asarray(prepare(splits.train.images[:_NUM_EXAMPLES]), np.float64)
+  if splits.is_text:
+    return
   largest = float(np.sqrt(np.mean(np.square(images), axis=0)).max())
   if largest > _LARGEST_RMS:
     print(

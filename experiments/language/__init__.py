@@ -1,0 +1,1 @@
+"""Sparse language models; see __main__.py."""
