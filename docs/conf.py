@@ -43,7 +43,7 @@ myst_heading_anchors = 4  # as code hosts make them
 # Every notebook runs at every build, and one that fails ends it.
 nb_execution_mode = 'force'
 nb_execution_raise_on_error = True
-nb_execution_timeout = 120
+nb_execution_timeout = 300
 nb_merge_streams = True
 
 autodoc_member_order = 'bysource'
