@@ -169,7 +169,7 @@ _SHORT = {
   'pruning': 'gradual_pruning',
   'one_shot': 'one_shot_pruning',
 }
-_OTHER_COLOURS = ('#44aa99', '#999933', '#332288', '#aa4499')
+_OTHER_COLOURS = ('#332288', '#999933', '#aa4499', '#44aa99')
 
 
 class Look(NamedTuple):
