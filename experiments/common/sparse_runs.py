@@ -240,10 +240,21 @@ def train(
   members = ensemble.product([alpha], settings.keys)
   if state is None:
     state = ensemble.create_by_key(net, make_tx, members, splits.example)
-  advance, is_condensed = _make_advance(
-    settings, net, make_tx, state, splits, execution
+  tx = make_tx(jax.random.key(0))  # the state has the key that counts
+  options: Row = {
+    'prepare': prepare,
+    'augment': data.crop_and_flip if settings.augment else None,
+  }
+  thin = condensed.advance_of(
+    state,
+    net=net,
+    tx=tx,
+    images=splits.train.images[: settings.loop.batch_size],
+    execution=execution,
+    **options,
   )
-  at_once = 1 if is_condensed else settings.lanes_at_once
+  advance = thin or fusing.make_advance(net, tx, **options)
+  at_once = 1 if thin else settings.lanes_at_once
   score = evaluate_lib.on_state(net, prepare=prepare)
   watch = mask_watch.MaskWatch(state)
 
@@ -269,34 +280,6 @@ def train(
   )
   ensemble.say_diverged(members, state, folder)
   return Trained(net, state, members, splits, prepare)
-
-
-def _make_advance(
-  settings: Settings,
-  net: hk.TransformedWithState,
-  make_tx: MakeTx,
-  state: TrainState,
-  splits: data.Splits,
-  execution: Execution,
-) -> tuple[step_lib.Advance, bool]:
-  """Many steps, and whether they are condensed."""
-  tx = make_tx(jax.random.key(0))  # the state has the key that counts
-  prepare = preparation(settings, splits)
-  options: Row = {
-    'prepare': prepare,
-    'augment': data.crop_and_flip if settings.augment else None,
-  }
-  if execution != 'masked':
-    batch = jax.eval_shape(
-      prepare, splits.train.images[: settings.loop.batch_size]
-    )
-    layout = condensed.layout(
-      state, net=net, tx=tx, images=batch, execution=execution
-    )
-    if layout:
-      step = condensed.make_step(net, tx, layout, **options)
-      return condensed.make_advance(step, layout), True
-  return fusing.make_advance(net, tx, **options), False
 
 
 def preparation(settings: Settings, splits: data.Splits) -> data.Prepare:

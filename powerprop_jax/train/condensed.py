@@ -42,6 +42,7 @@ from powerprop_jax.sparse.index import Index
 from powerprop_jax.sparse.network import Connections
 from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.data.sources import Arrays
+from powerprop_jax.train.data.splits import Prepare
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.step import TrainState
 
@@ -365,3 +366,28 @@ def make_advance(step: step_lib.Step, layout: Layout) -> step_lib.Advance:
     return expand(thin, layout), metrics
 
   return advance
+
+
+def advance_of(
+  state: TrainState,
+  *,
+  net: hk.TransformedWithState,
+  tx: optax.GradientTransformation,
+  images: Any,
+  execution: Execution,
+  prepare: Prepare,
+  **options: Any,
+) -> step_lib.Advance | None:
+  """make_advance for a state; None where its layout has no leaf.
+
+  Images are a batch as it is stored; the other arguments are those of layout,
+  prepare and the options those of step.make_step.
+  """
+  if execution == 'masked':
+    return None
+  seen = jax.eval_shape(prepare, images)
+  found = layout(state, net=net, tx=tx, images=seen, execution=execution)
+  if not found:
+    return None
+  step = make_step(net, tx, found, prepare=prepare, **options)
+  return make_advance(step, found)

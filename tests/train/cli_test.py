@@ -7,6 +7,7 @@ import re
 import shutil
 
 import jax
+import numpy as np
 import programs
 import pytest
 
@@ -124,6 +125,16 @@ class SparseTrainTest:
     main(*args, '--out', out)
     for record in programs.results(out):
       assert record['density'] == pytest.approx(0.2, abs=1e-3)
+
+  @pytest.mark.slow
+  def test_trains_the_same_without_its_zeros(self, sparse_run, tmp_path):
+    more = '--config', sparse_run, '--sparse.regrow', 'redraw'
+    found = []
+    for execution in ('masked', 'condensed'):
+      out = tmp_path / execution
+      main('train', *more, '--execution', execution, '--out', out)
+      found.append([record['loss'] for record in programs.results(out)])
+    np.testing.assert_allclose(*found, rtol=1e-4)
 
   def test_is_resumed_to_the_same(self, sparse_run, tmp_path):
     out = tmp_path / 'run'
