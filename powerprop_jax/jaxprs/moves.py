@@ -92,6 +92,15 @@ def moved(eqn: jax_core.JaxprEqn, source: View) -> View | None:
   return None
 
 
+def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
+  """How many inputs of a scan are constant, and how many it carries."""
+  if 'num_consts' in params:
+    return params['num_consts'], params['num_carry']
+  # JAX 0.12 has trees of consts, carry and slices instead.
+  consts, carry, _ = params['ft_in'].unpack()
+  return len(consts), len(carry)
+
+
 def shape_of(atom: Any) -> tuple[int, ...]:
   """Of a variable of a jaxpr, or a literal in it."""
   return tuple(atom.aval.shape)

@@ -266,8 +266,9 @@ class _Run:
     return self._jaxpr(called.jaxpr, called.consts, values)
 
   def _scan(self, params: dict[str, Any], values: list[Value]) -> list[Value]:
-    closed, num_consts = params['jaxpr'], params['num_consts']
-    start = num_consts + params['num_carry']
+    closed = params['jaxpr']
+    num_consts, num_carry = moves.scan_counts(params)
+    start = num_consts + num_carry
     consts, stacks = values[:num_consts], values[start:]
     carry = [
       self._dense(v, 'a carry of scan') for v in values[num_consts:start]

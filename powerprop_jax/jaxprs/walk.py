@@ -260,8 +260,9 @@ class _Walk:
     )
 
   def _scan(self, params: dict[str, Any], inputs: list[_Known]) -> _Found:
-    body, first = params['jaxpr'].jaxpr, params['num_consts']
-    last = first + params['num_carry']
+    body = params['jaxpr'].jaxpr
+    first, num_carry = moves.scan_counts(params)
+    last = first + num_carry
     layers = [
       value if value.view is None else value._replace(view=value.view.layer())
       for value in inputs[last:]
