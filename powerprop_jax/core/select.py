@@ -76,6 +76,11 @@ def exclude(select: Select, *patterns: str) -> Select:
     >>> inner_layers('net/logits', 'w', jnp.zeros((2, 3)))
     False
   """
+  if not callable(select) or not patterns:
+    raise ValueError(
+      'exclude takes what it leaves out of, and patterns: '
+      f"exclude(is_weight, 'logits'); got {(select, *patterns)}."
+    )
   return _Exclude(select, by_regex(*patterns))
 
 

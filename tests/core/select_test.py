@@ -49,6 +49,9 @@ class SelectTest(absltest.TestCase):
       select.by_regex('(')
     with self.assertRaisesRegex(ValueError, 'at least one pattern'):
       select.by_regex()
+    for given in (('conv_0',), (select.is_weight,), ('conv', 'logits')):
+      with self.assertRaisesRegex(ValueError, 'exclude takes what it leaves'):
+        select.exclude(*given)
 
   def test_names_of_deep_and_shallow_trees(self):
     tree = {'top': 1, 'a': {'b': {'c': 2}}, 'list': [3]}
