@@ -31,7 +31,7 @@ def characters(name: str, context: int) -> Source:
     >>> train, validation, _, num_classes = characters('pydoc', 64)
     >>> train.images.shape[1], num_classes < 256
     (64, True)
-    >>> (train.images[5, 1:] == train.labels[5, :-1]).all()
+    >>> bool((train.images[5, 1:] == train.labels[5, :-1]).all())
     True
   """
   if context < 1:
