@@ -64,6 +64,12 @@ def pytest_addoption(parser):
   )
 
 
+def pytest_collection_modifyitems(items):
+  # What takes minutes goes first, so that the other processes have something
+  # to do meanwhile.
+  items.sort(key=lambda item: item.module.__name__ != 'site_test')
+
+
 @pytest.fixture(autouse=True)
 def _strict_dtype_promotion(request):
   if request.module.__name__.rpartition('.')[2] not in _STRICT:
