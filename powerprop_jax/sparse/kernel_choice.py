@@ -158,20 +158,18 @@ def use(*kernels: Kernel) -> Iterator[None]:
     _ALLOWED.reset(token)
 
 
-def choose(
-  task: Task, *, name: str = '', among: Sequence[Kernel] = KERNELS
-) -> Kernel:
+def choose(task: Task, *, name: str = '') -> Kernel:
   """The fastest kernel of those that are allowed here and can compute the task.
 
   The name of the weight, 'module/name', says that it may as well be held dense:
-  see recorded. Of the kernels among, use may allow fewer.
+  see recorded.
   """
   record = _RECORD.get()
   if record is not None:
     if name:
       record[name] = task
     return 'dense'
-  kernels = _candidates(task, among)
+  kernels = _candidates(task)
   if len(kernels) == 1:
     return kernels[0]
   if jax.default_backend() != 'cpu':
@@ -221,10 +219,8 @@ def times(task: Task, *, backward: bool = True) -> Mapping[str, float]:
   return _times(_bucket(task), native.is_available(), backward)
 
 
-def _candidates(
-  task: Task, among: Sequence[Kernel] = KERNELS
-) -> tuple[Kernel, ...]:
-  kernels = {*among} & {*_ALLOWED.get()}
+def _candidates(task: Task) -> tuple[Kernel, ...]:
+  kernels = {*_ALLOWED.get()}
   if isinstance(task, Convolution):
     kernels.discard('loops')
   if (
