@@ -55,7 +55,7 @@ def run(
       for the compiler's settings; sweeps do not. None leaves these alone.
     draws: whether '--figures WIDTH' draws figures for a paper, see
       plotting.paper. Default: where there is a folder to resume.
-    **about: prog, description and reads_config, see parse.
+    **about: prog, description, reads_config and others, see parse.
 
   Returns:
     The exit status; see folder.run_main.
@@ -89,6 +89,7 @@ def parse(
   prog: str = 'program',
   description: str = '',
   reads_config: bool | None = None,
+  others: Callable[[C, list[str]], None] | None = None,
 ) -> C:
   """A preset with what a command line changes; see run.
 
@@ -97,6 +98,8 @@ def parse(
     description: what it does, for its help.
     reads_config: whether '--config FILE' starts from the settings of an earlier
       run. Default: where there is a folder to resume.
+    others: says why options that the program does not have are refused, from
+      its settings and these. Default: they are unknown.
 
   Raises:
     UserError: if an option is unknown or its value cannot be read.
@@ -113,7 +116,8 @@ def parse(
       default = folder.read_settings(type(default), file, program)
     description += (
       '\n\n--config FILE starts from the settings of a run, which are in its '
-      'config.json; options after it change some of them.'
+      'config.json; other options change some of them, and what it lacks has '
+      'its default.'
     )
   if len(presets) > 1:
     description += (
@@ -123,19 +127,25 @@ def parse(
   errors = io.StringIO()
   try:
     with contextlib.redirect_stderr(errors):
-      return tyro.cli(
+      found: Any = tyro.cli(
         type(default),
         default=default,
         args=rest,
         prog=prog,
         description=description,
         config=(tyro.conf.AvoidSubcommands,),
+        return_unknown_args=others is not None,  # type: ignore[call-overload]
       )
   except SystemExit as stop:
     if not stop.code:
       raise
     message = _with_hint(_one_line(errors.getvalue()))
     raise UserError(f'{message} See {prog} --help.') from None
+  if others is not None:
+    found, unknown = found
+    if unknown:
+      others(found, unknown)
+  return found
 
 
 def _paper(width: str) -> contextlib.AbstractContextManager[None]:
@@ -171,7 +181,9 @@ def _take(option: str, args: Sequence[str]) -> tuple[str | None, list[str]]:
   while left:
     arg = left.pop(0)
     if arg == option:
-      value = left.pop(0) if left else ''
+      if not left:
+        raise UserError(f'{option} needs a value.')
+      value = left.pop(0)
     elif arg.startswith(f'{option}='):
       value = arg.partition('=')[2]
     else:

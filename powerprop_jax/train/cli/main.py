@@ -195,6 +195,7 @@ class _Command(NamedTuple):
     draws: whether it has --figures, see arguments.run.
     static_alpha: see arguments.run. Flags that make powerprop fast make a dense
       network slower, so that bench leaves them alone.
+    others: see arguments.parse.
   """
 
   main: Callable[[Any], None]
@@ -202,6 +203,7 @@ class _Command(NamedTuple):
   reads_config: bool = False
   draws: bool = False
   static_alpha: bool | None = False
+  others: Callable[[Any, list[str]], None] | None = None
 
   @property
   def about(self) -> str:
@@ -211,7 +213,9 @@ class _Command(NamedTuple):
 
 COMMANDS = {
   'train': _Command(train.main, train.TrainConfig(), True, True, True),
-  'extend': _Command(train.extend, train.ExtendConfig(), False, True, True),
+  'extend': _Command(
+    train.extend, train.ExtendConfig(), False, True, True, train.refuse_changes
+  ),
   'prune': _Command(prune, PruneConfig(), draws=True),
   'report': _Command(report, ReportConfig(), draws=True),
   'export': _Command(export.main, export.ExportConfig()),
@@ -247,6 +251,7 @@ def main(args: Sequence[str] | None = None) -> int:
     static_alpha=chosen.static_alpha,
     reads_config=chosen.reads_config,
     draws=chosen.draws,
+    others=chosen.others,
   )
 
 

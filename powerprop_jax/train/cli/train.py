@@ -4,6 +4,7 @@ from collections.abc import Collection
 import dataclasses
 import functools
 import pathlib
+import shlex
 import sys
 from typing import Annotated, Any
 
@@ -16,6 +17,7 @@ from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.trees import Tree
 from powerprop_jax.costs import summary
+from powerprop_jax.files import json_files
 from powerprop_jax.files.tables import Row
 from powerprop_jax.optim import views
 from powerprop_jax.report import analysis, plotting
@@ -23,6 +25,7 @@ from powerprop_jax.train import condensed, ensemble, methods, optimizers
 from powerprop_jax.train import evaluate as evaluate_lib
 from powerprop_jax.train import loop as loop_lib
 from powerprop_jax.train import step as step_lib
+from powerprop_jax.train.cli import arguments
 from powerprop_jax.train.cli.arguments import Net
 from powerprop_jax.train.condensed import Execution
 from powerprop_jax.train.data import splits as data
@@ -101,6 +104,10 @@ class ExtendConfig:
   num_steps: int = tyro.MISSING
   # Continue an extension that was interrupted.
   resume: bool = False
+  # Write TensorBoard files too (needs the extra 'tensorboard').
+  tensorboard: bool = False
+  # Log to Weights & Biases too (needs the extra 'wandb').
+  wandb: bool = False
 
 
 def extend(config: ExtendConfig) -> None:
@@ -110,14 +117,7 @@ def extend(config: ExtendConfig) -> None:
   cosine of the learning rate and the last step at which connections move, is a
   share of all steps. A line says what that amounts to.
   """
-  path = pathlib.Path(config.run).expanduser()
-  stored = run_folder.read_config(path)
-  if stored['program'] != 'train':
-    raise UserError(
-      f'{path} holds a run of {stored["program"]}; only those of powerprop '
-      'train can be extended.'
-    )
-  before = run_folder.settings_of(TrainConfig, stored, path / 'config.json')
+  path, stored, before = _to_extend(config)
   done, is_complete = before.loop.num_steps, (path / 'complete.json').exists()
   if config.num_steps < done or (config.num_steps == done and is_complete):
     raise UserError(
@@ -134,10 +134,45 @@ def extend(config: ExtendConfig) -> None:
       f'{path} was stopped before its end; pass --resume to continue it.'
     )
   loop = dataclasses.replace(before.loop, num_steps=config.num_steps)
-  after = dataclasses.replace(before, loop=loop, out=str(path), resume=True)
+  after = dataclasses.replace(
+    before,
+    loop=loop,
+    out=str(path),
+    resume=True,
+    tensorboard=config.tensorboard,
+    wandb=config.wandb,
+  )
   if config.num_steps > done:
     print(f'note: {path} {goes_on(before, after)}', file=sys.stderr)
   main(after, may_differ=('loop.num_steps',))
+
+
+def _to_extend(config: ExtendConfig) -> tuple[pathlib.Path, Row, TrainConfig]:
+  """The folder, its config.json and its settings."""
+  path = pathlib.Path(config.run).expanduser()
+  stored = run_folder.read_config(path)
+  if stored['program'] != 'train':
+    raise UserError(
+      f'{path} holds a run of {stored["program"]}; only those of powerprop '
+      'train can be extended.'
+    )
+  settings = run_folder.settings_of(TrainConfig, stored, path / 'config.json')
+  return path, stored, dataclasses.replace(settings, out=str(path))
+
+
+def refuse_changes(config: ExtendConfig, options: list[str]) -> None:
+  """Refuses options of train that would change a run that is extended."""
+  path, _, before = _to_extend(config)
+  after = arguments.parse(
+    {'': before}, options, prog='powerprop extend', reads_config=False
+  )
+  old, new = json_files.to_json(before), json_files.to_json(after)
+  if changes := list(run_folder.differences(old, new)):
+    raise UserError(
+      f'powerprop extend changes nothing but the length of {path}, got '
+      f'{"; ".join(changes)}. Leave that out, or train a new run: powerprop '
+      f'train --config {path} {shlex.join(options)} --out FOLDER'
+    )
 
 
 def goes_on(before: TrainConfig, after: TrainConfig) -> str:
@@ -197,6 +232,10 @@ def main(config: TrainConfig, may_differ: Collection[str] = ()) -> None:
     resume=config.resume,
     contents=_contents(config),
     may_differ=may_differ,
+    hints={
+      'loop.num_steps': 'To make it longer: powerprop extend '
+      f'{config.out} --num-steps STEPS.'
+    },
   )
   print(summary.selection_table(select_lib.is_weight, state.phi))
   divergence.say_scale(splits, prepare)

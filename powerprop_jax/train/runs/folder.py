@@ -14,7 +14,7 @@ A folder that holds anything else, or another configuration, is refused; nothing
 that was not written by the same run is ever replaced.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import datetime
@@ -65,6 +65,7 @@ class RunFolder:
     is_part: bool = False,
     contents: Contents | None = None,
     may_differ: Collection[str] = (),
+    hints: Mapping[str, str] = {},
   ):
     """Creates the folder, or opens the one of an interrupted run.
 
@@ -83,6 +84,7 @@ class RunFolder:
       may_differ: names of settings that may be others than before, such as
         'loop.num_steps' of a run that is to go on beyond its end. The run is
         then not complete any more, and config.json says when it changed.
+      hints: what else can be done where a setting differs, by its name.
 
     Raises:
       UserError: if the folder holds something else, holds a run and resume is
@@ -94,7 +96,12 @@ class RunFolder:
       self.is_resumed = _holds_run(self.path)
       if self.is_resumed:
         stored = read_config(self.path)
-        changes = self._changes(stored, program, config, resume, may_differ)
+        if not resume:
+          raise UserError(
+            f'{self.path} already holds a run of {stored["program"]}; pass '
+            '--resume to continue it, or choose another --out.'
+          )
+        changes = self._changes(stored, program, config, may_differ, hints)
         if changes:
           (self.path / 'complete.json').unlink(missing_ok=True)
           earlier = stored.get('changes', [])
@@ -126,15 +133,10 @@ class RunFolder:
     stored: Row,
     program: str,
     config: Any,
-    resume: bool,
     may_differ: Collection[str],
+    hints: Mapping[str, str],
   ) -> list[str]:
     """Settings that differ from those of the run, of those that may."""
-    if not resume:
-      raise UserError(
-        f'{self.path} already holds a run of {stored["program"]}; pass '
-        '--resume to continue it, or choose another --out.'
-      )
     if stored['program'] != program:
       raise UserError(
         f'{self.path} holds a run of {stored["program"]}, not of {program}; '
@@ -146,11 +148,14 @@ class RunFolder:
         # Settings that there were not yet have the values that change nothing.
         old = _settings(json_files.from_json(type(config), stored['config']))
     changes = list(differences(old, _settings(config)))
-    refused = [c for c in changes if c.partition(':')[0] not in may_differ]
+    refused = {c.partition(':')[0]: c for c in changes}
+    refused = {n: c for n, c in refused.items() if n not in may_differ}
     if refused:
+      what_else = ''.join(f' {h}' for n, h in hints.items() if n in refused)
       raise UserError(
-        f'cannot resume {self.path} with other settings: {"; ".join(refused)}. '
-        'Use the old settings, or choose another --out.'
+        f'cannot resume {self.path} with other settings: '
+        f'{"; ".join(refused.values())}. Use the old settings, or choose '
+        f'another --out.{what_else}'
       )
     return changes
 
@@ -251,10 +256,10 @@ def _record(value: Any) -> Row:
 
 def _read(path: pathlib.Path) -> Row:
   stored = json_files.read_json(path)
-  if not isinstance(stored, dict) or stored.get('format') != _FORMAT:
+  if (found := _record(stored).get('format')) != _FORMAT:
     raise UserError(
-      f'{path} was not written by this version of powerprop_jax. Choose '
-      'another folder.'
+      f'{path} was not written by this version of powerprop_jax: its '
+      f"'format' is {found!r}, not {_FORMAT!r}. Choose another folder or file."
     )
   for name, kind in _FIELDS.items():
     if not isinstance(stored.get(name), kind):
