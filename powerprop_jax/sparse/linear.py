@@ -9,6 +9,7 @@ All compute the same product with the same gradients. Which is fastest depends
 on shape, batch and density: kernel_choice.py finds out.
 """
 
+from collections.abc import Callable
 import math
 from typing import Literal, get_args
 
@@ -23,6 +24,8 @@ from powerprop_jax.sparse.index import Index
 Kernel = Literal['native', 'loops', 'dense']
 _Saved = tuple[jax.Array, jax.Array, Index]
 
+# Vectors in a tile of the compiled kernels.
+_TILE = 64
 # Connections of each output that one turn of a loop adds.
 _UNROLLED = 4
 
@@ -106,29 +109,51 @@ def is_used(index: Index) -> jax.Array:
 
 @jax.custom_vjp
 def _native(x: jax.Array, values: jax.Array, index: Index) -> jax.Array:
-  out = jax.ShapeDtypeStruct((x.shape[0], index.shape[1]), x.dtype)
-  multiply = native.call('powerprop_multiply', out)
-  none = jnp.zeros(0, jnp.int32)
-  return multiply(index.offsets, index.positions, values, none, x)
+  return _native_forward(x, values, index)[0]
 
 
 def _native_forward(
   x: jax.Array, values: jax.Array, index: Index
 ) -> tuple[jax.Array, _Saved]:
-  return _native(x, values, index), (x, values, index)
+  packed, none = _packed(x), jnp.zeros(0, jnp.int32)
+  multiply = _multiply(x.shape[0], index.shape[1])
+  y = multiply(index.offsets, index.positions, values, none, packed)
+  return y, (packed, values, index)
 
 
 def _native_backward(
   saved: _Saved, dy: jax.Array
 ) -> tuple[jax.Array, jax.Array, None]:
-  x, values, index = saved
-  multiply = native.call('powerprop_multiply', jax.typeof(x))
+  packed_x, values, index = saved
+  packed_dy = _packed(dy)
+  multiply = _multiply(dy.shape[0], index.shape[0])
   dot = native.call('powerprop_dot', jax.typeof(values))
+  in_positions, order = index.in_positions, index.order
   return (
-    multiply(index.in_offsets, index.in_positions, values, index.order, dy),
-    dot(index.offsets, index.positions, dy, x),
+    multiply(index.in_offsets, in_positions, values, order, packed_dy),
+    dot(index.offsets, index.positions, packed_dy, packed_x),
     None,
   )
+
+
+def _multiply(batch: int, num_out: int) -> Callable[..., jax.Array]:
+  out = jax.ShapeDtypeStruct((batch, num_out), jnp.float32)
+  return native.call('powerprop_multiply', out)
+
+
+def _packed(x: jax.Array) -> jax.Array:
+  """Vectors [batch, in] as the kernels take them, [in, batch].
+
+  The batch is rounded up to whole tiles, with zeros.
+  """
+  batch, num_in = x.shape
+  if batch == 1:
+    return x.reshape(num_in, 1)
+  rest = batch % _TILE
+  last = max(4, 1 << (rest - 1).bit_length()) if rest else 0
+  out = jax.ShapeDtypeStruct((num_in, batch - rest + last), x.dtype)
+  packed: jax.Array = native.call('powerprop_pack', out)(x)
+  return packed
 
 
 _native.defvjp(_native_forward, _native_backward)

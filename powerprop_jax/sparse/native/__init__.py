@@ -52,6 +52,7 @@ _COMPILE_SECONDS = 300
 
 # Names of the functions in JAX programs, and in the library in camel case.
 _FUNCTIONS = (
+  'powerprop_pack',
   'powerprop_multiply',
   'powerprop_dot',
   'powerprop_index',

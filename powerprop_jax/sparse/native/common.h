@@ -13,6 +13,7 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <utility>
 
 #include "xla/ffi/api/ffi.h"
 
@@ -67,43 +68,89 @@ inline float Sum(Lanes<16>::Type v) {
 constexpr int64_t kBlock = 16;
 
 // Numbers of two vectors in another order; compilers differ in the name.
-#if defined(__clang__)
+#if defined(__clang__) || __GNUC__ >= 12
 #define POWERPROP_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
-typedef int32_t FourPlaces __attribute__((vector_size(16)));
+template <int kSize>
+struct Places {
+  typedef int32_t Type __attribute__((vector_size(4 * kSize)));
+};
 #define POWERPROP_SHUFFLE(a, b, ...) \
-  __builtin_shuffle(a, b, FourPlaces{__VA_ARGS__})
+  __builtin_shuffle(                 \
+      a, b, typename Places<sizeof(a) / sizeof(float)>::Type{__VA_ARGS__})
 #endif
 
-// Four rows and columns: to[j * to_stride + i] = from[i * from_stride + j].
-inline void TurnFour(const float* from, int64_t from_stride, float* to,
-                     int64_t to_stride) {
-  using Four = Lanes<4>::Type;
-  Four rows[4];
-  for (int64_t i = 0; i < 4; ++i) {
-    std::memcpy(&rows[i], from + i * from_stride, sizeof(Four));
+// A block of kSize rows and columns, turned in steps: blocks of two by two,
+// whose entries are blocks themselves, of kSpan rows and columns.
+template <int kSize>
+struct Block {
+  using Vector = typename Lanes<kSize>::Type;
+  using Order = std::make_integer_sequence<int, kSize>;
+
+  // Of each pair of spans, the first one of a and the first one of b.
+  template <int kSpan, int... kLane>
+  static Vector Firsts(Vector a, Vector b, std::integer_sequence<int, kLane...>) {
+    return POWERPROP_SHUFFLE(
+        a, b, (kLane & kSpan ? kSize + (kLane ^ kSpan) : kLane)...);
   }
-  const Four a = POWERPROP_SHUFFLE(rows[0], rows[2], 0, 4, 1, 5);
-  const Four b = POWERPROP_SHUFFLE(rows[1], rows[3], 0, 4, 1, 5);
-  const Four c = POWERPROP_SHUFFLE(rows[0], rows[2], 2, 6, 3, 7);
-  const Four d = POWERPROP_SHUFFLE(rows[1], rows[3], 2, 6, 3, 7);
-  const Four turned[4] = {
-      POWERPROP_SHUFFLE(a, b, 0, 4, 1, 5), POWERPROP_SHUFFLE(a, b, 2, 6, 3, 7),
-      POWERPROP_SHUFFLE(c, d, 0, 4, 1, 5), POWERPROP_SHUFFLE(c, d, 2, 6, 3, 7)};
-  for (int64_t j = 0; j < 4; ++j) {
-    std::memcpy(to + j * to_stride, &turned[j], sizeof(Four));
+
+  // The last one of a and the last one of b.
+  template <int kSpan, int... kLane>
+  static Vector Lasts(Vector a, Vector b, std::integer_sequence<int, kLane...>) {
+    return POWERPROP_SHUFFLE(
+        a, b, (kLane & kSpan ? kSize + kLane : kLane | kSpan)...);
   }
-}
+
+  template <int kSpan>
+  static void Turn(Vector* rows) {
+    if constexpr (kSpan > 0) {
+      for (int i = 0; i < kSize; ++i) {
+        if (i & kSpan) continue;
+        const Vector a = rows[i], b = rows[i + kSpan];
+        rows[i] = Firsts<kSpan>(a, b, Order());
+        rows[i + kSpan] = Lasts<kSpan>(a, b, Order());
+      }
+      Turn<kSpan / 2>(rows);
+    }
+  }
+
+  // Makes the first row the sums of all.
+  template <int kSpan>
+  static void Add(Vector* rows) {
+    if constexpr (kSpan > 0) {
+      for (int i = 0; i < kSpan; ++i) {
+        const Vector a = rows[i], b = rows[i + kSpan];
+        rows[i] = Firsts<kSpan>(a, b, Order()) + Lasts<kSpan>(a, b, Order());
+      }
+      Add<kSpan / 2>(rows);
+    }
+  }
+};
+
+// What fits into the registers of this processor.
+#if defined(__AVX512F__)
+constexpr int kTurned = 16;
+#else
+constexpr int kTurned = 4;
+#endif
 
 // to[j * to_stride + i] = from[i * from_stride + j] for i < rows and j <
 // columns, at most kBlock of each.
 inline void Turn(const float* from, int64_t from_stride, int64_t rows,
                  int64_t columns, float* to, int64_t to_stride) {
   if (rows == kBlock && columns == kBlock) {
-    for (int64_t j = 0; j < kBlock; j += 4) {
-      for (int64_t i = 0; i < kBlock; i += 4) {
-        TurnFour(from + i * from_stride + j, from_stride,
-                 to + j * to_stride + i, to_stride);
+    Block<kTurned>::Vector block[kTurned];
+    for (int64_t j = 0; j < kBlock; j += kTurned) {
+      for (int64_t i = 0; i < kBlock; i += kTurned) {
+        for (int64_t k = 0; k < kTurned; ++k) {
+          std::memcpy(&block[k], from + (i + k) * from_stride + j,
+                      sizeof(block[k]));
+        }
+        Block<kTurned>::Turn<kTurned / 2>(block);
+        for (int64_t k = 0; k < kTurned; ++k) {
+          std::memcpy(to + (j + k) * to_stride + i, &block[k],
+                      sizeof(block[k]));
+        }
       }
     }
   } else {
@@ -113,6 +160,18 @@ inline void Turn(const float* from, int64_t from_stride, int64_t rows,
       }
     }
   }
+}
+
+// The sums of sixteen vectors, which are lost.
+inline Lanes<16>::Type Sums(Lanes<16>::Type* v) {
+#if defined(__AVX512F__)
+  Block<16>::Add<8>(v);
+  return v[0];
+#else
+  Lanes<16>::Type sums;
+  for (int i = 0; i < 16; ++i) sums[i] = Sum(v[i]);
+  return sums;
+#endif
 }
 
 // Floats that must be touched for another thread to be worth waking.

@@ -9,6 +9,7 @@
 //
 // Positions come from the caller and are used as they are: they must lie in
 // their row, and offsets must ascend from 0 to at most the number of entries.
+// There is at least one of everything: sparse/linear.py sees to that.
 
 #include <algorithm>
 #include <cstdint>
@@ -72,39 +73,43 @@ int64_t PackedWidth(const std::vector<Tile>& tiles) {
   return tiles.back().start + tiles.back().width;
 }
 
-// x [batch, columns] -> packed [column][width] of one tile.
+// Columns [begin, end) of x [batch, columns] -> packed [column][width] of one
+// tile.
 void PackTile(const float* x, int64_t columns, const Tile& tile, int64_t begin,
               int64_t end, float* packed) {
   float block[kBlock][kBlock];
-  for (int64_t c = begin; c < end; c += kBlock) {
-    const int64_t num_columns = std::min(kBlock, end - c);
-    for (int64_t b = 0; b < tile.width; b += kBlock) {
-      const int64_t num_examples = std::min(kBlock, tile.width - b);
+  for (int64_t b = 0; b < tile.width; b += kBlock) {
+    const int64_t num_examples = std::min(kBlock, tile.width - b);
+    const int64_t used = std::min(num_examples, tile.used - b);
+    const float* rows = x + (tile.first + b) * columns;
+    for (int64_t c = begin; c < end; c += kBlock) {
+      const int64_t num_columns = std::min(kBlock, end - c);
+      float* to = packed + c * tile.width + b;
+      if (used == num_examples) {
+        Turn(rows + c, columns, used, num_columns, to, tile.width);
+        continue;
+      }
       std::memset(block, 0, sizeof(block));
-      for (int64_t i = 0; i < num_examples && b + i < tile.used; ++i) {
-        std::memcpy(block[i], x + (tile.first + b + i) * columns + c,
+      for (int64_t i = 0; i < used; ++i) {
+        std::memcpy(block[i], rows + i * columns + c,
                     num_columns * sizeof(float));
       }
-      Turn(block[0], kBlock, num_examples, num_columns,
-           packed + c * tile.width + b, tile.width);
+      Turn(block[0], kBlock, num_examples, num_columns, to, tile.width);
     }
   }
 }
 
-const float* Pack(ffi::ThreadPool& pool, int which, const float* x,
-                  int64_t columns, const std::vector<Tile>& tiles) {
-  float* packed = Scratch(which, columns * PackedWidth(tiles));
+void Pack(ffi::ThreadPool& pool, const float* x, int64_t columns,
+          const std::vector<Tile>& tiles, float* packed) {
   constexpr int64_t kColumns = 512;
   const int64_t parts = (columns + kColumns - 1) / kColumns;
-  const auto pack = [&](int64_t i) {
+  const int64_t threads = NumThreads(pool, columns * PackedWidth(tiles));
+  RunInParallel(pool, threads, parts * tiles.size(), [&](int64_t i) {
     const Tile& tile = tiles[i / parts];
     const int64_t begin = i % parts * kColumns;
     PackTile(x, columns, tile, begin, std::min(begin + kColumns, columns),
              packed + tile.start * columns);
-  };
-  const int64_t threads = NumThreads(pool, columns * PackedWidth(tiles));
-  RunInParallel(pool, threads, parts * tiles.size(), pack);
-  return packed;
+  });
 }
 
 struct Matrix {
@@ -136,9 +141,11 @@ void MultiplyRows(const Matrix& a, const float* values, const float* packed,
                   const Tile& tile, int64_t begin, int64_t end, float* y) {
   constexpr int kVectors = Examples<kWidth>::kVectors;
   using Vector = typename Examples<kWidth>::Vector;
-  alignas(64) float block[kBlock][kWidth];
-  for (int64_t row = begin; row < end; row += kBlock) {
-    const int64_t num_rows = std::min(kBlock, end - row);
+  // Some cache lines of an example are written one after the other.
+  constexpr int64_t kRows = 4 * kBlock;
+  alignas(64) float block[kRows][kWidth];
+  for (int64_t row = begin; row < end; row += kRows) {
+    const int64_t num_rows = std::min(kRows, end - row);
     for (int64_t i = 0; i < num_rows; ++i) {
       const float* base = packed - (row + i) * a.columns * kWidth;
       Vector sums[kVectors] = {};
@@ -152,8 +159,12 @@ void MultiplyRows(const Matrix& a, const float* values, const float* packed,
       std::memcpy(block[i], sums, sizeof(sums));
     }
     for (int64_t b = 0; b < tile.used; b += kBlock) {
-      Turn(block[0] + b, kWidth, num_rows, std::min(kBlock, tile.used - b),
-           y + (tile.first + b) * a.rows + row, a.rows);
+      const int64_t num_examples = std::min(kBlock, tile.used - b);
+      float* to = y + (tile.first + b) * a.rows + row;
+      for (int64_t i = 0; i < num_rows; i += kBlock) {
+        Turn(block[i] + b, kWidth, std::min(kBlock, num_rows - i), num_examples,
+             to + i, a.rows);
+      }
     }
   }
 }
@@ -213,19 +224,18 @@ const float* Permute(ffi::ThreadPool& pool, const float* values,
 }
 
 void Multiply(ffi::ThreadPool& pool, const Matrix& a, const float* values,
-              const float* x, int64_t batch, float* y) {
+              const float* packed, int64_t batch, float* y) {
   const int64_t work = a.offsets[a.rows] * batch;
   if (batch == 1) {
     // These are gathered one by one, and take longer than others.
     const int64_t threads = NumThreads(pool, 3 * work);
     const std::vector<int64_t> bounds = SplitRows(a, threads);
     RunInParallel(pool, threads, bounds.size() - 1, [&](int64_t i) {
-      MultiplyVector(a, values, x, bounds[i], bounds[i + 1], y);
+      MultiplyVector(a, values, packed, bounds[i], bounds[i + 1], y);
     });
     return;
   }
   const std::vector<Tile> tiles = MakeTiles(batch);
-  const float* packed = Pack(pool, 0, x, a.columns, tiles);
   const int64_t threads = NumThreads(pool, work);
   const std::vector<int64_t> bounds = SplitRows(a, 2 * threads);
   const int64_t parts = bounds.size() - 1;
@@ -249,27 +259,50 @@ void DotRows(const Matrix& a, const float* packed_y, const float* packed_x,
     const float* base = packed_x - row * a.columns * kWidth;
     Vector y[kVectors];
     std::memcpy(y, packed_y + row * kWidth, sizeof(y));
-    const int64_t last = a.offsets[row + 1];
-    for (int64_t e = a.offsets[row]; e < last; ++e) {
+    const auto products = [&](int64_t e) {
       const Vector* x = reinterpret_cast<const Vector*>(
           base + static_cast<int64_t>(a.positions[e]) * kWidth);
       Vector sums = y[0] * x[0];
       for (int j = 1; j < kVectors; ++j) sums += y[j] * x[j];
-      const float sum = Sum(sums);
+      return sums;
+    };
+    int64_t e = a.offsets[row];
+    const int64_t last = a.offsets[row + 1];
+    if constexpr (Examples<kWidth>::kLanes == 16) {
+      for (; e + 16 <= last; e += 16) {
+        Vector found[16];
+        for (int j = 0; j < 16; ++j) found[j] = products(e + j);
+        Vector sums = Sums(found);
+        if (!is_first) {
+          Vector before;
+          std::memcpy(&before, out + e, sizeof(before));
+          sums += before;
+        }
+        std::memcpy(out + e, &sums, sizeof(sums));
+      }
+    }
+    for (; e < last; ++e) {
+      const float sum = Sum(products(e));
       out[e] = is_first ? sum : out[e] + sum;
     }
   }
 }
 
-void Dot(ffi::ThreadPool& pool, const Matrix& a, const float* y, const float* x,
-         int64_t batch, int64_t size, float* out) {
-  const int64_t used = a.offsets[a.rows];
-  std::memset(out + used, 0, (size - used) * sizeof(float));
+void Dot(ffi::ThreadPool& pool, const Matrix& a, const float* packed_y,
+         const float* packed_x, int64_t batch, float* out) {
+  if (batch == 1) {
+    for (int64_t row = 0; row < a.rows; ++row) {
+      const float* base = packed_x - row * a.columns;
+      for (int64_t e = a.offsets[row]; e < a.offsets[row + 1]; ++e) {
+        out[e] = packed_y[row] * base[a.positions[e]];
+      }
+    }
+    return;
+  }
   const std::vector<Tile> tiles = MakeTiles(batch);
-  const float* packed_y = Pack(pool, 0, y, a.rows, tiles);
-  const float* packed_x = Pack(pool, 1, x, a.columns, tiles);
-  const int64_t threads = NumThreads(pool, used * batch);
-  const std::vector<int64_t> bounds = SplitRows(a, 2 * threads);
+  const int64_t threads = NumThreads(pool, a.offsets[a.rows] * batch);
+  // Not more parts: each of them looks at all of x.
+  const std::vector<int64_t> bounds = SplitRows(a, threads);
   RunInParallel(pool, threads, bounds.size() - 1, [&](int64_t i) {
     for (const Tile& tile : tiles) {
       const float* from_y = packed_y + tile.start * a.rows;
@@ -331,35 +364,40 @@ bool FindEntries(const uint8_t* mask, int64_t inputs, int64_t outputs,
 }
 
 Matrix MakeMatrix(const Ints& offsets, const Ints& positions,
-                  const Floats& x) {
+                  const Floats& packed) {
   return {static_cast<int64_t>(offsets.element_count()) - 1,
-          x.dimensions()[1], offsets.typed_data(), positions.typed_data()};
+          packed.dimensions()[0], offsets.typed_data(), positions.typed_data()};
+}
+
+// x [batch, columns] -> packed [columns, batch], the batch rounded up.
+ffi::Error PackImpl(Threads pool, Floats x, FloatResult packed) {
+  Pack(pool, x.typed_data(), x.dimensions()[1], MakeTiles(x.dimensions()[0]),
+       packed->typed_data());
+  return ffi::Error::Success();
 }
 
 ffi::Error MultiplyImpl(Threads pool, Ints offsets, Ints positions,
-                        Floats values, Ints order, Floats x,
+                        Floats values, Ints order, Floats packed,
                         FloatResult y) {
-  const int64_t batch = x.dimensions()[0];
-  const Matrix a = MakeMatrix(offsets, positions, x);
-  if (batch == 0 || a.rows == 0) return ffi::Error::Success();
+  const Matrix a = MakeMatrix(offsets, positions, packed);
   const float* in_order = values.typed_data();
   if (order.element_count() > 0) {
     in_order = Permute(pool, in_order, order.typed_data(), a.offsets[a.rows]);
   }
-  Multiply(pool, a, in_order, x.typed_data(), batch, y->typed_data());
+  Multiply(pool, a, in_order, packed.typed_data(), y->dimensions()[0],
+           y->typed_data());
   return ffi::Error::Success();
 }
 
-ffi::Error DotImpl(Threads pool, Ints offsets, Ints positions, Floats y,
-                   Floats x, FloatResult out) {
-  const int64_t batch = x.dimensions()[0];
-  const Matrix a = MakeMatrix(offsets, positions, x);
-  const int64_t size = out->element_count();
-  if (batch == 0 || size == 0) {
-    std::memset(out->typed_data(), 0, size * sizeof(float));
-    return ffi::Error::Success();
-  }
-  Dot(pool, a, y.typed_data(), x.typed_data(), batch, size, out->typed_data());
+ffi::Error DotImpl(Threads pool, Ints offsets, Ints positions, Floats packed_y,
+                   Floats packed_x, FloatResult out) {
+  const Matrix a = MakeMatrix(offsets, positions, packed_x);
+  float* to = out->typed_data();
+  const int64_t used = a.offsets[a.rows];
+  std::memset(to + used, 0, (out->element_count() - used) * sizeof(float));
+  // Examples that Pack added are zero.
+  Dot(pool, a, packed_y.typed_data(), packed_x.typed_data(),
+      packed_x.dimensions()[1], to);
   return ffi::Error::Success();
 }
 
@@ -381,5 +419,6 @@ ffi::Error IndexImpl(ffi::Buffer<ffi::PRED> mask, IntResult offsets,
 }  // namespace powerprop
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(PowerpropIndex, powerprop::IndexImpl);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(PowerpropPack, powerprop::PackImpl);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(PowerpropMultiply, powerprop::MultiplyImpl);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(PowerpropDot, powerprop::DotImpl);
