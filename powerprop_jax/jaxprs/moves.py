@@ -15,8 +15,8 @@ from jax.extend import core as jax_core
 
 from powerprop_jax.core.layouts import Axes
 
-# What may take one entry of the first axis.
-SLICES = ('slice', 'dynamic_slice')
+# What may take one entry of the first axis, or (since JAX 0.11) each by itself.
+SLICES = ('slice', 'dynamic_slice', 'unstack')
 
 Role: TypeAlias = str  # 'inputs', 'outputs', 'window' or 'repeats'
 
@@ -84,6 +84,8 @@ def moved(eqn: jax_core.JaxprEqn, source: View) -> View | None:
     kept = list(params['broadcast_dimensions'])
     if math.prod(shape) == size and kept == sorted(kept):
       return _reshaped(source, shape)
+  if name == 'unstack':
+    return source.layer() if params['axis'] == 0 else None
   if name in SLICES:
     (_, *rest), shape = map(shape_of, (eqn.invars[0], eqn.outvars[0]))
     if shape == (1, *rest):

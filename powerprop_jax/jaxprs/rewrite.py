@@ -210,15 +210,12 @@ class _Run:
     first = values[0]
     if isinstance(first, Held):
       view = moves.moved(eqn, first.view)
-      value: Tree | None = first.value
-      if name in moves.SLICES:
-        starts = values[1:] or eqn.params['start_indices']
-        value = self._layer(first, starts[0])
-      if view is not None and value is not None:
+      found = None if view is None else self._moved(eqn, first, values[1:])
+      if view is not None and found is not None:
         dtype = dtype_of(eqn.outvars[0])
         is_cast = dtype != first.dtype
         dtypes = (*first.dtypes, dtype) if is_cast else first.dtypes
-        return [Held(value, view, dtypes)]
+        return [Held(value, view, dtypes) for value in found]
     return bind(eqn, [self._dense(value, name) for value in values])
 
   def _dense(self, value: Value, used_by: str) -> jax.Array:
@@ -305,11 +302,21 @@ class _Run:
       return self._rule.layers(value)
     return None
 
-  def _layer(self, held: Held, start: Any) -> Tree | None:
-    """What it holds for one entry of its first axis."""
+  def _moved(
+    self, eqn: jax_core.JaxprEqn, held: Held, starts: Sequence[Value]
+  ) -> list[Tree] | None:
+    """What each result of a move holds, if it can."""
+    if eqn.primitive.name not in moves.SLICES:
+      return [held.value]
     layers = self._layers(held)
-    take = lambda x: jax.lax.dynamic_index_in_dim(x, start, keepdims=False)
-    return None if layers is None else jax.tree.map(take, layers)
+    if layers is None:
+      return None
+    entry = lambda start: jax.tree.map(
+      lambda x: jax.lax.dynamic_index_in_dim(x, start, keepdims=False), layers
+    )
+    if eqn.primitive.name == 'unstack':
+      return [entry(start) for start in range(len(eqn.outvars))]
+    return [entry((starts or eqn.params['start_indices'])[0])]
 
   def _while(self, params: dict[str, Any], values: list[Value]) -> list[Value]:
     cond, body = params['cond_jaxpr'], params['body_jaxpr']
