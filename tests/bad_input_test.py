@@ -693,7 +693,11 @@ def test_a_writer_without_its_package_leaves_nothing(
   args = ['train', *TINY, '--out', 'new', f'--{extra}']
   line = refusal(args, world, capsys, monkeypatch)
   assert f"'powerprop_jax[{extra}]'" in line
-  names = 'one_shot_pruning weight_distribution imagenet_resnet50'
+  args = ['extend', 'run', '--num-steps', '80', f'--{extra}']
+  assert package in refusal(args, world, capsys, monkeypatch)
+  names = 'one_shot_pruning weight_distribution sparse_training language '
+  names += 'dct_plus_sparse class_specialisation continual_permuted '
+  names += 'adaptive_alpha imagenet_resnet50'
   for name in names.split():
     args = [f'{name}:', f'--{extra}', '--out', 'new']
     assert package in refusal(args, world, capsys, monkeypatch)

@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 from powerprop_jax.train.data.splits import DataConfig
 from powerprop_jax.train.optimizers import OptimizerConfig
+from powerprop_jax.train.runs.folder import RunConfig
 
 MethodName = Literal[
   'fixed',
@@ -65,13 +66,11 @@ class BranchConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(RunConfig):
   """The power α: fixed, steered by the weights near zero, or raced."""
 
   # Folder for the results; made if missing.
   out: str = 'runs/adaptive_alpha'
-  # Continue the interrupted run in that folder.
-  resume: bool = False
   # Runs at the same time, each in a process with one thread; with 1, one after
   # another in this process, with all threads.
   workers: int = 1

@@ -37,6 +37,7 @@ from powerprop_jax.train.optimizers import OptimizerConfig
 from powerprop_jax.train.runs import metrics
 from powerprop_jax.train.runs.contents import Networks
 from powerprop_jax.train.runs.folder import RunFolder
+from powerprop_jax.train.runs.writers import Writer
 from powerprop_jax.train.step import TrainState
 
 Hold = Literal['theta', 'phi']
@@ -151,6 +152,7 @@ def fit(
   start: int = 0,
   control: Control | None = None,
   description: str = '',
+  writers: Sequence[Writer] = (),
 ) -> tuple[Controlled, Records]:
   """Trains for a stretch, or goes on where the folder stopped.
 
@@ -161,6 +163,7 @@ def fit(
       after the last of them: nothing would be trained with its α.
     start: steps before this stretch.
     description: what is being trained, for the progress; '' for no progress.
+    writers: see loop.fit.
 
   Returns:
     The stacked states at the end, and evaluation.records with step; with
@@ -185,6 +188,7 @@ def fit(
     ),
     records=records,
     description=description,
+    writers=writers,
   )
   logged = metrics.read_metrics(folder.metrics_path)
   return state, before + [{**r, 'step': start + r['step']} for r in logged]

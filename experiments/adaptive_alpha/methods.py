@@ -12,6 +12,8 @@ which is judged by the accuracy after pruning. All methods have the same number
 of training steps.
 """
 
+from collections.abc import Sequence
+import contextlib
 import functools
 from typing import NamedTuple
 
@@ -34,11 +36,12 @@ from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core import reparam
 from powerprop_jax.train import ensemble
 from powerprop_jax.train.ensemble import Members
-from powerprop_jax.train.runs import errors, metrics
+from powerprop_jax.train.runs import errors, metrics, writers
 from powerprop_jax.train.runs import folder as run_folder
 from powerprop_jax.train.runs.contents import Contents
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
+from powerprop_jax.train.runs.writers import Writer
 from powerprop_jax.train.step import TrainState
 
 # Networks are pruned with all layers ranked together.
@@ -140,9 +143,10 @@ def train(
   alpha is the power of 'fixed', None for the others; the description is for the
   progress, '' for none.
   """
+  log = writers.of_run(folder, config)
   if method in ('race', 'branch'):
     plan = _plan(problem, config.race if method == 'race' else config.branch)
-    return _race(problem, folder, plan, config.race.kept, description)
+    return _race(problem, folder, plan, config.race.kept, description, log)
   num_steps = problem.loop.num_steps
   steering = control_of(problem, method, config.control)
   start = config.control.initial_alpha if alpha is None else alpha
@@ -156,6 +160,7 @@ def train(
     horizon=num_steps,
     control=steering,
     description=description,
+    writers=log,
   )
   return Trained(state.train, members, evaluations, [], num_steps, num_steps)
 
@@ -211,6 +216,7 @@ def _race(
   plan: _Plan,
   kept: float,
   description: str,
+  log: Sequence[Writer],
 ) -> Trained:
   """A race, each stretch in a folder of its own within that of the run."""
   stored = run_folder.read_config(folder.path)
@@ -251,7 +257,11 @@ def _race(
     start = plan.steps_before(number)
     state = fit(state, members, f'rung_{number}', start, num_steps)
     for record in evaluations[-len(members.key) :]:
-      writer.write(plan.spent(number), record)
+      spent = plan.spent(number)
+      writer.write(spent, record)
+      named = {**record, 'alpha': record['start_alpha']}
+      for other in log:
+        other.write(spent, writers.numbers(named))
     return state
 
   powers = (plan.initial_alpha,) if plan.trunk else plan.candidates
@@ -264,7 +274,12 @@ def _race(
       problem, state, members, plan.candidates
     )
   # What is shown as progress counts the steps of all networks.
-  with metrics.MetricsWriter(folder.metrics_path) as writer:
+  with (
+    metrics.MetricsWriter(folder.metrics_path) as writer,
+    contextlib.ExitStack() as stack,
+  ):
+    for other in log:
+      stack.callback(other.close)
     outcome = race_lib.run(
       state,
       members,

@@ -33,10 +33,10 @@ from powerprop_jax.train.ensemble import Members
 from powerprop_jax.train.loop import LoopConfig
 from powerprop_jax.train.methods import Method, SparseConfig
 from powerprop_jax.train.optimizers import OptimizerConfig
-from powerprop_jax.train.runs import divergence, errors, mask_watch
+from powerprop_jax.train.runs import divergence, errors, mask_watch, writers
 from powerprop_jax.train.runs.contents import Networks
 from powerprop_jax.train.runs.errors import UserError
-from powerprop_jax.train.runs.folder import RunFolder
+from powerprop_jax.train.runs.folder import RunConfig, RunFolder
 from powerprop_jax.train.scale import fusing
 from powerprop_jax.train.step import TrainState
 
@@ -45,13 +45,9 @@ MakeTx = Callable[[jax.Array], optax.GradientTransformation]
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(RunConfig):
   """What all of these programs are told."""
 
-  # Folder for the results; made if missing.
-  out: str = ''
-  # Continue the interrupted run in that folder.
-  resume: bool = False
   # The data set.
   data: DataConfig = DataConfig()
   # Test examples to use, the first ones. Default: all.
@@ -277,6 +273,7 @@ def train(
     records=records,
     begin=watch.begin,
     description=description,
+    writers=writers.of_run(folder, settings),
   )
   ensemble.say_diverged(members, state, folder)
   return Trained(net, state, members, splits, prepare)

@@ -12,16 +12,15 @@ from experiments.continual_permuted.packing import PackingConfig
 from experiments.continual_permuted.streams import StreamConfig
 from powerprop_jax.train.data.splits import DataConfig
 from powerprop_jax.train.optimizers import OptimizerConfig
+from powerprop_jax.train.runs.folder import RunConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(RunConfig):
   """Many tasks in one network, by EfficientPackNet and by other methods."""
 
   # Folder for the results; made if missing.
   out: str = 'runs/continual_permuted'
-  # Continue the interrupted run in that folder.
-  resume: bool = False
   # Runs at the same time, each in a process with one thread; with 1, one after
   # another in this process, with all threads.
   workers: int = 1

@@ -6,6 +6,8 @@ measured so far. Wherever a run is stopped, it continues after the last task
 that it learned.
 """
 
+from collections.abc import Sequence
+import contextlib
 import dataclasses
 import pathlib
 import time
@@ -29,9 +31,10 @@ from powerprop_jax.train import progress as progress_lib
 from powerprop_jax.train.checkpoints import checkpoint
 from powerprop_jax.train.checkpoints.checkpoint import Checkpoints
 from powerprop_jax.train.data.sources import Arrays
-from powerprop_jax.train.runs import metrics
+from powerprop_jax.train.runs import metrics, writers
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.runs.folder import RunFolder
+from powerprop_jax.train.runs.writers import Writer
 
 Records = list[Row]
 PROGRAM = 'continual_permuted'
@@ -105,6 +108,7 @@ def learn_or_read(
     folder,
     measure_every=config.measure_every,
     description=description,
+    log=writers.of_run(folder, config),
   )
   return combination_runs.write(folder, results)
 
@@ -116,6 +120,7 @@ def run(
   *,
   measure_every: int = 1,
   description: str = '',
+  log: Sequence[Writer] = (),
 ) -> Records:
   """Learns the tasks that are not learned yet, and scores the network on them.
 
@@ -123,6 +128,8 @@ def run(
     measure_every: number of tasks between two evaluations of all earlier ones;
       each task is scored right after it was learned, and all after the last.
     description: what is being done, for the progress; '' for no progress.
+    log: what gets the numbers of each task beside metrics.jsonl, and the
+      accuracies after it; closed at the end.
 
   Returns:
     Flat records: with tasks_learned (0 before any), task and accuracy, both
@@ -133,7 +140,12 @@ def run(
     that need its accuracy are NaN.
   """
   num_tasks, epochs = len(problem.stream), approach.epochs
-  with checkpoint.Checkpoints(folder.checkpoints_path) as checkpoints:
+  with (
+    checkpoint.Checkpoints(folder.checkpoints_path) as checkpoints,
+    contextlib.ExitStack() as stack,
+  ):
+    for other in log:
+      stack.callback(other.close)
     restored = _restore(checkpoints, folder.path, approach)
     if restored is None:
       state, done = approach.init(), 0
@@ -161,14 +173,18 @@ def run(
           break
         learned = number + 1
         said = {'tasks_learned': learned, **said}
-        seconds = time.monotonic() - began
-        writer.write(learned, {**said, 'seconds': seconds})
+        logged = {**said, 'seconds': time.monotonic() - began}
+        writer.write(learned, logged)
         records.append(said)
         is_last = learned == num_tasks
         scores_all = is_last or learned % measure_every == 0
         # Earlier tasks, this one and, for the transfer, the next.
         others = range(0 if scores_all else number, learned + (not is_last))
-        records += _entries(approach, problem, state, learned, others, records)
+        row = _entries(approach, problem, state, learned, others, records)
+        records += row
+        accuracies = {f'accuracy/task_{r["task"]}': r['accuracy'] for r in row}
+        for other in log:
+          other.write(learned, writers.numbers(logged) | accuracies)
         arrays = approach.to_arrays(state)
         # A copy: it is written in the background.
         checkpoints.save(learned, arrays, {'records': [*records]})

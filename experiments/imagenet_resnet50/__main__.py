@@ -101,9 +101,7 @@ def main(config: Config) -> None:
       folder=folder,
       template=run.template(),
       description=title(config),
-      writers=writers.of_run(
-        folder, tensorboard=config.tensorboard, wandb=config.wandb
-      ),
+      writers=writers.of_run(folder, config),
     )
   record = {**_place(config), **evaluation.final(state)}
   if jax.process_index():

@@ -14,8 +14,9 @@ from powerprop_jax.files import json_files
 from powerprop_jax.files.tables import Row
 from powerprop_jax.train.images.sources import ImagesConfig
 from powerprop_jax.train.methods import SparseConfig
-from powerprop_jax.train.runs import errors, writers
+from powerprop_jax.train.runs import errors
 from powerprop_jax.train.runs.errors import UserError
+from powerprop_jax.train.runs.folder import RunConfig
 from powerprop_jax.train.scale.distributed import HostsConfig
 from powerprop_jax.train.scale.precision import Half
 from powerprop_jax.train.scale.sharding import Mode
@@ -114,13 +115,11 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(RunConfig):
   """ResNet-50 on ImageNet, trained dense or sparse."""
 
   # Folder for the results; made if missing.
   out: str = 'runs/imagenet_resnet50'
-  # Continue the interrupted run in that folder.
-  resume: bool = False
   # Train nothing: evaluate the latest checkpoint of the run in this folder, or
   # an exported network (best.npz). Settings of the run are read from there.
   evaluate: str = ''
@@ -154,15 +153,10 @@ class Config:
   mesh: MeshConfig = MeshConfig()
   # Which processes train together.
   hosts: HostsConfig = HostsConfig()
-  # Write TensorBoard files too (needs the extra 'tensorboard').
-  tensorboard: bool = False
-  # Log to Weights & Biases too (needs the extra 'wandb').
-  wandb: bool = False
 
 
 def check(config: Config) -> None:
   """Refuses settings that cannot be, naming one."""
-  writers.check(tensorboard=config.tensorboard, wandb=config.wandb)
   errors.check_key(config.key)
   errors.check_positive(
     config, 'log_every', 'eval_every', 'save_every', 'max_skipped'

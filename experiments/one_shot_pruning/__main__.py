@@ -46,20 +46,18 @@ from powerprop_jax.train.optimizers import OptimizerConfig
 from powerprop_jax.train.runs import contents, divergence, errors, writers
 from powerprop_jax.train.runs import report as run_report
 from powerprop_jax.train.runs.contents import Contents
-from powerprop_jax.train.runs.folder import RunFolder
+from powerprop_jax.train.runs.folder import RunConfig, RunFolder
 from powerprop_jax.train.step import TrainState
 
 Scope = Literal['layer', 'global']
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(RunConfig):
   """Accuracy after one-shot pruning against sparsity, for several α."""
 
   # Folder for the results; made if missing.
   out: str = 'runs/one_shot_pruning'
-  # Continue the interrupted run in that folder.
-  resume: bool = False
   # The data set.
   data: DataConfig = DataConfig()
   net: Net = 'lenet_300_100'
@@ -82,10 +80,6 @@ class Config:
   output_factor: float = 2.0
   # Networks trained side by side; fewer need less memory. Default: all.
   lanes_at_once: int | None = None
-  # Write TensorBoard files too (needs the extra 'tensorboard').
-  tensorboard: bool = False
-  # Log to Weights & Biases too (needs the extra 'wandb').
-  wandb: bool = False
 
 
 PRESETS = {
@@ -161,9 +155,7 @@ def main(config: Config) -> None:
     folder,
     indices=functools.partial(ensemble.batch_indices, members),
     records=functools.partial(ensemble.score_records, members),
-    writers=writers.of_run(
-      folder, tensorboard=config.tensorboard, wandb=config.wandb
-    ),
+    writers=writers.of_run(folder, config),
   )
   output_rule = ensemble.keep_more_outputs(config.output_factor)
   results = []
@@ -220,7 +212,6 @@ def _contents(config: Config, num_classes: int) -> Contents:
 
 
 def _check(config: Config) -> None:
-  writers.check(tensorboard=config.tensorboard, wandb=config.wandb)
   errors.check_positive(config, 'lanes_at_once', prefix='')
   errors.check_several(config, 'alphas', 'keys', 'kept', 'scopes', differ=False)
   for kept in config.kept:

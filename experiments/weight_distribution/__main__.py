@@ -56,7 +56,7 @@ from powerprop_jax.train.runs import divergence, errors, metrics, writers
 from powerprop_jax.train.runs import report as run_report
 from powerprop_jax.train.runs.contents import Contents, Networks
 from powerprop_jax.train.runs.errors import UserError
-from powerprop_jax.train.runs.folder import RunFolder
+from powerprop_jax.train.runs.folder import RunConfig, RunFolder
 from powerprop_jax.train.step import TrainState
 
 # Effective and latent weights, θ and φ, by α and key.
@@ -75,13 +75,11 @@ _PUBLISHED: dict[tuple[str, str], dict[float | None, float]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(RunConfig):
   """How the weights of each layer are distributed, for several α."""
 
   # Folder for the results; made if missing.
   out: str = 'runs/weight_distribution'
-  # Continue the interrupted run in that folder.
-  resume: bool = False
   # The data set.
   data: DataConfig = DataConfig()
   # The networks: lenet_300_100, lenet_5, mlp, mnist_cnn, cifar_cnn, alexnet_s.
@@ -105,10 +103,6 @@ class Config:
   kept: tuple[float, ...] = (1.0, 0.5, 0.3, 0.2, 0.1, 0.07, 0.05, 0.03, 0.02)
   # Networks trained side by side; fewer need less memory. None: all.
   lanes_at_once: int | None = 1
-  # Write TensorBoard files too (needs the extra 'tensorboard').
-  tensorboard: bool = False
-  # Log to Weights & Biases too (needs the extra 'wandb').
-  wandb: bool = False
 
 
 PRESETS = {
@@ -176,9 +170,7 @@ def main(config: Config) -> None:
       part,
       indices=functools.partial(ensemble.batch_indices, members),
       records=functools.partial(ensemble.score_records, members),
-      writers=writers.of_run(
-        part, tensorboard=config.tensorboard, wandb=config.wandb
-      ),
+      writers=writers.of_run(part, config),
     )
     weights = _weights_by_member(members, state)
     found = ensemble.prune(
@@ -210,7 +202,6 @@ def main(config: Config) -> None:
 
 
 def _check(config: Config) -> None:
-  writers.check(tensorboard=config.tensorboard, wandb=config.wandb)
   errors.check_positive(config, 'lanes_at_once', prefix='')
   errors.check_several(config, 'nets', 'alphas', 'keys')
   errors.check_several(config, 'epsilons', 'kept', differ=False)

@@ -9,7 +9,7 @@ import pytest
 
 from powerprop_jax.train.runs import folder as run_folder
 from powerprop_jax.train.runs import writers
-from powerprop_jax.train.runs.folder import RunFolder
+from powerprop_jax.train.runs.folder import RunConfig, RunFolder
 
 TINY = (
   *('--net', 'mlp', '--loop.num-steps', '4', '--loop.batch-size', '8'),
@@ -36,6 +36,31 @@ class TensorBoardTest:
     writer.close()
     (events,) = (tmp_path / 'tensorboard').glob('events*')
     assert b'loss' in events.read_bytes()
+
+  @pytest.mark.slow
+  @pytest.mark.parametrize(
+    ('study', 'args', 'name'),
+    [
+      ('sparse_training', (*TINY, '--methods=set', '--sparse.period=1'),
+       'churn/alpha_1_key_0'),
+      ('adaptive_alpha', ('--preset=tiny', '--methods', 'fixed', 'race'),
+       'key_0/total'),
+      ('continual_permuted', ('--methods=packnet', '--net.hidden=9',
+                              '--net.epochs=1', '--stream.num-tasks=2'),
+       'accuracy/task_2'),
+    ],
+  )  # fmt: skip
+  def test_a_study_writes_the_numbers_of_each_part(
+    self, study, args, name, tmp_path
+  ):
+    pytest.importorskip('tensorboardX', reason='needs the tensorboard extra')
+    args = (*args, '--alphas=1', '--keys=0', '--tensorboard')
+    assert programs.run(programs.module(study), *args, '--out', tmp_path) == 0
+    parts = [*(tmp_path / 'combinations').iterdir()]
+    assert parts
+    for part in parts:
+      (events,) = (part / 'tensorboard').glob('events*')
+      assert name.encode() in events.read_bytes()
 
 
 class WandbTest:
@@ -71,8 +96,8 @@ class WandbTest:
   ):
     monkeypatch.setenv('WANDB_MODE', 'offline')
     folder = RunFolder(tmp_path / 'run', {'alpha': 2.0}, program='mine')
-    (writer,) = writers.of_run(folder, tensorboard=False, wandb=True)
-    (again,) = writers.of_run(folder, tensorboard=False, wandb=True)
+    (writer,) = writers.of_run(folder, RunConfig(wandb=True))
+    (again,) = writers.of_run(folder, RunConfig(wandb=True))
     writer.write(7, {'loss': jnp.float32(0.5)})
     writer.close()
     (note,) = capsys.readouterr().err.splitlines()

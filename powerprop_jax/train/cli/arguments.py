@@ -18,7 +18,7 @@ import tyro
 from powerprop_jax import nets
 from powerprop_jax.core import names
 from powerprop_jax.report import plotting
-from powerprop_jax.train.runs import folder
+from powerprop_jax.train.runs import folder, writers
 from powerprop_jax.train.runs.errors import UserError
 from powerprop_jax.train.scale import fusing
 
@@ -76,6 +76,7 @@ def run(
   def parse_and_run() -> None:
     width, rest = _take('--figures', given) if draws else (None, given)
     config = parse(presets, rest, **about)
+    writers.check(config)
     with contextlib.nullcontext() if width is None else _paper(width):
       main(config)
 

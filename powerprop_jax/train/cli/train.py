@@ -45,19 +45,17 @@ from powerprop_jax.train.runs import folder as run_folder
 from powerprop_jax.train.runs import report as run_report
 from powerprop_jax.train.runs.contents import Contents, Networks
 from powerprop_jax.train.runs.errors import UserError
-from powerprop_jax.train.runs.folder import RunFolder
+from powerprop_jax.train.runs.folder import RunConfig, RunFolder
 from powerprop_jax.train.scale import fusing
 from powerprop_jax.train.step import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(RunConfig):
   """Trains one network, dense or sparse."""
 
   # Folder for the results; made if missing.
   out: str = 'runs/train'
-  # Continue the interrupted run in that folder.
-  resume: bool = False
   # The data set.
   data: DataConfig = DataConfig()
   # Subtract the mean of each channel and divide by its standard deviation.
@@ -86,10 +84,6 @@ class TrainConfig:
   # left out, with the same numbers but for rounding; for static, SET and RigL.
   # auto: left out where that was measured to be faster on this machine.
   execution: Execution = 'masked'
-  # Write TensorBoard files too (needs the extra 'tensorboard').
-  tensorboard: bool = False
-  # Log to Weights & Biases too (needs the extra 'wandb').
-  wandb: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +195,6 @@ def main(config: TrainConfig, may_differ: Collection[str] = ()) -> None:
 
   For settings that may differ from those of a run see RunFolder.
   """
-  writers.check(tensorboard=config.tensorboard, wandb=config.wandb)
   _check(config)
   splits = data.load(config.data, show_progress=True)
   data.check_batch_size(config.loop.batch_size, len(splits.train.labels))
@@ -315,9 +308,7 @@ def _fit(
     begin=None
     if config.method == 'dense'
     else lambda state: watch.begin(stacked(state)),
-    writers=writers.of_run(
-      folder, tensorboard=config.tensorboard, wandb=config.wandb
-    ),
+    writers=writers.of_run(folder, config),
   )
 
 

@@ -41,10 +41,24 @@ _FORMAT = 'powerprop_jax run, version 1'
 _PACKAGES = ('powerprop_jax', 'jax', 'dm-haiku', 'optax', 'numpy')
 # What config.json must hold at least.
 _FIELDS = {'program': str, 'config': dict, 'date': str, 'command': str}
-# Where the run is kept, that it is continued, and where else its numbers go are
-# not part of what it is.
-_NOT_SETTINGS = ('out', 'resume', 'tensorboard', 'wandb')
 C = TypeVar('C')
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+  """Where a run is kept and logged, which is no part of what it is."""
+
+  # Folder for the results; made if missing.
+  out: str = ''
+  # Continue the interrupted run in that folder.
+  resume: bool = False
+  # Write TensorBoard files too (needs the extra 'tensorboard').
+  tensorboard: bool = False
+  # Log to Weights & Biases too (needs the extra 'wandb').
+  wandb: bool = False
+
+
+_NOT_SETTINGS = {field.name for field in dataclasses.fields(RunConfig)}
 
 
 class RunFolder:
@@ -73,9 +87,8 @@ class RunFolder:
     is said if it was to be resumed. All checks come before the first write.
 
     Args:
-      config: the settings, a dataclass; its fields 'out' and 'resume', where
-        it has them, are left out of the record and of the comparison, as are
-        'tensorboard' and 'wandb'.
+      config: the settings, a dataclass; what RunConfig has of them is left out
+        of the record and of the comparison.
       program: its name, e.g. 'train'; another cannot continue the run.
       is_part: the folder is of a part of a run that may not have come to it, so
         that there is nothing to say.

@@ -50,7 +50,7 @@ class TensorBoardWriter:
   """
 
   def __init__(self, folder: str | os.PathLike[str]):
-    check(tensorboard=True)
+    _check('tensorboard')
     self._path = pathlib.Path(folder) / 'tensorboard'
     self._summary: Any = None
 
@@ -88,7 +88,7 @@ class WandbWriter:
   """
 
   def __init__(self, folder: str | os.PathLike[str], **options: Any):
-    check(wandb=True)
+    _check('wandb')
     self._folder = pathlib.Path(folder)
     self._options = options
     self._run: Any = None
@@ -135,31 +135,40 @@ class WandbWriter:
       self._run.finish()
 
 
-def check(*, tensorboard: bool = False, wandb: bool = False) -> None:
-  """Refuses writers whose package is missing; call it before anything else."""
-  for asked, package, name, extra in (
-    (tensorboard, 'tensorboardX', 'TensorBoard', 'tensorboard'),
-    (wandb, 'wandb', 'Weights & Biases', 'wandb'),
-  ):
-    if asked and importlib.util.find_spec(package) is None:
-      raise UserError(
-        f'{name} needs the package {package}; install it with: pip install '
-        f"'powerprop_jax[{extra}]', or leave --{extra} out."
-      )
+def check(config: Any) -> None:
+  """Refuses settings that ask for a writer whose package is missing."""
+  for extra in _PACKAGES:
+    if getattr(config, extra, False):
+      _check(extra)
+
+
+_PACKAGES = {
+  'tensorboard': ('tensorboardX', 'TensorBoard'),
+  'wandb': ('wandb', 'Weights & Biases'),
+}
+
+
+def _check(extra: str) -> None:
+  package, name = _PACKAGES[extra]
+  if importlib.util.find_spec(package) is None:
+    raise UserError(
+      f'{name} needs the package {package}; install it with: pip install '
+      f"'powerprop_jax[{extra}]', or leave --{extra} out."
+    )
 
 
 def of_run(
-  folder: run_folder.RunFolder, *, tensorboard: bool, wandb: bool
+  folder: run_folder.RunFolder, config: run_folder.RunConfig
 ) -> list[Writer]:
-  """Those that the flags of a program ask for.
+  """Those that the settings of a program ask for.
 
   The run at Weights & Biases has the settings of config.json, and goes on when
   the folder's does.
   """
   found: list[Writer] = []
-  if tensorboard:
+  if config.tensorboard:
     found.append(TensorBoardWriter(folder.path))
-  if wandb:
+  if config.wandb:
     # Written once, with date and command: no other folder has the same.
     described = (folder.path / 'config.json').read_bytes()
     stored = run_folder.read_config(folder.path)
@@ -180,7 +189,8 @@ def numbers(record: Record) -> dict[str, float]:
   """What writers get of a record: its numbers, by their names.
 
   Those of one of several networks are told apart by its 'alpha' and 'key', and
-  those of a layer by its name. What is no number, or not finite, is left out.
+  those of a layer or a leaf by its name. What is no number, or not finite, is
+  left out.
 
   Example:
     >>> numbers({'alpha': 2.0, 'key': 0, 'loss': 0.5, 'split': 'test'})
@@ -191,7 +201,8 @@ def numbers(record: Record) -> dict[str, float]:
   values = dict(json_files.to_json(record))
   names = [name for name in ('alpha', 'key') if values.get(name) is not None]
   network = '_'.join(f'{name}_{values.pop(name):g}' for name in names)
-  of = [part for part in (network, values.pop('layer', '')) if part]
+  parts = network, values.pop('layer', ''), values.pop('leaf', '')
+  of = [part for part in parts if part]
   return {
     '/'.join([name, *of]): value
     for name, value in values.items()
