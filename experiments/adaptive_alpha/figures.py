@@ -119,8 +119,7 @@ def accuracy_by_method(
 
   def finish(axes: Any) -> None:
     drawing.weights_left_axis(axes, lowest, max_ticks=5)
-    axes.set_ylim(0, 1.02)
-    drawing.share_axis(axes)
+    drawing.share_axis(axes, whole=True)
     drawing.label_first(axes, 'test accuracy (%)')
 
   return _two_panels(

@@ -103,10 +103,9 @@ def capacity(records: Sequence[Record], *, title: str = '') -> Figure:
     figure, grid = style.panels(len(_CAPACITY))
     for axes, (field, name) in zip(grid, _CAPACITY.items(), strict=True):
       drawing.lines(axes, points, 'tasks_learned', field, scheme)
-      axes.set_ylim(-0.02, 1.02)
       axes.set_title(name)
       _tasks_axis(axes, last)
-      drawing.share_axis(axes)
+      drawing.share_axis(axes, whole=True)
       drawing.label_first(axes, 'weights (%)')
     note = records_lib.spread_note(points, 'capacity_used')
     style.frame(figure, title, note, style.handles(scheme.looks.values()))

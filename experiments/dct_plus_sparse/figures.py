@@ -45,8 +45,7 @@ def accuracy_by_support(
       drawing.lines(axes, of_support, 'density', 'accuracy', scheme)
       if num_classes is not None:
         axes.axhline(1 / num_classes, **style.CHANCE)
-      axes.set_ylim(0, 1.02)
-      drawing.share_axis(axes)
+      drawing.share_axis(axes, whole=True)
       axes.set_title(support.replace('_', ' '))
       drawing.label_first(axes, 'test accuracy (%)')
     note = records_lib.spread_note(points, 'accuracy')

@@ -133,6 +133,20 @@ class WeightsTest:
     figure = plotting.weight_histograms(histograms)
     assert not any(axes.texts for axes in figure.axes)
 
+  @pytest.mark.parametrize('width', ['column', 'page'])
+  def test_the_words_about_a_needle_lie_above_the_bars(self, width):
+    needle = {'a': {'w': np.zeros((10, 1000))}}
+    needle['a']['w'].flat[:20] = np.linspace(-7, 7, 20)
+    thetas = {1.0: {'a': {'w': np.full((10, 1000), 0.5)}}, 4.0: needle}
+    histograms = analysis.weight_histograms(thetas)
+    with plotting.paper(width):
+      figure = plots.draw(plotting.weight_histograms(histograms))
+    axes = figure.axes[1]
+    (text,) = axes.texts
+    box = text.get_window_extent()
+    lowest = axes.transData.inverted().transform((0, box.y0))[1]
+    assert lowest > histograms[1.0]['a/w'].counts.max() == 10_000
+
   def test_near_zero_has_axes_for_each_leaf_and_all_together_first(self):
     records = [
       {**record, 'alpha': alpha, 'key': key}

@@ -52,12 +52,13 @@ def lines(
       )
 
 
-def share_axis(axes: Axes) -> None:
+def share_axis(axes: Axes, *, whole: bool = False) -> None:
   """Shares upwards, as numbers of per cent; call it after drawing.
 
-  It ends just beyond 0 and 100 %, with room for a marker.
+  It ends just beyond 0 and 100 %, with room for a marker; the whole one goes
+  from one to the other.
   """
-  low, high = axes.get_ylim()
+  low, high = (-0.02, 1.02) if whole else axes.get_ylim()
   low, high = max(low, -0.04 * high), min(high, 1 + 0.04 * (1 - low))
   axes.set_ylim(low, max(high, low + 1e-3))
   axes.yaxis.set_major_formatter(lambda share, _: f'{100 * share:.6g}')

@@ -42,7 +42,11 @@ def weight_histograms(
         alpha: _without_needle(histograms[alpha][leaf]) for alpha in alphas
       }
       counts = [found.counts.max() for found, _ in drawn.values()]
-      row[0].set_ylim(0.7, 2 * max(10, *counts))
+      top = 2 * max(10, *counts)
+      if any(needle for _, needle in drawn.values()):
+        # Logarithmic: a third of the height, for two lines of words.
+        top = _LOWEST * (1.3 * max(10, *counts) / _LOWEST) ** 1.5
+      row[0].set_ylim(_LOWEST, top)
       for axes, alpha in zip(row, alphas, strict=True):
         found, needle = drawn[alpha]
         if alpha != alphas[0]:
@@ -92,8 +96,7 @@ def near_zero(records: Sequence[Record], *, title: str = '') -> Figure:
       of_leaf = [point for point in points if point['leaf'] == leaf]
       drawing.lines(axes, of_leaf, 'epsilon', 'near_zero', scheme)
       axes.set_xscale('log')
-      axes.set_ylim(-0.02, 1.02)
-      drawing.share_axis(axes)
+      drawing.share_axis(axes, whole=True)
       axes.set_title(names[leaf])
       axes.set_xlabel('distance from zero ε')
       drawing.label_first(axes, 'weights with |θ| ≤ ε (%)')
@@ -122,8 +125,7 @@ def mask_overlap(records: Sequence[Record], *, title: str = '') -> Figure:
       means = [np.mean(values) for values in chance.values()]
       axes.plot(list(chance), means, **style.CHANCE)
       drawing.weights_left_axis(axes, min(1 - p['sparsity'] for p in points))
-      axes.set_ylim(0, 1.02)
-      drawing.share_axis(axes)
+      drawing.share_axis(axes, whole=True)
       axes.set_title(field)
     grid[0].set_ylabel('positions where masks agree (%)')
     grid[1].set_ylabel('kept weights in common (%)')
@@ -143,6 +145,8 @@ def _steps(axes: Axes, histogram: analysis.Histogram, color: Any) -> None:
   )
 
 
+# Where the axis of counts begins: a single weight is seen.
+_LOWEST = 0.7
 # Of 101 bins, so many at zero are no shape to look at if they hold so much.
 _NEEDLE_BINS, _NEEDLE_SHARE = 3, 0.8
 _NEEDLE_LOOK: Row = {
