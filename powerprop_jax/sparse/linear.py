@@ -149,14 +149,19 @@ def _packed(x: jax.Array) -> jax.Array:
   batch, num_in = x.shape
   if batch == 1:
     return x.reshape(num_in, 1)
-  rest = batch % _TILE
-  last = max(4, 1 << (rest - 1).bit_length()) if rest else 0
-  out = jax.ShapeDtypeStruct((num_in, batch - rest + last), x.dtype)
+  out = jax.ShapeDtypeStruct((num_in, rounded(batch, _TILE)), x.dtype)
   packed: jax.Array = native.call('powerprop_pack', out)(x)
   return packed
 
 
 _native.defvjp(_native_forward, _native_backward)
+
+
+def rounded(batch: int, tile: int) -> int:
+  """The batch in whole tiles, of which the last is a power of two from 4."""
+  rest = batch % tile
+  last = max(4, 1 << (rest - 1).bit_length()) if rest else 0
+  return batch - rest + last
 
 
 @jax.custom_vjp

@@ -73,6 +73,9 @@ _CONVOLUTIONS = {
   'rows left over': ((2, 12, 12, 3), 4, (3, 3), 3, 'VALID'),
   'one pixel': ((1, 1, 1, 1), 1, (1, 1), 1, 'SAME'),
   'pads of its own': ((2, 6, 6, 3), 2, (3, 3), 1, ((2, 0), (0, 3))),
+  'cut off': ((9, 7, 6, 3), 2, (3, 2), 1, ((-1, 0), (0, -2))),
+  'cut off, stride': ((3, 9, 8, 3), 2, (3, 3), 2, ((-2, 1), (-1, -2))),
+  'many images': ((37, 6, 11, 3), 5, (3, 3), 2, 'SAME'),
 }
 
 
@@ -209,14 +212,12 @@ class SparseProductsTest(parameterized.TestCase):
       x,
       jnp.asarray(w),
     )
-    y, pull_back = jax.vjp(
-      lambda x, v: sparse_convolution.convolve(x, v, index, window),
-      x,
-      by_output(w),
-    )
+    convolve = lambda x, v: sparse_convolution.convolve(x, v, index, window)
+    y, pull_back = jax.vjp(convolve, x, by_output(w))
     dy = random.standard_normal(expected.shape).astype(np.float32)
     to_x, to_values = pull_back(jnp.asarray(dy))
     expected_x, expected_w = expected_back(jnp.asarray(dy))
+    _close(convolve(x, by_output(w)), expected)
     _close(y, expected)
     _close(to_x, expected_x)
     _close(to_values, by_output(expected_w))

@@ -33,8 +33,8 @@ import jaxlib
 
 from powerprop_jax.sparse.native import cache
 
-_SOURCES = ('matmul.cc', 'convolution.cc')
-_HEADERS = ('common.h',)
+_SOURCES = ('matmul.cc', 'images.cc', 'pixels.cc')
+_HEADERS = ('common.h', 'tiles.h', 'window.h')
 # Sums in any order, so that they can be vectors. Infinities and NaN stay exact.
 _FLAGS = (
   '-O3',
@@ -56,9 +56,11 @@ _FUNCTIONS = (
   'powerprop_multiply',
   'powerprop_dot',
   'powerprop_index',
-  'powerprop_convolve',
-  'powerprop_convolution_to_input',
-  'powerprop_convolution_to_values',
+  'powerprop_images_pack',
+  'powerprop_images_convolve',
+  'powerprop_images_to_input',
+  'powerprop_images_to_values',
+  'powerprop_pixels_convolve',
 )
 
 

@@ -19,59 +19,13 @@
 #include <vector>
 
 #include "common.h"
+#include "tiles.h"
 
 namespace powerprop {
 namespace {
 
-// The examples of a tile, as vectors.
-template <int kWidth>
-struct Examples {
-  static constexpr int kLanes = kWidth < 16 ? kWidth : 16;
-  static constexpr int kVectors = kWidth / kLanes;
-  using Vector = typename Lanes<kLanes>::Type;
-};
-
 // The most examples of a tile.
 constexpr int kWidest = 64;
-
-// Examples [first, first + width) of a batch; those past its end are zero.
-struct Tile {
-  int64_t first;
-  int64_t width;
-  int64_t used;
-  // Where the tile lies in the packed array, in floats per column.
-  int64_t start;
-};
-
-std::vector<Tile> MakeTiles(int64_t batch) {
-  std::vector<Tile> tiles;
-  for (int64_t first = 0; first < batch;) {
-    int64_t width = kWidest;
-    const int64_t left = batch - first;
-    while (width > 4 && width / 2 >= left) width /= 2;
-    const int64_t start =
-        tiles.empty() ? 0 : tiles.back().start + tiles.back().width;
-    tiles.push_back({first, width, std::min(width, left), start});
-    first += width;
-  }
-  return tiles;
-}
-
-// Calls a template with the width of a tile.
-template <typename Call>
-void ForWidth(int64_t width, const Call& call) {
-  switch (width) {
-    case 4: return call(std::integral_constant<int, 4>());
-    case 8: return call(std::integral_constant<int, 8>());
-    case 16: return call(std::integral_constant<int, 16>());
-    case 32: return call(std::integral_constant<int, 32>());
-    case kWidest: return call(std::integral_constant<int, kWidest>());
-  }
-}
-
-int64_t PackedWidth(const std::vector<Tile>& tiles) {
-  return tiles.back().start + tiles.back().width;
-}
 
 // Columns [begin, end) of x [batch, columns] -> packed [column][width] of one
 // tile.
@@ -235,7 +189,7 @@ void Multiply(ffi::ThreadPool& pool, const Matrix& a, const float* values,
     });
     return;
   }
-  const std::vector<Tile> tiles = MakeTiles(batch);
+  const std::vector<Tile> tiles = MakeTiles(batch, kWidest);
   const int64_t threads = NumThreads(pool, work);
   const std::vector<int64_t> bounds = SplitRows(a, 2 * threads);
   const int64_t parts = bounds.size() - 1;
@@ -243,7 +197,7 @@ void Multiply(ffi::ThreadPool& pool, const Matrix& a, const float* values,
     const Tile& tile = tiles[i / parts];
     const int64_t begin = bounds[i % parts], end = bounds[i % parts + 1];
     const float* from = packed + tile.start * a.columns;
-    ForWidth(tile.width, [&](auto width) {
+    ForWidth<kWidest>(tile.width, [&](auto width) {
       MultiplyRows<width>(a, values, from, tile, begin, end, y);
     });
   });
@@ -299,7 +253,7 @@ void Dot(ffi::ThreadPool& pool, const Matrix& a, const float* packed_y,
     }
     return;
   }
-  const std::vector<Tile> tiles = MakeTiles(batch);
+  const std::vector<Tile> tiles = MakeTiles(batch, kWidest);
   const int64_t threads = NumThreads(pool, a.offsets[a.rows] * batch);
   // Not more parts: each of them looks at all of x.
   const std::vector<int64_t> bounds = SplitRows(a, threads);
@@ -309,7 +263,7 @@ void Dot(ffi::ThreadPool& pool, const Matrix& a, const float* packed_y,
       const float* from_x = packed_x + tile.start * a.columns;
       const bool is_first = tile.first == 0;
       const int64_t begin = bounds[i], end = bounds[i + 1];
-      ForWidth(tile.width, [&](auto width) {
+      ForWidth<kWidest>(tile.width, [&](auto width) {
         DotRows<width>(a, from_y, from_x, is_first, begin, end, out);
       });
     }
@@ -371,7 +325,7 @@ Matrix MakeMatrix(const Ints& offsets, const Ints& positions,
 
 // x [batch, columns] -> packed [columns, batch], the batch rounded up.
 ffi::Error PackImpl(Threads pool, Floats x, FloatResult packed) {
-  Pack(pool, x.typed_data(), x.dimensions()[1], MakeTiles(x.dimensions()[0]),
+  Pack(pool, x.typed_data(), x.dimensions()[1], MakeTiles(x.dimensions()[0], kWidest),
        packed->typed_data());
   return ffi::Error::Success();
 }
