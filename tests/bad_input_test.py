@@ -304,7 +304,7 @@ CASES = {
      'download it: powerprop data get mnist --dir nowhere'),
     ('--data.name kmnist/x --data.dir nowhere', "unknown data set 'kmnist/x'"),
     ('--data.name nothing.npz', 'nothing.npz', 'path of a .npz'),
-    ('--data.name keys.npz', 'lacks x_test: it has ', 'are x_train'),
+    ('--data.name keys.npz', 'lacks x_test: it has ', 'y_test.'),
     ('--data.name broken.npz', 'broken.npz', 'numpy.savez'),
     ('--data.num-validation 1437', 'num_validation is 1437', '1436'),
     ('--data.name validation.npz --data.num-validation 5',

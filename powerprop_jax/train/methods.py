@@ -101,7 +101,7 @@ class SparseConfig:
   # SNFS it falls along half a cosine. Default: 0.3, SNFS 0.5, DSR 0.05.
   drop_fraction: float | None = None
   # First value of a new connection. Default: zero for α = 1, otherwise keep
-  # (see optim/sparsify.py). Pruning and Top-KAST prescribe their own.
+  # (see pp.sparsify). Pruning and Top-KAST prescribe their own.
   regrow: Regrow | None = None
   # constant_fan_in: all neurons of a layer have as many inputs. Not for DSR and
   # Top-KAST.

@@ -58,6 +58,12 @@ class MetricsWriterTest:
       metrics.MetricsWriter(path, start=1)
     assert path.read_text() == content
 
+  def test_the_folder_is_made(self, tmp_path):
+    path = tmp_path / 'runs/mine/metrics.jsonl'
+    with metrics.MetricsWriter(path) as writer:
+      writer.write(1, {'loss': 0.5})
+    assert metrics.read_metrics(path) == [{'step': 1, 'loss': 0.5}]
+
   def test_missing_file_is_named(self, path):
     with pytest.raises(UserError, match='cannot read the metrics'):
       metrics.read_metrics(path)

@@ -193,8 +193,10 @@ def check_images(images: jax.Array) -> None:
     ValueError: images must have shape [N, H, W, C], got (28, 28, 1).
   """
   if images.ndim != 4:
+    hint = ' Rows of a table are rows[:, None, None, :].'
     raise ValueError(
       f'images must have shape [N, H, W, C], got {images.shape}.'
+      f'{hint if images.ndim == 2 else ""}'
     )
   if not jnp.issubdtype(images.dtype, jnp.floating):
     raise ValueError(

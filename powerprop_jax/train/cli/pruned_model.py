@@ -200,7 +200,8 @@ def model_of(about: Row) -> Model:
     raise UserError(
       'the file does not say which network it is of: its description has no '
       "'model' with net, num_classes and image_shape, as that of powerprop "
-      'export has.'
+      'export has. For a network of your own, write its function too: '
+      'powerprop_jax.export.program.write.'
     )
   net, num_classes, shape = (model[name] for name in needed)
   return Model(net, num_classes, tuple(shape), model.get('dct', False))

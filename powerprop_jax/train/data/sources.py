@@ -107,8 +107,8 @@ def npz(path: str) -> Source:
   missing = [key for key in needed if key not in arrays]
   if missing:
     raise UserError(
-      f'{path} lacks {", ".join(missing)}: it has {", ".join(arrays) or "none"}'
-      f', expected are {", ".join(needed)}.'
+      f'{path} lacks {", ".join(missing)}: it has '
+      f'{", ".join(arrays) or "none"}.'
     )
   splits = {
     name: Arrays(

@@ -28,6 +28,7 @@ class MetricsWriter:
     before saving the checkpoint of that step, and none are lost.
     """
     self._path = pathlib.Path(path)
+    self._path.parent.mkdir(parents=True, exist_ok=True)
     self._drop_after(start)
     self._file = open(self._path, 'a', encoding='utf-8')  # noqa: SIM115
 
