@@ -541,6 +541,10 @@ CASES = {
   'benchmarks.sparse_step:': [
     ('--methods rigel', "no 'rigel'; there are: static, "),
   ],
+  'benchmarks.sparse_networks:': [
+    ('--nets gpt', "no 'gpt'; there are: perceptron, "),
+    ('--distribution er', "'er'"),
+  ],
   'benchmarks.sparse_speed:': [
     ('--widths', '--widths needs at least one value'),
     ('--out run', 'run already holds'),
@@ -582,6 +586,7 @@ RANGES = {
     'benchmarks.resnet_step:': '--num-classes=0 --repeats=0 --image-size=0',
     'benchmarks.sparse_step:': '--image-size=0',
     'benchmarks.sparse_speed:': '--batches=0 --repeats=0',
+    'benchmarks.sparse_networks:': '--batch=0 --repeats=0',
     'launch: sweep.json': '--at-once=0',
   },
   'at least 0': {

@@ -13,6 +13,7 @@ from powerprop_jax.report.plotting.style import Look, Scheme
 # Colour and marker (colours of Okabe and Ito), in the order of the legend.
 _WAYS = {
   'condensed': ('#d55e00', 'o'),
+  'auto': ('#e69f00', 'P'),
   'masked': ('#0072b2', 's'),
   'scipy CSR': ('#009e73', 'D'),
   'BCSR': ('#cc79a7', '^'),
@@ -23,12 +24,11 @@ _WAYS = {
 def speed_ups(records: Sequence[Record], *, title: str = '') -> Figure:
   """Speed-up over dense against the density, a line for each way to compute.
 
-  There is a pair of axes for each part, width and batch, both scales
-  logarithmic; a line at 1 is the dense network. Records are those of
-  sparse_speed; those without speed_up are passed over, as are ways that are
-  another one of them, such as 'auto'.
+  There is a pair of axes for each thing that was measured, both scales
+  logarithmic; a line at 1 is dense. Records are those of sparse_networks and
+  sparse_speed; those without speed_up are passed over.
   """
-  fields = ('part', 'width', 'batch', 'sparsity', 'way', 'speed_up')
+  fields = ('what', 'sparsity', 'way', 'speed_up')
   points = [
     {**point, 'density': 1 - point['sparsity']}
     for point in records_lib.usable(records, *fields)
@@ -41,13 +41,12 @@ def speed_ups(records: Sequence[Record], *, title: str = '') -> Figure:
     if way in ways
   }
   scheme = Scheme(lambda point: point['way'], looks)
-  place = lambda point: (point['part'], point['width'], point['batch'])
-  places = list(dict.fromkeys(map(place, points)))
+  things = list(dict.fromkeys(point['what'] for point in points))
   densities = [point['density'] for point in points]
   with style.house_style():
-    figure, grid = style.panels(len(places))
-    for axes, where in zip(grid, places, strict=True):
-      here = [point for point in points if place(point) == where]
+    figure, grid = style.panels(len(things))
+    for axes, what in zip(grid, things, strict=True):
+      here = [point for point in points if point['what'] == what]
       axes.axhline(1, color='0.6', linewidth=0.8)
       drawing.lines(axes, here, 'density', 'speed_up', scheme)
       axes.set_yscale('log')
@@ -57,9 +56,7 @@ def speed_ups(records: Sequence[Record], *, title: str = '') -> Figure:
       drawing.weights_left_axis(
         axes, min(densities), max(densities), max_ticks=5
       )
-      part, width, batch = where
-      name = {'inference': 'product'}.get(part, part)
-      axes.set_title(f'{name} {width:,}, batch {batch}')
+      axes.set_title(what)
       drawing.label_first(axes, 'times as fast as dense')
     note = 'medians of neighbouring runs in one process'
     style.frame(figure, title, note, style.handles(scheme.looks.values()))

@@ -30,8 +30,8 @@ class Config(Settings):
   alphas: tuple[float, ...] = (1.0,)
   # masked: weights that do not exist are multiplied too. condensed: they are
   # left out, with the same numbers but for rounding; for static, SET and RigL.
-  # auto: left out where the method allows it and the layer was measured to be
-  # faster so on this machine.
+  # auto: left out where the method allows it, of layers with so few connections
+  # that they are faster so.
   execution: Execution = 'masked'
 
 

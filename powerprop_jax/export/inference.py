@@ -92,9 +92,7 @@ def plan(
   masks = _filled(
     masks, lambda leaf: 2 * np.count_nonzero(leaf.value) > np.size(leaf.value)
   )
-  run = network.without_zeros(
-    fn, masks, theta, *args, execution=execution, backward=False
-  )
+  run = network.without_zeros(fn, masks, theta, *args, execution=execution)
   is_dense = {n for n, leaf in run.leaves.items() if leaf.held == 'dense'}
   return Plan(run, _filled(masks, lambda leaf: leaf.path in is_dense))
 

@@ -1,1 +1,5 @@
-"""Weights without their zeros: index, products, kernels."""
+"""Weights without their zeros: index, products, kernels, and what pays."""
+
+from powerprop_jax.sparse.tuning import Tuned, tune
+
+__all__ = ('Tuned', 'tune')

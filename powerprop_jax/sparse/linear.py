@@ -6,7 +6,7 @@
   dense     a transient dense copy of the weight, and an ordinary product
 
 All compute the same product with the same gradients. Which is fastest depends
-on shape, batch and density: kernel_choice.py finds out.
+on the density above all: kernel_choice.py has a rule, tuning.py finds out.
 """
 
 from collections.abc import Callable

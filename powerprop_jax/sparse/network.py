@@ -10,11 +10,11 @@ only moved or cast on its way, that is followed. A leaf that is used otherwise,
 or is faster so, is given to fn as a dense copy.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 import dataclasses
 import functools
 import math
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 from jax.extend import core as jax_core
@@ -34,11 +34,12 @@ from powerprop_jax.sparse import index as sparse_index
 from powerprop_jax.sparse import kernel_choice, linear, plain_convolution
 from powerprop_jax.sparse.convolution import Window
 from powerprop_jax.sparse.index import Index
-from powerprop_jax.sparse.kernel_choice import Product, Task
+from powerprop_jax.sparse.kernel_choice import Task
 from powerprop_jax.sparse.weight import Condensed
 
-# Whether every leaf that can be is condensed, or those that are faster so.
-Execution = Literal['condensed', 'auto']
+# Whether every leaf that can be is condensed, those that should be faster so,
+# or those of these names.
+Execution: TypeAlias = Literal['condensed', 'auto'] | Collection[str]
 
 
 class Connections(NamedTuple):
@@ -117,7 +118,7 @@ def _dot(
   # Sums are made in the dtype of the result, where that is wider.
   x = x.astype(jnp.promote_types(x.dtype, rewrite.dtype_of(eqn.outvars[0])))
   room = values.shape[-1]
-  task = Product(num_in, num_out, room, math.prod(shape), str(x.dtype))
+  task = Task(num_in, num_out, room, math.prod(shape), str(x.dtype))
   kernel = kernel_choice.choose(task, name=held.view.leaf)
   if kernel == 'dense':
     return None
@@ -364,7 +365,6 @@ def without_zeros(
   theta: Params,
   *args: Any,
   execution: Execution = 'auto',
-  backward: bool = True,
 ) -> WithoutZeros:
   """fn of the connections that exist alone: run(values, *args).
 
@@ -380,9 +380,9 @@ def without_zeros(
     execution: 'condensed' takes every leaf with zeros that is multiplied by:
       in matrix products, alone or in stacks (of layers, of experts), and in
       convolutions over one or two axes with equal strides, without groups or
-      dilation. 'auto' takes those of them whose products were measured to be
-      faster on this machine.
-    backward: whether 'auto' measures gradients too.
+      dilation. 'auto' takes those of them that have so few connections that
+      they should be faster; sparse.tune finds out by running the function. Or
+      the names of leaves, 'module/name', as tune gives them.
 
   Returns:
     run. print(run) says which leaves are condensed, and why the others are not.
@@ -390,7 +390,8 @@ def without_zeros(
   Raises:
     TypeError: if masks are traced.
     ValueError: if fn does not use a leaf with zeros, as when it closes over its
-      weights instead of taking them, or if shapes differ.
+      weights instead of taking them, or if shapes differ, or a leaf that is
+      named has no zeros.
 
   Example:
     >>> fn = lambda theta, x: x @ theta['w']
@@ -404,7 +405,6 @@ def without_zeros(
     leaf  connections  of  held       why
     w               2   4  condensed
   """
-  names.check_choice('execution', execution, get_args(Execution))
   masks_lib.check_same_shapes(theta, masks, 'theta', 'masks')
   theta = jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), theta
@@ -416,7 +416,6 @@ def without_zeros(
     theta,
     *args,
     execution=execution,
-    backward=backward,
   )
   leaves = {}
   for name, place in places.items():
@@ -446,7 +445,6 @@ def plan(
   theta: Params,
   *args: Any,
   execution: Execution = 'auto',
-  backward: bool = True,
 ) -> Plan:
   """What without_zeros does, of leaves whose connections may still move.
 
@@ -455,8 +453,9 @@ def plan(
       for in each of its layers, given its axes.
 
   Raises:
-    ValueError: if fn does not use such a leaf.
+    ValueError: if fn does not use such a leaf, or another is named.
   """
+  _check_execution(execution, rooms)
   uses = walk.products(fn, theta, *args)
   axes = {}
   for name in rooms:
@@ -476,12 +475,27 @@ def plan(
     if name not in tasks:
       why[name] = f'used by {others or "a product that has no sparse form"}'
       axes.pop(name, None)
-    elif execution == 'auto' and not kernel_choice.pays(
-      tasks[name], backward=backward
-    ):
-      why[name] = 'faster so'
+    elif not _is_chosen(execution, name, tasks[name]):
+      why[name] = 'faster so' if execution == 'auto' else 'not chosen'
       del axes[name]
   return Plan(axes, why)
+
+
+def _check_execution(execution: Execution, leaves: Collection[str]) -> None:
+  if isinstance(execution, str):
+    names.check_choice('execution', execution, ('condensed', 'auto'))
+  else:
+    for name in set(execution) - set(leaves):
+      raise ValueError(
+        f'execution names {name!r}, which has no zeros; there are: '
+        f'{", ".join(leaves) or "none"}.'
+      )
+
+
+def _is_chosen(execution: Execution, name: str, task: Task) -> bool:
+  if execution == 'auto':
+    return kernel_choice.pays(task)
+  return execution == 'condensed' or name in execution
 
 
 def apply(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from powerprop_jax.sparse import convolution, kernel_choice, linear
 from powerprop_jax.sparse.index import Index
-from powerprop_jax.sparse.kernel_choice import Convolution, Product
+from powerprop_jax.sparse.kernel_choice import Task
 from powerprop_jax.sparse.linear import Kernel
 from powerprop_jax.sparse.plain_convolution import Window
 
@@ -31,7 +31,7 @@ class Condensed(NamedTuple):
   def kernel(self, x: jax.Array, *, name: str = '') -> Kernel:
     """The kernel for multiply; the name as in kernel_choice.choose."""
     size, num_vectors = self.values.size, math.prod(x.shape[:-1])
-    task = Product(*self.where.shape, size, num_vectors, str(x.dtype))
+    task = Task(*self.where.shape, size, num_vectors, str(x.dtype))
     return kernel_choice.choose(task, name=name)
 
   def multiply(self, x: jax.Array, kernel: Kernel) -> jax.Array:
@@ -49,8 +49,9 @@ class Condensed(NamedTuple):
       x = x[:, :: window.stride, :: window.stride]
       return self.multiply(x, self.kernel(x, name=name))
     dtype = str(jnp.promote_types(x.dtype, jnp.float32))
+    places = math.prod(window.out_shape(x.shape, 1))
     size = self.values.size
-    task = Convolution(x.shape, self.shape[-1], size, window, dtype)
+    task = Task(*self.where.shape, size, places, dtype, is_convolution=True)
     if kernel_choice.choose(task, name=name) != 'native':
       return None
     wide, values = (a.astype(jnp.float32) for a in (x, self.values))

@@ -19,7 +19,7 @@ of a stack of layers: for everything that chooses leaves by name and rank it is
 still a weight.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 import functools
 import math
 from typing import Any, Literal, NamedTuple, get_args
@@ -118,7 +118,7 @@ def layout(
   net: hk.TransformedWithState,
   tx: optax.GradientTransformation,
   images: Any,
-  execution: Execution = 'condensed',
+  execution: Execution | Collection[str] = 'condensed',
 ) -> Layout:
   """Which leaves are held without their zeros.
 
@@ -129,14 +129,16 @@ def layout(
     images: a batch as the network sees it, or its shape: what pays depends on
       its size.
     execution: 'condensed' takes every masked leaf that is multiplied by, 'auto'
-      those whose products were measured to be faster on this machine
-      (kernel_choice.pays), 'masked' none.
+      those with so few connections that it should be faster
+      (kernel_choice.pays), 'masked' none; or the names of leaves, as
+      sparse.tune gives them.
 
   Returns:
     The layout, without leaves if the training cannot be condensed and need not
     be; if execution is 'condensed' that is a UserError, which says why.
   """
-  check_execution(execution)
+  if isinstance(execution, str):
+    check_execution(execution)
   reason = why_not(tx, state)
   if execution == 'condensed' and reason:
     raise UserError(f'training cannot be condensed: {reason}.')
@@ -158,7 +160,8 @@ def layout(
   images = jax.ShapeDtypeStruct(images.shape, images.dtype)
   phi, *others = one
   fn = lambda theta, *args: net.apply(theta, *args, is_training=True)
-  plan = network.plan(fn, rooms, phi, *others, images, execution=execution)
+  taken: Any = execution
+  plan = network.plan(fn, rooms, phi, *others, images, execution=taken)
   parts = sparsify_lib.parts(tx)
   moves_connections = parts is not None and parts.topology.rewire is not None
   found = {

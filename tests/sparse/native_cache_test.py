@@ -12,7 +12,7 @@ import types
 
 import pytest
 
-from powerprop_jax.sparse import kernel_choice, native
+from powerprop_jax.sparse import native
 from powerprop_jax.sparse.native import cache
 
 # No user and no group of any machine, one hopes.
@@ -30,7 +30,7 @@ for name in ('HOME', 'XDG_CACHE_HOME'):
 _PROGRAM = """
 import json, os, sys, warnings
 import jax.numpy as jnp
-from powerprop_jax.sparse import index, kernel_choice, linear, native
+from powerprop_jax.sparse import index, linear, native
 
 exec(sys.argv[1])
 with warnings.catch_warnings(record=True) as caught:
@@ -44,8 +44,6 @@ try:
   linear.product(*given, 'native')
 except ValueError as error:
   refused = str(error)
-if sys.argv[2:]:
-  kernel_choice.times(kernel_choice.Product(2, 2, 2, 1))
 with open('/proc/self/maps') as file:
   maps = sorted({x.split()[5] for x in file if 'kernels' in x})
 warned = [str(w.message) for w in caught]
@@ -180,7 +178,7 @@ def test_where_nothing_can_be_kept_each_program_compiles(place, folder, says):
     kept.chmod(0o555)
     os.chown(kept, _NOBODY, _NOBODY)
     first = _AS_NOBODY
-  seen = _run(place, first, 'times', folder=folder, CXX=_compiler(place))
+  seen = _run(place, first, folder=folder, CXX=_compiler(place))
   assert seen.status == 'available' and _num_compiled(place) == 1
   (warned,) = seen.warned
   assert says in warned and (folder != 'kept' or str(kept) in warned)
@@ -353,67 +351,3 @@ def test_whatever_a_compiler_does_a_program_goes_on(place, does, says):
   (warned,) = seen.warned
   assert seen.status in warned and 'POWERPROP_NATIVE=0' in warned
   assert not os.listdir(place / 'kept') and not seen.maps
-
-
-class TimesTest:
-  product = kernel_choice.Product(3, 5, 4, 2)
-
-  @pytest.fixture(autouse=True)
-  def _file(self, tmp_path, monkeypatch):
-    native.is_available()  # Kernels lie elsewhere.
-    monkeypatch.setenv('POWERPROP_CACHE_DIR', str(tmp_path))
-    self.seconds = self._times()
-    (self.path,) = tmp_path.iterdir()
-
-  def _times(self):
-    """As the next program has them."""
-    kernel_choice._times.cache_clear()
-    return kernel_choice.times(self.product)
-
-  def _edit(self, **changes):
-    kept = json.loads(self.path.read_text())
-    self.path.write_text(json.dumps({**kept, **changes}))
-
-  @pytest.mark.slow
-  def test_are_kept_where_only_this_user_writes(self):
-    planted = {name: 1e-9 for name in self.seconds}
-    assert self._times() == self.seconds
-    self._edit(seconds=planted)
-    assert self._times() == planted
-    self.path.parent.chmod(0o777)
-    assert min(self._times().values()) > 1e-9
-    self.path.parent.chmod(0o700)
-    assert self._times() == planted
-    self._edit(measured='another product')
-    assert min(self._times().values()) > 1e-9
-
-  @pytest.mark.parametrize(
-    'text',
-    [
-      *(b'', b'\xff\x00', b'[' * 100_000, b'null', b'{"seconds": 3}'),
-      *(float('nan'), -1, 10**400, None, 'fast'),
-    ],
-    ids=lambda text: str(text)[:9],
-  )
-  @pytest.mark.slow
-  def test_damaged_ones_are_made_again(self, text):
-    if isinstance(text, bytes):
-      self.path.write_bytes(text)
-    else:
-      self._edit(seconds={name: text for name in self.seconds})
-    seconds = self._times()
-    assert min(seconds.values()) > 0
-    assert json.loads(self.path.read_text())['seconds'] == seconds
-
-  def test_that_cannot_be_kept_leave_no_files(self):
-    self.path.unlink()
-    self.path.mkdir()  # So that nothing can take its name.
-    assert min(self._times().values()) > 0
-    assert os.listdir(self.path.parent) == [self.path.name]
-
-  def test_of_other_source_are_kept_apart(self, monkeypatch):
-    digest = kernel_choice._source_digest.__wrapped__  # not kept
-    monkeypatch.setattr(kernel_choice, '_source_digest', digest)
-    monkeypatch.setattr(native, 'source', lambda: b'of another version')
-    assert self._times().keys() == self.seconds.keys()
-    assert len(os.listdir(self.path.parent)) == 2

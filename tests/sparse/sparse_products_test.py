@@ -18,7 +18,6 @@ from powerprop_jax.sparse import (
   native,
   plain_convolution,
 )
-from powerprop_jax.sparse.native import cache
 from powerprop_jax.sparse.plain_convolution import Window
 
 _KERNELS = ('native', 'loops', 'dense')
@@ -222,43 +221,30 @@ class SparseProductsTest(parameterized.TestCase):
     _close(to_x, expected_x)
     _close(to_values, by_output(expected_w))
 
-  def test_a_measurement_is_made_once_and_kept(self):
-    product = kernel_choice.Product(300, 200, 600, 32)
-    seconds = kernel_choice.times(product)
-    names = {'loops', 'dense', 'held dense'}
-    assert names <= set(seconds) <= names | {'native'}
-    assert min(seconds.values()) > 0
-    assert kernel_choice.choose(product) in _KERNELS
-    folder = cache.folder()
-    texts = [path.read_text() for path in folder.glob('kernel_times_*.json')]
-    assert any('num_in=300, num_out=200' in text for text in texts)
-    # Nearly the same density, the same measurement.
-    assert kernel_choice.times(product._replace(num_connections=610)) is seconds
-
-  def test_chooses_inside_of_a_trace(self):
-    mask, w, index, x, _ = _draw(200, 300, 32, 0.02)
-    chosen = []
-
-    @jax.jit
-    def multiply(x, values):
-      product = kernel_choice.Product(*mask.shape, values.size, x.shape[0])
-      chosen.append(kernel_choice.choose(product))
-      return linear.product(x, values, index, chosen[0])
-
-    _close(multiply(x, jnp.asarray(w.T[mask.T])), x @ w)
-    assert chosen[0] in _KERNELS
+  def test_few_connections_take_fast_kernels(self):
+    few = kernel_choice.Task(512, 512, 2_000, 128)
+    many = few._replace(num_connections=200_000)
+    assert kernel_choice.choose(many) == 'dense'
+    assert not kernel_choice.pays(many)
+    for kernels in (_KERNELS, ('loops', 'dense')):
+      with kernel_choice.use(*kernels):
+        assert kernel_choice.choose(few) != 'dense' and kernel_choice.pays(few)
+        assert not kernel_choice.pays(few._replace(num_vectors=1))
+    with kernel_choice.use('native', 'loops'):
+      assert kernel_choice.choose(many) == (
+        'native' if native.is_available() else 'loops'
+      )
 
   def test_only_what_the_context_allows(self):
-    tiny = kernel_choice.Product(8, 8, 4, 2)
+    few = kernel_choice.Task(512, 512, 2_000, 128)
     for kernel in ('loops', 'dense'):
       with kernel_choice.use(kernel):
-        assert kernel_choice.choose(tiny) == kernel
+        assert kernel_choice.choose(few) == kernel
+    with kernel_choice.use('native', 'dense'):
+      # There is no compiled kernel for what is not float32.
+      assert kernel_choice.choose(few._replace(dtype='float64')) == 'dense'
     with kernel_choice.use('loops', 'dense'):
-      full = tiny._replace(num_connections=64)
-      assert kernel_choice.choose(full) == 'dense'
-      # There is nothing but these two for what is not float32.
-      assert kernel_choice.choose(full._replace(dtype='float64')) == 'dense'
-    assert not kernel_choice.pays(tiny)
+      assert kernel_choice.choose(few._replace(is_convolution=True)) == 'dense'
     for given, message in ((('fast',), "got 'fast'"), ((), 'got none')):
       use = kernel_choice.use(*given)
       with pytest.raises(ValueError, match=message), use:

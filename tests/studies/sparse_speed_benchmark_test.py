@@ -7,27 +7,51 @@ import programs
 import pytest
 import scipy.sparse
 
-from experiments.benchmarks import mkl, sparse_speed
+from experiments.benchmarks import mkl, sparse_networks, sparse_speed
 
 
 @pytest.mark.slow
 def test_writes_tables_and_a_figure(tmp_path):
-  args = '--parts inference step accuracy --widths 16 --batches 1 32'
+  args = '--parts inference accuracy --widths 16 --batches 1 32'
   args += ' --train-batch 8 --sparsities 0.8 --repeats 1 --data.name digits'
   args += ' --accuracy-width 16 --accuracy 0.99 --max-steps 200'
   out = ('--out', tmp_path / 'speed')
   assert programs.run(sparse_speed, *args.split(), *out) == 0
   records = json.loads((tmp_path / 'speed/results.json').read_text())
-  ways = {(r['part'], r['batch'], r['way']) for r in records}
-  assert ('inference', 32, 'BCSR') in ways and ('step', 8, 'masked') in ways
-  assert ('inference', 1, 'auto') in ways and ('step', 8, 'auto') in ways
-  timed = [r for r in records if r['part'] != 'accuracy']
+  ways = {(r['what'], r['way']) for r in records}
+  assert {
+    ('product 16, batch 32', 'BCSR'),
+    ('product 16, batch 1', 'dense'),
+  } < ways
+  timed = [r for r in records if 'product' in r['what']]
   assert all(r['ms'] > 0 and r['speed_up'] > 0 for r in timed)
-  trained = [r for r in records if r['part'] == 'accuracy']
+  trained = [r for r in records if 'units' in r['what']]
   found = [(r['way'], r['sparsity']) for r in trained]
   assert found == [('dense', 0.0), ('condensed', 0.8)]
   assert all(r['steps'] == 200 and r['seconds'] > 0 for r in trained)
   assert (tmp_path / 'speed/speed_ups.png').stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_measures_steps_of_networks(tmp_path):
+  args = '--nets perceptron lenet_5 --sparsities 0.8 0.98 --width 16 --batch 4'
+  out = ('--out', tmp_path / 'nets')
+  args = (*args.split(), '--repeats', '1', *out)
+  assert programs.run(sparse_networks, *args) == 0
+  records = json.loads((tmp_path / 'nets/results.json').read_text())
+  for what in ('perceptron, batch 4', 'lenet_5, batch 4'):
+    rows = [r for r in records if r['what'] == what]
+    assert [(r['sparsity'], r['way']) for r in rows] == [
+      (0.0, 'dense'),
+      (0.8, 'masked'),
+      (0.8, 'condensed'),
+      (0.8, 'auto'),
+      (0.98, 'condensed'),
+      (0.98, 'auto'),
+    ]
+    assert all(r['ms'] > 0 and r['speed_up'] > 0 for r in rows)
+    assert rows[4]['state_mb'] < rows[2]['state_mb'] < rows[1]['state_mb']
+  assert (tmp_path / 'nets/speed_ups.png').stat().st_size > 10_000
 
 
 @pytest.mark.skipif(not mkl.is_available(), reason='MKL is not installed')

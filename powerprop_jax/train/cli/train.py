@@ -82,7 +82,7 @@ class TrainConfig(RunConfig):
   sparse: SparseConfig = SparseConfig()
   # masked: weights that do not exist are multiplied too. condensed: they are
   # left out, with the same numbers but for rounding; for static, SET and RigL.
-  # auto: left out where that was measured to be faster on this machine.
+  # auto: left out of layers with so few connections that they are faster so.
   execution: Execution = 'masked'
 
 
