@@ -90,11 +90,11 @@ def with_dct(
 ) -> Callable[..., Any]:
   """fn(theta, *args) with a transform beside every product of a chosen leaf.
 
-  The returned function takes dct_params in the place of theta. What the
-  transform sees are the inputs of the product in the order of the leaf; of a
-  convolution the patch at each place, in the order (row, column, channel),
-  channel fastest, and of groups each its own. It is in whatever library the
-  function is in.
+  In the place of theta the returned function takes what dct.dct_params(theta)
+  gives (from powerprop_jax.jaxprs import dct). What the transform sees are the
+  inputs of the product in the order of the leaf; of a convolution the patch at
+  each place, in the order (row, column, channel), channel fastest, and of
+  groups each its own. The function is in whatever library it is in.
 
   Args:
     method: 'matrix' adds s D to the leaf, 'fft' computes the transform in
@@ -107,8 +107,9 @@ def with_dct(
     ValueError: if the function uses a chosen leaf otherwise than in products.
 
   Example:
+    >>> from powerprop_jax.jaxprs import dct
     >>> fn = lambda theta, x: x @ theta['w']
-    >>> params = dct_params({'w': jnp.ones((2, 2))})
+    >>> params = dct.dct_params({'w': jnp.ones((2, 2))})
     >>> with_dct(fn)(params, jnp.eye(2)).round(3)
     Array([[ 0.707,  0.707],
            [ 0.707, -0.707]], dtype=float32)

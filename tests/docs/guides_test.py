@@ -8,6 +8,8 @@ import warnings
 import jax
 import pytest
 
+from powerprop_jax.train.cli import main as cli
+
 _DOCS = pathlib.Path(__file__).parents[2] / 'docs'
 _PAGES = sorted(
   page for page in _DOCS.glob('**/*.md') if '```pycon' in page.read_text()
@@ -29,6 +31,23 @@ def test_a_session_on_a_page_goes_as_it_says(page, tmp_path, monkeypatch):
     warnings.simplefilter('ignore', DeprecationWarning)
     assert runner.run(test).failed == 0
   assert test.examples
+
+
+@pytest.mark.slow
+def test_commands_are_refused_as_the_page_says(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  text = (_DOCS / 'guides/mistakes.md').read_text()
+  blocks = re.findall('```console\n(.*?)```', text, re.DOTALL)
+  shown = re.findall(r'\$ powerprop (.*)\n([^$]*)', ''.join(blocks))
+  assert len(shown) == text.count('$ powerprop') > 10
+  same = doctest.OutputChecker().check_output
+  for command, message in shown:
+    status = cli.main(command.split())
+    found = capsys.readouterr().err
+    assert status == 2 * bool(message), found
+    if message:
+      flags = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+      assert same(message, found, flags), found
 
 
 @pytest.mark.parametrize('guide', ['alpha', 'which_method'])
