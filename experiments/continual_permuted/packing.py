@@ -37,8 +37,8 @@ class PackingConfig(PackConfig):
   # Shares of the free weights that PackNet keeps, one for each task. Default:
   # as many weights for each.
   budgets: tuple[float, ...] = ()
-  # Without budgets: part of all weights that PackNet's tasks get together, in
-  # (0, 1]. Late ones learn badly in a network of which little is free.
+  # Without budgets: part of all weights that PackNet's tasks get together, at
+  # most 1. Late ones learn badly in a network of which little is free.
   share: float = 1.0
   # Whether to train the new weights of a task once more under its mask, as long
   # as the first time.

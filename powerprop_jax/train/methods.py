@@ -100,15 +100,16 @@ class SparseConfig:
   # Share of the connections that a rewiring drops, in (0, 1); for SET, RigL and
   # SNFS it falls along half a cosine. Default: 0.3, SNFS 0.5, DSR 0.05.
   drop_fraction: float | None = None
-  # First value of a new connection. Default: zero for α = 1, otherwise keep
-  # (see pp.sparsify). Pruning and Top-KAST prescribe their own.
+  # First value of a new connection: zero, the one it had (keep), one drawn like
+  # the initial ones (redraw), or the smallest of its layer. Default: zero for
+  # α = 1, otherwise keep. Pruning and Top-KAST prescribe their own.
   regrow: Regrow | None = None
   # constant_fan_in: all neurons of a layer have as many inputs. Not for DSR and
   # Top-KAST.
   structure: Structure = 'unstructured'
   # SET and RigL with constant fan-in: neurons of which less than this share of
-  # the inputs is salient lose all of them, in (0, 1]; never in the layer
-  # 'logits'. Default: neurons stay.
+  # the inputs is salient lose all of them, in (0, 1]; those of 'logits' never
+  # do. Default: neurons stay.
   ablation: float | None = None
   # SNFS: whether connections move between layers.
   redistribute: bool = True

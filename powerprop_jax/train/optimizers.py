@@ -28,8 +28,9 @@ class OptimizerConfig:
   name: Literal['sgd', 'adam'] = 'sgd'
   # Step size, the largest of the schedule.
   learning_rate: float = 0.1
-  # 'constant'; 'cosine' from learning_rate down to zero at the last step; or
-  # 'staircase', multiplied by stair_factor after every stair_steps steps.
+  # What becomes of the step size. A 'cosine' goes from learning_rate down to
+  # zero at the last step, a 'staircase' is multiplied by stair_factor after
+  # every stair_steps steps.
   schedule: Literal['constant', 'cosine', 'staircase'] = 'constant'
   # Steps in which the step size rises from 0 to learning_rate.
   warmup_steps: int = 0
@@ -46,8 +47,8 @@ class OptimizerConfig:
   # Penalty on the latent weights φ, decoupled: each step shrinks φ by
   # learning_rate · decay_phi.
   decay_phi: float = 0.0
-  # 'recommended': the optimiser works on θ and its step is multiplied by ψ′(φ).
-  # 'naive': the optimiser works on φ and the chain-ruled gradient.
+  # Where the optimiser works: 'recommended' on θ, its step being multiplied by
+  # ψ′(φ), or 'naive' on φ and the chain-ruled gradient.
   form: Form = 'recommended'
 
   @property

@@ -68,8 +68,8 @@ def run(
     draws = hasattr(next(iter(presets.values())), 'resume')
   if draws:
     about['description'] = about.get('description', '') + (
-      '\n\n--figures WIDTH draws figures for a paper: as wide as a column or a '
-      'page, or so many inches, and without titles.'
+      '\n\nWith --figures WIDTH figures are drawn for a paper: as wide as a '
+      'column or a page, or so many inches, and without titles.'
     )
 
   @functools.wraps(main)
@@ -116,14 +116,14 @@ def parse(
       program = prog.split()[-1].rpartition('.')[2]
       default = folder.read_settings(type(default), file, program)
     description += (
-      '\n\n--config FILE starts from the settings of a run, which are in its '
-      'config.json; other options change some of them, and what it lacks has '
-      'its default.'
+      '\n\nWith --config FILE it starts from the settings of a run, which are '
+      'in its config.json; other options change some of them, and what it '
+      'lacks has its default.'
     )
   if len(presets) > 1:
     description += (
-      f'\n\n--preset NAME starts from other defaults, those shown below being '
-      f'of {name!r}. Presets: {_listed(presets)}.'
+      '\n\nWith --preset NAME it starts from other defaults; those shown below '
+      f'are of {name!r}. Presets: {_listed(presets)}.'
     )
   errors = io.StringIO()
   try:
@@ -223,4 +223,5 @@ def _one_line(text: str) -> str:
     if words.startswith(('For full helptext', 'Argument helptext')):
       break
     kept.append(words)
-  return ' '.join(filter(None, kept)).rstrip('.') + '.'
+  line = ' '.join(filter(None, kept)).rstrip('.') + '.'
+  return re.sub(r'(?<![.:]) (Perhaps you meant|Unrecognized)', r'. \1', line)

@@ -45,7 +45,7 @@ class BenchConfig(PruneOnce):
   model: Annotated[
     str, tyro.conf.Positional, tyro.conf.arg(metavar='MODEL')
   ] = tyro.MISSING
-  # A file for the table, JSON. Default: none.
+  # A JSON file for the table. Default: none.
   out: str | None = None
   # Replace that file if it exists.
   overwrite: bool = False

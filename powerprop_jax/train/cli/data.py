@@ -20,7 +20,9 @@ class DataConfig:
 
   # Nothing, to list them, or: get NAME, of one or more data sets.
   words: Annotated[
-    tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar='[get NAME …]')
+    tuple[str, ...],
+    tyro.conf.Positional,
+    tyro.conf.arg(metavar='[get NAME …]', help_behavior_hint=''),
   ] = ()
   # Their folder. Default: $POWERPROP_TFDS_DIR, or ~/tensorflow_datasets.
   dir: str | None = None

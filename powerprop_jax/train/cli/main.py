@@ -50,7 +50,7 @@ _Run = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar='RUN')]
 
 @dataclasses.dataclass(frozen=True)
 class PruneConfig:
-  """Scores the networks of a run pruned once; export writes one to a file."""
+  """Prunes the networks of a run once and scores them."""
 
   # Folder of a run, whose latest checkpoint is read; nothing in it is changed.
   run: _Run = tyro.MISSING
@@ -265,8 +265,8 @@ def _help() -> str:
       '',
       *lines,
       '',
-      'powerprop COMMAND --help explains the settings of a command; powerprop '
-      '--version says which version this is.',
+      'powerprop COMMAND --help explains the settings of a command.',
+      'powerprop --version says which version this is.',
     ]
   )
 

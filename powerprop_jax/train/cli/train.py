@@ -69,8 +69,8 @@ class TrainConfig(RunConfig):
   sparsity: float = 0.0
   # The power, at least 1; 1 is ordinary training.
   alpha: float = 2.0
-  # Seed of the initial weights, of masks and of the order of the data, at least
-  # 0.
+  # Seed of the initial weights, of masks and of the order of the data. It must
+  # be at least 0.
   key: int = 0
   # The optimiser.
   optimizer: OptimizerConfig = OptimizerConfig(
