@@ -50,7 +50,7 @@ _Run = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar='RUN')]
 
 @dataclasses.dataclass(frozen=True)
 class PruneConfig:
-  """Prunes the networks of a run once and scores them."""
+  """Scores a run's networks, pruned once; export writes one to a file."""
 
   # Folder of a run, whose latest checkpoint is read; nothing in it is changed.
   run: _Run = tyro.MISSING
