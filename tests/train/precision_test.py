@@ -5,6 +5,7 @@ import functools
 import chex
 import haiku as hk
 import jax
+from jax.extend import core as jax_core
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -44,8 +45,10 @@ def equations(jaxpr):
   """All equations of a program, those of inner ones too."""
   for equation in jaxpr.eqns:
     yield equation
-    for inner in jax.core.jaxprs_in_params(equation.params):
-      yield from equations(inner)
+    for value in jax.tree.leaves(list(equation.params.values())):
+      inner = getattr(value, 'jaxpr', value)
+      if isinstance(inner, jax_core.Jaxpr):
+        yield from equations(inner)
 
 
 @functools.cache
