@@ -14,13 +14,8 @@ import pathlib
 import nox
 
 PYTHONS = ('3.11', '3.12', '3.13')
-# What other versions of JAX, Haiku and Optax may change first. Others, or all:
-# nox -s lowest -- tests
-TESTS = (
-  *('tests/core', 'tests/jaxprs', 'tests/optim/sparse_sharding_test.py'),
-  *('tests/export', 'tests/frameworks_test.py'),
-  'tests/train/checkpoint_test.py',
-)
+# The quick tests of the library. Others: nox -s lowest -- -m slow tests/sparse
+TESTS = ('-n', '2', '--ignore=tests/studies', '--ignore=tests/docs', 'tests')
 _ROOT = pathlib.Path(__file__).parent
 _PROJECT = nox.project.load_toml('pyproject.toml')['project']
 
@@ -51,7 +46,7 @@ def smoke(session):
 
 @nox.session(python=PYTHONS[0])
 def lowest(session):
-  """A part of the tests, with the lowest versions that may be installed."""
+  """The quick tests, with the lowest versions that may be installed."""
   pins = [line.replace('>=', '==') for line in _PROJECT['dependencies']]
   session.install('-e', '.[train,test]', *pins)
   _smoke(session)

@@ -190,7 +190,7 @@ def _digits():
 def _trained(library, kind):
   """After 300 steps of RigL and powerprop at 90 %, in a loop of others."""
   net = _Network(library, kind)
-  inner = optax.adam(0.01) if kind == 'mlp' else optax.sgd(0.02, momentum=0.9)
+  inner = optax.adam(0.01) if kind == 'mlp' else optax.sgd(0.03, momentum=0.9)
   powerprop = pp.powerprop(inner, 2.0)
   tx = pp.drop_in(pp.rigl(powerprop, 0.9, period=20, stop=225))
   # Each library would draw its first masks in its own order.

@@ -75,11 +75,8 @@ def layer_costs(
       f'{net!r}.'
     )
   leaves, structure = jax.tree.flatten((inputs, kwargs))
-  arrays = [
-    jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-    for leaf in leaves
-    if _is_array(leaf)
-  ]
+  # As JAX sees them: float32 for an array of NumPy's in float64.
+  arrays = jax.eval_shape(lambda x: x, [x for x in leaves if _is_array(x)])
   if not arrays:
     raise ValueError(
       'layer_costs needs an example of what the network is called with: '

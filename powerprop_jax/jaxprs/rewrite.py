@@ -124,7 +124,7 @@ def hold(values: dict[str, Tree], theta: Params) -> Params:
       Held(
         values[leaf.path],
         moves.view(leaf.path, leaf.value.shape),
-        (leaf.value.dtype,),
+        (jax.typeof(leaf.value).dtype,),
       )
       if leaf.path in values
       else leaf.value

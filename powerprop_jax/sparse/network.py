@@ -406,9 +406,7 @@ def without_zeros(
     w               2   4  condensed
   """
   masks_lib.check_same_shapes(theta, masks, 'theta', 'masks')
-  theta = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), theta
-  )
+  theta = jax.eval_shape(lambda theta: theta, theta)
   places = _with_holes(masks)
   found = plan(
     fn,

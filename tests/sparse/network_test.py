@@ -636,6 +636,14 @@ def test_what_does_not_enter_a_weight_is_refused():
       fn({'w': _normal(*shape)}, _normal(*x_shape))
 
 
+def test_arrays_of_numpy_are_what_jax_makes_of_them():
+  theta, x = {'w': np.eye(8)}, np.ones((5, 8))
+  fn = lambda theta, x: x @ theta['w']
+  run = network.without_zeros(fn, {'w': theta['w'] > 0}, theta, x)
+  chex.assert_trees_all_equal(run(theta, x), jnp.ones((5, 8)))
+  assert observe.observe(fn, jnp.sum)(theta, x)[1] == {'w': [40.0]}
+
+
 @pytest.mark.parametrize('form', ['slices', 'slices in a loop'])
 def test_slices_are_observed_one_by_one(form):
   use, shape, x_shape, _ = FORMS[form]
