@@ -322,13 +322,12 @@ class DropoutTest(parameterized.TestCase):
     chex.assert_trees_all_equal(init(0.3), init(0.0))
 
   def test_share_dropped_is_the_rate_and_the_rest_is_scaled(self):
-    dropped = hk.transform(lambda x: layers.dropout(x, 0.3)).apply(
-      {}, jax.random.key(0), jnp.ones(10_000)
-    )
-    self.assertAlmostEqual(float(jnp.mean(dropped == 0)), 0.3, delta=0.02)
-    chex.assert_trees_all_close(
-      jnp.unique(dropped), jnp.array([0.0, 1 / 0.7]), rtol=1e-6
-    )
+    drop = hk.transform(layers.dropout).apply
+    for rate, dropped in ((0.3, 77), (0.999, 255), (0.001, 0)):
+      y = drop({}, jax.random.key(0), jnp.ones((9, 1_111)), rate)
+      self.assertAlmostEqual(float(jnp.mean(y == 0)), dropped / 256, delta=0.02)
+      scale = 256 / (256 - dropped)
+      chex.assert_trees_all_close(jnp.max(y), scale, rtol=1e-6)
 
 
 class InitialiserTest(parameterized.TestCase):

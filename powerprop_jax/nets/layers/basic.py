@@ -119,6 +119,9 @@ def norm(name: str) -> hk.BatchNorm:
 def dropout(x: jax.Array, rate: float) -> jax.Array:
   """Zeroes a random share of x and scales the rest to keep the mean.
 
+  The share is the multiple of 1/256 next to rate, in [0, 1), and below 1: a
+  byte decides for each entry, which takes a third of the time of 32 bits.
+
   In init it does nothing, so that the weights a key gives do not depend on it.
   """
   if hk.running_init():
@@ -130,7 +133,12 @@ def dropout(x: jax.Array, rate: float) -> jax.Array:
       'given no key. Call net.apply(theta, net_state, key, images, '
       'is_training=True) with a fresh key at every step.'
     )
-  return hk.dropout(key, rate, x)
+  num_dropped = min(round(256 * rate), 255)  # Of 256.
+  shape = (*x.shape[:-1], -(-x.shape[-1] // 4))
+  four = lax.bitcast_convert_type(jax.random.bits(key, shape), jnp.uint8)
+  random = four.reshape(*x.shape[:-1], -1)[..., : x.shape[-1]]
+  kept = x * (256 / (256 - num_dropped))
+  return jnp.where(random >= num_dropped, kept, jnp.zeros_like(x))
 
 
 def max_pool(
