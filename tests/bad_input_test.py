@@ -541,6 +541,9 @@ CASES = {
   'benchmarks.sparse_step:': [
     ('--methods rigel', "no 'rigel'; there are: static, "),
   ],
+  'benchmarks.sparse_gpu:': [
+    ('--width 100', 'must be a multiple of 4 and of --block 64, got 100'),
+  ],
   'benchmarks.sparse_networks:': [
     ('--nets gpt', "no 'gpt'; there are: perceptron, "),
     ('--distribution er', "'er'"),
@@ -587,6 +590,7 @@ RANGES = {
     'benchmarks.sparse_step:': '--image-size=0',
     'benchmarks.sparse_speed:': '--batches=0 --repeats=0',
     'benchmarks.sparse_networks:': '--batch=0 --repeats=0',
+    'benchmarks.sparse_gpu:': '--block=0 --batch=0',
     'launch: sweep.json': '--at-once=0',
   },
   'at least 0': {

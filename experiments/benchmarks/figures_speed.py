@@ -18,6 +18,8 @@ _WAYS = {
   'scipy CSR': ('#009e73', 'D'),
   'BCSR': ('#cc79a7', '^'),
   'MKL': ('#56b4e9', 'v'),
+  'blocks': ('#000000', 'X'),
+  'pairs': ('#999999', '*'),
 }
 
 
@@ -25,8 +27,8 @@ def speed_ups(records: Sequence[Record], *, title: str = '') -> Figure:
   """Speed-up over dense against the density, a line for each way to compute.
 
   There is a pair of axes for each thing that was measured, both scales
-  logarithmic; a line at 1 is dense. Records are those of sparse_networks and
-  sparse_speed; those without speed_up are passed over.
+  logarithmic; a line at 1 is dense. Records are those of sparse_networks,
+  sparse_speed and sparse_gpu; those without speed_up are passed over.
   """
   fields = ('what', 'sparsity', 'way', 'speed_up')
   points = [
