@@ -9,7 +9,7 @@ it, where a batched condition would run at every step.
 """
 
 import dataclasses
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,8 @@ from powerprop_jax.optim.topology import (
 # The kind of PRNG key that states hold, whatever JAX's default is: its data
 # alone must tell what comes of it.
 _KEY_KIND = 'threefry2x32'
+# Whether a rewiring is to come, masks, memory of the topology.
+_Wiring: TypeAlias = tuple[jax.Array, Masks, Tree]
 
 
 def sparsify(
@@ -322,15 +324,21 @@ class Parts:
 
 def _rewire(topology: Topology, rewiring: Rewiring) -> tuple[Masks, Tree]:
   """New masks and memory; the old ones if what they rest on is not finite."""
-  assert topology.rewire is not None
+  rewire = topology.rewire
+  assert rewire is not None
   theta, grads = rewiring.theta, rewiring.grads
   sound = trees.all_finite((theta, grads) if topology.needs_grads else theta)
-  kept: tuple[Masks, Tree] = jax.tree.map(
-    lambda new, old: jnp.where(sound, new, old),
-    tuple(topology.rewire(rewiring)),
-    (rewiring.masks, rewiring.memory),
-  )
-  return kept
+
+  def body(state: _Wiring) -> _Wiring:
+    _, masks, memory = state
+    now = rewiring._replace(masks=masks, memory=memory)
+    return jnp.zeros_like(sound), *rewire(now)
+
+  # A loop here too: to select every leaf by one scalar, XLA computes it again
+  # in each of them, from those of all leaves, and takes long to compile that.
+  state = (sound, rewiring.masks, rewiring.memory)
+  _, masks, memory = jax.lax.while_loop(lambda state: state[0], body, state)
+  return masks, memory
 
 
 def _key_data(key: int | jax.Array) -> jax.Array:
