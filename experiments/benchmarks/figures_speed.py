@@ -6,9 +6,12 @@ from matplotlib import ticker
 from matplotlib.figure import Figure
 
 from powerprop_jax.files.tables import Record
+from powerprop_jax.report import plotting
 from powerprop_jax.report import records as records_lib
 from powerprop_jax.report.plotting import drawing, style
 from powerprop_jax.report.plotting.style import Look, Scheme
+from powerprop_jax.train.cli import timing
+from powerprop_jax.train.runs.folder import RunFolder
 
 # Colour and marker (colours of Okabe and Ito), in the order of the legend.
 _WAYS = {
@@ -21,6 +24,18 @@ _WAYS = {
   'blocks': ('#000000', 'X'),
   'pairs': ('#999999', '*'),
 }
+
+
+def save(records: Sequence[Record], folder: RunFolder) -> None:
+  """Writes the records, where they come from and the figure; ends the run."""
+  environment = timing.environment()
+  folder.write_results(records)
+  folder.write_json('environment.json', {'environment': environment})
+  if any('speed_up' in record for record in records):
+    figure = speed_ups(records, title=environment)
+    plotting.save(figure, folder.path / 'speed_ups')
+  folder.mark_complete()
+  print(f'\nTables as data and figures: {folder.path}')
 
 
 def speed_ups(records: Sequence[Record], *, title: str = '') -> Figure:

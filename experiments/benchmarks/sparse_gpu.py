@@ -39,7 +39,6 @@ from experiments.benchmarks import figures_speed
 from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.files import tables
 from powerprop_jax.files.tables import Row
-from powerprop_jax.report import plotting
 from powerprop_jax.train.cli import timing
 from powerprop_jax.train.runs import errors
 from powerprop_jax.train.runs.errors import UserError
@@ -100,14 +99,7 @@ def main(config: Config) -> None:
   ]
   print(tables.text_table(found))
   if folder is not None:
-    folder.write_results(found)
-    folder.write_json('environment.json', {'environment': timing.environment()})
-    plotting.save(
-      figures_speed.speed_ups(found, title=timing.environment()),
-      folder.path / 'speed_ups',
-    )
-    folder.mark_complete()
-    print(f'\nTables as data and figures: {folder.path}')
+    figures_speed.save(found, folder)
 
 
 def _measured(

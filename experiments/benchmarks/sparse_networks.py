@@ -50,7 +50,6 @@ from powerprop_jax.core.trees import Tree
 from powerprop_jax.files import tables
 from powerprop_jax.files.tables import Row
 from powerprop_jax.nets import layers
-from powerprop_jax.report import plotting
 from powerprop_jax.sparse import native
 from powerprop_jax.train import condensed
 from powerprop_jax.train import step as step_lib
@@ -127,13 +126,7 @@ def main(config: Config) -> None:
     if folder is not None:
       folder.write_results(found)
   if folder is not None:
-    folder.write_json('environment.json', {'environment': timing.environment()})
-    plotting.save(
-      figures_speed.speed_ups(found, title=timing.environment()),
-      folder.path / 'speed_ups',
-    )
-    folder.mark_complete()
-    print(f'\nTables as data and figures: {folder.path}')
+    figures_speed.save(found, folder)
 
 
 def _check(config: Config) -> None:

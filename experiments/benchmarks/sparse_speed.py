@@ -42,7 +42,6 @@ from powerprop_jax.core import masks as masks_lib
 from powerprop_jax.core.trees import Tree
 from powerprop_jax.files import tables
 from powerprop_jax.files.tables import Row
-from powerprop_jax.report import plotting
 from powerprop_jax.sparse import index as sparse_index
 from powerprop_jax.sparse import kernel_choice, linear, native
 from powerprop_jax.train import condensed
@@ -106,15 +105,7 @@ def main(config: Config) -> None:
     print(f'\n{part}\n{tables.text_table(_shown(records))}', flush=True)
     found += records
   if folder is not None:
-    folder.write_results(found)
-    folder.write_json('environment.json', {'environment': timing.environment()})
-    if any('speed_up' in record for record in found):
-      plotting.save(
-        figures_speed.speed_ups(found, title=timing.environment()),
-        folder.path / 'speed_ups',
-      )
-    folder.mark_complete()
-    print(f'\nTables as data and figures: {folder.path}')
+    figures_speed.save(found, folder)
 
 
 def _check(config: Config) -> None:
