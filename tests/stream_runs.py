@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import os
 import pathlib
 import resource
+import signal
 import sys
 import time
 
@@ -54,6 +56,8 @@ class Config:
   num_workers: int = 0
   # Seconds that a step takes longer than it needs.
   delay: float = 0.0
+  # After which step the last host gets a signal to stop.
+  signal_at: int = 0
   hosts: HostsConfig = HostsConfig()
   out: str = ''
   resume: bool = False
@@ -245,6 +249,9 @@ def main(config):
     state = found[0]
     done = done + 1 if done else int(state.train.step) + int(state.num_skipped)
     print(done, flush=True)
+    is_last = jax.process_index() == jax.process_count() - 1
+    if done == config.signal_at and is_last:
+      os.kill(os.getpid(), signal.SIGUSR1)
     return found
 
   def evaluate_and_fill(state):

@@ -70,18 +70,11 @@ class ProcessTest:
     arguments = (
       *(*processes.TWO_HOSTS, '--devices', '2', '--'),
       *(sys.executable, stream_runs.__file__, '--out', str(tmp_path)),
-      *('--devices', '4', *LENGTHS),
+      *('--devices', '4', '--signal-at', '5', *LENGTHS),
     )
     with processes.started(*arguments, **flags) as process:
-      for line in process.stdout:
-        if line == '5\n':  # there are lines of gloo too
-          break
-      children = f'/proc/{process.pid}/task/{process.pid}/children'
-      with open(children, encoding='utf-8') as file:
-        one = int(file.read().split()[1])
-      os.kill(one, signal.SIGUSR1)
       _, err = process.communicate(timeout=300)
-    assert process.returncode == 75
+    assert process.returncode == 75, err
     [saved] = stream_runs.steps_of(tmp_path)
     assert err.count('stopped by') == 2
     assert err.count(f'saved at step {saved} of 40') == 2
