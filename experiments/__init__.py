@@ -24,8 +24,10 @@ def start(
   that main is in.
   """
   # Not before the check above, which says in one line what is missing.
+  from powerprop_jax.sparse import memory
   from powerprop_jax.train.cli import arguments
 
+  memory.keep_memory()
   module = sys.modules[main.__module__]
   name = getattr(module.__spec__, 'name', module.__name__)
   status = arguments.run(

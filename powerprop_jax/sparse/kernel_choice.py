@@ -21,7 +21,7 @@ KERNELS: tuple[Kernel, ...] = get_args(Kernel)
 # The density up to which a kernel is faster than a dense product.
 _DENSEST: dict[Kernel, float] = {'native': 0.3, 'loops': 0.02, 'dense': 1.0}
 # Multiplications of the dense product below which a layer may as well be dense.
-_WORTH_IT = 1_000_000
+_WORTH_IT = 300_000
 
 
 class Task(NamedTuple):

@@ -12,8 +12,10 @@ def main() -> int:
     The exit status; see cli.main.
   """
   extras.check_for_program()
+  from powerprop_jax.sparse import memory
   from powerprop_jax.train.cli import main as cli
 
+  memory.keep_memory()
   return cli.main()
 
 
