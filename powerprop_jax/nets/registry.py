@@ -51,6 +51,12 @@ _MODULES: dict[str, Callable[[int], Callable[..., jax.Array]]] = {
   'resnet_50': functools.partial(resnet.ResNet, depth=50),
   'resnet_18_cifar': functools.partial(resnet.ResNet, depth=18, stem='cifar'),
   'resnet_50_cifar': functools.partial(resnet.ResNet, depth=50, stem='cifar'),
+  'resnet_8': functools.partial(
+    resnet.ResNet, depth=8, stem='cifar', name='resnet_8'
+  ),
+  'resnet_20': functools.partial(
+    resnet.ResNet, depth=20, stem='cifar', name='resnet_20'
+  ),
   'mobilenet_v2': mobilenet.MobileNetV2,
   'fixup_resnet_110': functools.partial(fixup.FixUpResNet, depth=110),
   'vit_tiny': functools.partial(

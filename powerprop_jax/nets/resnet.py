@@ -1,4 +1,4 @@
-"""ResNet-10, 18 and 50, for photographs and at the size of CIFAR images."""
+"""Residual networks, for photographs and at the size of CIFAR images."""
 
 import functools
 from typing import NamedTuple
@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from powerprop_jax.core import names
 from powerprop_jax.nets import layers
 
-# Channels inside the blocks of each group.
+# Channels inside the blocks of each group, for photographs and for CIFAR.
 _CHANNELS = (64, 128, 256, 512)
+_FEW_CHANNELS = (16, 32, 64)
 
 
 class _Convolution(NamedTuple):
@@ -25,14 +26,17 @@ class _Convolution(NamedTuple):
 class _Depth(NamedTuple):
   """What depths differ in: blocks in each group, and what is in a block."""
 
-  num_blocks: tuple[int, int, int, int]
+  num_blocks: tuple[int, ...]
   block: tuple[_Convolution, ...]
+  channels: tuple[int, ...] = _CHANNELS
 
 
 _BASIC = (_Convolution(3, 1, True), _Convolution(3, 1, False))
 _DEPTHS = {
+  8: _Depth((1, 1, 1), _BASIC, _FEW_CHANNELS),
   10: _Depth((1, 1, 1, 1), _BASIC),
   18: _Depth((2, 2, 2, 2), _BASIC),
+  20: _Depth((3, 3, 3), _BASIC, _FEW_CHANNELS),
   50: _Depth(
     (3, 4, 6, 3),
     (
@@ -45,15 +49,16 @@ _DEPTHS = {
 
 
 class ResNet(hk.Module):
-  """ResNet-18, or ResNet-50, version 1.5: a 3×3 convolution has the stride.
+  """A residual network, version 1.5: a 3×3 convolution has the stride.
 
   A block of ResNet-50 is three convolutions, 1×1, 3×3 and 1×1 with four times
   the channels; one of ResNet-18 is two, 3×3, and the first has the stride. Each
   is followed by a norm, with ReLU between; the input is added, through a 1×1
   convolution and a norm where the block changes its shape, and ReLU follows.
   Convolutions have no bias. The stem for photographs is a 7×7 convolution and a
-  pooling, both of stride 2; that for CIFAR a 3×3 convolution of stride 1. For
-  images of 3 channels:
+  pooling, both of stride 2; that for CIFAR a 3×3 convolution of stride 1.
+  ResNet-8 and 20 are those made for CIFAR, with three groups of 16, 32 and 64
+  channels and blocks like ResNet-18's. For images of 3 channels:
 
   ====================  =========================  ==============
   depth, stem, classes  weights (conv and linear)  all parameters
@@ -62,6 +67,8 @@ class ResNet(hk.Module):
   50, 'imagenet', 1000  25,502,912                 25,557,032
   18, 'cifar', 10       11,164,352                 11,173,962
   50, 'cifar', 10       23,467,712                 23,520,842
+  8, 'cifar', 10        77,360                     78,042
+  20, 'cifar', 10       270,896                    272,474
   ====================  =========================  ==============
 
   The second has 4,089,184,256 multiply–adds at 224×224.
@@ -70,8 +77,8 @@ class ResNet(hk.Module):
   group_1/block_0 and so on; logits.
 
   Args:
-    depth: number of layers, 18 or 50; or 10, a ResNet-18 with one block in each
-      group, to try things out.
+    depth: number of layers, 8, 18, 20 or 50; or 10, a ResNet-18 with one block
+      in each group, to try things out.
     width: number of channels, as a multiple of the usual one, rounded; more
       than 0. Less than 1 gives the small dense networks that sparse ones are
       compared with.
@@ -80,9 +87,9 @@ class ResNet(hk.Module):
 
   Source:
     He et al., Deep Residual Learning, 2016 (https://arxiv.org/abs/1512.03385),
-    Table 1; the place of the stride, the decay and the epsilon as in the code
-    of RigL (https://arxiv.org/abs/1911.11134); the stem for CIFAR as in that of
-    Price & Tanner, 2021 (https://arxiv.org/abs/2102.07655).
+    Table 1 and section 4.2; the place of the stride, the decay and the epsilon
+    as in the code of RigL (https://arxiv.org/abs/1911.11134); the stem for
+    CIFAR as in that of Price & Tanner, 2021 (https://arxiv.org/abs/2102.07655).
 
   Note:
     RigL's code starts the scale of the last norm of a block at 0; ours starts
@@ -91,7 +98,8 @@ class ResNet(hk.Module):
     growth of RigL) would choose at random. It draws the weights of the output
     layer with a standard deviation of 0.01; ours are drawn as in every layer,
     0.022 in ResNet-50. And it pads evenly before a strided convolution, where
-    ours pads more at the end; the shapes are equal.
+    ours pads more at the end; the shapes are equal. The authors' networks for
+    CIFAR change shapes without weights, by zeros for the new channels.
   """
 
   def __init__(
@@ -106,10 +114,11 @@ class ResNet(hk.Module):
   ):
     names.check_choice('depth', depth, _DEPTHS)
     names.check_choice('stem', stem, ('imagenet', 'cifar'))
-    channels = tuple(round(width * num) for num in _CHANNELS)
+    usual = _DEPTHS[depth].channels
+    channels = tuple(round(width * num) for num in usual)
     if min(channels) < 1:
       raise ValueError(
-        f'width must leave at least one channel of {_CHANNELS[0]}, got {width}.'
+        f'width must leave at least one channel of {usual[0]}, got {width}.'
       )
     suffix = '_cifar' if stem == 'cifar' else ''
     super().__init__(name=name or f'resnet_{depth}{suffix}')

@@ -23,10 +23,6 @@ def keep_memory() -> bool:
 
   Returns:
     Whether it is so: only under Linux, with the allocator of glibc.
-
-  Example:
-    >>> keep_memory() in (True, False)
-    True
   """
   try:
     mallopt = ctypes.CDLL(None).mallopt

@@ -21,6 +21,7 @@ from powerprop_jax.core.top_k.patterns import Structure
 from powerprop_jax.core.trees import Params, Select
 from powerprop_jax.files.tables import Row
 from powerprop_jax.optim import aliases
+from powerprop_jax.optim.topologies.gradual import Scope
 from powerprop_jax.optim.topologies.neuron_ablation import Ablation
 from powerprop_jax.optim.topology import Regrow
 from powerprop_jax.train import optimizers
@@ -113,6 +114,9 @@ class SparseConfig:
   ablation: float | None = None
   # SNFS: whether connections move between layers.
   redistribute: bool = True
+  # Pruning: whether each layer is ranked by itself, or all layers together, so
+  # that some become sparser than others.
+  scope: Scope = 'layer'
   # Pruning: share of the run before which the network is dense, in [0, stop).
   pruning_start: float = 0.2
   # Top-KAST: connections that are trained for each that is computed with.
@@ -162,10 +166,10 @@ _RECIPES = {
   'static': _Recipe(aliases.static, _RANDOM),
   'pruning': _Recipe(
     aliases.gradual_pruning,
-    ('start', 'stop', 'period', 'structure'),
+    ('start', 'stop', 'period', 'structure', 'scope'),
     period=lambda lengths: max(1, lengths.num_steps // 100),
   ),
-  'one_shot': _Recipe(aliases.one_shot_pruning, ('step', 'structure')),
+  'one_shot': _Recipe(aliases.one_shot_pruning, ('step', 'structure', 'scope')),
   'set': _Recipe(
     aliases.sparse_evolution,
     (*_REWIRED, 'drop_fraction', 'structure', 'ablation'),
@@ -379,6 +383,7 @@ def _arguments(
   return {
     'distribution': _DISTRIBUTIONS[config.distribution or recipe.distribution],
     'structure': config.structure,
+    'scope': config.scope,
     'start': round(config.pruning_start * lengths.num_steps),
     'period': config.period or recipe.period(lengths),
     'drop_fraction': drop,

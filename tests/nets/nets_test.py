@@ -102,6 +102,8 @@ class SizeTest(parameterized.TestCase):
     ('resnet_50', PHOTOGRAPH, 1000, 54, 25_502_912, 25_557_032),
     ('resnet_18_cifar', CIFAR, 10, 21, 11_164_352, 11_173_962),
     ('resnet_50_cifar', CIFAR, 10, 54, 23_467_712, 23_520_842),
+    ('resnet_8', CIFAR, 10, 10, 77_360, 78_042),
+    ('resnet_20', CIFAR, 10, 22, 270_896, 272_474),
     ('mobilenet_v2', CIFAR, 10, 53, 2_202_560, 2_236_682),
     ('mobilenet_v2', CIFAR, 1000, 53, 3_469_760, 3_504_872),
     ('fixup_resnet_110', CIFAR, 10, 110, 1_719_856, 1_720_138),
@@ -124,12 +126,13 @@ class SizeTest(parameterized.TestCase):
     # The first ones stride, and what does not widen is not projected.
     ('resnet_18', PHOTOGRAPH, 112, [(56, 56), (28, 28), (14, 14), (7, 7)]),
     ('resnet_18_cifar', CIFAR, 32, [(32, 32), (16, 16), (8, 8), (4, 4)]),
+    ('resnet_20', CIFAR, 32, [(32, 32), (16, 16), (8, 8)]),
   )
   def test_blocks_of_resnets_stride_where_they_say(
     self, name, image_shape, stem, sizes
   ):
     shapes = outputs_of(name, image_shape)
-    self.assertEqual(shapes['stem'], (2, stem, stem, 64))
+    self.assertEqual(shapes['stem'][1:3], (stem, stem))
     for group, expected in enumerate(sizes, 1):
       block = f'group_{group}/block_0'
       found = [shapes[f'{block}/conv_{i}'][1] for i in range(2)]
@@ -368,7 +371,7 @@ class ErrorTest(parameterized.TestCase):
       net.init(key, jnp.zeros((2, *CIFAR), jnp.uint8), True)
 
   @parameterized.parameters(
-    (nets.ResNet, dict(depth=34), 'depth must be 10, 18 or 50, got 34'),
+    (nets.ResNet, dict(depth=34), 'depth must be 8, 10, 18, 20 or 50, got 34'),
     (nets.ResNet, dict(stem='mnist'), "'imagenet' or 'cifar', got 'mnist'"),
     (nets.WideResNet, dict(depth=20, width=2), 'depth.*6n.*got 20'),
     (nets.WideResNet, dict(depth=4, width=2), 'depth.*got 4'),
