@@ -1,6 +1,7 @@
 """One program for each figure, table or benchmark."""
 
 from collections.abc import Callable, Mapping
+import importlib
 import sys
 from typing import Any, NoReturn
 
@@ -30,6 +31,9 @@ def start(
   memory.keep_memory()
   module = sys.modules[main.__module__]
   name = getattr(module.__spec__, 'name', module.__name__)
+  # Processes that share the work look for functions by the names of their
+  # modules, and have a __main__ of their own.
+  main = getattr(importlib.import_module(name), main.__name__)
   status = arguments.run(
     main,
     presets,

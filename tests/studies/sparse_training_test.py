@@ -2,6 +2,7 @@
 
 import functools
 
+import processes
 import programs
 import pytest
 
@@ -64,7 +65,8 @@ def test_workers_give_the_same_results_and_may_change_on_resuming(
 ):
   out = tmp_path / 'run'
   args = [*ARGS, '--alphas', '2', '--out', out]
-  assert run(*args, '--workers', 2) == 0
+  # As it is started by hand: workers must find what __main__ defines.
+  processes.run('-m', 'experiments.sparse_training', *args, '--workers', 2)
   expected = [r for r in programs.results(finished) if r['alpha'] == 2]
   found = programs.results(out)
   assert [r['density_measured'] for r in found] == [
