@@ -125,6 +125,24 @@ PRESETS = {
     ),
     sparse=SparseConfig(distribution='erk', period=50),
   ),
+  # Thirty epochs, which two CPU cores can do: connections move every epoch's
+  # quarter, and pruning takes the second and third quarter.
+  'cifar10_resnet_8': dataclasses.replace(
+    _CIFAR10,
+    net='resnet_8',
+    methods=('dense', 'static', 'pruning', 'rigl', 'top_kast'),
+    densities=(0.05,),
+    keys=(0,),
+    optimizer=dataclasses.replace(
+      _CIFAR10.optimizer, schedule='cosine', nesterov=True
+    ),
+    loop=LoopConfig(
+      num_steps=10_560, batch_size=128, eval_every=1_760, steps_per_dispatch=88
+    ),
+    sparse=SparseConfig(
+      distribution='erk', period=88, stop=0.75, pruning_start=0.25
+    ),
+  ),
   # A few steps, to see that it works where there is no accelerator.
   'cifar10_short': dataclasses.replace(
     _CIFAR10,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 import functools
+import math
 from typing import Any
 
 import haiku as hk
@@ -84,6 +85,7 @@ def make(
   dct: bool = False,
   w_init: hk.initializers.Initializer | None = None,
   method: Method = 'auto',
+  variance: float = 1.0,
 ) -> hk.TransformedWithState:
   """A network as a pair of functions, ready for any image size.
 
@@ -112,6 +114,9 @@ def make(
     w_init: initialiser of the weights in place of the usual one. With dct and
       powerpropagation give one, since a weight at 0 never moves under α > 1;
       likewise for fixup_resnet_110, some of whose weights start at 0.
+    variance: of the first weights, as a multiple of the usual one, greater than
+      0. Layers that are sparse from the start want more, as few inputs are left
+      to add up: at most one over their density.
 
   Example:
     >>> net = make('lenet_300_100', num_classes=10)
@@ -129,7 +134,9 @@ def make(
       f'method={method!r} is about the cosine transform. Pass dct=True too, or '
       'leave it out.'
     )
-  form = forms.Form(dct, w_init, method)
+  if not 0 < variance < math.inf:
+    raise ValueError(f'variance must be positive and finite, got {variance}.')
+  form = forms.Form(dct, w_init, method, variance)
 
   def forward(images: jax.Array, is_training: bool) -> jax.Array:
     with forms.use(form):

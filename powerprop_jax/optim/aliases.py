@@ -339,7 +339,7 @@ def dsr(
   Connections move at multiples of period in [start, stop).
 
   Args:
-    **options: num_dropped, threshold, distribution (uniform), select,
+    **options: num_dropped, threshold, distribution (erk), select,
       replaces_step; see topologies.dsr.
 
   Note:
@@ -374,7 +374,7 @@ def top_kast(
     backward_sparsity: share of weights that are not trained; at most sparsity.
     stop: first step at which both sets no longer change; None is never.
     period: both are chosen anew at multiples of it.
-    **options: penalty, norm, distribution (uniform, of both), select; see
+    **options: penalty, norm, distribution (erk, of both), select; see
       topologies.top_kast.
 
   Note:

@@ -118,8 +118,8 @@ PROMISES = {
   'snfs': _TOTAL,
   'snfs_powerprop': _TOTAL,
   'dsr': _TOTAL,
-  'top_kast': _HALF,
-  'top_kast_powerprop': _HALF,
+  'top_kast': _ERK,
+  'top_kast_powerprop': _ERK,
   'protected': lambda num_updates: (30, 20),
 }
 

@@ -11,7 +11,6 @@ import optax
 import small
 
 import powerprop_jax as pp
-from powerprop_jax.core import masks
 
 ROW = jnp.array([[5.0, -4.0, 3.0, -2.0, 1.0, 0.5, -0.25, 0.125, 0.0625, 0.01]])
 
@@ -32,17 +31,21 @@ class TopKastTest(parameterized.TestCase):
     tx = _tx(pp.powerprop(optax.adam(0.1), alpha))
     history = small.history(tx, theta, 8)
     sizes = {'a': 63, 'n': 20}
+    shares = {share: pp.erk(theta, share) for share in (0.8, 0.5)}
+    kept = lambda name, share: round(
+      sizes[name] * (1 - shares[share][f'{name}/w'])
+    )
     for _, state in history:
-      for name, size in sizes.items():
+      for name in sizes:
         forward, rest = state.masks[name]['w'], state.memory[name]['w']
-        self.assertEqual(int(forward.sum()), masks.num_kept(size, 0.8))
+        self.assertEqual(int(forward.sum()), kept(name, 0.8))
         self.assertFalse((forward & rest).any())
-        self.assertEqual(int((forward | rest).sum()), masks.num_kept(size, 0.5))
+        self.assertEqual(int((forward | rest).sum()), kept(name, 0.5))
     for (seen, _), (_, state) in itertools.pairwise(history):
-      for name, size in sizes.items():
+      for name in sizes:
         # The sets are those of the weights that the network has just seen.
         [largest] = small.largest_of_all(
-          [jnp.abs(seen[name]['w'])], masks.num_kept(size, 0.8)
+          [jnp.abs(seen[name]['w'])], kept(name, 0.8)
         )
         np.testing.assert_array_equal(state.masks[name]['w'], largest)
 

@@ -98,11 +98,20 @@ def _layer(
   """A layer of the plain or the transformed kind."""
   form = forms.current()
   usual = jnp.zeros if form.has_transform else w_init or WEIGHT_INIT
-  settings |= {'name': name, 'w_init': form.w_init or usual}
+  first = form.w_init or usual
+  if form.variance != 1:
+    first = functools.partial(_scaled, first, form.variance**0.5)
+  settings |= {'name': name, 'w_init': first}
   if form.has_transform:
     settings |= {'transform_init': transform_init, 'method': form.method}
     return transformed(*shape, **settings)
   return plain(*shape, **settings)
+
+
+def _scaled(
+  init: hk.initializers.Initializer, factor: float, *args: Any
+) -> jax.Array:
+  return factor * init(*args)
 
 
 def norm(name: str) -> hk.BatchNorm:

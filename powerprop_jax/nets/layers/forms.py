@@ -18,12 +18,14 @@ class Form(NamedTuple):
   """What the layers of a network are like: arguments of nets.make.
 
   With has_transform every layer adds the fixed cosine transform of
-  layers/dct.py to what its weights compute.
+  layers/dct.py to what its weights compute. First weights have variance times
+  their usual variance.
   """
 
   has_transform: bool = False
   w_init: hk.initializers.Initializer | None = None
   method: Method = 'auto'
+  variance: float = 1.0
 
 
 _FORM: contextvars.ContextVar[Form | None] = contextvars.ContextVar(

@@ -29,7 +29,7 @@ class Leaves(TypedDict, total=False):
 
   Attributes:
     distribution: shares the sparsity out between leaves, for SNFS and DSR at
-      the start: erk for static, SET and RigL, uniform for the others. With
+      the start: uniform for pruning and SNFS, erk for the others. With
       overrides it is functools.partial(erk, overrides=...).
     select: which leaves are masked; is_weight.
     axes: of leaves whose names do not say which are inputs and which outputs,

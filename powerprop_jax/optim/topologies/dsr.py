@@ -11,8 +11,8 @@ from typing import Unpack
 import jax
 import jax.numpy as jnp
 
-from powerprop_jax.core import distributions, scores
 from powerprop_jax.core import masks as masks_lib
+from powerprop_jax.core import scores
 from powerprop_jax.core import select as select_lib
 from powerprop_jax.core.distributions import Sparsity
 from powerprop_jax.core.masks import Masks
@@ -58,6 +58,8 @@ def dsr(
     ValueError: from init, if there are not num_dropped connections to drop.
 
   Note:
+    The authors start from equal densities. From those, extremely sparse
+    networks do worse: docs/results/sparse_training.md.
     A layer whose weights are all below H keeps its largest one; the authors'
     code keeps the first. It rounds shares at random, here the total is settled
     by largest remainders (see allocation). Where all places that had no
@@ -67,7 +69,6 @@ def dsr(
     Algorithm 1 of the paper, see aliases.dsr; the defaults are those of its
     code.
   """
-  leaves.setdefault('distribution', distributions.uniform)
   check_options(leaves, Leaves)
   budget = Budget(sparsity, **leaves)
   select = budget.select

@@ -10,8 +10,8 @@ from typing import Literal, Unpack, get_args
 import jax
 import jax.numpy as jnp
 
-from powerprop_jax.core import distributions, names, scores, trees
 from powerprop_jax.core import masks as masks_lib
+from powerprop_jax.core import names, scores, trees
 from powerprop_jax.core.masks import Masks
 from powerprop_jax.core.schedules import When
 from powerprop_jax.core.top_k import ranking
@@ -50,6 +50,8 @@ def top_kast(
   Note:
     The paper calls the penalty L2, its formula is printed with |θ|; both are
     here.
+    With equal densities an extremely sparse network may die, as its last layer
+    keeps too few weights: docs/results/sparse_training.md.
     The sets are chosen at the start of an update, so that the next forward pass
     uses those of the weights one step before.
 
@@ -69,7 +71,6 @@ def top_kast(
   names.check_choice('norm', norm, get_args(Norm))
 
   check_options(leaves, Leaves)
-  leaves.setdefault('distribution', distributions.uniform)
   inside, around = (
     Budget(sparsity, **leaves)
     for sparsity in (forward_sparsity, backward_sparsity)
