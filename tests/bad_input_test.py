@@ -632,7 +632,8 @@ RANGES = {
   r'[(\[]0, 1\)': {
     'train --method rigl --out x': '--sparsity=1 --sparsity=90 --sparsity=-1'
     ' --sparsity=nan',
-    'train': '--optimizer.momentum=1 --optimizer.stair-factor=0',
+    'train': '--optimizer.momentum=1 --optimizer.stair-factor=0'
+    ' --optimizer.b2=1',
     'sparse_training:': '--sparse.drop-fraction=nan',
     'adaptive_alpha:': '--branch.trunk-share=1 --race.final-share=1.5',
     'flops_table:': '--sparsities=nan --sparsities=1',
@@ -643,6 +644,7 @@ RANGES = {
     'train': '--optimizer.learning-rate=-1 --optimizer.learning-rate=inf',
     'prune run': '--output-factor=nan',
     'dct_plus_sparse:': '--dct-optimizer.learning-rate=0 --dct-init-scale=nan',
+    'sparse_training:': '--variance=0 --variance=inf',
     'adaptive_alpha:': '--control.epsilon=0 --epsilons=nan',
     'weight_distribution:': '--epsilons=0',
     'flops_table:': '--lengths=0',

@@ -26,6 +26,7 @@ weights alone, theirs on biases too. Numbers: docs/results/sparse_training.md.
 """
 
 import functools
+import math
 
 import experiments
 from experiments.common import combinations as combination_runs
@@ -35,6 +36,7 @@ from experiments.sparse_training import report
 from experiments.sparse_training.config import PRESETS, Config
 from powerprop_jax import nets
 from powerprop_jax.files.tables import Row
+from powerprop_jax.train import methods as sparse_methods
 from powerprop_jax.train import step as step_lib
 from powerprop_jax.train.runs import errors
 
@@ -50,6 +52,8 @@ def run(config: Config, program: str) -> None:
     config, 'methods', 'densities', 'alphas', 'keys'
   )
   errors.check_positive(config, 'workers')
+  is_positive = 0 < config.variance < math.inf
+  errors.check(config, 'variance', is_positive, 'positive and finite')
   combinations = sparse_runs.combinations(
     config.methods, config.densities, config.alphas
   )
@@ -87,7 +91,9 @@ def train(
   if folder.is_complete:
     return combination_runs.read(folder)
   splits = sparse_runs.load(config, bool(description))
-  net = nets.make(config.net, splits.num_classes)
+  is_sparse = method not in sparse_methods.DENSE_FIRST
+  variance = config.variance if is_sparse else 1.0
+  net = nets.make(config.net, splits.num_classes, variance=variance)
   theta = step_lib.shapes(net, splits.example)
   trained = sparse_runs.train(
     config,

@@ -33,6 +33,9 @@ class Config(Settings):
   # auto: left out where the method allows it, of layers with so few connections
   # that they are faster so.
   execution: Execution = 'masked'
+  # Variance of the first weights of networks that are sparse from the start, as
+  # a multiple of the usual one; with few inputs a neuron wants larger weights.
+  variance: float = 1.0
 
 
 # SNFS: 54,000 images to train on, so that 540 steps are an epoch.

@@ -43,6 +43,8 @@ Method = Literal[
   'top_kast',
 ]
 METHODS = get_args(Method)
+# Those whose networks have all weights at first.
+DENSE_FIRST: tuple[Method, ...] = ('dense', 'pruning', 'one_shot')
 
 
 def uniform_dense_stem(

@@ -42,6 +42,8 @@ class OptimizerConfig:
   momentum: float = 0.0
   # Whether that momentum looks ahead, as Nesterov's does.
   nesterov: bool = False
+  # How slowly 'adam' forgets squared gradients, in [0, 1).
+  b2: float = 0.999
   # L2 penalty on the effective weights θ, as a gradient rate · θ.
   decay_theta: float = 0.0
   # Penalty on the latent weights φ, decoupled: each step shrinks φ by
@@ -77,7 +79,7 @@ def make_tx(
     )
   rate = learning_rate(config, num_steps)
   if config.name == 'adam':
-    inner = optax.adam(rate)
+    inner = optax.adam(rate, b2=config.b2)
   else:
     inner = optax.sgd(rate, config.momentum or None, config.nesterov)
   if config.decay_theta:
@@ -122,6 +124,7 @@ def _check(config: OptimizerConfig) -> None:
   rate, momentum = config.learning_rate, config.momentum
   check('learning_rate', 0 < rate < math.inf, 'positive and finite')
   check('momentum', 0 <= momentum < 1, 'in [0, 1)')
+  check('b2', 0 <= config.b2 < 1, 'in [0, 1)')
   if config.nesterov and not momentum:
     raise UserError('nesterov needs a momentum, which is 0. Set it, e.g. 0.9.')
   check('stair_steps', config.stair_steps >= 1, 'at least 1')

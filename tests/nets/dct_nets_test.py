@@ -66,6 +66,23 @@ class FormTest(parameterized.TestCase):
     theta, _ = start(net, images)
     np.testing.assert_array_equal(theta['mlp/logits']['w'], 0.5)
 
+  def test_first_weights_of_another_variance(self):
+    images = jnp.zeros((1, *SMALL))
+    for name in ('lenet_300_100', 'vit_tiny'):
+      usual, larger = (
+        start(nets.make(name, 10, variance=variance), images)[0]
+        for variance in (1.0, 4.0)
+      )
+      is_weight = select_lib.selected(select_lib.is_weight, usual)
+      for leaf in trees.named_leaves(larger):
+        scale = 2 if leaf.path in is_weight else 1
+        first = trees.by_path(usual)[leaf.path]
+        np.testing.assert_array_equal(leaf.value, scale * first)
+    with self.assertRaisesRegex(
+      ValueError, 'variance must be positive .*got 0'
+    ):
+      nets.make('mlp', 10, variance=0)
+
   def test_all_methods_compute_the_same(self):
     images = jax.random.normal(jax.random.key(1), (3, *SMALL))
     logits = []
