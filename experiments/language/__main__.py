@@ -65,11 +65,14 @@ PRESETS = {
     _SHAKESPEARE,
     data=DataConfig('pydoc', context=128),
     net='gpt_mini',
-    methods=('dense', 'static'),
+    methods=('dense', 'rigl'),
     keys=(0,),
+    variance=5.0,
+    optimizer=dataclasses.replace(_PYDOC.optimizer, b2=0.99),
     loop=LoopConfig(
-      num_steps=2_000, batch_size=16, eval_every=250, steps_per_dispatch=10
+      num_steps=2_000, batch_size=16, eval_every=500, steps_per_dispatch=10
     ),
+    sparse=SparseConfig(distribution='uniform', period=50),
   ),
 }
 
