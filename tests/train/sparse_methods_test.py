@@ -95,6 +95,16 @@ def test_pruning_is_dense_until_its_start_and_done_at_its_stop():
   assert done == pytest.approx(0.2 * LENGTHS.num_weights, abs=2)
 
 
+def test_pruning_of_all_layers_together():
+  left = {}
+  for scope in ('layer', 'global'):
+    tx = make_tx('pruning', scope=scope, pruning_start=0.1, stop=0.5)
+    left[scope] = count(trained(tx, 201))
+    total = 0.2 * LENGTHS.num_weights
+    assert sum(left[scope].values()) == pytest.approx(total, abs=2)
+  assert left['layer'] != left['global']
+
+
 def test_key_decides_the_first_connections():
   masks = [
     jax.tree.leaves(make_tx('rigl', key=key).init(THETA).masks)
