@@ -327,7 +327,11 @@ def _rewire(topology: Topology, rewiring: Rewiring) -> tuple[Masks, Tree]:
   rewire = topology.rewire
   assert rewire is not None
   theta, grads = rewiring.theta, rewiring.grads
-  sound = trees.all_finite((theta, grads) if topology.needs_grads else theta)
+  seen = jax.tree.leaves((theta, grads) if topology.needs_grads else theta)
+  # Of each leaf the largest, which a NaN is too: to ask every number of it, XLA
+  # makes three loops and an array of the answers.
+  largest = [jnp.max(jnp.abs(x)) for x in seen if x.size]
+  sound = trees.all_finite(jnp.array(largest, jnp.float32))
 
   def body(state: _Wiring) -> _Wiring:
     _, masks, memory = state

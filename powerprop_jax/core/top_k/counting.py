@@ -98,13 +98,13 @@ def search(
       jnp.asarray(digit, jnp.int32) for digit in range(1, 2**_DIGIT_BITS)
     ]
     # From the lowest key, -2^31, the largest digits wrap around as they should.
-    counts = jnp.stack(count_at_least([value + (d << shift) for d in digits]))
-    # A set whose search is over waits for the others.
-    enough = counts >= jnp.expand_dims(k, 0)
-    enough &= jnp.expand_dims(reached != k, 0)
-    value = value + (jnp.sum(enough, axis=0, dtype=jnp.int32) << shift)
-    counts = jnp.where(enough, counts, jnp.expand_dims(reached, 0))
-    return turn + 1, value, jnp.min(counts, axis=0)
+    counts = count_at_least([value + (d << shift) for d in digits])
+    searched = reached != k  # a set whose search is over waits for the others
+    for count in counts:
+      enough = searched & (count >= k)
+      value = jnp.where(enough, value + (1 << shift), value)
+      reached = jnp.where(enough, count, reached)
+    return turn + 1, value, reached
 
   reached = jnp.asarray(reached, jnp.int32)
   start = (jnp.zeros([], jnp.int32), jnp.full_like(reached, lowest), reached)

@@ -117,6 +117,9 @@ def _masks(
 ) -> list[jax.Array]:
   """Top-k masks of leaves; fused counting is only for leaves without shards."""
   scores = [lax.stop_gradient(leaf) for leaf in scores]
+  shapes = [leaf.shape for leaf in scores]
+  if fused:  # one axis has an index that takes less to compile
+    scores, among = jax.tree.map(jnp.ravel, (scores, among))
   size = sum(leaf.size for leaf in scores)
   k = jnp.clip(k, 0, size)
   zero_bits = min(counting.ZERO_BITS[leaf.dtype.name] for leaf in scores)
@@ -146,10 +149,11 @@ def _masks(
   k = jnp.where(value == counting.INELIGIBLE, reached, k)
   cut, _ = counting.search(count_ranks, k, 0, reached, size.bit_length(), 0)
   ranks = _ranks(scores, among, value, jnp.asarray(size - 1, jnp.int32))
-  return [
+  masks = [
     leaf >= cut if eligible is None else (leaf >= cut) & eligible
     for leaf, eligible in zip(ranks, among, strict=True)
   ]
+  return [x.reshape(shape) for x, shape in zip(masks, shapes, strict=True)]
 
 
 def _all_keys(
