@@ -132,7 +132,8 @@ class SizeTest(parameterized.TestCase):
     self, name, image_shape, stem, sizes
   ):
     shapes = outputs_of(name, image_shape)
-    self.assertEqual(shapes['stem'][1:3], (stem, stem))
+    channels = 16 if name == 'resnet_20' else 64
+    self.assertEqual(shapes['stem'], (2, stem, stem, channels))
     for group, expected in enumerate(sizes, 1):
       block = f'group_{group}/block_0'
       found = [shapes[f'{block}/conv_{i}'][1] for i in range(2)]
