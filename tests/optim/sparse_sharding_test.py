@@ -50,11 +50,12 @@ def _run(tx, theta):
     updates, opt_state = tx.update(grads, opt_state, phi)
     return optax.apply_updates(phi, updates), opt_state
 
-  phi, opt_state = jax.block_until_ready(pp.init(tx, theta))
+  # One program at a time: on few cores, many under way may wait for each
+  # other's devices until XLA gives up and aborts.
+  init = jax.jit(lambda theta: pp.init(tx, theta))
+  phi, opt_state = jax.block_until_ready(init(theta))
   start = pp.current_masks(phi, opt_state)
   for i in range(6):
-    # One program at a time: on few cores, many under way may wait for each
-    # other's devices until XLA gives up and aborts.
     phi, opt_state = jax.block_until_ready(step(phi, opt_state, jnp.float32(i)))
   return phi, pp.current_masks(phi, opt_state), start
 
