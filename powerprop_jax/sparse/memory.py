@@ -17,9 +17,10 @@ def keep_memory() -> bool:
   memory of one size does not always fit into what was freed of another. Results
   are the same.
 
-  To be called before JAX first touches a device, as its threads may take their
-  memory from elsewhere later. The programs of this library do. It holds for all
-  that the process computes, also without sparsity.
+  To be called before JAX first touches a device, as its threads take their
+  memory from elsewhere later: called then, it made steps slower. The programs
+  of this library call it. It holds for all that the process computes, also
+  without sparsity.
 
   Returns:
     Whether it is so: only under Linux, with the allocator of glibc.
